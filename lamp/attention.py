@@ -1,0 +1,32 @@
+"""First-frame keys and values in spatial self-attention (paper eq. 5).
+
+    Attention(Q^i, K^1, V^1) = softmax(Q^i (K^1)^T / sqrt(d)) V^1
+
+The projections `attn1.to_k` and `attn1.to_v` see frame 1 only and their output is expanded to all
+frames: computed once a video, with the host's own attention left as it is.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+from torch import Tensor, nn
+
+from .layout import FrameLayout
+
+
+def first_frame_kv(attn1: nn.Module, layout: FrameLayout, stack: ExitStack) -> None:
+    """Make the self-attention `attn1` take its keys and values from frame 1 of each video."""
+
+    def keep_first(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
+        # Token-tiling patches put their tiles behind the frame axis: ((b f t) n c).
+        return (layout.split(args[0])[:, 0].flatten(0, 1),)
+
+    def expand(_: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
+        video = out.unflatten(0, (layout.videos, 1, -1))
+        return video.expand(-1, layout.frames, -1, -1, -1).flatten(0, 2)
+
+    for projection in (attn1.to_k, attn1.to_v):
+        stack.callback(projection.register_forward_pre_hook(keep_first).remove)
+        stack.callback(projection.register_forward_hook(expand).remove)

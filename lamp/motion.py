@@ -1,0 +1,149 @@
+"""A motion: everything LAMP learns, as one module that attaches to a UNet by forward hooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .architecture import BlockSite, SiteMap
+from .attention import first_frame_kv
+from .layers import MotionConv, TemporalAttention, initialise, initialise_attention
+from .layout import FrameLayout
+
+# What is tuned (paper sec. 4.1); norm_temp is new as well, but stays at its initial value.
+TRAINED = ("conv1d", "conv_gate", "attn_temp", "attn1.to_q")
+GROUPNORM_MODES = ("pooled", "frame")
+
+
+class Motion(nn.Module):
+    """The learned parts for one UNet.
+
+    State dict keys are canonical: `SITE.conv1d.weight`, `SITE.conv_gate.bias`,
+    `BLOCK.attn_temp.to_q.weight`, `BLOCK.norm_temp.weight`, and `BLOCK.attn1.to_q.weight`, which is
+    the DELTA to the image model's query, so that a motion carries over to other checkpoints.
+
+    Args:
+        sites: the map of the UNet.
+        ops: layer classes, `torch.nn` or a host's own.
+        factory: `dtype` and `device` of the parameters.
+    """
+
+    def __init__(self, sites: SiteMap, ops: Any = nn, **factory: Any) -> None:
+        super().__init__()
+        self.sites = sites
+        for site in sites.convs:
+            _adopt(self, site.name, MotionConv(site.channels, ops, **factory))
+        for block in sites.blocks:
+            attention = TemporalAttention(block.channels, block.heads, ops, **factory)
+            query = ops.Linear(block.channels, block.channels, bias=False, **factory)
+            _adopt(self, f"{block.name}.attn_temp", attention)
+            _adopt(self, f"{block.name}.norm_temp", ops.LayerNorm(block.channels, **factory))
+            _adopt(self, f"{block.name}.attn1.to_q", query)
+
+    def initialise(self, seed: int = 0) -> Motion:
+        """Zero-initialise (paper sec. 3.4): a fresh motion adds exactly nothing."""
+        generator = torch.Generator().manual_seed(seed)
+        for site in self.sites.convs:
+            initialise(self.get_submodule(site.name))
+        for block in self.sites.blocks:
+            parts = self.get_submodule(block.name)
+            initialise_attention(parts.attn_temp, parts.norm_temp, generator)
+            nn.init.zeros_(parts.attn1.to_q.weight)
+        return self
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters that tuning changes, by canonical name."""
+        return {
+            name: parameter
+            for name, parameter in self.named_parameters()
+            if any(f".{part}." in name for part in TRAINED)
+        }
+
+    @contextmanager
+    def attached(
+        self,
+        unet: nn.Module,
+        layout: FrameLayout,
+        *,
+        strength: float = 1.0,
+        groupnorm: str = "pooled",
+        first_frame: bool = True,
+    ) -> Iterator[None]:
+        """Attach to `unet` by forward hooks; all are gone when the block ends, however it ends.
+
+        Args:
+            unet: the host's own UNet, whose site map equals this motion's.
+            layout: frames and videos of the batches to come; may be changed in between.
+            strength: factor on every residual; 0 is the image model, 1 the motion as trained.
+            groupnorm: `pooled` (statistics over all frames of a video, official) or `frame`.
+            first_frame: keys and values from frame 1 (paper eq. 5).
+        """
+        with ExitStack() as stack:
+            if groupnorm == "pooled":
+                for norm in self.sites.norms:
+                    _pool_norm(unet.get_submodule(norm.module), layout, stack)
+            for site in self.sites.convs:
+                layer = self.get_submodule(site.name)
+                _add_conv(unet.get_submodule(site.module), layer, layout, strength, stack)
+            for block in self.sites.blocks:
+                host_block = unet.get_submodule(block.module)
+                self._add_block(host_block, block, layout, strength, stack)
+                if first_frame:
+                    first_frame_kv(host_block.attn1, layout, stack)
+            yield
+
+    def _add_block(
+        self,
+        host_block: nn.Module,
+        site: BlockSite,
+        layout: FrameLayout,
+        strength: float,
+        stack: ExitStack,
+    ) -> None:
+        parts = self.get_submodule(site.name)
+
+        def tuned_query(_: nn.Module, args: tuple[Any, ...], q: Tensor) -> Tensor:
+            return torch.add(q, parts.attn1.to_q(args[0]), alpha=strength)
+
+        def temporal_attention(_: nn.Module, args: tuple[Any, ...], x: Tensor) -> Tensor:
+            residual = parts.attn_temp(parts.norm_temp(x), layout.frames)
+            return torch.add(x, residual, alpha=strength)
+
+        stack.callback(host_block.attn1.to_q.register_forward_hook(tuned_query).remove)
+        stack.callback(host_block.register_forward_hook(temporal_attention).remove)
+
+
+def _add_conv(
+    conv: nn.Module, layer: MotionConv, layout: FrameLayout, strength: float, stack: ExitStack
+) -> None:
+    def motion(_: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor:
+        return layer(y, layout.frames, strength)
+
+    stack.callback(conv.register_forward_hook(motion).remove)
+
+
+def _pool_norm(norm: nn.Module, layout: FrameLayout, stack: ExitStack) -> None:
+    """Let a GroupNorm see `b c f h w`: mean and variance over f, h, w (official code)."""
+
+    def gather(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
+        return (args[0].unflatten(0, (-1, layout.frames)).transpose(1, 2),)
+
+    def scatter(_: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
+        return out.transpose(1, 2).flatten(0, 1)
+
+    stack.callback(norm.register_forward_pre_hook(gather).remove)
+    stack.callback(norm.register_forward_hook(scatter).remove)
+
+
+def _adopt(root: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` at the dotted `name` below `root`, so that state dict keys are canonical."""
+    *path, last = name.split(".")
+    for part in path:
+        if not hasattr(root, part):
+            root.add_module(part, nn.Module())
+        root = getattr(root, part)
+    root.add_module(last, module)

@@ -1,0 +1,76 @@
+"""The LAMP sampler: DDIM on frames 2.. under guidance, with AdaIN (supplement alg. 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .adain import AdaINSchedule
+from .hosts import Host
+from .layout import FrameLayout
+from .motion import Motion
+from .schedule import ddim_step, ddim_timesteps, next_alpha
+
+StepCallback = Callable[[int, Tensor], None]
+
+
+@torch.no_grad()
+def sample(
+    host: Host,
+    motion: Motion,
+    first: Tensor,
+    noise: Tensor,
+    cond: Tensor,
+    uncond: Tensor | None = None,
+    *,
+    steps: int = 50,
+    guidance: float = 12.5,
+    schedule: AdaINSchedule,
+    groupnorm: str = "pooled",
+    callback: StepCallback | None = None,
+) -> Tensor:
+    """Predict frames 2..f of videos from their first frames.
+
+    Args:
+        first: `b c h w`, clean latents of frame 1.
+        noise: `(b f) c h w`, already shared (paper eq. 6); frame 1's slot is replaced by `first`.
+        cond, uncond: `b n d` text embeddings; `uncond` is not needed at guidance 1.
+        callback: called with the step's index and the latents after it, AdaIN included.
+
+    Returns:
+        `(b f) c h w`; frame 1 is `first`, bit for bit.
+    """
+    videos = first.shape[0]
+    frames = noise.shape[0] // videos
+    x = with_first_frame(noise, first)
+    guided = uncond is not None and guidance != 1.0
+    layout = FrameLayout(frames, videos * (2 if guided else 1))
+    with motion.attached(host.unet, layout, groupnorm=groupnorm):
+        for step, timestep in enumerate(ddim_timesteps(steps)):
+            eps = predict_guided(host, x, timestep, cond, uncond if guided else None, guidance)
+            alpha = host.alphas_cumprod[timestep]
+            stepped = ddim_step(x, eps, alpha, next_alpha(host.alphas_cumprod, timestep, steps))
+            x = schedule.after_step(with_first_frame(stepped, first), step, steps, frames)
+            if callback is not None:
+                callback(step, x)
+    return schedule.after_loop(x, frames)
+
+
+def predict_guided(
+    host: Host, x: Tensor, timestep: int, cond: Tensor, uncond: Tensor | None, guidance: float
+) -> Tensor:
+    """Classifier-free guidance, uncond and cond in one batch. x: `(b f) c h w`."""
+    if uncond is None:
+        return host.predict(x, torch.full((cond.shape[0],), timestep), cond)
+    text = torch.cat([uncond, cond])
+    both = host.predict(torch.cat([x, x]), torch.full((text.shape[0],), timestep), text)
+    base, conditioned = both.chunk(2)
+    return base + guidance * (conditioned - base)
+
+
+def with_first_frame(x: Tensor, first: Tensor) -> Tensor:
+    """`(b f) c h w` with frame 1 of each video replaced by `first` (b c h w)."""
+    video = x.unflatten(0, (first.shape[0], -1))
+    return torch.cat([first[:, None].to(video), video[:, 1:]], dim=1).flatten(0, 1)
