@@ -1,0 +1,41 @@
+# make setup   a virtual environment, PyTorch, a real ComfyUI, this pack linked into it
+# make demo    train a motion on toy clips in ComfyUI and render it
+# make run     ComfyUI with this pack, for a browser
+# make test    every test, those against a real ComfyUI server too
+# make check   style, types and the fast tests
+#
+# COMFYUI_PATH=/path/to/ComfyUI uses that ComfyUI instead of fetching one.
+
+# The first interpreter that is new enough.
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 python; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+RUN := $(VENV)/bin/python
+
+# A second OpenMP thread spins while it waits; on a busy machine that made the same work a
+# hundred times slower.
+export OMP_NUM_THREADS = 1
+
+.PHONY: setup demo run test check
+
+setup:
+	@test -n "$(PYTHON)" || { echo "setup needs Python 3.10 or newer"; exit 1; }
+	@$(PYTHON) -m scripts.setup_host
+
+demo: setup
+	$(RUN) -m scripts.demo
+
+run: setup
+	$(RUN) -m scripts.run_host $(ARGS)
+
+test: setup
+	$(RUN) -m pytest
+
+# Types are checked through a link named as a package, because the pack's imports are relative to
+# its root and the folder of a clone may have any name.
+check: setup
+	$(RUN) -m ruff check .
+	cd build/typecheck && MYPYPATH=$(CURDIR) $(CURDIR)/$(RUN) -m mypy \
+		--config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache \
+		-p comfyui_lamp.lamp -p comfyui_lamp.nodes -p scripts
+	$(RUN) -m pytest -m "not host and not slow"

@@ -1,0 +1,61 @@
+"""Fixtures for all tests."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import os
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+from scripts.host import ROOT, HostMissing, load_pack, make_base_directory, use_host
+
+# A second thread spins while it waits, which on a busy machine costs far more than it gains;
+# and one thread gives the same sums on every machine.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def shared_dir() -> Path:
+    """Reference results and real clips that are too large for the repository."""
+    path = Path(os.environ.get("LAMP_SHARED") or ROOT.parent / "shared")
+    if not path.is_dir():
+        pytest.skip("needs ../shared (or LAMP_SHARED) with the reference fixtures and clips")
+    return path
+
+
+@pytest.fixture(scope="session")
+def comfy(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """ComfyUI inside this process, on the CPU, with an empty base directory of its own.
+
+    Afterwards `import comfy...`, `folder_paths` and `nodes` mean ComfyUI's modules.
+    """
+    base = make_base_directory(tmp_path_factory.mktemp("comfy"))
+    try:
+        use_host(base)
+    except HostMissing as error:
+        pytest.skip(f"needs ComfyUI: {error}")
+    importlib.import_module("comfy.model_management")
+    return importlib.import_module("comfy")
+
+
+@pytest.fixture(scope="session")
+def pack(comfy: ModuleType) -> ModuleType:
+    """This repository as ComfyUI loads it: the package `comfyui_lamp`, nodes imported."""
+    package = load_pack()
+    importlib.import_module(f"{package.__name__}.nodes")
+    return package
+
+
+@pytest.fixture(scope="session")
+def node_classes(pack: ModuleType) -> dict[str, Any]:
+    """Node id -> node class, for calling `node_classes["LAMP_..."].execute(...)`."""
+
+    async def listed() -> list[Any]:
+        return await (await pack.comfy_entrypoint()).get_node_list()
+
+    return {node.GET_SCHEMA().node_id: node for node in asyncio.run(listed())}

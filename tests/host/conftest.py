@@ -1,0 +1,30 @@
+"""Fixtures for tests against a real ComfyUI server."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from scripts.comfy_server import ComfyServer
+from scripts.host import HostMissing, host_path
+
+_HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if _HERE in item.path.parents:
+            item.add_marker(pytest.mark.host)
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[ComfyServer]:
+    """One ComfyUI with the pack for all tests, in a base directory of its own."""
+    try:
+        host_path()
+    except HostMissing as error:
+        pytest.skip(f"needs ComfyUI: {error}")
+    with ComfyServer() as running:
+        yield running
