@@ -1,0 +1,105 @@
+"""Adaptive instance normalisation of latents between the frames (supplement alg. 1)."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from .errors import LampError
+from .noise import split_videos
+
+AdaINMode = Literal["paper", "official", "off", "custom"]
+
+OFFICIAL_LAST_FIRST_PHASE_STEP = 30
+"""The official code compares the step's index with 30, whatever the number of steps."""
+
+
+def adain(content: Tensor, style: Tensor, eps: float = 1e-8) -> Tensor:
+    """Give ``content`` the mean and deviation of ``style``, per image and channel over h, w.
+
+    Both are ``... c h w``; leading dimensions broadcast. Variances are unbiased, plus ``eps``.
+    Half-precision input is computed in float32, where ``eps`` does not vanish.
+    """
+    x = content.float() if content.dtype in (torch.float16, torch.bfloat16) else content
+    target = style.to(x.dtype)
+    variance, mean = torch.var_mean(x, dim=(-2, -1), keepdim=True)
+    target_variance, target_mean = torch.var_mean(target, dim=(-2, -1), keepdim=True)
+    scale = (target_variance + eps).sqrt() / (variance + eps).sqrt()
+    return ((x - mean) * scale + target_mean).to(content.dtype)
+
+
+@dataclass(frozen=True)
+class AdaINSchedule:
+    """When the later frames take which frame's statistics while a video is sampled.
+
+    - ``paper``: supplement alg. 1. While t > 20 of 50 (t counts down to 0; other step counts in
+      proportion) frames 3.. take frame 2's statistics, afterwards frames 2.. take frame 1's.
+    - ``official``: as the published code runs: the first phase lasts 31 steps, however many
+      there are; then frame 2 takes frame 1's statistics and frames 3.. those of the new frame 2;
+      after the loop frames 2.. take frame 1's once more.
+    - ``off``: the frames stay as they are.
+    - ``custom``: the paper's targets; the first phase lasts the share ``switch`` of the steps,
+      and each phase moves the frames by its strength from unchanged (0) to AdaIN (1).
+
+    ``switch`` and the strengths count in ``custom`` only.
+    Raises LampError for an unknown mode or a value outside 0..1.
+    """
+
+    mode: AdaINMode = "paper"
+    switch: float = 0.6
+    first_strength: float = 1.0
+    second_strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(AdaINMode):
+            modes = ", ".join(get_args(AdaINMode))
+            raise LampError(f"Unknown AdaIN mode '{self.mode}'. Choose one of: {modes}.")
+        for name in ("switch", "first_strength", "second_strength"):
+            value = getattr(self, name)
+            if not 0.0 <= value <= 1.0:
+                raise LampError(f"AdaIN {name} must lie between 0 and 1, not {value:g}.")
+
+    def in_first_phase(self, step: int, steps: int) -> bool:
+        """Whether step number ``step`` (from 0) of ``steps`` belongs to the first phase."""
+        if self.mode == "official":
+            return step <= OFFICIAL_LAST_FIRST_PHASE_STEP
+        if self.mode == "custom":
+            return step < round(self.switch * steps)
+        t = steps - 1 - step
+        return 50 * t > 20 * steps  # in whole numbers, so that no rounding moves the switch
+
+    def after_step(self, x: Tensor, step: int, steps: int, frames: int) -> Tensor:
+        """Latents ``(b f) c h w`` as they leave step ``step`` (from 0) of ``steps``.
+
+        ``x`` is in the scale of the DDPM sample (not divided by sqrt(alpha_bar)), frame 1 of each
+        video being the clean latent, which comes back bit for bit. Raises LampError if the batch
+        does not hold whole videos of ``frames`` frames.
+        """
+        if self.mode == "off":
+            return x
+        videos = split_videos(x, frames)
+        if self.in_first_phase(step, steps):
+            return _follow(videos, 2, self._strength(self.first_strength)).reshape(x.shape)
+        if self.mode == "official" and frames > 1:
+            videos = torch.cat([_follow(videos[:, :2], 1), videos[:, 2:]], dim=1)
+            return _follow(videos, 2).reshape(x.shape)
+        return _follow(videos, 1, self._strength(self.second_strength)).reshape(x.shape)
+
+    def after_loop(self, x: Tensor, frames: int) -> Tensor:
+        """Latents ``(b f) c h w`` after the last ``after_step``: AdaIN once more in ``official``."""
+        if self.mode != "official":
+            return x
+        return _follow(split_videos(x, frames), 1).reshape(x.shape)
+
+    def _strength(self, strength: float) -> float:
+        return strength if self.mode == "custom" else 1.0
+
+
+def _follow(videos: Tensor, leader: int, strength: float = 1.0) -> Tensor:
+    """Frames after number ``leader`` (from 1) of ``b f c h w`` take its statistics."""
+    kept, rest = videos[:, :leader], videos[:, leader:]
+    if strength == 0.0 or rest.shape[1] == 0:
+        return videos
+    adapted = adain(rest, kept[:, -1:])
+    return torch.cat([kept, torch.lerp(rest, adapted, strength)], dim=1)
