@@ -70,6 +70,7 @@ _LDM_TOP = {
     "out.2": "conv_out",
 }
 _FAMILY_OF_TEXT_WIDTH = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
+_FAMILY_LABEL = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SD-XL"}
 
 
 def map_unet(unet: nn.Module) -> SiteMap:
@@ -124,6 +125,11 @@ def to_host_state(unet: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor
         module, _, parameter = key.rpartition(".")
         renamed[f"{host[module]}.{parameter}"] = value
     return renamed
+
+
+def describe_family(family: str) -> str:
+    """The family's name for people."""
+    return _FAMILY_LABEL.get(family, f"'{family[:40]}' (a small model, not SD 1.x)")
 
 
 def _parameter_owners(unet: nn.Module) -> Iterator[str]:

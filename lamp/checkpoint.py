@@ -1,0 +1,278 @@
+"""The motion file: only what was learned, as safetensors with a header that says what it is.
+
+Header keys: `lamp.format` (version), `lamp.config` (JSON of `MotionConfig`), the fields of
+modelspec 1.0.0, and whatever the writer adds (ComfyUI's `prompt` and `workflow`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .architecture import SiteMap, describe_family
+from .errors import IncompatibleModelError, MotionFileError
+from .motion import GROUPNORM_MODES, Motion
+
+FORMAT = 1
+_MODELSPEC_ARCHITECTURE = {
+    "sd1": "stable-diffusion-v1/lamp-motion",
+    "sd2": "stable-diffusion-v2-768-v/lamp-motion",
+    "sdxl": "stable-diffusion-xl-v1-base/lamp-motion",
+}
+# A motion for SD-XL has about 1.1 G parameters; nothing honest is larger than this.
+_MAX_BYTES = 8 * 2**30
+
+
+@dataclass(frozen=True)
+class MotionConfig:
+    """How a motion was made and has to be run."""
+
+    family: str
+    frames: int = 16
+    width: int = 512
+    height: int = 320
+    fps: float = 8.0
+    groupnorm: str = "pooled"
+    prompt: str = ""
+    captions: list[str] = field(default_factory=list)
+    steps: int = 0
+    learning_rate: float = 0.0
+    seed: int = 0
+    base_model: str = ""
+    base_hash: str = ""
+
+    def __post_init__(self) -> None:
+        if self.groupnorm not in GROUPNORM_MODES:
+            raise MotionFileError(
+                f"groupnorm is '{self.groupnorm}' in the motion's header; known are "
+                f"{', '.join(GROUPNORM_MODES)}: get a newer version of LAMP Motion."
+            )
+
+
+@dataclass(frozen=True)
+class MotionFile:
+    """A motion read from disk or just trained: tensors by canonical name, and how to run them."""
+
+    state: dict[str, Tensor]
+    config: MotionConfig
+    metadata: dict[str, str] = field(default_factory=dict)
+    name: str = "the motion"
+
+    def check_against(self, sites: SiteMap) -> None:
+        """See that the motion fits a UNet.
+
+        Raises:
+            IncompatibleModelError: it was trained for another family of models.
+            MotionFileError: tensors are missing, unknown or of a wrong shape.
+        """
+        if self.config.family != sites.family:
+            raise _family_error(self.name, self.config.family, sites.family)
+        expected = Motion(sites, device="meta").state_dict()
+        problem = _first_difference(self.state, expected)
+        if problem is not None:
+            raise MotionFileError(
+                f"{self.name} does not fit the connected MODEL: {problem}. The file is damaged or "
+                "was trained on a model of another shape; use the base model it names "
+                f"('{self.config.base_model or 'unknown'}') or download it again."
+            )
+
+
+def save_motion(
+    path: Path,
+    state: Mapping[str, Tensor],
+    config: MotionConfig,
+    *,
+    dtype: torch.dtype = torch.float16,
+    title: str = "",
+    license_name: str = "",
+    thumbnail: str = "",
+    extra: Mapping[str, str] | None = None,
+) -> Path:
+    """Write a motion beside `path` and rename it, so that no half-written file is ever there.
+
+    Args:
+        dtype: fp16 keeps a SD 1.x motion at 508 MB. A tensor that overflows it stays in fp32.
+        thumbnail: a `data:image/jpeg;base64,...` picture that model browsers show.
+        extra: further header entries.
+
+    Raises:
+        MotionFileError: a tensor holds NaN or infinite values, or the disk refuses the file.
+    """
+    from safetensors.torch import save_file
+
+    tensors = {name: _stored(name, tensor, dtype) for name, tensor in state.items()}
+    metadata = {
+        "lamp.format": str(FORMAT),
+        "lamp.config": json.dumps(asdict(config), ensure_ascii=False),
+        **_modelspec(config, title or path.stem, license_name, thumbnail),
+        **(extra or {}),
+    }
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, beside, metadata=metadata)
+        beside.chmod(0o644)  # safetensors writes 0600, which other users' servers cannot read
+        os.replace(beside, path)
+    except Exception as error:
+        raise MotionFileError(
+            f"The motion could not be written to {path.name}: {error}. Free some disk space or "
+            "choose another name."
+        ) from error
+    finally:
+        beside.unlink(missing_ok=True)
+    return path
+
+
+def load_motion_file(path: Path) -> MotionFile:
+    """Read and check a motion file.
+
+    Raises:
+        MotionFileError: it is missing, damaged, no motion file, or of a newer format.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise MotionFileError(f"There is no motion file {path.name}: refresh the list of files.")
+    if path.stat().st_size > _MAX_BYTES:
+        raise MotionFileError(f"{path.name} is larger than any motion can be (8 GiB).")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            config = _read_config(path.name, metadata)
+            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, UnicodeDecodeError) as error:
+        raise MotionFileError(
+            f"{path.name} is no readable .safetensors file ({error}): download it again."
+        ) from error
+    for name, tensor in state.items():
+        _check_tensor(path.name, name, tensor)
+    return MotionFile(state, config, metadata, path.name)
+
+
+def _read_config(file: str, metadata: Mapping[str, str]) -> MotionConfig:
+    if "lamp.format" not in metadata:
+        raise MotionFileError(
+            f"{file} is no LAMP motion (its header has no 'lamp.format'): LoRAs, checkpoints and "
+            "motion modules of other tools go to their own loaders."
+        )
+    version = metadata["lamp.format"]
+    if not version.isdecimal() or int(version) > FORMAT:
+        raise MotionFileError(
+            f"{file} has motion format '{version[:20]}', this version reads up to {FORMAT}: "
+            "update LAMP Motion."
+        )
+    try:
+        raw = json.loads(metadata["lamp.config"])
+        known = {f.name: raw[f.name] for f in fields(MotionConfig) if f.name in raw}
+        return MotionConfig(**_typed(known))
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise MotionFileError(
+            f"The header of {file} is damaged ('lamp.config': {str(error)[:100]}): download it "
+            "again."
+        ) from error
+
+
+def _typed(raw: dict[str, Any]) -> dict[str, Any]:
+    """Check each field's type: a header comes from strangers."""
+    defaults = MotionConfig(family="")
+    for name, value in raw.items():
+        wanted = type(getattr(defaults, name))
+        if wanted is float and type(value) is int:
+            raw[name] = float(value)
+        elif type(value) is not wanted:
+            raise TypeError(f"{name} is no {wanted.__name__}")
+    if any(type(caption) is not str for caption in raw.get("captions", [])):
+        raise TypeError("captions holds something else than text")
+    return raw
+
+
+def _check_tensor(file: str, name: str, tensor: Tensor) -> None:
+    if not tensor.is_floating_point():
+        raise MotionFileError(f"{file}: tensor '{name[:100]}' holds {tensor.dtype}, not floats.")
+    if not torch.isfinite(tensor).all():
+        raise MotionFileError(
+            f"{file}: tensor '{name[:100]}' holds NaN or infinite values: the training diverged; "
+            "use an earlier file or train again with a lower learning rate."
+        )
+
+
+def _stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    tensor = tensor.detach().cpu()
+    if not torch.isfinite(tensor).all():
+        raise MotionFileError(
+            f"Nothing was written: '{name}' holds NaN or infinite values. Train again with a lower "
+            "learning rate."
+        )
+    narrowed = tensor.to(dtype).contiguous()
+    return narrowed if torch.isfinite(narrowed).all() else tensor.float().contiguous()
+
+
+def _first_difference(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
+    for name, tensor in expected.items():
+        if name not in state:
+            return f"tensor '{name}' is missing"
+        if state[name].shape != tensor.shape:
+            found, wanted = tuple(state[name].shape), tuple(tensor.shape)
+            return f"tensor '{name}' has shape {found}, the MODEL needs {wanted}"
+    unknown = next((name for name in state if name not in expected), None)
+    return None if unknown is None else f"tensor '{unknown[:100]}' has no place in it"
+
+
+def _family_error(name: str, trained: str, connected: str) -> IncompatibleModelError:
+    """The commonest mistake: SD-XL, which draws frame 1, wired to a SD 1.x motion."""
+    if connected == "sdxl":
+        cure = (
+            "Use SD-XL only for the first frame, with its own KSampler, and connect a "
+            f"{describe_family(trained)} checkpoint to Load LAMP Motion"
+        )
+    else:
+        cure = f"Connect a {describe_family(trained)} checkpoint"
+    return IncompatibleModelError(
+        f"{name} was trained for {describe_family(trained)}; the connected MODEL is "
+        f"{describe_family(connected)}. {cure}."
+    )
+
+
+def _modelspec(
+    config: MotionConfig, title: str, license_name: str, thumbnail: str
+) -> dict[str, str]:
+    """modelspec 1.0.0, which model browsers read."""
+    spec = {
+        "sai_model_spec": "1.0.0",
+        "architecture": _MODELSPEC_ARCHITECTURE.get(config.family, f"{config.family}/lamp-motion"),
+        "implementation": "LAMP",
+        "title": title,
+        "description": f"LAMP motion '{config.prompt}', {config.frames} frames",
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "resolution": f"{config.width}x{config.height}",
+        "trigger_phrase": config.prompt,
+        "usage_hint": "Load LAMP Motion, with the first frame from any image model",
+        "license": license_name,
+        "thumbnail": thumbnail,
+    }
+    return {f"modelspec.{key}": value for key, value in spec.items() if value}
+
+
+def split_official(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Take an official LAMP UNet apart: (image UNet, motion), both in canonical names.
+
+    The official UNet holds the tuned queries in place of the image model's, so the motion's query
+    deltas are zero against the image UNet returned here.
+    """
+    base, learned = {}, {}
+    for key, tensor in state.items():
+        if any(f".{part}." in key for part in ("conv1d", "conv_gate", "attn_temp", "norm_temp")):
+            learned[key] = tensor
+        else:
+            base[key.replace(".conv2d.", ".")] = tensor
+            if key.endswith(".attn1.to_q.weight"):
+                learned[key] = torch.zeros_like(tensor)
+    return base, learned

@@ -1,0 +1,247 @@
+"""ComfyUI's own UNet as host: a motion bound to a MODEL by wrappers and scoped hooks.
+
+Only public means of the host are used: a `ModelPatcher` clone, wrappers, and an additional model
+under its memory manager. The forward hooks live for one UNet call each, so nothing is left behind
+after a success, an error or a cancel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..architecture import map_unet
+from ..checkpoint import MotionFile
+from ..errors import LampError
+from ..layout import FrameLayout
+from ..motion import Motion
+from ..noise import share_noise
+
+KEY = "lamp_motion"
+# Set on a noise tensor that has been mixed already (paper eq. 6), so that it is never mixed twice.
+SHARED_NOISE = "lamp_shared_noise"
+
+
+@dataclass(frozen=True)
+class BoundMotion:
+    """What `bind` attaches to a MODEL; also the state of one sampling run."""
+
+    motion: Motion
+    groupnorm: str = "pooled"
+    first_frame: bool = True
+    strength: float = 1.0
+    alpha: float = 0.2
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+
+
+def unet_of(patcher: Any) -> torch.nn.Module:
+    """The UNet inside a MODEL.
+
+    Raises:
+        IncompatibleModelError: the MODEL is no Stable Diffusion UNet.
+    """
+    unet = patcher.model.diffusion_model
+    map_unet(unet)
+    return unet
+
+
+def load_motion(patcher: Any, file: MotionFile) -> Motion:
+    """Build the motion of `file` from the host's own layer classes, which cast and stream weights.
+
+    Raises:
+        IncompatibleModelError: the motion was trained for another family of models.
+    """
+    import comfy.ops
+
+    sites = map_unet(unet_of(patcher))
+    file.check_against(sites)
+    dtype = patcher.model.manual_cast_dtype or patcher.model.get_dtype()
+    motion = Motion(sites, comfy.ops.manual_cast, dtype=dtype, device="cpu")
+    motion.load_state_dict(file.state)
+    return motion.requires_grad_(False).eval()
+
+
+def bind(patcher: Any, bound: BoundMotion) -> Any:
+    """Clone a MODEL and let `bound` act in it, with any sampler.
+
+    Raises:
+        LampError: the MODEL carries a motion already.
+    """
+    import comfy.model_management as management
+    import comfy.model_patcher
+    from comfy.patcher_extension import WrappersMP
+
+    if patcher.get_attachment(KEY) is not None:
+        raise LampError(
+            "This MODEL already carries a LAMP motion: connect the checkpoint's own MODEL to "
+            "Load LAMP Motion."
+        )
+    model = patcher.clone()
+    # Newer hosts stream the weights of core models through a patcher class of their own.
+    patcher_class = getattr(
+        comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher
+    )
+    weights = patcher_class(
+        bound.motion, management.get_torch_device(), management.unet_offload_device()
+    )
+    model.set_additional_models(KEY, [weights])
+    model.set_attachments(KEY, bound)
+    sampling = patcher.get_model_object("model_sampling")
+    start, end = (sampling.percent_to_sigma(p) for p in (bound.start_percent, bound.end_percent))
+    for kind, wrapper in (
+        (WrappersMP.OUTER_SAMPLE, _outer_sample(bound)),
+        (WrappersMP.SAMPLER_SAMPLE, _sampler_sample),
+        (WrappersMP.PREDICT_NOISE, _predict_noise),
+        (WrappersMP.DIFFUSION_MODEL, _diffusion_model(bound, (start, end))),
+    ):
+        model.add_wrapper_with_key(kind, KEY, wrapper)
+    return model
+
+
+def bound_motion(patcher: Any) -> BoundMotion:
+    """The motion of a MODEL.
+
+    Raises:
+        LampError: the MODEL carries none.
+    """
+    bound = patcher.get_attachment(KEY)
+    if bound is None:
+        raise LampError(
+            "The MODEL has no LAMP motion: connect the MODEL output of Load LAMP Motion or of "
+            "LAMP Trainer."
+        )
+    return bound
+
+
+def clean_first_frame(model_options: dict[str, Any]) -> Tensor | None:
+    """The clean latent of frame 1 (`1 c h w`, model scale) of the sampling run under way."""
+    run = model_options.get("transformer_options", {}).get(KEY)
+    return None if run is None else run["first"]
+
+
+def _outer_sample(bound: BoundMotion) -> Callable[..., Tensor]:
+    def outer_sample(
+        executor: Any, noise: Tensor, latent_image: Tensor, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        _check_latent(latent_image)
+        if executor.class_obj.model_options.get("context_handler") is not None:
+            raise LampError(
+                "Context windows cut the video into pieces that do not contain frame 1, which "
+                "a LAMP motion needs: remove the Context Windows node from this MODEL."
+            )
+        if not getattr(noise, SHARED_NOISE, False):
+            noise = share_noise(noise, bound.alpha)
+        out = executor(noise, latent_image, *args, **kwargs)
+        # Some samplers stop above sigma 0: frame 1 is the given latent, whatever they return.
+        return torch.cat([latent_image[:1].to(out), out[1:]])
+
+    return outer_sample
+
+
+def _check_latent(latent: Tensor) -> None:
+    if latent.ndim != 4 or latent.shape[0] < 2:
+        raise LampError(
+            f"A LAMP motion needs a latent of at least 2 frames, not of shape "
+            f"{tuple(latent.shape)}: make it with LAMP First-Frame Condition (16 frames)."
+        )
+    if not torch.isfinite(latent).all():
+        raise LampError(
+            "The latent contains NaN or infinite values: check the first frame's image and the "
+            "VAE (SD 1.x VAEs can overflow in fp16; start ComfyUI with --fp32-vae)."
+        )
+
+
+def _sampler_sample(
+    executor: Any,
+    guider: Any,
+    sigmas: Tensor,
+    extra_args: dict[str, Any],
+    callback: Callable[..., Any] | None,
+    noise: Tensor,
+    latent_image: Tensor,
+    *args: Any,
+    **kwargs: Any,
+) -> Tensor:
+    """Keep the clean frame 1 for the run, in the run's own copy of the options."""
+    options = extra_args["model_options"].setdefault("transformer_options", {})
+    options[KEY] = {"first": latent_image[:1].clone()}
+    return executor(
+        guider,
+        sigmas,
+        extra_args,
+        _preview_middle_frame(callback),
+        noise,
+        latent_image,
+        *args,
+        **kwargs,
+    )
+
+
+def _preview_middle_frame(callback: Callable[..., Any] | None) -> Callable[..., Any] | None:
+    """Previews show the first image of a batch, which never moves here: put another one first."""
+    if callback is None:
+        return None
+
+    def preview(step: int, x0: Tensor, x: Tensor, total: int) -> Any:
+        return callback(step, x0.roll(-(x0.shape[0] // 2), 0), x, total)
+
+    return preview
+
+
+def _predict_noise(
+    executor: Any,
+    x: Tensor,
+    timestep: Tensor,
+    model_options: dict[str, Any] | None = None,
+    seed: int | None = None,
+) -> Tensor:
+    """Show the model the clean frame 1 (paper sec. 3.3), and keep it: its prediction is itself."""
+    options = model_options or {}
+    first = clean_first_frame(options)
+    if first is None:
+        return executor(x, timestep, options, seed)
+    first = first.to(x)
+    sampling = executor.class_obj.inner_model.model_sampling
+    input_scale = sampling.calculate_input(timestep[:1], torch.ones_like(first))
+    shown = torch.cat([first / input_scale, x[1:]])
+    out = executor(shown, timestep, options, seed)
+    return torch.cat([first, out[1:]])
+
+
+def _diffusion_model(bound: BoundMotion, sigmas: tuple[float, float]) -> Callable[..., Tensor]:
+    """Attach the motion for one UNet call; it acts between the two `sigmas` (high, low)."""
+
+    def diffusion_model(
+        executor: Any,
+        x: Tensor,
+        timesteps: Tensor | None = None,
+        context: Tensor | None = None,
+        y: Tensor | None = None,
+        control: Any = None,
+        transformer_options: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        options = transformer_options or {}
+        videos = len(options.get("cond_or_uncond", [0]))
+        layout = FrameLayout(x.shape[0] // videos, videos)
+        strength = bound.strength if _within(options.get("sigmas"), sigmas) else 0.0
+        with bound.motion.attached(
+            executor.class_obj,
+            layout,
+            strength=strength,
+            groupnorm=bound.groupnorm,
+            first_frame=bound.first_frame,
+        ):
+            return executor(x, timesteps, context, y, control, options, **kwargs)
+
+    return diffusion_model
+
+
+def _within(sigma: Tensor | None, bounds: tuple[float, float]) -> bool:
+    """Whether the noise level of this call lies in the bounds (high, low]; always without one."""
+    return sigma is None or bounds[0] >= sigma[0].item() > bounds[1]

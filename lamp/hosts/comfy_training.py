@@ -1,0 +1,130 @@
+"""Tuning on ComfyUI's own models: the UNet made ready for gradients, VAE posterior, prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import IncompatibleModelError, LampError
+
+
+class ComfyHost:
+    """Runs the UNet of a MODEL on batches of frames `(b f) c h w`, in DDPM scale."""
+
+    def __init__(self, patcher: Any) -> None:
+        self.unet = patcher.model.diffusion_model
+        self.dtype = patcher.model.manual_cast_dtype or patcher.model.get_dtype()
+        self.device = patcher.load_device
+        sigmas = patcher.get_model_object("model_sampling").sigmas
+        self.alphas_cumprod = (1 / (1 + sigmas.double() ** 2)).float()
+
+    def predict(self, x: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+        """See `Host.predict`."""
+        videos = timesteps.shape[0]
+        frames = x.shape[0] // videos
+        noise = self.unet(
+            x.to(self.dtype),
+            timesteps.to(x.device).repeat_interleave(frames).float(),
+            context=text.to(x.device, self.dtype).repeat_interleave(frames, dim=0),
+            transformer_options={"cond_or_uncond": [0] * videos},
+        )
+        return noise.float()
+
+
+@contextmanager
+def tuning_host(patcher: Any) -> Iterator[ComfyHost]:
+    """A MODEL loaded and ready to carry gradients, its own weights frozen.
+
+    The executor runs nodes in inference mode, in which no gradient exists: the block runs outside
+    of it, and the weights that were loaded inside of it are cloned once into normal tensors.
+    """
+    import comfy.model_management as management
+
+    with torch.inference_mode(False), torch.enable_grad():
+        management.load_models_gpu([patcher], force_full_load=True)
+        _leave_inference_mode(patcher.model.diffusion_model)
+        _leave_inference_mode(patcher.model.model_sampling)
+        yield ComfyHost(patcher)
+
+
+def _leave_inference_mode(root: nn.Module) -> None:
+    for module in root.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                value = parameter.detach()
+                value = value.clone() if value.is_inference() else value
+                module._parameters[name] = nn.Parameter(value, requires_grad=False)
+        for name, buffer in module._buffers.items():
+            if buffer is not None and buffer.is_inference():
+                module._buffers[name] = buffer.clone()
+
+
+def encode_posterior(vae: Any, frames: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of the VAE's posterior, in the model's latent scale's units / 0.18215.
+
+    Args:
+        frames: `f h w c` in 0..1.
+
+    Returns:
+        two tensors `f 4 h/8 w/8`, not yet scaled by 0.18215.
+
+    Raises:
+        IncompatibleModelError: the VAE is no SD 1.x VAE.
+    """
+    import comfy.model_management as management
+
+    check_vae(vae)
+    model = vae.first_stage_model
+    pixels = vae.vae_encode_crop_pixels(frames).movedim(-1, 1)
+    memory = vae.memory_used_encode((1, *pixels.shape[1:]), vae.vae_dtype)
+    management.load_models_gpu([vae.patcher], memory_required=memory)
+    moments = []
+    for pixel in pixels.split(1):
+        prepared = vae.process_input(pixel).to(vae.vae_dtype).to(vae.device)
+        moments.append(model.quant_conv(model.encoder(prepared)).float().cpu())
+    mean, log_variance = torch.cat(moments).chunk(2, dim=1)
+    return mean, torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
+
+
+def check_vae(vae: Any) -> None:
+    """See that a VAE is one of the SD 1.x kind, with 4 latent channels and a posterior.
+
+    Raises:
+        IncompatibleModelError: it is not; the commonest is an SD-XL or a video VAE.
+    """
+    if vae is None:
+        raise IncompatibleModelError(
+            "The checkpoint has no VAE: load one with Load VAE (SD 1.x: vae-ft-mse-840000)."
+        )
+    channels = getattr(vae, "latent_channels", 4)
+    if channels != 4 or vae.latent_dim != 2:
+        raise IncompatibleModelError(
+            f"The connected VAE has {channels} latent channels; SD 1.x has 4. Connect the VAE of "
+            "the SD 1.x checkpoint, not that of the model which drew the first frame."
+        )
+    if not hasattr(vae.first_stage_model, "quant_conv"):
+        raise IncompatibleModelError(
+            "The connected VAE is a small preview VAE (TAESD) without a posterior: training needs "
+            "the full SD 1.x VAE."
+        )
+
+
+def encode_prompts(clip: Any, prompts: list[str]) -> dict[str, Tensor]:
+    """One embedding `1 n d` for each different prompt.
+
+    Raises:
+        LampError: the checkpoint has no text encoder.
+    """
+    if clip is None:
+        raise LampError(
+            "The checkpoint has no text encoder (CLIP): use a full SD 1.x checkpoint or Load CLIP."
+        )
+    embeddings = {}
+    for prompt in dict.fromkeys(prompts):
+        conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
+        embeddings[prompt] = conditioning[0][0].detach().float().cpu().clone()
+    return embeddings
