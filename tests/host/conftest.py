@@ -11,6 +11,7 @@ from scripts.comfy_server import ComfyServer
 from scripts.host import HostMissing, host_path
 
 _HERE = Path(__file__).parent
+collect_ignore = ["probe_nodes"]  # a custom node folder: only ComfyUI can import it
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -26,5 +27,5 @@ def server() -> Iterator[ComfyServer]:
         host_path()
     except HostMissing as error:
         pytest.skip(f"needs ComfyUI: {error}")
-    with ComfyServer() as running:
+    with ComfyServer(extra_nodes=[_HERE / "probe_nodes"]) as running:
         yield running
