@@ -51,7 +51,8 @@ def _ldm_shape(config: dict[str, Any]) -> dict[str, Any]:
     """The LDM parameters of a diffusers UNet config."""
     widths = config["block_out_channels"]
     levels, layers = len(widths), config["layers_per_block"]
-    down = config.get("down_block_types") or ["CrossAttnDownBlock2D"] * (levels - 1) + ["DownBlock2D"]
+    # The default of diffusers: attention at every level but the deepest.
+    down = config.get("down_block_types") or ["CrossAttn"] * (levels - 1) + [""]
     attends = [int("CrossAttn" in kind) for kind in down]
     return {
         "image_size": 32,
