@@ -44,11 +44,15 @@ class NormSite:
 
 @dataclass(frozen=True)
 class SiteMap:
-    """All places of one UNet at which a motion attaches, sorted by canonical name."""
+    """All places of one UNet at which a motion attaches, sorted by canonical name.
+
+    `resnets` are the host's names of the residual blocks.
+    """
 
     convs: tuple[ConvSite, ...]
     blocks: tuple[BlockSite, ...]
     norms: tuple[NormSite, ...]
+    resnets: tuple[str, ...]
     family: str
 
 
@@ -84,13 +88,15 @@ def map_unet(unet: nn.Module) -> SiteMap:
     """
     names = canonical_names(unet)
     modules = dict(unet.named_modules())
-    convs, blocks, norms = [], [], []
+    convs, blocks, norms, resnets = [], [], [], []
     for host_name, name in sorted(names.items(), key=lambda item: item[1]):
         module = modules[host_name]
         if isinstance(module, nn.Conv2d) and not name.endswith(("proj_in", "proj_out")):
             convs.append(ConvSite(name, host_name, module.out_channels))
         elif isinstance(module, nn.GroupNorm) and _is_pooled(name):
             norms.append(NormSite(name, host_name))
+            if name.endswith(".norm1"):
+                resnets.append(host_name.removesuffix(".norm1").removesuffix(".in_layers.0"))
         elif name.endswith(".attn1.to_q"):
             attention = modules[host_name.removesuffix(".to_q")]
             blocks.append(
@@ -101,7 +107,9 @@ def map_unet(unet: nn.Module) -> SiteMap:
                     attention.heads,
                 )
             )
-    return SiteMap(tuple(convs), tuple(blocks), tuple(norms), _family(unet, names))
+    return SiteMap(
+        tuple(convs), tuple(blocks), tuple(norms), tuple(resnets), _family(unet, names)
+    )
 
 
 def canonical_names(unet: nn.Module) -> dict[str, str]:

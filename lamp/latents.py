@@ -1,0 +1,119 @@
+"""Training clips as the UNet sees them: VAE posteriors and text embeddings, computed once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .clips import ClipSet, Window
+from .errors import ClipError, LampError
+
+SCALE = 0.18215
+"""Latents of the SD 1.x VAE times this have about unit variance; the UNet works on those."""
+
+EncodePosterior = Callable[[Tensor], tuple[Tensor, Tensor]]
+EmbedPrompts = Callable[[list[str]], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """The VAE's posterior of one clip, frame by frame: `f c h w`, unscaled."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    def sample(self, frames: slice, generator: torch.Generator) -> Tensor:
+        """Scaled latents `f c h w`, drawn from the posterior as in the method (not its mode)."""
+        mean = self.mean[frames]
+        noise = torch.randn(mean.shape, generator=generator)
+        return (mean + self.deviation[frames] * noise) * SCALE
+
+
+@dataclass(frozen=True)
+class Batch:
+    """latents: `(b f) c h w`, scaled; text: `b n d`."""
+
+    latents: Tensor
+    text: Tensor
+
+
+@dataclass(frozen=True)
+class LatentClips:
+    """A `ClipSet` ready for tuning: the VAE and the text encoder are no longer needed."""
+
+    clips: ClipSet
+    posteriors: list[Posterior]
+    mirrored: list[Posterior]
+    text: dict[str, Tensor]
+
+    def check(self, frames: int) -> None:
+        """See that the windows have as many frames as the run asks for."""
+        if frames != self.clips.settings.frames:
+            raise LampError(
+                f"The clips are cut into windows of {self.clips.settings.frames} frames, the "
+                f"training asks for {frames}: set both to the same number."
+            )
+
+    def batches(
+        self, batch: int, steps: int, generator: torch.Generator
+    ) -> Iterator[Batch]:
+        """`steps` batches. Each pass over the clips visits every one once, in a new order, with a
+        new window (official code)."""
+        order = self._endless_order(generator)
+        for _ in range(steps):
+            windows = [self.clips.sample_window(generator, next(order)) for _ in range(batch)]
+            latents = [self._draw(window, generator) for window in windows]
+            yield Batch(torch.cat(latents), self._prompts(windows))
+
+    def _endless_order(self, generator: torch.Generator) -> Iterator[int]:
+        while True:
+            yield from torch.randperm(len(self.posteriors), generator=generator).tolist()
+
+    def _draw(self, window: Window, generator: torch.Generator) -> Tensor:
+        source = self.mirrored if window.flipped else self.posteriors
+        return source[window.clip].sample(self.clips.frame_numbers(window), generator)
+
+    def _prompts(self, windows: list[Window]) -> Tensor:
+        texts = [self.text[self.clips.captions[window.clip]] for window in windows]
+        # Long prompts come in several chunks of 77 tokens; repeating them changes nothing.
+        length = math.lcm(*(text.shape[1] for text in texts))
+        return torch.cat([text.repeat(1, length // text.shape[1], 1) for text in texts])
+
+
+def cache_latents(
+    clips: ClipSet,
+    encode: EncodePosterior,
+    embed: EmbedPrompts,
+    on_clip: Callable[[int, int], None] = lambda done, total: None,
+) -> LatentClips:
+    """Encode every frame and every prompt once, before the first step.
+
+    Args:
+        encode: `f h w 3` in 0..1 -> mean and deviation, `f c h w`, unscaled.
+        embed: prompts -> `1 n d` for each.
+        on_clip: called with (clips done, clips in all).
+
+    Raises:
+        ClipError: the VAE returned NaN for a clip.
+    """
+    posteriors, mirrored = [], []
+    for number, (frames, info) in enumerate(zip(clips.clips, clips.infos, strict=True)):
+        pixels = frames.float() / 255
+        posteriors.append(_finite(Posterior(*encode(pixels)), info.name))
+        if clips.settings.flip:
+            mirrored.append(Posterior(*encode(pixels.flip(2))))
+        on_clip(number + 1, len(clips))
+    return LatentClips(clips, posteriors, mirrored, embed(clips.captions))
+
+
+def _finite(posterior: Posterior, clip: str) -> Posterior:
+    if not (posterior.mean.isfinite().all() and posterior.deviation.isfinite().all()):
+        raise ClipError(
+            f"The VAE returned NaN for the clip '{clip}': SD 1.x VAEs can overflow in fp16; start "
+            "ComfyUI with --fp32-vae, or use another VAE."
+        )
+    return posterior
