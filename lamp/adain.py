@@ -87,7 +87,7 @@ class AdaINSchedule:
         return _follow(videos, 1, self._strength(self.second_strength)).reshape(x.shape)
 
     def after_loop(self, x: Tensor, frames: int) -> Tensor:
-        """Latents ``(b f) c h w`` after the last ``after_step``: AdaIN once more in ``official``."""
+        """Latents ``(b f) c h w`` after the last ``after_step``; ``official`` adapts once more."""
         if self.mode != "official":
             return x
         return _follow(split_videos(x, frames), 1).reshape(x.shape)

@@ -1,0 +1,65 @@
+"""Captions of training clips: a text file beside the clip, else the motion prompt."""
+
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from .errors import ClipError
+
+MOTION = "{motion}"
+"""Stands in a caption for the motion prompt, in a motion prompt for the folder's name."""
+
+_SIDES = re.compile(
+    r"\b(left|right|leftwards?|rightwards?|clockwise|counter-?clockwise|anti-?clockwise)\b"
+    r"|[左右]|顺时针|逆时针|順時針|逆時針",
+    re.IGNORECASE,
+)
+
+
+class Caption(NamedTuple):
+    """A clip's caption, where it comes from, and what the user should know about it."""
+
+    text: str
+    source: str
+    warning: str = ""
+
+
+def motion_from_folder(folder: str | Path) -> str:
+    """The folder's name as words: ``clips/horse_run`` -> ``horse run``; Windows paths too."""
+    name = re.split(r"[\\/]+", str(folder).rstrip("\\/"))[-1]
+    return " ".join(name.replace("_", " ").split())
+
+
+def find_caption(clip: Path, prompt: str = "") -> Caption:
+    """The caption of ``clip``: of ``clip.txt`` beside it, else the prompt, else the folder's name.
+
+    ``{motion}`` in a caption file becomes the motion prompt. An empty file counts as none, with a
+    warning. Raises ClipError if the file is not UTF-8 text (a byte order mark does no harm).
+    """
+    folder = motion_from_folder(clip.absolute().parent)
+    motion = " ".join(prompt.split()).replace(MOTION, folder)
+    fallback = Caption(motion, "prompt") if motion else Caption(folder, "folder")
+    file = clip.with_name(f"{clip.name if clip.is_dir() else clip.stem}.txt")
+    if not file.is_file():
+        return fallback
+    text = _read(file)
+    if not text:
+        warning = f"The caption file '{file.name}' is empty: '{fallback.text}' is used."
+        return fallback._replace(warning=warning)
+    return Caption(text.replace(MOTION, fallback.text), "file")
+
+
+def names_a_side(caption: str) -> bool:
+    """Whether a mirrored picture would contradict the caption (left, right, clockwise)."""
+    return bool(_SIDES.search(caption))
+
+
+def _read(file: Path) -> str:
+    try:
+        return " ".join(file.read_text(encoding="utf-8-sig").split())
+    except UnicodeDecodeError as error:
+        raise ClipError(
+            f"The caption file '{file.name}' is not UTF-8 text. Save it again with that encoding."
+        ) from error
+    except OSError as error:
+        raise ClipError(f"The caption file '{file.name}' cannot be read: {error}.") from error

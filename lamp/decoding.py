@@ -1,0 +1,265 @@
+"""The decoders behind training clips: video files, animated pictures, folders of images."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import re
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .errors import ClipError, LampError
+
+if TYPE_CHECKING:
+    import av
+    from PIL import Image
+
+log = logging.getLogger("lamp")
+
+IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class SourceFrame:
+    """A frame that is decoded but not yet turned into pixels: many are only passed by."""
+
+    time: float | None
+    """Seconds from the clip's own zero; None where the source has no clock."""
+    load: Callable[[], Tensor]
+    """Gives the picture, upright and in square pixels: ``h w 3`` uint8, on black."""
+
+
+def source_frames(path: Path) -> Generator[SourceFrame, None, None]:
+    """All frames of a clip in display order; close the iterator to let go of the file.
+
+    Raises ClipError if the clip cannot be read to the point where the iterator is left.
+    """
+    with reading(path):
+        if path.is_dir():
+            source = _folder_frames(path)
+        else:
+            source = _picture_frames(path) if is_picture(path) else _video_frames(path)
+        count = 0
+        with contextlib.closing(source):
+            for frame in source:
+                yield frame
+                count += 1
+        if not count:
+            raise ClipError(f"'{path.name}' has no pictures in it. Take it out of the folder.")
+
+
+def count_frames(path: Path) -> tuple[int, float | None]:
+    """Number of frames, by counting (headers are wrong too often), and their rate per second."""
+    if path.is_dir():
+        return len(image_files(path)), None
+    return (_count_picture if is_picture(path) else _count_video)(path)
+
+
+def image_files(folder: Path) -> list[Path]:
+    """The images of a folder, in natural order."""
+    files = [
+        path
+        for path in folder.iterdir()
+        if path.suffix.lower() in IMAGE_ENDINGS and not path.name.startswith(".")
+    ]
+    return sorted(files, key=natural_order)
+
+
+def natural_order(path: Path) -> list[tuple[int, str]]:
+    """Sorts runs of digits by their value."""
+    parts = re.split(r"([0-9]+)", path.name.casefold())
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
+
+
+def is_picture(path: Path) -> bool:
+    """Animated webp, which FFmpeg does not read."""
+    return path.suffix.lower() == ".webp"
+
+
+@contextlib.contextmanager
+def reading(path: Path, name: str = "") -> Iterator[None]:
+    """Turn whatever the decoders throw into an error that names the clip."""
+    try:
+        yield
+    except (LampError, MemoryError):
+        raise
+    except Exception as error:  # PyAV and PIL share no base class, and PIL leaks others' errors
+        log.debug("reading %s", path, exc_info=True)
+        reason = getattr(error, "strerror", None) or str(error)
+        if str(path) in reason:  # PIL's words for it
+            reason = "its content is not what its name says"
+        if not path.exists():
+            reason = "there is no such file"
+        elif path.is_file() and not path.stat().st_size:
+            reason = "the file is empty"
+        raise ClipError(
+            f"The clip '{name or path.name}' cannot be read: {reason}. "
+            "Replace it, convert it to mp4, or take it out of the folder."
+        ) from error
+
+
+# --- video files -----------------------------------------------------------------------------
+
+
+def _video_frames(path: Path) -> Generator[SourceFrame, None, None]:
+    import av
+    from av.video.reformatter import VideoReformatter
+
+    # Opened by us: FFmpeg would take names such as 'a:b.mp4' for an address.
+    with path.open("rb") as file, av.open(file, "r") as container:
+        stream = _video_stream(container, path)
+        decoder, reformatter, rate = _decoder(stream), VideoReformatter(), _rate(stream)
+        aspect = _pixel_aspect(stream)
+        count, seen = 0, _Seen()
+        for packet in seen.watch(container.demux(stream)):
+            for frame in decoder.decode(packet):
+                time = count / rate if frame.time is None else frame.time
+                count += 1
+                yield SourceFrame(time, partial(_pixels, frame, aspect, reformatter))
+        seen.check_complete(container, stream, path)
+
+
+def _video_stream(container: Any, path: Path) -> av.VideoStream:
+    if not container.streams.video:
+        raise ClipError(f"'{path.name}' has no picture, only sound. Take it out of the folder.")
+    stream = container.streams.video[0]
+    stream.thread_type = "AUTO"
+    return stream
+
+
+def _decoder(stream: av.VideoStream) -> Any:
+    """The stream's own decoder, or for VP8/VP9 with transparency the one that can read it."""
+    import av
+
+    if stream.metadata.get("alpha_mode") == "1" and stream.codec_context.name in ("vp8", "vp9"):
+        name = "libvpx" if stream.codec_context.name == "vp8" else "libvpx-vp9"
+        with contextlib.suppress(ValueError):  # not every build of FFmpeg has them
+            return av.CodecContext.create(name, "r")
+    return stream.codec_context
+
+
+def _pixels(frame: av.VideoFrame, aspect: float, reformatter: Any) -> Tensor:
+    """``h w 3`` uint8: square pixels, on black, upright."""
+    import numpy as np
+
+    width = max(round(frame.width * aspect), 1)
+    alpha = any(component.is_alpha for component in frame.format.components)
+    kind = "rgba" if alpha else "rgb24"
+    pixels = reformatter.reformat(frame, width, frame.height, kind).to_ndarray()
+    turns = round(getattr(frame, "rotation", 0) / 90)
+    upright = np.ascontiguousarray(np.rot90(pixels, turns))
+    return _on_black(torch.from_numpy(upright))
+
+
+def _pixel_aspect(stream: av.VideoStream) -> float:
+    """Width of a pixel by its height; absurd headers are not believed."""
+    aspect = float(stream.sample_aspect_ratio or 1)
+    return aspect if 0.1 < aspect < 10 else 1.0
+
+
+def _rate(stream: av.VideoStream) -> float:
+    return float(stream.average_rate or stream.guessed_rate or 25)
+
+
+def _count_video(path: Path) -> tuple[int, float]:
+    import av
+
+    with path.open("rb") as file, av.open(file, "r") as container:
+        stream = _video_stream(container, path)
+        seen = _Seen()
+        shown = sum(bool(p.size) and not p.is_discard for p in seen.watch(container.demux(stream)))
+        seen.check_complete(container, stream, path)
+        return shown, _rate(stream)
+
+
+@dataclass
+class _Seen:
+    """What of a file has passed by, to tell whether its end is missing."""
+
+    packets: int = 0
+    seconds: float = 0.0
+
+    def watch(self, packets: Iterator[av.Packet]) -> Iterator[av.Packet]:
+        for packet in packets:
+            if packet.size:
+                self.packets += 1
+                if packet.pts is not None and packet.time_base:
+                    self.seconds = max(self.seconds, float(packet.pts * packet.time_base))
+            yield packet
+
+    def check_complete(self, container: Any, stream: av.VideoStream, path: Path) -> None:
+        """The header promises more than the file holds (only where headers are reliable)."""
+        kind, missing = container.format.name, ""
+        whole = {"mov,mp4,m4a,3gp,3g2,mj2": 1.0, "avi": 0.9}.get(kind, 0.0)
+        if self.packets < whole * stream.frames:
+            missing = f"{self.packets} of {stream.frames} frames"
+        if "matroska" in kind and len(container.streams) == 1 and container.duration:
+            promised = container.duration / 1e6
+            if self.seconds + 2 / _rate(stream) < 0.9 * promised:
+                missing = f"{self.seconds:.1f} of {promised:.1f} seconds"
+        if kind == "gif" and not _has_gif_trailer(path):
+            missing = f"only {self.packets} frames, the last one in part,"
+        if missing:
+            raise ClipError(
+                f"The clip '{path.name}' is incomplete: {missing} are there. Copy or download it "
+                "again."
+            )
+
+
+def _has_gif_trailer(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-min(path.stat().st_size, 64), 2)
+        return file.read().rstrip(b"\0").endswith(b";")
+
+
+# --- animated pictures and folders of images --------------------------------------------------
+
+
+def _picture_frames(path: Path) -> Generator[SourceFrame, None, None]:
+    from PIL import Image, ImageSequence
+
+    with Image.open(path) as picture:
+        time = 0.0
+        for frame in ImageSequence.Iterator(picture):
+            pixels = _image_pixels(frame)  # now: the next step overwrites the picture
+            yield SourceFrame(time, partial(torch.clone, pixels))
+            time += (frame.info.get("duration") or 100) / 1000
+
+
+def _count_picture(path: Path) -> tuple[int, float]:
+    times = [frame.time for frame in _picture_frames(path) if frame.time is not None]
+    return len(times), (len(times) - 1) / times[-1] if times[-1] else 10.0
+
+
+def _folder_frames(path: Path) -> Generator[SourceFrame, None, None]:
+    for file in image_files(path):
+        yield SourceFrame(None, partial(_file_pixels, file))
+
+
+def _file_pixels(file: Path) -> Tensor:
+    from PIL import Image, ImageOps
+
+    with reading(file, f"{file.parent.name}/{file.name}"), Image.open(file) as image:
+        return _image_pixels(ImageOps.exif_transpose(image))
+
+
+def _image_pixels(image: Image.Image) -> Tensor:
+    import numpy as np
+
+    return _on_black(torch.from_numpy(np.array(image.convert("RGBA"))))
+
+
+def _on_black(pixels: Tensor) -> Tensor:
+    """``h w 3`` from ``h w 3`` or ``h w 4`` uint8, transparent parts becoming black."""
+    if pixels.shape[-1] == 3:
+        return pixels
+    colour, alpha = pixels[..., :3], pixels[..., 3:]
+    if (alpha == 255).all():
+        return colour.contiguous()
+    return ((colour.int() * alpha + 127) // 255).byte()

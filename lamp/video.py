@@ -1,0 +1,159 @@
+"""Reading training clips, one frame at a time: video files, animated pictures, image folders."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .decoding import (
+    SourceFrame,
+    count_frames,
+    image_files,
+    natural_order,
+    reading,
+    source_frames,
+)
+from .errors import ClipError
+from .images import Fit, fit_images
+
+VIDEO_ENDINGS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".webp")
+
+
+@dataclass(frozen=True)
+class ClipInfo:
+    """What is known of one clip: the source's size in pixels as displayed, frames and rate.
+
+    ``caption_source`` tells where the caption comes from: ``file``, ``prompt``, ``folder`` or
+    ``given``; ``fps`` is None where the source has no clock (folders of images).
+    """
+
+    name: str
+    path: Path | None
+    frames: int
+    fps: float | None
+    width: int
+    height: int
+    caption: str = ""
+    caption_source: str = ""
+
+
+def list_clips(folder: str | Path) -> list[Path]:
+    """The clips in ``folder``, in natural order (``clip2`` before ``clip10``).
+
+    A clip is a video file, an animated gif or webp, or a sub-folder of images. Other files are
+    left alone. Raises ClipError if there is no such folder or no clip in it.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise ClipError(f"There is no folder '{folder}'. Give the folder that holds the clips.")
+    clips = [path for path in root.iterdir() if not path.name.startswith(".") and _is_clip(path)]
+    if not clips:
+        endings = " ".join(VIDEO_ENDINGS)
+        raise ClipError(
+            f"There are no clips in '{folder}'. Put videos ({endings}) there, or sub-folders of "
+            "images, one sub-folder for each clip."
+        )
+    return sorted(clips, key=natural_order)
+
+
+def probe(path: str | Path) -> ClipInfo:
+    """Size, rate and number of frames, by counting (headers are wrong too often).
+
+    Raises ClipError if the clip cannot be read.
+    """
+    path = Path(path)
+    with contextlib.closing(source_frames(path)) as frames:
+        with reading(path):
+            height, width, _ = next(frames).load().shape
+    with reading(path):
+        count, fps = count_frames(path)
+    return ClipInfo(path.name, path, count, fps, width, height)
+
+
+def read_frames(
+    path: str | Path,
+    indices: Sequence[int],
+    width: int | None = None,
+    height: int | None = None,
+    fit: Fit = "crop",
+) -> Tensor:
+    """The frames numbered ``indices`` (from 0, any order): ``f h w 3`` uint8.
+
+    Decoding stops after the last one asked for; only these become pixels. With ``width`` and
+    ``height`` each frame is fitted at once (see ``fit_images``), so that memory holds no more
+    than the result. Raises ClipError if the clip cannot be read or has no such frame.
+    """
+    path = Path(path)
+    wanted, found = set(indices), {}
+    if not wanted or min(wanted) < 0:
+        raise ClipError(f"Ask for frames of '{path.name}' by numbers from 0, not {list(indices)}.")
+    count = 0
+    with contextlib.closing(source_frames(path)) as frames:
+        for count, frame in enumerate(frames, start=1):
+            if count - 1 in wanted:
+                found[count - 1] = fitted(frame, path, width, height, fit)
+            if count > max(wanted):
+                break
+    if missing := sorted(wanted - set(found)):
+        raise ClipError(f"'{path.name}' has {count} frames: there is no frame {missing[0]}.")
+    if len({image.shape for image in found.values()}) > 1:
+        raise ClipError(f"The images in '{path.name}' differ in size. Give a width and height.")
+    return torch.stack([found[index] for index in indices])
+
+
+def fitted(
+    frame: SourceFrame, path: Path, width: int | None, height: int | None, fit: Fit
+) -> Tensor:
+    """One frame's picture ``h w 3`` uint8, fitted where a size is given."""
+    with reading(path):
+        image = frame.load()
+    if width is None or height is None:
+        return image
+    return fit_images(image[None], width, height, fit)[0]
+
+
+def resample(frames: Iterator[SourceFrame], fps: float) -> Iterator[SourceFrame]:
+    """At each time 0, 1/fps, 2/fps, ... of the clip the frame that is nearest.
+
+    A clip lasts until one more interval after its last frame. Frames without a time pass as
+    they are.
+    """
+    previous: SourceFrame | None = None
+    start = now = gap = 0.0
+    number = 0
+    for frame in frames:
+        if frame.time is None:
+            yield frame
+            continue
+        if previous is None:
+            start = now = frame.time
+        gap = frame.time - now
+        while previous and number / fps <= now + gap / 2 - start:
+            yield previous
+            number += 1
+        previous, now = frame, frame.time
+    while previous and (not number or number / fps < now + gap - start - 1e-6):
+        yield previous
+        number += 1
+
+
+def _is_clip(path: Path) -> bool:
+    if path.is_dir():
+        return bool(image_files(path))
+    ending = path.suffix.lower()
+    return ending in VIDEO_ENDINGS and (ending != ".webp" or _is_animated(path))
+
+
+def _is_animated(path: Path) -> bool:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as picture:
+            return getattr(picture, "is_animated", False)
+    except (OSError, SyntaxError, ValueError):
+        return True  # broken: reading it will say so by name
