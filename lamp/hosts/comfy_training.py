@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..architecture import map_unet
+from ..clips import ClipSet
 from ..errors import IncompatibleModelError, LampError
+from .comfy_vae import check_image_vae
+from ..latents import LatentClips, cache_latents
+from ..motion import Motion
+from ..training import PRECISIONS
+from .comfy import KEY
 
 
 class ComfyHost:
@@ -49,6 +57,71 @@ def tuning_host(patcher: Any) -> Iterator[ComfyHost]:
         _leave_inference_mode(patcher.model.diffusion_model)
         _leave_inference_mode(patcher.model.model_sampling)
         yield ComfyHost(patcher)
+
+
+def new_motion(host: ComfyHost, seed: int) -> Motion:
+    """A fresh motion for the host's UNet: fp32 masters on its device."""
+    return Motion(map_unet(host.unet), device=host.device).initialise(seed)
+
+
+def choose_precision(host: ComfyHost, wanted: str) -> str:
+    """`auto` is fp32 where the UNet is, else bf16 if the device has it, else fp16.
+
+    Raises:
+        LampError: fp32 is wanted, but the UNet was loaded in half precision.
+    """
+    import comfy.model_management as management
+
+    full = host.dtype == torch.float32
+    if wanted == "auto":
+        if full:
+            return "fp32"
+        return "bf16" if management.should_use_bf16(host.device) else "fp16"
+    if wanted == "fp32" and not full:
+        raise LampError(
+            f"precision is fp32, but ComfyUI loaded the MODEL in {host.dtype}: choose one of "
+            f"{', '.join(['auto', *PRECISIONS][:3])}, or start ComfyUI with --force-fp32."
+        )
+    return wanted
+
+
+def prepare_clips(
+    vae: Any, clip: Any, clips: ClipSet, on_clip: Callable[[int, int], None]
+) -> LatentClips:
+    """Encode clips and prompts, then take all models off the device: the UNet needs the room."""
+    import comfy.model_management as management
+
+    check_vae(vae)
+    with torch.no_grad():
+        latents = cache_latents(
+            clips,
+            lambda frames: encode_posterior(vae, frames),
+            lambda prompts: encode_prompts(clip, prompts),
+            on_clip,
+        )
+    management.unload_all_models()
+    management.soft_empty_cache()
+    return latents
+
+
+def check_untouched(patcher: Any) -> None:
+    """Raises LampError if the MODEL carries a motion already."""
+    if patcher.get_attachment(KEY) is not None:
+        raise LampError(
+            "This MODEL already carries a LAMP motion: connect the MODEL of the checkpoint itself."
+        )
+    map_unet(patcher.model.diffusion_model)
+
+
+def base_hash(unet: nn.Module) -> str:
+    """A fingerprint of the image model: of its self-attention queries, to which a motion holds
+    the deltas. The same for ComfyUI and diffusers, and for fp16 and fp32 copies."""
+    digest = hashlib.sha256()
+    modules = dict(unet.named_modules())
+    for site in map_unet(unet).blocks:
+        weight = modules[f"{site.module}.attn1.to_q"].weight.detach()
+        digest.update(weight.to("cpu", torch.float16).contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _leave_inference_mode(root: nn.Module) -> None:
@@ -96,16 +169,7 @@ def check_vae(vae: Any) -> None:
     Raises:
         IncompatibleModelError: it is not; the commonest is an SD-XL or a video VAE.
     """
-    if vae is None:
-        raise IncompatibleModelError(
-            "The checkpoint has no VAE: load one with Load VAE (SD 1.x: vae-ft-mse-840000)."
-        )
-    channels = getattr(vae, "latent_channels", 4)
-    if channels != 4 or vae.latent_dim != 2:
-        raise IncompatibleModelError(
-            f"The connected VAE has {channels} latent channels; SD 1.x has 4. Connect the VAE of "
-            "the SD 1.x checkpoint, not that of the model which drew the first frame."
-        )
+    check_image_vae(vae)
     if not hasattr(vae.first_stage_model, "quant_conv"):
         raise IncompatibleModelError(
             "The connected VAE is a small preview VAE (TAESD) without a posterior: training needs "

@@ -1,0 +1,40 @@
+"""A node's progress bar and the line of text beneath it."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+
+class NodeProgress:
+    """Shows progress on the canvas. `update` raises when the user pressed cancel."""
+
+    def __init__(self, node_id: str | None) -> None:
+        self._node_id = node_id
+        self._bar: Any = None
+
+    def update(self, done: int, total: int) -> None:
+        """Move the bar; also lets a cancel through where nothing else would look for one."""
+        import comfy.model_management as management
+        import comfy.utils
+
+        if self._bar is None or self._bar.total != total:
+            self._bar = comfy.utils.ProgressBar(total, node_id=self._node_id)
+        self._bar.update_absolute(done, total)
+        management.throw_exception_if_processing_interrupted()
+
+    def say(self, text: str) -> None:
+        """Show a line of text under the node, where there is a server to show it."""
+        server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+        if server is not None and self._node_id is not None:
+            server.send_progress_text(text, self._node_id)
+
+
+def duration(seconds: float) -> str:
+    """`12 s`, `3 min 05 s`, `2 h 10 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"

@@ -1,0 +1,367 @@
+"""LAMP Training Clips and LAMP Trainer."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+from comfy_api.latest import io, ui
+
+from ..lamp.checkpoint import MotionConfig, MotionFile, save_motion
+from ..lamp.clips import ClipSet, clips_from_images, load_clips
+from ..lamp.errors import ClipError
+from ..lamp.motion import GROUPNORM_MODES
+from ..lamp.training import PRECISIONS, RATE_SCHEDULES, StepReport, TrainConfig, train
+from .common import LampMotion, motion_folder, named_errors, upstream_name, workflow_metadata
+from .progress import NodeProgress, duration
+
+logger = logging.getLogger("lamp")
+LampClips = io.Custom("LAMP_CLIPS")
+NO_FOLDER = "(from images)"
+_DEEPEST = 3
+
+
+def clip_folders() -> dict[str, Path]:
+    """Folders below `input` and `datasets` that may hold clips, by the name shown to the user."""
+    roots = {"input": [folder_paths.get_input_directory()]}
+    if "datasets" in folder_paths.folder_names_and_paths:
+        roots["datasets"] = folder_paths.get_folder_paths("datasets")
+    found = {}
+    for label, paths in roots.items():
+        for root in paths:
+            for folder, children, _ in os.walk(root):
+                relative = Path(folder).relative_to(root)
+                children[:] = sorted(c for c in children if not c.startswith("."))
+                if len(relative.parts) >= _DEEPEST:
+                    children.clear()
+                if relative.parts:
+                    found.setdefault(f"{label}/{relative.as_posix()}", Path(folder))
+    return found
+
+
+class TrainingClips(io.ComfyNode):
+    """Reads the few clips that share a motion."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LAMP_TrainingClips",
+            display_name="LAMP Training Clips",
+            category="LAMP/training",
+            description="Read 8 to 16 short clips that share one motion, ready for LAMP Trainer. "
+            "A text file beside a clip (clip.mp4, clip.txt) is its caption.",
+            is_input_list=True,
+            inputs=[
+                io.Combo.Input(
+                    "folder",
+                    options=[NO_FOLDER, *clip_folders()],
+                    tooltip="Folder below ComfyUI's input folder (or datasets) that holds the "
+                    "clips: mp4, mov, webm, mkv, gif, or sub-folders of images.",
+                ),
+                io.String.Input(
+                    "prompt",
+                    default="",
+                    tooltip="The motion in words, such as 'a horse runs'. Empty: the folder's name."
+                    " {motion} in a caption file stands for it.",
+                ),
+                io.Int.Input("frames", default=16, min=2, max=128, tooltip="Frames to learn."),
+                io.Int.Input(
+                    "width", default=512, min=32, max=2048, step=8, tooltip="Width in pixels."
+                ),
+                io.Int.Input(
+                    "height", default=320, min=32, max=2048, step=8, tooltip="Height in pixels."
+                ),
+                io.Float.Input(
+                    "fps",
+                    default=0.0,
+                    min=0.0,
+                    max=120.0,
+                    tooltip="Bring all clips to this frame rate first; 0 leaves them as they are.",
+                ),
+                io.Int.Input(
+                    "stride",
+                    default=1,
+                    min=1,
+                    max=16,
+                    tooltip="Take every n-th frame: 2 makes the motion twice as fast.",
+                ),
+                io.Combo.Input(
+                    "fit",
+                    options=["crop", "pad", "stretch"],
+                    tooltip="How clips of another shape are fitted: crop keeps the proportions.",
+                ),
+                io.Combo.Input(
+                    "short_clips",
+                    options=["error", "skip", "loop"],
+                    tooltip="What happens to a clip with fewer frames than are to be learned.",
+                ),
+                io.Boolean.Input(
+                    "flip",
+                    default=False,
+                    tooltip="Mirror clips at random. Leave it off for motions with a direction.",
+                ),
+                io.Image.Input(
+                    "images",
+                    optional=True,
+                    tooltip="Clips from other nodes instead of a folder: a list of IMAGE batches, "
+                    "one batch a clip.",
+                ),
+            ],
+            outputs=[
+                LampClips.Output(display_name="clips", tooltip="The clips, for LAMP Trainer."),
+                io.String.Output(
+                    display_name="report", tooltip="Size, frames and motion of every clip."
+                ),
+                io.Image.Output(
+                    display_name="contact_sheet", tooltip="Some frames of every clip in rows."
+                ),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, folder: list[str], **_: Any) -> str:
+        """Run again when a file in the folder changed."""
+        path = clip_folders().get(folder[0])
+        if path is None:
+            return folder[0]
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+        return ";".join(f"{p.name}:{p.stat().st_mtime_ns}:{p.stat().st_size}" for p in files)
+
+    @classmethod
+    @named_errors("LAMP Training Clips")
+    def execute(
+        cls,
+        folder: list[str],
+        prompt: list[str],
+        images: list[Any] | None = None,
+        **settings: list[Any],
+    ) -> io.NodeOutput:
+        chosen = {name: values[0] for name, values in settings.items()}
+        chosen["fps"] = chosen["fps"] or None
+        chosen["short"] = chosen.pop("short_clips")
+        if images is not None and folder[0] == NO_FOLDER:
+            clips = clips_from_images(images, prompt, **chosen)
+        elif folder[0] == NO_FOLDER:
+            raise ClipError("Choose a folder of clips, or connect images.")
+        elif images is not None:
+            raise ClipError(f"Both images and the folder '{folder[0]}' are given: choose one.")
+        else:
+            progress = NodeProgress(cls.hidden.unique_id)
+            clips = load_clips(
+                clip_folders()[folder[0]], prompt[0], **chosen, progress=progress.update
+            )
+        for warning in clips.warnings:
+            logger.warning(warning)
+        report = clips.report()
+        sheet = clips.contact_sheet()
+        return io.NodeOutput(clips, report, sheet, ui=ui.PreviewImage(sheet, cls=cls))
+
+
+class Trainer(io.ComfyNode):
+    """Few-shot tuning inside ComfyUI."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LAMP_Trainer",
+            display_name="LAMP Trainer",
+            category="LAMP/training",
+            description="Learn the motion of a few clips. The image model stays as it is; the "
+            "motion is saved to models/lamp_motion, also when you cancel.",
+            is_output_node=True,
+            is_experimental=True,
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            inputs=[
+                io.Model.Input("model", tooltip="A SD 1.x checkpoint's MODEL (not SD-XL)."),
+                io.Clip.Input("clip", tooltip="The same checkpoint's text encoder."),
+                io.Vae.Input("vae", tooltip="The same checkpoint's VAE."),
+                LampClips.Input("clips", tooltip="From LAMP Training Clips."),
+                io.Int.Input(
+                    "steps",
+                    default=2000,
+                    min=1,
+                    max=1_000_000,
+                    tooltip="Optimiser steps. The paper's authors train 30,000; a motion shows "
+                    "after some hundreds at a higher learning rate.",
+                ),
+                io.Float.Input(
+                    "learning_rate",
+                    default=3e-5,
+                    min=1e-8,
+                    max=1.0,
+                    step=1e-8,
+                    tooltip="The paper's is 0.00003.",
+                ),
+                io.Int.Input(
+                    "batch", default=1, min=1, max=64, tooltip="Clips in each step; 1 needs least."
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**63 - 1,
+                    control_after_generate=True,
+                    tooltip="Same seed and settings, same motion.",
+                ),
+                io.String.Input(
+                    "name",
+                    default="motion",
+                    tooltip="The file: models/lamp_motion/NAME_00001.safetensors. Folders are fine:"
+                    " horses/run.",
+                ),
+                io.Combo.Input(
+                    "rate_schedule",
+                    options=list(RATE_SCHEDULES),
+                    tooltip="Learning rate over the run: constant (paper) or falling to zero.",
+                ),
+                io.Int.Input(
+                    "warmup", default=0, min=0, max=10_000, tooltip="Steps of rising learning rate."
+                ),
+                io.Float.Input(
+                    "ema",
+                    default=0.0,
+                    min=0.0,
+                    max=0.9999,
+                    step=0.0001,
+                    tooltip="Average the weights over the last steps: 0.99 is about the last 100, "
+                    "0 is off (paper).",
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=["auto", *PRECISIONS],
+                    tooltip="Arithmetic of the forward pass; what is learned is always kept in fp32."
+                    " auto fits the device.",
+                ),
+                io.Boolean.Input(
+                    "checkpointing",
+                    default=True,
+                    tooltip="Save memory by computing activations twice; about a third slower.",
+                ),
+                io.Combo.Input(
+                    "groupnorm",
+                    options=list(GROUPNORM_MODES),
+                    tooltip="Statistics over all frames of a video (pooled, as the official code) "
+                    "or frame by frame. The motion file remembers it.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The MODEL with the new motion."),
+                LampMotion.Output(display_name="motion", tooltip="The motion itself."),
+                io.Image.Output(display_name="loss_plot", tooltip="Loss over the steps."),
+                io.String.Output(display_name="file", tooltip="Where the motion was saved."),
+            ],
+        )
+
+    @classmethod
+    @named_errors("LAMP Trainer")
+    def execute(
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        clips: ClipSet,
+        steps: int,
+        learning_rate: float,
+        batch: int,
+        seed: int,
+        name: str,
+        precision: str,
+        **settings: Any,
+    ) -> io.NodeOutput:
+        from ..lamp.hosts import comfy, comfy_training
+        from ..lamp.plots import loss_plot
+
+        target = motion_folder(name)
+        comfy_training.check_untouched(model)
+        progress = NodeProgress(cls.hidden.unique_id)
+        latents = comfy_training.prepare_clips(vae, clip, clips, progress.update)
+        with comfy_training.tuning_host(model) as host:
+            config = TrainConfig(
+                steps=steps,
+                frames=clips.settings.frames,
+                batch=batch,
+                learning_rate=learning_rate,
+                seed=seed,
+                precision=comfy_training.choose_precision(host, precision),
+                **settings,
+            )
+            motion = comfy_training.new_motion(host, seed)
+            about = describe(config, clips, motion.sites.family)
+            about["base_hash"] = comfy_training.base_hash(host.unet)
+            about["base_model"] = upstream_name(cls.hidden.prompt, cls.hidden.unique_id, "model")
+            save = Saver(motion, about, target, workflow_metadata(cls.hidden))
+            losses = save.even_if_stopped(
+                lambda on_step: train(host, motion, latents, config, on_step), progress
+            )
+        file = save.file(len(losses))
+        path = save.write(file, "")
+        bound = comfy.BoundMotion(comfy.load_motion(model, file), config.groupnorm)
+        plot = loss_plot(losses)
+        return io.NodeOutput(
+            comfy.bind(model, bound), file, plot, str(path), ui=ui.PreviewImage(plot, cls=cls)
+        )
+
+
+def describe(config: TrainConfig, clips: ClipSet, family: str) -> dict[str, Any]:
+    """What the motion file tells of its training."""
+    rates = [info.fps for info in clips.infos if info.fps]
+    settings = clips.settings
+    return {
+        "family": family,
+        "frames": config.frames,
+        "width": settings.width,
+        "height": settings.height,
+        "fps": float((settings.fps or (rates[0] if rates else 8.0)) / settings.stride),
+        "groupnorm": config.groupnorm,
+        "prompt": clips.captions[0],
+        "captions": list(clips.captions),
+        "learning_rate": config.learning_rate,
+        "seed": config.seed,
+    }
+
+
+class Saver:
+    """Turns the motion under training into files; what was learned survives a cancel."""
+
+    def __init__(
+        self, motion: Any, about: dict[str, Any], target: Path, extra: dict[str, str]
+    ) -> None:
+        self._motion, self._about, self._target, self._extra = motion, about, target, extra
+
+    def even_if_stopped(
+        self, run: Callable[[Callable[[StepReport], None]], list[float]], progress: NodeProgress
+    ) -> list[float]:
+        """Run the training; on a cancel or an error write what there is, then let it through."""
+        done = 0
+
+        def on_step(report: StepReport) -> None:
+            nonlocal done
+            done = report.step
+            left = duration(report.seconds_left)
+            progress.say(f"loss {report.loss:.4f}, step {done} of {report.steps}, {left} left")
+            progress.update(done, report.steps)
+
+        try:
+            return run(on_step)
+        except BaseException as stop:
+            # BaseException: the host's cancel is none of Exception's children on every version.
+            if done:
+                path = self.write(self.file(done), f"-step{done:06}-stopped")
+                logger.warning("training stopped after step %d, saved as %s", done, path.name)
+                progress.say(f"stopped after step {done}, saved as {path.name} ({stop})")
+            raise
+
+    def file(self, steps: int) -> MotionFile:
+        state = {k: v.detach().float().cpu().clone() for k, v in self._motion.state_dict().items()}
+        return MotionFile(state, MotionConfig(**self._about, steps=steps), name=self._target.name)
+
+    def write(self, file: MotionFile, mark: str) -> Path:
+        path = self._target.with_name(f"{self._target.name}{mark}.safetensors")
+        return save_motion(path, file.state, file.config, extra=self._extra)
+
+
+NODES: list[type[io.ComfyNode]] = [TrainingClips, Trainer]
