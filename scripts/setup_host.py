@@ -32,8 +32,8 @@ from scripts.host import (
 VENV = ROOT / ".venv"
 DONE = VENV / "lamp-setup.json"
 TORCH = ("torch", "torchvision")
-# ComfyUI asks for torchaudio, too, for its audio nodes only. Its last release refuses to be imported
-# beside newer releases of torch, and a package that is there but broken takes others down with it.
+# ComfyUI asks for torchaudio, too, for its audio nodes only. Its last release refuses to be
+# imported beside newer releases of torch, and a broken one takes diffusers down with it.
 LEFT_OUT = {"torchaudio"}
 # ComfyUI itself is not a package; this one carries a whole release of it (0.3.75), so that pip is
 # the only download tool that setup needs.
