@@ -1,0 +1,355 @@
+"""Sprite world: one coloured object on a coloured, textured ground, 32x32 pixels.
+
+Every scene is a handful of numbers, so captions, true frames and true masks come from the same
+source. Lengths are pixels, angles radians, colours RGB bytes. Randomness comes only from the
+``numpy.random.Generator`` or seed that the caller hands in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .shapes import DISTANCES, SHAPES
+
+SIZE = 32
+FRAMES = 8
+
+Array = NDArray[np.float64]
+
+OBJECT_COLOURS: dict[str, tuple[int, int, int]] = {
+    "red": (225, 40, 40),
+    "orange": (250, 145, 30),
+    "yellow": (245, 225, 55),
+    "green": (45, 190, 75),
+    "blue": (50, 90, 235),
+    "purple": (150, 55, 205),
+    "pink": (250, 140, 200),
+    "white": (245, 245, 245),
+}
+GROUND_COLOURS: dict[str, tuple[int, int, int]] = {
+    "black": (28, 28, 32),
+    "gray": (125, 125, 125),
+    "brown": (112, 76, 46),
+    "navy": (26, 36, 92),
+    "olive": (98, 104, 42),
+    "teal": (18, 98, 104),
+    "beige": (205, 188, 152),
+}
+TEXTURES = ("plain", "striped", "dotted", "checked")
+MOTION_PHRASES = (
+    "moves right", "moves left", "moves up", "moves down", "grows", "falls", "rises", "turns",
+    "spins", "jumps", "waves", "swings", "rolls", "slides", "flies", "floats",
+)  # fmt: skip
+# Further words are kept for motions and scenes to come; each is a single token of CLIP.
+SPARE_WORDS = ("the", "and", "with", "two", "moving", "still", "big", "small", "object", "shape")
+
+MIN_CONTRAST = 115.0  # RGB distance below which an object drowns in its ground
+TEXTURE_DEPTH = 13.0  # brightness swing of a texture, bytes either side
+USUAL_RADIUS = (5.0, 6.5)
+
+
+def vocabulary() -> tuple[str, ...]:
+    """All words that captions and motion prompts are made of, sorted."""
+    words = {"a", "an", "on", "ground", *SPARE_WORDS, *TEXTURES, *SHAPES}
+    words |= {*OBJECT_COLOURS, *GROUND_COLOURS}
+    words |= {word for phrase in MOTION_PHRASES for word in phrase.split()}
+    return tuple(sorted(words))
+
+
+# --- scenes ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Many scenes; every field is an array over the scenes. Names are indices into the tables."""
+
+    shape: NDArray[np.int64]
+    colour: NDArray[np.int64]
+    ground: NDArray[np.int64]
+    texture: NDArray[np.int64]
+    x: Array  # centre of the object
+    y: Array
+    radius: Array
+    angle: Array
+    phase: Array  # (n, 2): offset of the texture
+
+    def __len__(self) -> int:
+        return len(self.shape)
+
+    def __getitem__(self, index: slice | NDArray[np.int64]) -> Scenes:
+        return Scenes(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+    def repeat(self, count: int) -> Scenes:
+        """Each scene ``count`` times in a row."""
+        return Scenes(
+            **{f.name: np.repeat(getattr(self, f.name), count, axis=0) for f in fields(self)}
+        )
+
+    def captions(self) -> list[str]:
+        return [
+            f"{subject(SHAPES[s], tuple(OBJECT_COLOURS)[c])} on "
+            f"a {tuple(GROUND_COLOURS)[g]} {TEXTURES[t]} ground"
+            for s, c, g, t in zip(self.shape, self.colour, self.ground, self.texture, strict=True)
+        ]
+
+
+def subject(shape: str, colour: str) -> str:
+    article = "an" if colour[0] in "aeiou" else "a"
+    return f"{article} {colour} {shape}"
+
+
+def contrast_table() -> NDArray[np.bool_]:
+    """(object colours, grounds): which pairs can be told apart well enough to be measured."""
+    objects = np.array(list(OBJECT_COLOURS.values()), dtype=float)
+    grounds = np.array(list(GROUND_COLOURS.values()), dtype=float)
+    gap = np.linalg.norm(objects[:, None] - grounds[None], axis=-1)
+    return gap >= MIN_CONTRAST
+
+
+def _choose_ground(rng: np.random.Generator, colour: NDArray[np.int64]) -> NDArray[np.int64]:
+    scores = rng.random((len(colour), len(GROUND_COLOURS)))
+    scores[~contrast_table()[colour]] = -1.0
+    return scores.argmax(axis=1)
+
+
+def sample_scenes(
+    rng: np.random.Generator,
+    count: int,
+    pairs: NDArray[np.int64] | None = None,
+) -> Scenes:
+    """Random scenes for text-to-image training; ``pairs`` (n, 2) fixes shape and colour.
+
+    Most objects have the size and upright pose of the clips; a quarter each differ in size and in
+    angle, so that motions which turn or grow are not foreign to the base model.
+    """
+    if pairs is None:
+        shape = rng.integers(len(SHAPES), size=count)
+        colour = rng.integers(len(OBJECT_COLOURS), size=count)
+    else:
+        shape, colour = pairs[:, 0], pairs[:, 1]
+    radius = rng.uniform(*USUAL_RADIUS, size=count)
+    radius = np.where(rng.random(count) < 0.25, rng.uniform(3.5, 8.0, size=count), radius)
+    angle = np.where(rng.random(count) < 0.25, rng.uniform(0.0, 2 * np.pi, size=count), 0.0)
+    room = SIZE / 2 - radius
+    return Scenes(
+        shape=shape,
+        colour=colour,
+        ground=_choose_ground(rng, colour),
+        texture=rng.integers(len(TEXTURES), size=count),
+        x=SIZE / 2 + room * rng.uniform(-1.0, 1.0, size=count),
+        y=SIZE / 2 + room * rng.uniform(-1.0, 1.0, size=count),
+        radius=radius,
+        angle=angle,
+        phase=rng.uniform(0.0, 8.0, size=(count, 2)),
+    )
+
+
+# --- drawing --------------------------------------------------------------------------------
+
+
+def _grid() -> tuple[Array, Array]:
+    centre = np.arange(SIZE) + 0.5
+    return np.meshgrid(centre, centre)
+
+
+def coverage(scenes: Scenes) -> Array:
+    """Share of each pixel that the object covers, (n, h, w) in 0..1."""
+    gx, gy = _grid()
+    cover = np.zeros((len(scenes), SIZE, SIZE))
+    for index, name in enumerate(SHAPES):
+        chosen = np.flatnonzero(scenes.shape == index)
+        if not len(chosen):
+            continue
+        part = scenes[chosen]
+        radius = part.radius[:, None, None]
+        dx = (gx - part.x[:, None, None]) / radius
+        dy = (gy - part.y[:, None, None]) / radius
+        cos, sin = np.cos(part.angle)[:, None, None], np.sin(part.angle)[:, None, None]
+        distance = DISTANCES[name](cos * dx + sin * dy, cos * dy - sin * dx) * radius
+        cover[chosen] = np.clip(0.5 - distance, 0.0, 1.0)
+    return cover
+
+
+def _wave(position: Array, period: float) -> Array:
+    """A soft square wave in -1..1."""
+    return np.clip(1.8 * np.sin(2.0 * np.pi * position / period), -1.0, 1.0)
+
+
+def texture_field(scenes: Scenes) -> Array:
+    """Brightness of the ground's pattern, (n, h, w) in -1..1."""
+    gx, gy = _grid()
+    px = gx + scenes.phase[:, 0, None, None]
+    py = gy + scenes.phase[:, 1, None, None]
+    patterns = {
+        "plain": np.zeros_like(px),
+        "striped": _wave(py, 8.0),
+        "checked": _wave(px, 8.0) * _wave(py, 8.0),
+        "dotted": np.clip(
+            3.0 * (np.cos(2 * np.pi * px / 8.0) + np.cos(2 * np.pi * py / 8.0)) - 2.6, -0.6, 1.0
+        ),
+    }
+    order = np.stack([patterns[name] for name in TEXTURES])
+    return order[scenes.texture, np.arange(len(scenes))]
+
+
+def draw_ground(scenes: Scenes) -> Array:
+    """The ground without the object, (n, h, w, 3) in 0..255."""
+    base = np.array(list(GROUND_COLOURS.values()), dtype=float)[scenes.ground]
+    return base[:, None, None, :] + TEXTURE_DEPTH * texture_field(scenes)[..., None]
+
+
+def draw(scenes: Scenes) -> tuple[NDArray[np.uint8], Array]:
+    """Images (n, h, w, 3) as bytes and the object's coverage (n, h, w)."""
+    cover = coverage(scenes)
+    ground = draw_ground(scenes)
+    paint = np.array(list(OBJECT_COLOURS.values()), dtype=float)[scenes.colour]
+    image = ground + cover[..., None] * (paint[:, None, None, :] - ground)
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8), cover
+
+
+# --- motions --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MotionKind:
+    """A motion of the world: where it starts and what a scene looks like after some of it."""
+
+    prompt: str
+    pace: float  # nominal amount per frame
+    start_x: tuple[float, float]
+    start_y: tuple[float, float]
+    apply: Callable[[Scenes, Array], Scenes]
+
+
+def _shift_right(scenes: Scenes, amount: Array) -> Scenes:
+    return replace(scenes, x=scenes.x + amount)
+
+
+MOTIONS: dict[str, MotionKind] = {
+    "moves_right": MotionKind("moves right", 2.0, (7.5, 10.5), (9.0, 23.0), _shift_right),
+}
+
+
+def animate(
+    scenes: Scenes, motion: str, frames: int = FRAMES, speed: Array | None = None
+) -> tuple[NDArray[np.uint8], Array]:
+    """Frames (n, f, h, w, 3) and coverage (n, f, h, w); ``speed`` (n,) multiplies the pace."""
+    kind = MOTIONS[motion]
+    speed = np.ones(len(scenes)) if speed is None else speed
+    amount = kind.pace * speed[:, None] * np.arange(frames)[None]
+    image, cover = draw(kind.apply(scenes.repeat(frames), amount.reshape(-1)))
+    shape = (len(scenes), frames, SIZE, SIZE)
+    return image.reshape(*shape, 3), cover.reshape(shape)
+
+
+# --- clips to learn from, cases to be tested on -----------------------------------------------
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Clips of one motion: frames (n, f, h, w, 3) bytes, a caption each, the motion's words."""
+
+    frames: NDArray[np.uint8]
+    captions: list[str]
+    motion: str
+
+
+@dataclass(frozen=True)
+class Case:
+    """One test: its first frame and prompt, and the truth. ``ground`` (h, w, 3) has no object."""
+
+    frames: NDArray[np.uint8]  # (f, h, w, 3)
+    masks: NDArray[np.bool_]  # (f, h, w)
+    caption: str
+    motion: str
+    object_colour: tuple[int, int, int]
+    ground: Array
+
+    @property
+    def first_frame(self) -> NDArray[np.uint8]:
+        return self.frames[0]
+
+    @property
+    def prompt(self) -> str:
+        return f"{self.caption} {self.motion}"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Pairs (shape, colour) as (n, 2) indices. ``clips``: each row one clip's object."""
+
+    clips: NDArray[np.int64]
+    combination: NDArray[np.int64]
+    hard: NDArray[np.int64]
+
+
+def split_pairs(seed: int, clips: int = 8) -> Split:
+    """Which objects the clips show. Half as many shapes and colours as clips, each in two clips.
+
+    ``combination``: a shape and a colour that the clips show, but not together. ``hard``: neither
+    occurs in any clip.
+    """
+    half = clips // 2
+    if clips % 2 or not 2 <= half < min(len(SHAPES), len(OBJECT_COLOURS)):
+        raise ValueError("the number of clips must be even, 4 to 14")
+    rng = np.random.default_rng([seed, 101])
+    shapes, colours = rng.permutation(len(SHAPES)), rng.permutation(len(OBJECT_COLOURS))
+    seen = [(s, colours[(i + k) % half]) for i, s in enumerate(shapes[:half]) for k in (0, 1)]
+    unseen = [(s, c) for s in shapes[:half] for c in colours[:half] if (s, c) not in seen]
+    hard = [(s, c) for s in shapes[half:] for c in colours[half:]]
+    return Split(np.array(seen), np.array(unseen).reshape(-1, 2), np.array(hard))
+
+
+def _start(rng: np.random.Generator, motion: str, pairs: NDArray[np.int64]) -> Scenes:
+    """Upright objects of the usual size where the motion begins."""
+    kind, count = MOTIONS[motion], len(pairs)
+    return replace(
+        sample_scenes(rng, count, pairs),
+        x=rng.uniform(*kind.start_x, size=count),
+        y=rng.uniform(*kind.start_y, size=count),
+        radius=rng.uniform(*USUAL_RADIUS, size=count),
+        angle=np.zeros(count),
+    )
+
+
+def training_clips(
+    seed: int, motion: str = "moves_right", clips: int = 8, frames: int = FRAMES
+) -> Clips:
+    """The few shots: every clip moves at its own speed, within a tenth of the nominal one."""
+    rng = np.random.default_rng([seed, 103])
+    scenes = _start(rng, motion, split_pairs(seed, clips).clips)
+    images, _ = animate(scenes, motion, frames, rng.uniform(0.9, 1.1, size=clips))
+    return Clips(images, scenes.captions(), MOTIONS[motion].prompt)
+
+
+def evaluation_cases(
+    seed: int,
+    which: str,
+    motion: str = "moves_right",
+    count: int = 24,
+    clips: int = 8,
+    frames: int = FRAMES,
+) -> list[Case]:
+    """``which`` is 'combination' or 'hard'; ``seed`` and ``clips`` as for the training clips."""
+    split = split_pairs(seed, clips)
+    pairs = {"combination": split.combination, "hard": split.hard}[which]
+    rng = np.random.default_rng([seed, 107 if which == "combination" else 109])
+    order = np.concatenate([rng.permutation(len(pairs)) for _ in range(-(-count // len(pairs)))])
+    scenes = _start(rng, motion, pairs[order[:count]])
+    images, cover = animate(scenes, motion, frames)
+    paints = list(OBJECT_COLOURS.values())
+    return [
+        Case(
+            frames=images[i],
+            masks=cover[i] > 0.5,
+            caption=text,
+            motion=MOTIONS[motion].prompt,
+            object_colour=paints[scenes.colour[i]],
+            ground=draw_ground(scenes[i : i + 1])[0],
+        )
+        for i, text in enumerate(scenes.captions())
+    ]
