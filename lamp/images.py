@@ -80,3 +80,18 @@ def _middle(x: Tensor, width: int, height: int) -> Tensor:
 def _ceil(value: float) -> int:
     """Round up, but not for the last digits of a division that comes out even."""
     return -int(-(value - 1e-6) // 1)
+
+
+def thumbnail_uri(images: Tensor, side: int = 256) -> str:
+    """The first of `n h w c` images in 0..1, at most `side` large, as a `data:` JPEG."""
+    import base64
+    import io
+
+    from PIL import Image
+
+    levels = images[0, ..., :3].float().nan_to_num(0.0).clamp(0.0, 1.0).mul(255).byte().cpu()
+    picture = Image.fromarray(levels.expand(*levels.shape[:2], 3).contiguous().numpy())
+    picture.thumbnail((side, side))
+    stream = io.BytesIO()
+    picture.save(stream, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(stream.getvalue()).decode()

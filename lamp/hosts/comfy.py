@@ -128,7 +128,7 @@ def _outer_sample(bound: BoundMotion) -> Callable[..., Tensor]:
     def outer_sample(
         executor: Any, noise: Tensor, latent_image: Tensor, *args: Any, **kwargs: Any
     ) -> Tensor:
-        _check_latent(latent_image)
+        _check_latent(latent_image, executor.class_obj.model_patcher.model.latent_format)
         if executor.class_obj.model_options.get("context_handler") is not None:
             raise LampError(
                 "Context windows cut the video into pieces that do not contain frame 1, which "
@@ -143,16 +143,27 @@ def _outer_sample(bound: BoundMotion) -> Callable[..., Tensor]:
     return outer_sample
 
 
-def _check_latent(latent: Tensor) -> None:
+def _check_latent(latent: Tensor, latent_format: Any) -> None:
     if latent.ndim != 4 or latent.shape[0] < 2:
         raise LampError(
             f"A LAMP motion needs a latent of at least 2 frames, not of shape "
             f"{tuple(latent.shape)}: make it with LAMP First-Frame Condition (16 frames)."
         )
+    if latent.shape[1] != latent_format.latent_channels:
+        raise LampError(
+            f"The latent has {latent.shape[1]} channels, the MODEL needs "
+            f"{latent_format.latent_channels}: make it with LAMP First-Frame Condition and the "
+            "VAE of the SD 1.x checkpoint."
+        )
     if not torch.isfinite(latent).all():
         raise LampError(
             "The latent contains NaN or infinite values: check the first frame's image and the "
             "VAE (SD 1.x VAEs can overflow in fp16; start ComfyUI with --fp32-vae)."
+        )
+    if not latent[0].any():
+        raise LampError(
+            "Frame 1 of the latent is empty: a LAMP motion moves a picture that you give it. "
+            "Connect LAMP First-Frame Condition in place of an empty latent."
         )
 
 

@@ -6,6 +6,7 @@ DDPM sample x / sqrt(1 + sigma^2), where the clean frame 1 stands as it is.
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
@@ -14,7 +15,10 @@ from torch import Tensor
 from ..adain import AdaINSchedule
 from ..errors import LampError
 from ..schedule import TRAIN_TIMESTEPS, ddim_timesteps
-from .comfy import clean_first_frame
+from .comfy import bound_motion, clean_first_frame
+from .comfy_noise import given_noise, shared_noise
+
+_log = logging.getLogger(__name__)
 
 OFFICIAL_SCHEDULER = "ddim (official)"
 # These choose their own noise levels, so there is no "after step i" at which AdaIN could act.
@@ -28,22 +32,97 @@ def scheduler_names() -> list[str]:
     return [OFFICIAL_SCHEDULER, *comfy.samplers.SCHEDULER_NAMES]
 
 
-def make_sigmas(patcher: Any, scheduler: str, steps: int, denoise: float = 1.0) -> Tensor:
-    """Noise levels of a run, descending.
+def make_sigmas(
+    patcher: Any, scheduler: str, steps: int, denoise: float = 1.0, sampler: str = ""
+) -> Tensor:
+    """Noise levels of a run, descending; none at denoise 0.
 
     `ddim (official)` visits the timesteps 981, 961, ..., 1 (for 50 steps) and ends at
-    alphas_cumprod[0], which is not quite zero noise, as the official scheduler does.
+    alphas_cumprod[0], which is not quite zero noise, as the official scheduler does. The host
+    leaves out the last level but one for some samplers; tell their name for the same levels.
+
+    Raises:
+        LampError: the official schedule does not have that many steps.
     """
     import comfy.samplers
 
+    if denoise <= 0.0:
+        return torch.zeros(0)
     sampling = patcher.get_model_object("model_sampling")
     total = steps if denoise >= 1.0 else int(steps / denoise)
     if scheduler == OFFICIAL_SCHEDULER:
-        visited = [*ddim_timesteps(min(total, TRAIN_TIMESTEPS)), 0]
+        if total > TRAIN_TIMESTEPS:
+            raise LampError(
+                f"{steps} steps at denoise {denoise:g} would need {total} noise levels, the "
+                f"official schedule has {TRAIN_TIMESTEPS}: use fewer steps."
+            )
+        visited = [*ddim_timesteps(total), 0]
         sigmas = sampling.sigmas[visited].float().cpu()
+    elif sampler in comfy.samplers.KSampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS:
+        sigmas = comfy.samplers.calculate_sigmas(sampling, scheduler, total + 1).cpu()
+        sigmas = torch.cat([sigmas[:-2], sigmas[-1:]])
     else:
         sigmas = comfy.samplers.calculate_sigmas(sampling, scheduler, total).cpu()
     return sigmas[-(steps + 1) :]
+
+
+def sample_video(
+    model: Any,
+    positive: Any,
+    negative: Any,
+    latent: dict[str, Any],
+    *,
+    seed: int,
+    steps: int,
+    cfg: float,
+    sampler: str,
+    scheduler: str,
+    schedule: AdaINSchedule,
+    denoise: float = 1.0,
+    noise: Tensor | None = None,
+) -> dict[str, Any]:
+    """Predict frames 2.. of a LATENT from its first frame (supplement alg. 1), with previews.
+
+    Args:
+        model: a MODEL with a motion.
+        noise: starting noise, used as it is; without it the seed's, shared as the motion says.
+
+    Raises:
+        LampError: the model has no motion, or latent, noise and sampler do not fit.
+    """
+    import comfy.sample
+    import comfy.utils
+    import latent_preview
+
+    alpha = bound_motion(model).alpha
+    mask = latent.get("noise_mask")
+    frames = latent["samples"]
+    if denoise >= 1.0 and mask is None:
+        frames = _only_first(frames)
+    noise = shared_noise(frames, seed, alpha) if noise is None else given_noise(noise, frames)
+    samples = comfy.sample.sample_custom(
+        model,
+        noise,
+        cfg,
+        make_sampler(sampler, schedule),
+        make_sigmas(model, scheduler, steps, denoise, sampler),
+        positive,
+        negative,
+        frames,
+        noise_mask=mask,
+        callback=latent_preview.prepare_callback(model, steps),
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=seed,
+    )
+    return {**latent, "samples": samples}
+
+
+def _only_first(frames: Tensor) -> Tensor:
+    """At denoise 1 the host adds the latent to the noise: whatever frames 2.. hold would leak."""
+    if not frames[1:].any():
+        return frames
+    _log.info("LAMP: at denoise 1 the video starts from frame 1 alone; other frames are ignored.")
+    return torch.cat([frames[:1], torch.zeros_like(frames[1:])])
 
 
 def make_sampler(name: str, schedule: AdaINSchedule) -> Any:
@@ -69,8 +148,12 @@ def with_adain(sampler: Any, schedule: AdaINSchedule) -> Any:
     inner = sampler.sampler_function
 
     def sample(model: Any, x: Tensor, sigmas: Tensor, **kwargs: Any) -> Tensor:
-        watched = _BetweenSteps(model, sigmas, schedule, kwargs["extra_args"]["model_options"])
-        return watched.finish(inner(watched, watched.start(x), sigmas, **kwargs))
+        extra = kwargs["extra_args"]
+        watched = _BetweenSteps(model, sigmas, schedule, extra["model_options"])
+        out = watched.finish(inner(watched, watched.start(x), sigmas, **kwargs))
+        mask = extra.get("denoise_mask")
+        # What the mask protects stays as it was given, AdaIN or not.
+        return out if mask is None else out * mask + model.latent_image * (1.0 - mask)
 
     return comfy.samplers.KSAMPLER(sample, sampler.extra_options, sampler.inpaint_options)
 

@@ -1,0 +1,44 @@
+"""A motion file described for people."""
+
+from __future__ import annotations
+
+from .architecture import describe_family
+from .checkpoint import MotionFile
+from .motion import TRAINED
+
+_LISTED_CAPTIONS = 8
+
+
+def describe_motion(file: MotionFile) -> str:
+    """What a motion is, how it was made, and how to run it: one fact a line."""
+    config = file.config
+    facts = {
+        "Motion": file.name,
+        "Prompt": config.prompt or "not recorded",
+        "For": f"{describe_family(config.family)} checkpoints",
+        "Trained on": f"{config.frames} frames of {config.width} x {config.height}"
+        f" at {config.fps:g} fps",
+        "Training": f"{config.steps} steps, learning rate {config.learning_rate:g}, "
+        f"seed {config.seed}",
+        "Base model": config.base_model or "not recorded",
+        "GroupNorm": config.groupnorm,
+        "Parameters": _count(file),
+        "License": file.metadata.get("modelspec.license", "not recorded"),
+    }
+    lines = [f"{name}: {fact}" for name, fact in facts.items()]
+    if config.captions:
+        lines.append(f"Captions ({len(config.captions)} clips):")
+        lines += [f"  {caption}" for caption in config.captions[:_LISTED_CAPTIONS]]
+        if len(config.captions) > _LISTED_CAPTIONS:
+            lines.append("  ...")
+    return "\n".join(lines)
+
+
+def _count(file: MotionFile) -> str:
+    counts = dict.fromkeys(TRAINED, 0)
+    for name, tensor in file.state.items():
+        for part in TRAINED:
+            if f".{part}." in name:
+                counts[part] += tensor.numel()
+    parts = ", ".join(f"{part} {count:,}" for part, count in counts.items())
+    return f"{sum(counts.values()):,} trained ({parts})"

@@ -1,0 +1,151 @@
+"""What all nodes share: the pack's own types, plain errors, the motion folder, schema helpers."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import logging
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import folder_paths
+from comfy_api.latest import io
+
+from ..lamp.errors import LampError
+
+_log = logging.getLogger(__name__)
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+LampMotion = io.Custom("LAMP_MOTION")
+LampAdaIN = io.Custom("LAMP_ADAIN")
+
+MOTION_FOLDER = "lamp_motion"
+_MAX_SEED = 0xFFFFFFFFFFFFFFFF
+# The inputs by which the loaders of checkpoints and diffusion models name their file.
+_FILE_INPUTS = ("ckpt_name", "unet_name", "model_path")
+
+
+# --- errors ---------------------------------------------------------------------------------
+
+
+def named_errors(display_name: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+    """Begin the sentence of a `LampError` with the node's name; goes below `@classmethod`."""
+
+    def decorate(execute: Callable[_P, _R]) -> Callable[_P, _R]:
+        @functools.wraps(execute)
+        def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+            try:
+                return execute(*args, **kwargs)
+            except LampError as error:
+                raise type(error)(f"{display_name}: {error}") from error
+
+        return run
+
+    return decorate
+
+
+# --- schemas --------------------------------------------------------------------------------
+
+
+def aliases(*phrases: str) -> dict[str, Any]:
+    """What people may type to find a node, where the host can use it."""
+    return _supported(io.Schema, search_aliases=list(phrases))
+
+
+def advanced(factory: Callable[..., Any]) -> dict[str, Any]:
+    """Put an input under "advanced", where the host can."""
+    return _supported(factory, advanced=True)
+
+
+def _supported(factory: Callable[..., Any], **options: Any) -> dict[str, Any]:
+    known = inspect.signature(factory).parameters
+    return {name: value for name, value in options.items() if name in known}
+
+
+def seed_input(tooltip: str) -> Any:
+    """A seed with the host's control after generate."""
+    return io.Int.Input(
+        "seed", default=0, min=0, max=_MAX_SEED, control_after_generate=True, tooltip=tooltip
+    )
+
+
+# --- motion files ---------------------------------------------------------------------------
+
+
+def register_motion_folder() -> None:
+    """Make `models/lamp_motion` a model folder of the host, beside those of its yaml file."""
+    path = os.path.join(folder_paths.models_dir, MOTION_FOLDER)
+    folder_paths.add_model_folder_path(MOTION_FOLDER, path, is_default=True)
+    # Without a list of extensions the host would show every file.
+    folder_paths.folder_names_and_paths[MOTION_FOLDER][1].add(".safetensors")
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        _log.warning("LAMP: the folder %s cannot be made: %s", path, error)
+
+
+def motion_root() -> Path:
+    """The folder into which motions are written."""
+    return Path(os.path.abspath(folder_paths.get_folder_paths(MOTION_FOLDER)[0]))
+
+
+def motion_folder(name: str) -> Path:
+    """A new place below the motion folder, numbered and without extension: `NAME_00001`.
+
+    Raises:
+        LampError: the name leads elsewhere, or nothing can be written there.
+    """
+    name = name.strip().replace("\\", "/").removesuffix(".safetensors")
+    root = motion_root()
+    inside = Path(os.path.abspath(root / name)).is_relative_to(root)
+    if not inside or name.endswith(("/", "..")) or not name.strip("./") or set(name) & set(":\0"):
+        raise LampError(
+            f"'{name[:100]}' names no file below models/{MOTION_FOLDER}: use a name such as "
+            "LAMP/motion, without '..', ':' or a leading '/'."
+        )
+    try:
+        folder, stem, *_ = folder_paths.get_save_image_path(name, str(root))
+        taken = [re.match(re.escape(stem) + r"_(\d+)", file) for file in os.listdir(folder)]
+    except Exception as error:
+        raise LampError(
+            f"No file '{name[:100]}' can be made in models/{MOTION_FOLDER} ({error}): choose "
+            "another name, or see that the folder can be written to."
+        ) from error
+    number = max((int(match[1]) for match in taken if match), default=0) + 1
+    return Path(folder, f"{stem}_{number:05}")
+
+
+# --- the graph ------------------------------------------------------------------------------
+
+
+def workflow_metadata(hidden: Any) -> dict[str, str]:
+    """The graph that makes a file, unless the user starts ComfyUI with --disable-metadata."""
+    from comfy.cli_args import args
+
+    if hidden is None or args.disable_metadata:
+        return {}
+    parts = {"prompt": hidden.prompt, **(hidden.extra_pnginfo or {})}
+    return {name: json.dumps(part) for name, part in parts.items() if part is not None}
+
+
+def upstream_name(prompt: Any, node_id: Any, input_name: str) -> str:
+    """The file from which an input of a node comes, or the type of the node at its source."""
+    name, seen = "", set()
+    node = (prompt or {}).get(str(node_id))
+    while node is not None:
+        inputs = node.get("inputs", {})
+        for key in _FILE_INPUTS:
+            if isinstance(inputs.get(key), str):
+                return inputs[key]
+        link = inputs.get(input_name)
+        if not isinstance(link, list) or not link or str(link[0]) in seen:
+            break
+        seen.add(str(link[0]))
+        node = prompt.get(str(link[0]))
+        name = "" if node is None else str(node.get("class_type", ""))
+    return name

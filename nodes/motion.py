@@ -1,0 +1,266 @@
+"""Load, save and describe motions."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+from comfy_api.latest import io, ui
+
+from ..lamp.checkpoint import MotionFile, load_motion_file, save_motion
+from ..lamp.describe import describe_motion
+from ..lamp.errors import LampError
+from ..lamp.hosts.comfy import BoundMotion, bind, load_motion, unet_of
+from ..lamp.hosts.comfy_training import base_hash
+from ..lamp.images import thumbnail_uri
+from .common import (
+    MOTION_FOLDER,
+    LampMotion,
+    advanced,
+    aliases,
+    motion_folder,
+    motion_root,
+    named_errors,
+    workflow_metadata,
+)
+
+_log = logging.getLogger(__name__)
+
+
+class LoadMotion(io.ComfyNode):
+    """Bind a motion file to a MODEL."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LAMP_LoadMotion",
+            display_name="Load LAMP Motion",
+            category="LAMP/motion",
+            description="Gives a SD 1.x MODEL a learned motion. The MODEL then moves the first "
+            "frame of the latent in any sampler, with LoRAs and ControlNets.",
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="The SD 1.x MODEL that draws the video; LoRAs may come before or "
+                    "after this node. SD-XL belongs only to the drawing of the first frame.",
+                ),
+                io.Combo.Input(
+                    "motion_name",
+                    options=folder_paths.get_filename_list(MOTION_FOLDER),
+                    tooltip="A motion file in models/lamp_motion.",
+                ),
+                io.Float.Input(
+                    "strength",
+                    default=1.0,
+                    min=-2.0,
+                    max=4.0,
+                    step=0.05,
+                    tooltip="How strongly the video moves: 0 is no motion, 1 the motion as it "
+                    "was trained. A motion that was trained too long often looks better at 0.7.",
+                ),
+                io.Float.Input(
+                    "alpha",
+                    default=0.2,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    tooltip="How much of its noise every frame shares with the others; 0.2 is "
+                    "the paper's value, 0 turns it off. Noise from Shared Noise Latents is "
+                    "shared already and stays as it is.",
+                ),
+                io.Float.Input(
+                    "start_percent",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="The share of the sampling after which the motion sets in.",
+                    **advanced(io.Float.Input),
+                ),
+                io.Float.Input(
+                    "end_percent",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    tooltip="The share of the sampling after which the motion stops to act.",
+                    **advanced(io.Float.Input),
+                ),
+            ],
+            outputs=[
+                io.Model.Output(
+                    "moving_model",
+                    display_name="model",
+                    tooltip="The MODEL with the motion, for LAMP KSampler and the stock samplers.",
+                ),
+                LampMotion.Output(
+                    "motion",
+                    display_name="motion",
+                    tooltip="The motion as it stands in the file, to inspect or to save.",
+                ),
+            ],
+            **aliases("motion lora", "image to video", "animate image", "few-shot video"),
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, motion_name: str | None = None, **_: Any) -> str:
+        """A file that was written again is read again."""
+        path = folder_paths.get_full_path(MOTION_FOLDER, motion_name) if motion_name else None
+        if path is None:
+            return "missing"
+        state = os.stat(path)
+        return f"{state.st_mtime_ns} {state.st_size}"
+
+    @classmethod
+    @named_errors("Load LAMP Motion")
+    def execute(
+        cls,
+        model: Any,
+        motion_name: str,
+        strength: float = 1.0,
+        alpha: float = 0.2,
+        start_percent: float = 0.0,
+        end_percent: float = 1.0,
+    ) -> io.NodeOutput:
+        if start_percent >= end_percent:
+            raise LampError(
+                f"start_percent is {start_percent:g} and end_percent {end_percent:g}, so the "
+                "motion would never act: set start_percent below end_percent (0 and 1)."
+            )
+        file = load_motion_file(_motion_path(motion_name))
+        _warn_of_another_base(model, file)
+        bound = BoundMotion(
+            load_motion(model, file),
+            groupnorm=file.config.groupnorm,
+            strength=strength,
+            alpha=alpha,
+            start_percent=start_percent,
+            end_percent=end_percent,
+        )
+        return io.NodeOutput(bind(model, bound), file)
+
+
+def _warn_of_another_base(model: Any, file: MotionFile) -> None:
+    """A motion carries over to other checkpoints of its family, mostly; say so when it has to."""
+    trained = file.config.base_hash
+    # While a LoRA of another run stands in the weights, they tell nothing about the checkpoint.
+    if trained and not getattr(model, "backup", None) and base_hash(unet_of(model)) != trained:
+        _log.warning(
+            "Load LAMP Motion: %s was trained on the checkpoint '%s'; the connected one is "
+            "another. If the video looks poor, try that one.",
+            file.name,
+            file.config.base_model or "unknown",
+        )
+
+
+def _motion_path(name: str) -> Path:
+    path = folder_paths.get_full_path(MOTION_FOLDER, name)
+    if path is None:
+        raise LampError(
+            f"There is no motion file '{name}' in models/{MOTION_FOLDER}: put it there and press R "
+            "to refresh the list."
+        )
+    return Path(path)
+
+
+class SaveMotion(io.ComfyNode):
+    """Write a motion into the model folder."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LAMP_SaveMotion",
+            display_name="Save LAMP Motion",
+            category="LAMP/motion",
+            description="Writes a motion into models/lamp_motion, in fp16 and with all that is "
+            "known about it in its header. An existing file is never overwritten.",
+            inputs=[
+                LampMotion.Input("motion", tooltip="The motion to save, from LAMP Trainer."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="LAMP/motion",
+                    tooltip="The beginning of the file's name below models/lamp_motion; a number "
+                    "is added, and %year%, %month% and %day% are filled in.",
+                ),
+                io.String.Input(
+                    "license",
+                    default="",
+                    optional=True,
+                    tooltip="The license of this motion, for the file's header, such as CC-BY-4.0.",
+                ),
+                io.Image.Input(
+                    "thumbnail",
+                    optional=True,
+                    tooltip="A picture that model browsers show for the file, made small; of "
+                    "several images the first one.",
+                ),
+            ],
+            outputs=[
+                io.String.Output(
+                    "path", display_name="path", tooltip="The full path of the file written."
+                ),
+            ],
+            is_output_node=True,
+            **aliases("export motion", "write motion"),
+        )
+
+    @classmethod
+    @named_errors("Save LAMP Motion")
+    def execute(
+        cls,
+        motion: MotionFile,
+        filename_prefix: str,
+        license: str = "",
+        thumbnail: Any = None,
+    ) -> io.NodeOutput:
+        known = motion.metadata
+        path = motion_folder(filename_prefix)
+        path = save_motion(
+            path.with_name(f"{path.name}.safetensors"),
+            motion.state,
+            motion.config,
+            license_name=license.strip() or known.get("modelspec.license", ""),
+            thumbnail=known.get("modelspec.thumbnail", "")
+            if thumbnail is None
+            else thumbnail_uri(thumbnail),
+            extra=workflow_metadata(cls.hidden),
+        )
+        shown = f"models/{MOTION_FOLDER}/{path.relative_to(motion_root()).as_posix()}"
+        _log.info("LAMP: saved %s", shown)
+        return io.NodeOutput(str(path), ui=ui.PreviewText(shown))
+
+
+class MotionInfo(io.ComfyNode):
+    """Tell what a motion is."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LAMP_MotionInfo",
+            display_name="LAMP Motion Info",
+            category="LAMP/motion",
+            description="Shows what a motion was trained on, for which models it is, and how to "
+            "prompt it.",
+            inputs=[
+                LampMotion.Input("motion", tooltip="The motion, from its loader or its trainer.")
+            ],
+            outputs=[
+                io.String.Output(
+                    "text", display_name="text", tooltip="One line for each thing that is known."
+                ),
+            ],
+            is_output_node=True,
+            **aliases("inspect motion", "motion metadata"),
+        )
+
+    @classmethod
+    @named_errors("LAMP Motion Info")
+    def execute(cls, motion: MotionFile) -> io.NodeOutput:
+        text = describe_motion(motion)
+        return io.NodeOutput(text, ui=ui.PreviewText(text))
+
+
+NODES: list[type[io.ComfyNode]] = [LoadMotion, SaveMotion, MotionInfo]

@@ -1,0 +1,499 @@
+"""A motion inside ComfyUI's own sampling: what it may change, and what it must leave alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lamp.adain import AdaINSchedule
+from lamp.checkpoint import MotionFile
+from lamp.noise import draw_noise, share_noise
+from tests.tiny_models import (
+    random_motion,
+    text,
+    tiny_config,
+    tiny_patcher,
+    tiny_state,
+    video_latent,
+)
+
+SAMPLERS = [
+    "euler",
+    "ddim",
+    "dpmpp_2m",
+    "dpmpp_2m_sde",
+    "euler_ancestral",
+    "heun",
+    "lcm",
+    "uni_pc",
+]
+STEPS = 4
+SEED = 7
+
+pytestmark = pytest.mark.usefixtures("comfy")
+
+
+@pytest.fixture(scope="module")
+def plain(comfy: Any) -> Any:
+    return tiny_patcher()
+
+
+@pytest.fixture(scope="module")
+def file(plain: Any) -> MotionFile:
+    return random_motion(plain)
+
+
+@pytest.fixture(autouse=True)
+def no_hook_is_left(plain: Any) -> Any:
+    """Whatever a test does, the UNet is as it was."""
+    yield
+    assert count_hooks(plain) == 0
+
+
+@pytest.fixture(autouse=True)
+def in_inference_mode() -> Any:
+    """As the host's executor runs nodes."""
+    with torch.inference_mode():
+        yield
+
+
+def moving(patcher: Any, file: MotionFile, **options: Any) -> Any:
+    from lamp.hosts.comfy import BoundMotion, bind, load_motion
+
+    return bind(patcher, BoundMotion(load_motion(patcher, file), **options))
+
+
+def conditioning() -> tuple[Any, Any]:
+    return [[text(1), {}]], [[text(2), {}]]
+
+
+def ksampler(model: Any, sampler: str = "euler", cfg: float = 5.0, **latent: Any) -> Tensor:
+    """The stock KSampler node."""
+    import nodes
+
+    positive, negative = conditioning()
+    latent.setdefault("samples", video_latent())
+    (out,) = nodes.common_ksampler(
+        model, SEED, STEPS, cfg, sampler, "normal", positive, negative, latent
+    )
+    return out["samples"]
+
+
+def advanced(model: Any, sampler: Any, sigmas: Any, noise: Any = None, cfg: float = 5.0) -> Tensor:
+    """The stock SamplerCustomAdvanced node with its helpers."""
+    from comfy_extras.nodes_custom_sampler import CFGGuider, RandomNoise, SamplerCustomAdvanced
+
+    positive, negative = conditioning()
+    guider = CFGGuider.execute(model, positive, negative, cfg)[0]
+    noise = RandomNoise.execute(SEED)[0] if noise is None else noise
+    latent = {"samples": video_latent()}
+    return SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, latent)[0]["samples"]
+
+
+def lamp_ksampler(model: Any, latent: Tensor | None = None, **options: Any) -> Tensor:
+    from lamp.hosts.comfy_sampler import OFFICIAL_SCHEDULER, sample_video
+
+    positive, negative = conditioning()
+    settings: dict[str, Any] = {
+        "seed": SEED,
+        "steps": STEPS,
+        "cfg": 5.0,
+        "sampler": "ddim",
+        "scheduler": OFFICIAL_SCHEDULER,
+        "schedule": AdaINSchedule("off"),
+    }
+    samples = {"samples": video_latent() if latent is None else latent}
+    return sample_video(model, positive, negative, samples, **{**settings, **options})["samples"]
+
+
+def count_hooks(patcher: Any) -> int:
+    modules = patcher.model.diffusion_model.modules()
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
+
+
+def worst(a: Tensor, b: Tensor) -> float:
+    """Largest difference on the scale of `b`."""
+    return ((a - b).abs().max() / b.abs().max()).item()
+
+
+# --- frame 1 ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("cfg", [1.0, 5.0])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_frame_1_is_the_given_one_bit_for_bit(
+    plain: Any, file: MotionFile, sampler: str, cfg: float
+) -> None:
+    from comfy_extras.nodes_custom_sampler import BasicScheduler, KSamplerSelect
+
+    model = moving(plain, file)
+    out = ksampler(model, sampler, cfg)
+    assert torch.equal(out[0], video_latent()[0])
+    assert out.isfinite().all() and out[1:].std() > 0.1
+
+    sigmas = BasicScheduler.execute(model, "normal", STEPS, 1.0)[0]
+    chosen = KSamplerSelect.execute(sampler)[0]
+    custom = advanced(model, chosen, sigmas, cfg=cfg)
+    assert torch.equal(custom[0], video_latent()[0])
+    if sampler != "uni_pc":  # the host's KSampler leaves out one noise level for it
+        assert torch.equal(custom, out)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_frame_1_stays_under_adain(plain: Any, file: MotionFile, sampler: str) -> None:
+    schedule = AdaINSchedule("off" if sampler == "uni_pc" else "official")
+    out = lamp_ksampler(moving(plain, file), sampler=sampler, schedule=schedule)
+    assert torch.equal(out[0], video_latent()[0])
+    assert out.isfinite().all()
+
+
+def test_a_part_of_the_noise_and_a_mask_leave_frame_1_alone(plain: Any, file: MotionFile) -> None:
+    model = moving(plain, file)
+    full = video_latent()
+    full[1:] = full[:1]
+    mask = torch.ones(6, 1, 8, 8)
+    mask[:, :, :, 4:] = 0.0
+    positive, negative = conditioning()
+    from lamp.hosts.comfy_sampler import OFFICIAL_SCHEDULER, sample_video
+
+    for mode in ("off", "official"):
+        out = sample_video(
+            model,
+            positive,
+            negative,
+            {"samples": full, "noise_mask": mask},
+            seed=SEED,
+            steps=STEPS,
+            cfg=5.0,
+            sampler="ddim",
+            scheduler=OFFICIAL_SCHEDULER,
+            schedule=AdaINSchedule(mode),  # type: ignore[arg-type]
+        )["samples"]
+        assert torch.equal(out[0], full[0])
+        # what the mask protects comes back, up to the way into the model's scale and out again
+        assert worst(out[:, :, :, 4:], full[:, :, :, 4:]) < 1e-6
+        assert worst(out[1:, :, :, :4], full[1:, :, :, :4]) > 0.1
+    half = lamp_ksampler(model, full, denoise=0.5)
+    assert torch.equal(half[0], full[0]) and not torch.equal(half[1], full[1])
+    assert torch.equal(lamp_ksampler(model, full, denoise=0.0), full)
+
+
+# --- the numbers --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("mode", "steps"), [("official", 34), ("paper", 12), ("off", 12)])
+def test_the_sampler_equals_the_reference_on_diffusers(
+    plain: Any, file: MotionFile, mode: Any, steps: int
+) -> None:
+    from lamp.architecture import map_unet
+    from lamp.hosts.diffusers import build_host
+    from lamp.motion import Motion
+    from lamp.sampling import sample
+
+    config = tiny_config()
+    host = build_host(config, tiny_state(config))
+    motion = Motion(map_unet(host.unet))
+    motion.load_state_dict(file.state)
+    noise = share_noise(draw_noise(6, 4, 8, 8, SEED), 0.2)
+    first = video_latent()[:1] * 0.18215
+    schedule = AdaINSchedule(mode)
+    expected = sample(
+        host, motion, first, noise, text(1), text(2), steps=steps, guidance=5.0, schedule=schedule
+    )
+    ours = lamp_ksampler(moving(plain, file), steps=steps, schedule=schedule) * 0.18215
+    assert worst(ours, expected) < 1e-4
+
+
+def test_stock_samplers_mix_the_noise_as_ours_does(plain: Any, file: MotionFile) -> None:
+    noise = draw_noise(6, 4, 8, 8, 11)
+    stock = custom_noise(moving(plain, file, alpha=0.2), noise.clone())
+    ours = lamp_ksampler(
+        moving(plain, file), scheduler="ddim_uniform", noise=share_noise(noise, 0.2)
+    )
+    assert worst(ours, stock) < 1e-5
+    unmixed = custom_noise(moving(plain, file, alpha=0.0), noise.clone())
+    assert worst(unmixed, stock) > 0.05
+
+
+def custom_noise(model: Any, noise: Tensor) -> Tensor:
+    import comfy.sample
+    import comfy.samplers
+
+    sampling = model.get_model_object("model_sampling")
+    sigmas = comfy.samplers.calculate_sigmas(sampling, "ddim_uniform", STEPS)
+    euler = comfy.samplers.sampler_object("euler")
+    positive, negative = conditioning()
+    return comfy.sample.sample_custom(
+        model, noise, 5.0, euler, sigmas, positive, negative, video_latent(), disable_pbar=True
+    )
+
+
+def test_shared_noise_is_not_mixed_twice(plain: Any, file: MotionFile) -> None:
+    from comfy_extras.nodes_custom_sampler import KSamplerSelect
+
+    from lamp.hosts.comfy_noise import SharedNoise
+    from lamp.hosts.comfy_sampler import make_sigmas
+
+    sampler = KSamplerSelect.execute("euler")[0]
+    noise = SharedNoise(SEED, 0.2)
+    runs = {
+        alpha: advanced(model, sampler, make_sigmas(model, "normal", STEPS), noise)
+        for alpha, model in ((a, moving(plain, file, alpha=a)) for a in (0.0, 0.2, 0.9))
+    }
+    assert torch.equal(runs[0.0], runs[0.2]) and torch.equal(runs[0.0], runs[0.9])
+
+    class Unmarked:
+        seed = SEED
+
+        def generate_noise(self, latent: Any) -> Tensor:
+            return noise.generate_noise(latent).clone()
+
+    model = moving(plain, file, alpha=0.2)
+    twice = advanced(model, sampler, make_sigmas(model, "normal", STEPS), Unmarked())
+    assert worst(twice, runs[0.2]) > 0.01
+
+
+def test_given_noise_and_the_seeds_own_noise_are_the_same(plain: Any, file: MotionFile) -> None:
+    model = moving(plain, file, alpha=0.2)
+    own = lamp_ksampler(model)
+    given = lamp_ksampler(model, noise=share_noise(draw_noise(6, 4, 8, 8, SEED), 0.2))
+    assert torch.equal(own, given)
+
+
+def test_other_frames_of_the_latent_do_not_leak_at_full_denoise(
+    plain: Any, file: MotionFile
+) -> None:
+    model = moving(plain, file)
+    filled = video_latent()
+    filled[1:] = 5.0
+    assert torch.equal(lamp_ksampler(model, filled), lamp_ksampler(model))
+
+
+# --- other patches --------------------------------------------------------------------------------
+
+
+def test_a_lora_before_or_after_gives_the_same(plain: Any, file: MotionFile) -> None:
+    from comfy.sd import load_lora_for_models
+
+    generator = torch.Generator().manual_seed(5)
+    lora = {}
+    for name, weight in plain.model.state_dict().items():
+        if name.endswith(("attn1.to_q.weight", "attn2.to_k.weight", "in_layers.2.weight")):
+            inputs = weight[0].numel()
+            up = torch.randn(weight.shape[0], 2, generator=generator)
+            down = torch.randn(2, inputs, generator=generator) / inputs**0.5
+            base = name.removesuffix(".weight")
+            lora[f"{base}.lora_up.weight"] = up[..., None, None] if weight.ndim == 4 else up
+            lora[f"{base}.lora_down.weight"] = (
+                down.reshape(2, *weight.shape[1:]) if weight.ndim == 4 else down
+            )
+    if not any("in_layers" in name for name in lora):
+        pytest.fail("the LoRA reaches no convolution")
+
+    def with_lora(model: Any) -> Any:
+        return load_lora_for_models(model, None, lora, 0.5, 0.0)[0]
+
+    without = ksampler(moving(plain, file))
+    before = ksampler(moving(with_lora(plain), file))
+    after = ksampler(with_lora(moving(plain, file)))
+    assert torch.equal(before, after)
+    assert worst(before, without) > 0.05
+    assert torch.equal(ksampler(moving(plain, file)), without)
+
+
+@pytest.mark.parametrize("hints", [1, 6])
+def test_a_controlnet_runs(plain: Any, file: MotionFile, hints: int) -> None:
+    import comfy.model_management as management
+    import comfy.ops
+    from comfy.cldm.cldm import ControlNet as ControlModel
+    from comfy.controlnet import ControlNet
+
+    unet = plain.model.model_config.unet_config
+    drop = ("out_channels", "transformer_depth_output", "use_temporal_attention")
+    shape = {k: v for k, v in unet.items() if k not in (*drop, "use_temporal_resblock")}
+    shape |= {"num_heads": 2, "num_head_channels": -1, "dtype": torch.float32}
+    operations = comfy.ops.disable_weight_init
+    control = ControlModel(hint_channels=3, operations=operations, **shape)
+    generator = torch.Generator().manual_seed(9)
+    with torch.no_grad():
+        for parameter in control.parameters():
+            parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
+    net = ControlNet(control, load_device=management.get_torch_device(), manual_cast_dtype=None)
+    hint = torch.rand(hints, 3, 64, 64, generator=generator)
+    positive, negative = conditioning()
+    guided = [[positive[0][0], {"control": net.set_cond_hint(hint, 1.0, (0.0, 1.0))}]]
+
+    import nodes
+
+    model = moving(plain, file)
+    latent = {"samples": video_latent()}
+    arguments = (STEPS, 5.0, "euler", "normal")
+    (out,) = nodes.common_ksampler(model, SEED, *arguments, guided, negative, latent)
+    assert torch.equal(out["samples"][0], latent["samples"][0])
+    assert worst(out["samples"], ksampler(model)) > 1e-3
+
+
+# --- how much motion ------------------------------------------------------------------------------
+
+
+def test_strength_0_is_a_fresh_motion(plain: Any, file: MotionFile) -> None:
+    fresh = random_motion(plain, size=0.0)
+    still = ksampler(moving(plain, fresh))
+    assert torch.equal(ksampler(moving(plain, file, strength=0.0)), still)
+    full = worst(ksampler(moving(plain, file)), still)
+    half = worst(ksampler(moving(plain, file, strength=0.5)), still)
+    assert full > half > 0.01
+
+
+def test_a_fresh_motion_leaves_the_image_model_as_it_is(plain: Any) -> None:
+    fresh = random_motion(plain, size=0.0)
+    model = moving(plain, fresh, groupnorm="frame", first_frame=False, alpha=0.0)
+    assert torch.equal(ksampler(model)[1:], ksampler(plain)[1:])
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "active"), [(0.0, 1.0, 4), (0.0, 0.4, 2), (0.4, 1.0, 2), (0.9, 1.0, 1)]
+)
+def test_the_motion_acts_between_its_two_percentages(
+    plain: Any,
+    file: MotionFile,
+    monkeypatch: pytest.MonkeyPatch,
+    start: float,
+    end: float,
+    active: int,
+) -> None:
+    from lamp.motion import Motion
+
+    strengths: list[float] = []
+    attached = Motion.attached
+
+    def recorded(self: Motion, *args: Any, **options: Any) -> Any:
+        strengths.append(options["strength"])
+        return attached(self, *args, **options)
+
+    monkeypatch.setattr(Motion, "attached", recorded)
+    ksampler(moving(plain, file, start_percent=start, end_percent=end), cfg=1.0)
+    assert len(strengths) == STEPS
+    expected = [1.0] * active + [0.0] * (STEPS - active)
+    assert strengths == (expected if start == 0.0 else expected[::-1])
+
+
+# --- what must be left alone --------------------------------------------------------------------
+
+
+def test_the_plain_model_is_unchanged_after_a_run(plain: Any, file: MotionFile) -> None:
+    before = ksampler(plain)
+    ksampler(moving(plain, file))
+    assert torch.equal(ksampler(plain), before)
+
+
+def test_two_motions_and_the_plain_model_take_turns(plain: Any, file: MotionFile) -> None:
+    other = random_motion(plain, seed=2)
+    models = [moving(plain, file), plain, moving(plain, other)]
+    first = [ksampler(model) for model in models]
+    again = [ksampler(model) for model in models]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert worst(first[0], first[2]) > 0.01
+
+
+def test_a_second_run_equals_the_first(plain: Any, file: MotionFile) -> None:
+    model = moving(plain, file)
+    schedule = AdaINSchedule("paper")
+    runs = [lamp_ksampler(model, schedule=schedule) for _ in range(2)]
+    assert torch.equal(*runs)
+
+
+def stop_in_the_middle(model: Any, how: Callable[[], None]) -> None:
+    """Run the stock sampler, calling `how` while the UNet is at work in its second step."""
+    calls = []
+
+    def in_attention(q: Tensor, k: Tensor, v: Tensor, options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == 5:
+            assert count_hooks(model) > 0
+            how()
+        return q, k, v
+
+    model = model.clone()
+    model.set_model_attn2_patch(in_attention)
+    ksampler(model)
+
+
+def test_nothing_is_left_after_an_error(plain: Any, file: MotionFile) -> None:
+    def fail() -> None:
+        raise RuntimeError("out of memory, say")
+
+    before = ksampler(plain)
+    model = moving(plain, file)
+    good = ksampler(model)
+    with pytest.raises(RuntimeError, match="say"):
+        stop_in_the_middle(model, fail)
+    assert count_hooks(plain) == 0
+    assert torch.equal(ksampler(plain), before)
+    assert torch.equal(ksampler(model), good)
+
+
+def test_nothing_is_left_after_a_cancel(plain: Any, file: MotionFile) -> None:
+    import comfy.model_management as management
+
+    def cancel() -> None:
+        management.interrupt_current_processing(True)
+        management.throw_exception_if_processing_interrupted()
+
+    before = ksampler(plain)
+    model = moving(plain, file)
+    with pytest.raises(management.InterruptProcessingException):
+        stop_in_the_middle(model, cancel)
+    assert count_hooks(plain) == 0
+    assert torch.equal(ksampler(plain), before)
+
+
+# --- bad input ----------------------------------------------------------------------------------
+
+
+def refused(model: Any, samples: Tensor, sentence: str) -> None:
+    from lamp.errors import LampError
+
+    with pytest.raises(LampError, match=sentence):
+        ksampler(model, samples=samples)
+
+
+def test_a_latent_that_is_no_video_is_refused(plain: Any, file: MotionFile) -> None:
+    model = moving(plain, file)
+    refused(model, video_latent(1), r"at least 2 frames, not of shape \(1, 4, 8, 8\)")
+    refused(model, torch.zeros(6, 4, 8, 8), "Frame 1 of the latent is empty")
+    refused(model, torch.ones(6, 16, 8, 8), "The latent has 16 channels, the MODEL needs 4")
+    broken = video_latent()
+    broken[0, 0, 0, 0] = float("nan")
+    refused(model, broken, "NaN or infinite")
+
+
+def test_a_second_motion_is_refused(plain: Any, file: MotionFile) -> None:
+    from lamp.errors import LampError
+
+    with pytest.raises(LampError, match="already carries a LAMP motion"):
+        moving(moving(plain, file), file)
+
+
+def test_context_windows_are_refused(plain: Any, file: MotionFile) -> None:
+    from lamp.errors import LampError
+
+    model = moving(plain, file)
+    model.model_options["context_handler"] = object()
+    with pytest.raises(LampError, match="remove the Context Windows node"):
+        ksampler(model)
+
+
+def test_another_familys_model_is_refused(plain: Any, file: MotionFile) -> None:
+    from lamp.errors import IncompatibleModelError
+
+    sd1 = dataclasses.replace(file, config=dataclasses.replace(file.config, family="sd1"))
+    with pytest.raises(IncompatibleModelError, match="SD 1.x; the connected MODEL is SD-XL.*only"):
+        moving(tiny_patcher(text_width=2048), sd1)
+    with pytest.raises(IncompatibleModelError, match="SD 1.x; the connected MODEL is SD 2.x"):
+        moving(tiny_patcher(text_width=1024), sd1)
