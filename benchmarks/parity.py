@@ -14,6 +14,7 @@ import math
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -147,6 +148,16 @@ class _Models:
         return self._last[1]
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the hosts' own news between the lines."""
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.parity", description=__doc__)
     parser.add_argument("--fixtures", type=Path, required=True, help="folder of reference figures")
@@ -157,8 +168,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     hosts = list(HOSTS) if options.host == "both" else [options.host]
     torch.set_num_threads(1)  # more change the order of sums, and gain nothing at this size
-    logging.disable(logging.WARNING)  # the hosts' own news
-    with tempfile.TemporaryDirectory() as base:
+    with _quiet(), tempfile.TemporaryDirectory() as base:
         if "comfy" in hosts:
             try:
                 use_host(Path(base))
