@@ -30,7 +30,7 @@ def clip_folders() -> dict[str, Path]:
     roots = {"input": [folder_paths.get_input_directory()]}
     if "datasets" in folder_paths.folder_names_and_paths:
         roots["datasets"] = folder_paths.get_folder_paths("datasets")
-    found = {}
+    found: dict[str, Path] = {}
     for label, paths in roots.items():
         for root in paths:
             for folder, children, _ in os.walk(root):
@@ -55,6 +55,7 @@ class TrainingClips(io.ComfyNode):
             description="Read 8 to 16 short clips that share one motion, ready for LAMP Trainer. "
             "A text file beside a clip (clip.mp4, clip.txt) is its caption.",
             is_input_list=True,
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Combo.Input(
                     "folder",
@@ -233,8 +234,8 @@ class Trainer(io.ComfyNode):
                 io.Combo.Input(
                     "precision",
                     options=["auto", *PRECISIONS],
-                    tooltip="Arithmetic of the forward pass; what is learned is always kept in fp32."
-                    " auto fits the device.",
+                    tooltip="Arithmetic of the forward pass; what is learned is always kept in "
+                    "fp32. auto fits the device.",
                 ),
                 io.Boolean.Input(
                     "checkpointing",
@@ -309,7 +310,7 @@ class Trainer(io.ComfyNode):
 def describe(config: TrainConfig, clips: ClipSet, family: str) -> dict[str, Any]:
     """What the motion file tells of its training."""
     rates = [info.fps for info in clips.infos if info.fps]
-    settings = clips.settings
+    settings, captions = clips.settings, clips.captions
     return {
         "family": family,
         "frames": config.frames,
@@ -317,8 +318,9 @@ def describe(config: TrainConfig, clips: ClipSet, family: str) -> dict[str, Any]
         "height": settings.height,
         "fps": float((settings.fps or (rates[0] if rates else 8.0)) / settings.stride),
         "groupnorm": config.groupnorm,
-        "prompt": clips.captions[0],
-        "captions": list(clips.captions),
+        # One prompt for all clips is the motion's own; captions clip by clip are no such thing.
+        "prompt": captions[0] if len(set(captions)) == 1 else "",
+        "captions": captions,
         "learning_rate": config.learning_rate,
         "seed": config.seed,
     }

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from ..architecture import map_unet
 from ..clips import ClipSet
 from ..errors import IncompatibleModelError, LampError
-from .comfy_vae import check_image_vae
 from ..latents import LatentClips, cache_latents
 from ..motion import Motion
 from ..training import PRECISIONS
 from .comfy import KEY
+from .comfy_vae import check_image_vae
 
 
 class ComfyHost:
