@@ -115,7 +115,7 @@ class DiffusersModel:
 
 
 class ComfyModel:
-    """In ComfyUI, sampled as the LAMP KSampler node does: a bound MODEL and a host's sampler."""
+    """In ComfyUI, sampled by what the LAMP KSampler node calls."""
 
     def __init__(self, fixture: Fixture) -> None:
         from lamp.hosts.comfy_models import build_patcher
@@ -154,32 +154,32 @@ class ComfyModel:
     # Nodes run in inference mode, and what was loaded in it has to serve training later on.
     @torch.inference_mode()
     def _sample_one(self, job: Job) -> Run:
-        import comfy.sample
-        import comfy.samplers
+        import comfy.utils
 
         from lamp.hosts.comfy import BoundMotion, bind
-        from lamp.hosts.comfy_sampler import OFFICIAL_SCHEDULER, make_sigmas, with_adain
+        from lamp.hosts.comfy_sampler import OFFICIAL_SCHEDULER, sample_video
 
+        comfy.utils.set_progress_bar_enabled(False)
         model = bind(self.patcher, BoundMotion(self.motion(self.learned)))
         schedule: Any = _Recorded(AdaINSchedule("official"))
-        sampler = with_adain(comfy.samplers.sampler_object("euler"), schedule)
         latent_format = self.patcher.model.latent_format
         latent = torch.zeros_like(job.noise)
         latent[:1] = latent_format.process_out(job.first)
         with watched(self.host.unet) as calls:
-            out = comfy.sample.sample_custom(
+            out = sample_video(
                 model,
-                job.noise.clone(),
-                job.guidance,
-                sampler,
-                make_sigmas(model, OFFICIAL_SCHEDULER, job.steps),
                 [[job.cond, {}]],
                 [[job.uncond, {}]],
-                latent,
-                disable_pbar=True,
+                {"samples": latent},
                 seed=0,
+                steps=job.steps,
+                cfg=job.guidance,
+                sampler="euler",  # without noise of its own this is the DDIM step
+                scheduler=OFFICIAL_SCHEDULER,
+                schedule=schedule,
+                noise=share_noise(job.noise),
             )
-        return Run(schedule.states, latent_format.process_in(out), calls)
+        return Run(schedule.states, latent_format.process_in(out["samples"]), calls)
 
 
 class _Recorded:

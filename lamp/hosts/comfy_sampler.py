@@ -187,13 +187,19 @@ class _BetweenSteps:
         return self._model(x, sigma, **kwargs)
 
     def start(self, x: Tensor) -> Tensor:
-        """The official sampler takes plain noise as x_T at timestep 981, where the host, knowing
-        that 981 is not the very last level, would scale it down by 0.3 %."""
+        """The official sampler takes plain noise as x_T at its first timestep, where the host,
+        knowing that this is not the very last level, would scale it down: by 0.3 % at 981 of 50
+        steps, by half at 501 of 2."""
         sigma = self._sigmas[0]
-        if self._sigmas[-1] == 0 or sigma < self._model_sampling().sigmas[-100]:
+        if self._sigmas[-1] == 0 or not self._is_whole_schedule():
             return x
         latent = self._model.latent_image
         return latent + (x - latent) * (1 + sigma**-2) ** 0.5
+
+    def _is_whole_schedule(self) -> bool:
+        """Whether the official schedule runs from its beginning (denoise 1)."""
+        first = self._model_sampling().sigmas[ddim_timesteps(self._steps)[0]]
+        return bool(self._sigmas[0] > 0.9999 * first)
 
     def finish(self, x: Tensor) -> Tensor:
         """AdaIN after the last step and after the loop, in the scale of the clean latent."""
