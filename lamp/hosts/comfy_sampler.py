@@ -63,7 +63,8 @@ def make_sigmas(
         sigmas = torch.cat([sigmas[:-2], sigmas[-1:]])
     else:
         sigmas = comfy.samplers.calculate_sigmas(sampling, scheduler, total).cpu()
-    return sigmas[-(steps + 1) :]
+    # At full denoise some schedulers of the host give a level more than steps: all are taken.
+    return sigmas if denoise >= 1.0 else sigmas[-(steps + 1) :]
 
 
 def sample_video(
@@ -100,17 +101,18 @@ def sample_video(
     if denoise >= 1.0 and mask is None:
         frames = _only_first(frames)
     noise = shared_noise(frames, seed, alpha) if noise is None else given_noise(noise, frames)
+    sigmas = make_sigmas(model, scheduler, steps, denoise, sampler)
     samples = comfy.sample.sample_custom(
         model,
         noise,
         cfg,
         make_sampler(sampler, schedule),
-        make_sigmas(model, scheduler, steps, denoise, sampler),
+        sigmas,
         positive,
         negative,
         frames,
         noise_mask=mask,
-        callback=latent_preview.prepare_callback(model, steps),
+        callback=latent_preview.prepare_callback(model, max(len(sigmas) - 1, 0)),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
         seed=seed,
     )

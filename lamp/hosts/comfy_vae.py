@@ -17,7 +17,8 @@ _MIN_EXPLAINED = 0.5
 _MIN_LEAD = 0.4
 # Standard deviation of the colour (channels in -1..1, brightness taken out) below which a picture
 # is too grey to tell.
-_MIN_COLOUR = 0.05
+_MIN_COLOUR = 0.04
+_PATCHES = 8  # along the shorter side
 
 
 def check_image_vae(vae: Any) -> None:
@@ -84,8 +85,11 @@ def is_sdxl_latent(latent: Tensor, picture: Tensor) -> bool:
 
     if [size * _SDXL_STRIDE for size in latent.shape[2:]] != list(picture.shape[1:3]):
         return False
+    # Coarse patches: what latents say of fine texture is no colour, and averages out.
+    patch = max(min(latent.shape[2:]) // _PATCHES, 1)
+    latent = F.avg_pool2d(latent.float().cpu(), patch)
     colours = _rgb(picture).movedim(-1, 1).float().cpu() * 2 - 1
-    colours = _chroma(F.interpolate(colours, latent.shape[2:], mode="area"))
+    colours = _chroma(F.avg_pool2d(colours, patch * _SDXL_STRIDE))
     if colours.std() < _MIN_COLOUR:
         return False
     sd1 = _explained(latent, comfy.latent_formats.SD15(), colours)
@@ -106,7 +110,7 @@ def _chroma(rgb: Tensor) -> Tensor:
 def _explained(latent: Tensor, latent_format: Any, colours: Tensor) -> float:
     """Share of the colours' variance that the family's map from latents explains, at most 1."""
     factors = torch.tensor(latent_format.latent_rgb_factors)
-    scaled = latent_format.process_in(latent.float().cpu())
+    scaled = latent_format.process_in(latent)
     mapped = _chroma(torch.einsum("bkhw,kc->bchw", scaled, factors))
     error: Tensor = (mapped - colours).square().sum() / colours.square().sum()
     return 1.0 - error.item()

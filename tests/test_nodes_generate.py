@@ -1,0 +1,404 @@
+"""First frame, noise, sampler and colours as nodes, called as ComfyUI calls them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lamp.errors import IncompatibleModelError, LampError
+from lamp.noise import draw_noise, share_noise
+from tests.tiny_models import random_motion, text, tiny_patcher, video_latent
+
+Nodes = dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def model(comfy: Any) -> Any:
+    from lamp.hosts.comfy import BoundMotion, bind, load_motion
+
+    plain = tiny_patcher()
+    return bind(plain, BoundMotion(load_motion(plain, random_motion(plain))))
+
+
+def fake_vae(encode: Callable[[Tensor], Tensor], **facts: Any) -> Any:
+    return SimpleNamespace(**{"encode": encode, "latent_channels": 4, "latent_dim": 2, **facts})
+
+
+def shrink(picture: Tensor) -> Tensor:
+    """A stand-in for a VAE: 8x smaller, brightness in all four channels."""
+    grey = picture.mean(-1)[:, None]
+    return F.avg_pool2d(grey, 8).expand(-1, 4, -1, -1) + 1.0
+
+
+def painting(height: int = 96, width: int = 128, seed: int = 0) -> Tensor:
+    """A colourful picture `1 h w 3`, smooth at the scale of latents."""
+    coarse = torch.rand(1, 3, 6, 8, generator=torch.Generator().manual_seed(seed))
+    return F.interpolate(coarse, (height, width), mode="bilinear").movedim(1, -1)
+
+
+def vae_of(latent_format: Any, texture: float = 0.2) -> Any:
+    """A VAE of a family, made by turning round the host's map from latents to colours.
+
+    What the three colours leave open of the four channels is random, and so is fine texture.
+    """
+    factors = torch.tensor(latent_format.latent_rgb_factors)
+    bias = torch.tensor(latent_format.latent_rgb_factors_bias or [0.0, 0.0, 0.0])
+
+    def encode(picture: Tensor) -> Tensor:
+        colours = F.avg_pool2d(picture.movedim(-1, 1) * 2 - 1, 8) - bias[:, None, None]
+        latent = torch.einsum("bchw,ck->bkhw", colours, torch.linalg.pinv(factors))
+        generator = torch.Generator().manual_seed(1)
+        open_direction = torch.linalg.svd(factors.T).Vh[-1]
+        amount = torch.randn(latent[:, :1].shape, generator=generator)
+        noise = torch.randn(latent.shape, generator=generator)
+        latent = latent + amount * open_direction[:, None, None] + texture * noise
+        return latent_format.process_out(latent)
+
+    return fake_vae(encode)
+
+
+# --- LAMP First-Frame Condition -----------------------------------------------------------------
+
+
+def condition(nodes: Nodes, vae: Any, image: Tensor, *size: Any) -> Tensor:
+    return nodes["LAMP_FirstFrameCondition"].execute(vae, image, *size)[0]["samples"]
+
+
+def test_the_condition_holds_frame_1_and_zeros(node_classes: Nodes) -> None:
+    image = painting(40, 64)
+    latent = condition(node_classes, fake_vae(shrink), image, 64, 40, 5)
+    assert latent.shape == (5, 4, 5, 8)
+    assert torch.equal(latent[:1], shrink(image))
+    assert not latent[1:].any()
+
+
+def test_the_condition_fits_the_picture(node_classes: Nodes) -> None:
+    image = torch.ones(1, 100, 50, 3)
+    seen: list[Tensor] = []
+    vae = fake_vae(lambda picture: seen.append(picture) or shrink(picture))
+    for fit in ("crop", "pad", "stretch"):
+        assert condition(node_classes, vae, image, 64, 32, 2, fit).shape == (2, 4, 4, 8)
+    assert [tuple(picture.shape) for picture in seen] == [(1, 32, 64, 3)] * 3
+    assert [round(picture.mean().item(), 2) for picture in seen] == [1.0, 0.25, 1.0]
+
+
+def test_the_condition_takes_the_first_of_several_images(
+    node_classes: Nodes, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = torch.cat([painting(seed=0), painting(seed=1)])
+    with caplog.at_level(logging.WARNING):
+        latent = condition(node_classes, fake_vae(shrink), images, 128, 96, 2)
+    assert torch.equal(latent[:1], shrink(images[:1]))
+    assert "took the first of 2 images" in caplog.text
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_the_condition_takes_grey_and_transparent_pictures(
+    node_classes: Nodes, channels: int
+) -> None:
+    seen: list[Tensor] = []
+    vae = fake_vae(lambda picture: seen.append(picture) or shrink(picture))
+    image = torch.rand(1, 16, 16, channels)
+    condition(node_classes, vae, image, 16, 16, 2)
+    assert torch.equal(seen[0], image[..., :3].expand(1, 16, 16, 3))
+
+
+def test_the_condition_says_what_is_wrong(node_classes: Nodes) -> None:
+    def refused(sentence: str, *size: Any, vae: Any = None, image: Tensor | None = None) -> None:
+        with pytest.raises(LampError, match=f"^LAMP First-Frame Condition: .*{sentence}"):
+            condition(
+                node_classes,
+                vae or fake_vae(shrink),
+                painting() if image is None else image,
+                *(size or (128, 96, 2)),
+            )
+
+    refused("width must be a positive multiple of 8, not 130. Use 128", 130, 96, 2)
+    refused("height must be a positive multiple of 8, not 0", 128, 0, 2)
+    refused("frames is 1: a video has between 2", 128, 96, 1)
+    refused("image contains NaN", image=torch.full((1, 96, 128, 3), float("nan")))
+    nan = fake_vae(lambda picture: shrink(picture) * float("nan"))
+    refused("VAE returned NaN for the first frame.*--fp32-vae", vae=nan)
+    refused("VAE has 16 latent channels; SD 1.x has 4", vae=fake_vae(shrink, latent_channels=16))
+    refused("video VAE has 4 latent channels", vae=fake_vae(shrink, latent_dim=3))
+    with pytest.raises(LampError, match="The checkpoint has no VAE"):
+        condition(node_classes, None, painting(), 128, 96, 2)
+
+
+def test_the_condition_is_checked_before_anything_runs(node_classes: Nodes) -> None:
+    check = node_classes["LAMP_FirstFrameCondition"].validate_inputs
+    assert check(width=512, height=320, frames=16) is True
+    assert check(width=None, height=None, frames=None) is True  # they come over links
+    assert "not 500. Use 496" in check(width=500, height=320, frames=16)
+    assert "not 0" in check(width=0, height=320, frames=16)
+    assert "frames is 1:" in check(width=512, height=320, frames=1)
+    assert "frames is 0:" in check(width=512, height=320, frames=0)
+
+
+def test_an_sdxl_vae_is_found_out(node_classes: Nodes) -> None:
+    from comfy.latent_formats import SDXL
+
+    for seed in range(10):
+        with pytest.raises(IncompatibleModelError, match="encodes for SD-XL.*SD 1.x checkpoint"):
+            condition(node_classes, vae_of(SDXL()), painting(seed=seed), 128, 96, 2)
+
+
+@pytest.mark.parametrize("texture", [0.0, 0.2, 1.0])
+def test_an_sd1_vae_is_never_taken_for_sdxls(node_classes: Nodes, texture: float) -> None:
+    from comfy.latent_formats import SD15
+
+    vae = vae_of(SD15(), texture)
+    pictures = [painting(seed=seed) for seed in range(30)]
+    grey = painting().mean(-1, keepdim=True).expand(-1, -1, -1, 3)
+    for picture in [*pictures, grey, torch.zeros_like(grey), torch.rand_like(grey)]:
+        condition(node_classes, vae, picture, 128, 96, 2)
+
+
+def test_unknown_vaes_are_never_taken_for_sdxls(node_classes: Nodes) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for size in (1.0, 3.0, 5.0, 8.0):
+        for _ in range(25):
+            mixed = size * torch.randn(3, 4, generator=generator)
+            noise = size * torch.randn(1, 4, 12, 16, generator=generator)
+            linear = fake_vae(
+                lambda picture, m=mixed: torch.einsum(
+                    "bchw,ck->bkhw", F.avg_pool2d(picture.movedim(-1, 1) * 2 - 1, 8), m
+                )
+            )
+            condition(node_classes, linear, painting(), 128, 96, 2)
+            condition(node_classes, fake_vae(lambda _, n=noise: n), painting(), 128, 96, 2)
+
+
+def test_a_grey_picture_is_not_judged(comfy: Any) -> None:
+    from comfy.latent_formats import SDXL
+
+    from lamp.hosts.comfy_vae import is_sdxl_latent
+
+    colourful, vae = painting(), vae_of(SDXL())
+    grey = colourful.mean(-1, keepdim=True).expand(-1, -1, -1, 3)
+    assert is_sdxl_latent(vae.encode(colourful), colourful)
+    assert not is_sdxl_latent(vae.encode(grey), grey)
+    half = F.avg_pool2d(colourful.movedim(-1, 1), 2).movedim(1, -1)
+    assert not is_sdxl_latent(vae.encode(colourful), half)  # no 8x VAE
+
+
+# --- Shared Noise Latents -----------------------------------------------------------------------
+
+
+def test_shared_noise_is_the_official_draw(node_classes: Nodes) -> None:
+    latent = {"samples": torch.zeros(5, 4, 6, 7)}
+    samples, noise = node_classes["LAMP_SharedNoise"].execute(latent, seed=3, alpha=0.2)
+    drawn = torch.randn(1, 4, 5, 6, 7, generator=torch.Generator().manual_seed(3))[0]
+    drawn = drawn.transpose(0, 1)
+    assert torch.equal(samples["samples"][0], drawn[0])
+    assert torch.allclose(samples["samples"][1:], 0.2 * drawn[:1] + 0.8 * drawn[1:])
+    assert noise.seed == 3
+    assert torch.equal(noise.generate_noise(latent), samples["samples"])
+
+
+def test_shared_noise_needs_a_video(node_classes: Nodes) -> None:
+    node = node_classes["LAMP_SharedNoise"]
+    with pytest.raises(LampError, match="^Shared Noise Latents: .*1 frame of 4 x 8 x 8"):
+        node.execute({"samples": torch.zeros(1, 4, 8, 8)}, 0)
+    with pytest.raises(LampError, match=r"\(1, 4, 5, 8, 8\)"):
+        node.execute({"samples": torch.zeros(1, 4, 5, 8, 8)}, 0)
+
+
+# --- LAMP KSampler ------------------------------------------------------------------------------
+
+
+def ksample(nodes: Nodes, model: Any, **options: Any) -> dict[str, Any]:
+    arguments = {
+        "model": model,
+        "positive": [[text(1), {}]],
+        "negative": [[text(2), {}]],
+        "latent": {"samples": video_latent()},
+        "seed": 7,
+        "steps": 3,
+        "cfg": 5.0,
+        **options,
+    }
+    with torch.inference_mode():
+        return nodes["LAMP_KSampler"].execute(**arguments)[0]
+
+
+def test_the_sampler_keeps_frame_1_and_the_latents_other_entries(
+    node_classes: Nodes, model: Any
+) -> None:
+    latent = {"samples": video_latent(), "batch_index": list(range(6))}
+    out = ksample(node_classes, model, latent=latent)
+    assert torch.equal(out["samples"][0], video_latent()[0])
+    assert out["batch_index"] == list(range(6))
+    assert torch.equal(latent["samples"], video_latent())
+
+
+def test_the_sampler_takes_noise_as_it_is(node_classes: Nodes, model: Any) -> None:
+    own = ksample(node_classes, model)
+    latent = {"samples": video_latent()}
+    shared = node_classes["LAMP_SharedNoise"].execute(latent, 7, 0.2)[0]
+    assert torch.equal(ksample(node_classes, model, noise=shared)["samples"], own["samples"])
+    # a copy that lost the mark, from a node in between, is not mixed either
+    copied = {"samples": share_noise(draw_noise(6, 4, 8, 8, 7), 0.2)}
+    assert torch.equal(ksample(node_classes, model, noise=copied)["samples"], own["samples"])
+
+
+def test_a_connected_schedule_takes_the_place_of_the_menu(node_classes: Nodes, model: Any) -> None:
+    off = node_classes["LAMP_AdaINSchedule"].execute("off")[0]
+    by_menu = ksample(node_classes, model, adain="off")["samples"]
+    by_link = ksample(node_classes, model, adain="paper", adain_schedule=off)["samples"]
+    assert torch.equal(by_menu, by_link)
+    assert not torch.equal(ksample(node_classes, model, adain="paper")["samples"], by_menu)
+    custom = node_classes["LAMP_AdaINSchedule"].execute("custom", 0.6, 0.0, 0.0)[0]
+    still = ksample(node_classes, model, adain_schedule=custom)["samples"]
+    assert torch.allclose(still, by_menu, atol=1e-5)
+
+
+def test_adain_gives_the_frames_frame_1s_statistics(node_classes: Nodes, model: Any) -> None:
+    frames = ksample(node_classes, model, adain="official")["samples"]
+    std, mean = torch.std_mean(frames, dim=(2, 3))
+    assert torch.allclose(std[1:], std[:1].expand(5, -1), rtol=1e-4)
+    assert torch.allclose(mean[1:], mean[:1].expand(5, -1), atol=1e-4)
+
+
+def test_custom_sampling_gives_the_same_video(node_classes: Nodes, model: Any) -> None:
+    from comfy_extras.nodes_custom_sampler import CFGGuider, SamplerCustomAdvanced
+
+    latent = {"samples": video_latent()}
+    with torch.inference_mode():
+        noise = node_classes["LAMP_SharedNoise"].execute(latent, 7, 0.2)[1]
+        schedule = node_classes["LAMP_AdaINSchedule"].execute("official")[0]
+        sampler = node_classes["LAMP_Sampler"].execute("ddim", schedule)[0]
+        sigmas = node_classes["LAMP_Scheduler"].execute(model, 3)[0]
+        guider = CFGGuider.execute(model, [[text(1), {}]], [[text(2), {}]], 5.0)[0]
+        out = SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, latent)[0]
+    ours = ksample(node_classes, model, adain="official")["samples"]
+    assert torch.equal(out["samples"], ours)
+
+
+def test_the_scheduler_is_the_official_one(node_classes: Nodes, model: Any) -> None:
+    from diffusers import DDIMScheduler
+
+    ddim = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    ddim.set_timesteps(50)
+    alphas = torch.cat([ddim.alphas_cumprod[ddim.timesteps], ddim.final_alpha_cumprod[None]])
+    sigmas = node_classes["LAMP_Scheduler"].execute(model, 50)[0]
+    assert torch.allclose(sigmas, ((1 - alphas) / alphas).sqrt(), rtol=1e-4)
+    half = node_classes["LAMP_Scheduler"].execute(model, 50, 0.5)[0]
+    twice = node_classes["LAMP_Scheduler"].execute(model, 100)[0]
+    assert torch.equal(half, twice[-51:])
+
+
+@pytest.mark.parametrize("sampler", ["euler", "uni_pc", "dpm_2"])
+@pytest.mark.parametrize("denoise", [0.4, 1.0])
+def test_stock_schedulers_have_the_stock_levels(model: Any, sampler: str, denoise: float) -> None:
+    import comfy.samplers
+
+    from lamp.hosts.comfy_sampler import make_sigmas
+
+    for scheduler in ("normal", "karras", "ddim_uniform"):
+        stock = comfy.samplers.KSampler(
+            model, 6, torch.device("cpu"), sampler, scheduler, denoise
+        ).sigmas
+        assert torch.equal(make_sigmas(model, scheduler, 6, denoise, sampler), stock)
+
+
+def test_the_sampler_says_what_is_wrong(node_classes: Nodes, model: Any) -> None:
+    def refused(sentence: str, model: Any = model, **options: Any) -> None:
+        with pytest.raises(LampError, match=f"^LAMP KSampler: .*{sentence}"):
+            ksample(node_classes, model, **options)
+
+    refused("no LAMP motion: connect the MODEL output of Load", tiny_patcher())
+    noise = {"samples": draw_noise(5, 4, 8, 8, 0)}
+    refused("noise is 5 frames of 4 x 8 x 8, the latent is 6 frames of 4 x 8 x 8", noise=noise)
+    refused("1 frame of 4 x 8 x 8. Make it with LAMP", latent={"samples": video_latent(1)})
+    broken = video_latent()
+    broken[0] = float("nan")
+    refused("latent contains NaN", latent={"samples": broken})
+    refused("channels, the MODEL needs 4", latent={"samples": torch.ones(6, 16, 8, 8)})
+    refused("Frame 1 of the latent is empty", latent={"samples": torch.zeros(6, 4, 8, 8)})
+    refused("uni_pc' chooses its own noise levels", sampler_name="uni_pc")
+    refused("would need 1600 noise levels", steps=800, denoise=0.5)
+    ksample(node_classes, model, sampler_name="uni_pc", adain="off")
+
+
+def test_progress_and_previews_reach_the_host(
+    node_classes: Nodes, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import comfy.utils
+
+    seen: list[tuple[int, int]] = []
+    monkeypatch.setattr(
+        comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, *_, **__: seen.append((value, total))
+    )
+    ksample(node_classes, model)
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_lamp_sampler_needs_a_motion(node_classes: Nodes, comfy: Any) -> None:
+    import comfy.sample
+
+    sampler = node_classes["LAMP_Sampler"].execute("euler")[0]
+    with pytest.raises(LampError, match="LAMP sampler needs a MODEL with a motion"):
+        comfy.sample.sample_custom(
+            tiny_patcher(),
+            torch.randn(6, 4, 8, 8),
+            5.0,
+            sampler,
+            torch.tensor([10.0, 1.0, 0.0]),
+            [[text(1), {}]],
+            [[text(2), {}]],
+            video_latent(),
+            disable_pbar=True,
+        )
+
+
+# --- Histogram Match ----------------------------------------------------------------------------
+
+
+def test_histograms_are_matched_frame_by_frame(node_classes: Nodes) -> None:
+    from skimage.exposure import match_histograms
+
+    generator = torch.Generator().manual_seed(0)
+    frames = torch.rand(35, 24, 32, 3, generator=generator) ** 2  # several chunks
+    frames = (frames * 255).round() / 255
+    out = node_classes["LAMP_HistogramMatch"].execute(frames)[0]
+    assert out.device.type == "cpu" and out.shape == frames.shape
+    assert torch.equal(out[0], frames[0])
+    for index in (1, 16, 34):
+        expected = match_histograms(frames[index].numpy(), frames[0].numpy(), channel_axis=-1)
+        # the reference interpolates between levels, the official method takes the next one
+        assert (out[index] - torch.from_numpy(expected)).abs().max() <= 6 / 255
+        assert (out[index] - frames[index]).abs().max() > 10 / 255
+
+
+def test_histograms_follow_a_reference_of_any_size(node_classes: Nodes) -> None:
+    node = node_classes["LAMP_HistogramMatch"]
+    frames = torch.rand(3, 16, 16, 3)
+    dark = torch.rand(2, 40, 30, 3) * 0.2
+    out = node.execute(frames, 1.0, dark)[0]
+    assert out.max() <= 0.2 and out.mean() == pytest.approx(0.1, abs=0.01)
+    assert torch.equal(node.execute(frames, 0.0, dark)[0], frames)
+
+
+def test_histograms_say_what_is_wrong(node_classes: Nodes) -> None:
+    node = node_classes["LAMP_HistogramMatch"]
+    with pytest.raises(LampError, match="^Histogram Match: The frames have 3 channels.*4"):
+        node.execute(torch.rand(2, 8, 8, 3), 1.0, torch.rand(1, 8, 8, 4))
+    broken = torch.rand(2, 8, 8, 3)
+    broken[1, 0, 0, 0] = float("nan")
+    with pytest.raises(LampError, match="^Histogram Match: The frames .*NaN"):
+        node.execute(broken)
