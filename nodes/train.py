@@ -69,19 +69,37 @@ class TrainingClips(io.ComfyNode):
                     tooltip="The motion in words, such as 'a horse runs'. Empty: the folder's name."
                     " {motion} in a caption file stands for it.",
                 ),
-                io.Int.Input("frames", default=16, min=2, max=128, tooltip="Frames to learn."),
                 io.Int.Input(
-                    "width", default=512, min=32, max=2048, step=8, tooltip="Width in pixels."
+                    "frames",
+                    default=16,
+                    min=2,
+                    max=128,
+                    tooltip="How many frames of a clip are learned at a time, and how many the "
+                    "videos will best have; the paper takes 16.",
                 ),
                 io.Int.Input(
-                    "height", default=320, min=32, max=2048, step=8, tooltip="Height in pixels."
+                    "width",
+                    default=512,
+                    min=32,
+                    max=2048,
+                    step=8,
+                    tooltip="The width that the clips are brought to, a multiple of 8.",
+                ),
+                io.Int.Input(
+                    "height",
+                    default=320,
+                    min=32,
+                    max=2048,
+                    step=8,
+                    tooltip="The height that the clips are brought to, a multiple of 8.",
                 ),
                 io.Float.Input(
                     "fps",
                     default=0.0,
                     min=0.0,
                     max=120.0,
-                    tooltip="Bring all clips to this frame rate first; 0 leaves them as they are.",
+                    tooltip="Bring all videos to this frame rate first; 0 leaves them as they are. "
+                    "Images have no frame rate and stay as they are.",
                 ),
                 io.Int.Input(
                     "stride",
@@ -186,8 +204,8 @@ class Trainer(io.ComfyNode):
                     default=2000,
                     min=1,
                     max=1_000_000,
-                    tooltip="Optimiser steps. The paper's authors train 30,000; a motion shows "
-                    "after some hundreds at a higher learning rate.",
+                    tooltip="Optimiser steps. The official configs train 30,000, and 500 to edit "
+                    "a single clip; the default here is a first look.",
                 ),
                 io.Float.Input(
                     "learning_rate",
@@ -198,7 +216,11 @@ class Trainer(io.ComfyNode):
                     tooltip="The paper's is 0.00003.",
                 ),
                 io.Int.Input(
-                    "batch", default=1, min=1, max=64, tooltip="Clips in each step; 1 needs least."
+                    "batch",
+                    default=1,
+                    min=1,
+                    max=64,
+                    tooltip="Clips in each step; 1 takes the least memory.",
                 ),
                 io.Int.Input(
                     "seed",
