@@ -16,11 +16,15 @@ class FrameLayout:
     frames: int
     videos: int = 1
 
-    def split(self, x: Tensor) -> Tensor:
-        """`(b f t) ...` -> `b f t ...`; t is 1 unless a patch tiles the tokens of each frame."""
+    def check(self, x: Tensor) -> None:
+        """Raises LampError if the batch `x` does not hold whole videos."""
         if x.shape[0] % (self.videos * self.frames):
             raise LampError(
                 f"A batch of {x.shape[0]} does not hold {self.videos} videos of {self.frames} "
                 "frames: another patch on this MODEL changes the batch; take it off."
             )
+
+    def split(self, x: Tensor) -> Tensor:
+        """`(b f t) ...` -> `b f t ...`; t is 1 unless a patch tiles the tokens of each frame."""
+        self.check(x)
         return x.unflatten(0, (self.videos, self.frames, -1))

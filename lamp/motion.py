@@ -121,6 +121,7 @@ def _add_conv(
     conv: nn.Module, layer: MotionConv, layout: FrameLayout, strength: float, stack: ExitStack
 ) -> None:
     def motion(_: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor:
+        layout.check(y)
         return layer(y, layout.frames, strength)
 
     stack.callback(conv.register_forward_hook(motion).remove)
@@ -130,6 +131,7 @@ def _pool_norm(norm: nn.Module, layout: FrameLayout, stack: ExitStack) -> None:
     """Let a GroupNorm see `b c f h w`: mean and variance over f, h, w (official code)."""
 
     def gather(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
+        layout.check(args[0])
         return (args[0].unflatten(0, (-1, layout.frames)).transpose(1, 2),)
 
     def scatter(_: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
