@@ -14,7 +14,10 @@ _SEED = "The world's seed: which objects the clips show, and so which ones are u
 
 
 def _seed_input() -> io.Int.Input:
-    return io.Int.Input("seed", default=0, min=0, max=2**31 - 1, tooltip=_SEED)
+    # The host puts "control after generate" on every input named seed that does not decline it.
+    return io.Int.Input(
+        "seed", default=0, min=0, max=2**31 - 1, control_after_generate=False, tooltip=_SEED
+    )
 
 
 class LoadToyBase(io.ComfyNode):
@@ -26,8 +29,8 @@ class LoadToyBase(io.ComfyNode):
             node_id="LAMP_LoadToyBase",
             display_name="Load LAMP Toy Base",
             category="LAMP/toy",
-            description="A tiny SD 1.x-shaped model that draws coloured sprites at 32x32 pixels. It "
-            "comes with the pack, for trying the workflows in seconds; it draws nothing else.",
+            description="A tiny SD 1.x-shaped model that draws coloured sprites at 32x32 pixels. "
+            "It comes with the pack, for trying workflows in seconds, and draws nothing else.",
             inputs=[],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The toy UNet."),
@@ -65,7 +68,11 @@ class ToyClips(io.ComfyNode):
                     is_output_list=True,
                     tooltip="One IMAGE batch a clip, for the images input of LAMP Training Clips.",
                 ),
-                io.String.Output(display_name="prompt", tooltip="The motion in words."),
+                io.String.Output(
+                    display_name="prompts",
+                    is_output_list=True,
+                    tooltip="Each clip's caption with the motion, for LAMP Training Clips.",
+                ),
             ],
         )
 
@@ -75,7 +82,8 @@ class ToyClips(io.ComfyNode):
         from ..lamp.toy.world import training_clips
 
         world = training_clips(seed, clips=clips)
-        return io.NodeOutput([_image(frames) for frames in world.frames], world.motion)
+        prompts = [f"{caption} {world.motion}" for caption in world.captions]
+        return io.NodeOutput([_image(frames) for frames in world.frames], prompts)
 
 
 class ToyObject(io.ComfyNode):
@@ -87,7 +95,7 @@ class ToyObject(io.ComfyNode):
             node_id="LAMP_ToyObject",
             display_name="LAMP Toy Object",
             category="LAMP/toy",
-            description="The first frame of an object that no clip shows, and where it ought to go.",
+            description="The first frame of an object that no clip shows, and its true path.",
             inputs=[
                 _seed_input(),
                 io.Combo.Input(

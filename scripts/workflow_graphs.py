@@ -1,0 +1,243 @@
+"""The bundled workflows for real checkpoints, in a few words each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from scripts.workflow_format import Graph, Group, Node, Note, Out
+from scripts.workflow_parts import BLUE, GREEN, ORANGE, TEXT, decode, encode, read_me, sample, video
+
+SD1 = "v1-5-pruned-emaonly-fp16.safetensors"
+SDXL = "sd_xl_base_1.0.safetensors"
+MOTION = "horse_run_00001.safetensors"
+_HUB = "https://huggingface.co"
+_SD1_URL = f"{_HUB}/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/{SD1}"
+_SDXL_URL = f"{_HUB}/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/{SDXL}"
+
+WIDE = (400, 0)
+
+
+def _checkpoint(key: str, file: str, url: str, title: str) -> Node:
+    models = [{"name": file, "url": url, "directory": "checkpoints"}]
+    return Node(key, "CheckpointLoaderSimple", {"ckpt_name": file}, title, size=WIDE, models=models)
+
+
+def _sd1() -> Node:
+    return _checkpoint("sd1", SD1, _SD1_URL, "Checkpoint: SD 1.x, moves the picture")
+
+
+def _first_frame(image: Out) -> Node:
+    inputs = {"vae": Out("sd1", "VAE"), "image": image, "width": 512, "height": 320, "frames": 16}
+    return Node("condition", "LAMP_FirstFrameCondition", inputs)
+
+
+def _load_motion() -> Node:
+    inputs = {"model": Out("sd1", "MODEL"), "motion_name": MOTION}
+    return Node("motion", "LAMP_LoadMotion", inputs, size=WIDE)
+
+
+_MISTAKE = """**The commonest mistake:** SD-XL's MODEL in *Load LAMP Motion*. A motion is made for \
+SD 1.x, so MODEL, CLIP and VAE of the SD 1.x checkpoint belong here. SD-XL only draws frame 1."""
+
+_FAMILY = """**The checkpoint must be SD 1.x.** A motion does not fit SD-XL or other models: their \
+MODEL in *Load LAMP Motion* ends in an error. LoRAs for SD 1.x may come before or after it."""
+
+
+def _animate_groups(image: Out, text: Any, hint: str) -> list[Group]:
+    """From a first frame to a saved video with a SD 1.x checkpoint and a motion file."""
+    clip = Out("sd1", "CLIP")
+    return [
+        Group(
+            "Motion: SD 1.x and LAMP",
+            GREEN,
+            [
+                [_sd1(), _load_motion(), Note(hint, (400, 100))],
+                [
+                    encode("positive", text, clip, "What happens (with the motion's words)"),
+                    encode("negative", "", clip, "Negative"),
+                    _first_frame(image),
+                ],
+                [
+                    sample(Out("motion", "model"), steps=50, cfg=12.5),
+                    decode("frames", Out("sample", "latent"), Out("sd1", "VAE")),
+                    Node("matched", "LAMP_HistogramMatch", {"images": Out("frames", "IMAGE")}),
+                ],
+            ],
+        ),
+        Group("Video", ORANGE, [video(Out("matched", "images"), 8.0, "video/LAMP")]),
+    ]
+
+
+_TEXT_TO_VIDEO = f"""## Text to video
+
+SD-XL draws the first frame. A LAMP motion on SD 1.x moves it: 16 frames, 512 x 320.
+
+| File | Folder |
+|---|---|
+| `{SDXL}` | `models/checkpoints` |
+| `{SD1}` (or another SD 1.x checkpoint) | `models/checkpoints` |
+| a motion, such as `{MOTION}` | `models/lamp_motion` |
+
+A motion comes from the workflow **lamp_train_motion**, or from somebody who trained one. \
+Press **R** after adding files.
+
+1. Choose the three files.
+2. Write the prompt. Use the words of the motion: *a horse runs*.
+3. Run.
+
+Is the first frame right but the motion weak? Keep the picture (its seed is fixed) and try other \
+seeds in *LAMP KSampler*.
+"""
+
+
+def text_to_video() -> Graph:
+    """SD-XL draws the first frame, LAMP moves it."""
+    clip, prompt = Out("sdxl", "CLIP"), Out("prompt", "STRING")
+    drawn = {
+        "model": Out("sdxl", "MODEL"),
+        "positive": Out("xl_positive", "CONDITIONING"),
+        "negative": Out("xl_negative", "CONDITIONING"),
+        "latent_image": Out("canvas", "LATENT"),
+        "steps": 30,
+        "cfg": 7.0,
+        "sampler_name": "dpmpp_2m",
+        "scheduler": "karras",
+    }
+    picture = Group(
+        "First frame: SD-XL",
+        BLUE,
+        [
+            [
+                _checkpoint("sdxl", SDXL, _SDXL_URL, "Checkpoint: SD-XL, draws the first frame"),
+                Node(
+                    "prompt",
+                    "PrimitiveStringMultiline",
+                    {"value": "a white horse runs on the beach, side view, photo"},
+                    "Prompt, for both models",
+                    size=TEXT,
+                ),
+            ],
+            [
+                encode("xl_positive", prompt, clip, "Prompt (SD-XL)"),
+                encode("xl_negative", "blurry, deformed, text", clip, "Negative (SD-XL)"),
+            ],
+            [
+                Node("canvas", "EmptyLatentImage", {"width": 1280, "height": 800}),
+                Node("draw", "KSampler", drawn),
+            ],
+            [
+                decode("picture", Out("draw", "LATENT"), Out("sdxl", "VAE")),
+                Node(
+                    "preview",
+                    "PreviewImage",
+                    {"images": Out("picture", "IMAGE")},
+                    "First frame",
+                    size=(400, 320),
+                ),
+            ],
+        ],
+    )
+    return Graph(
+        "lamp_text_to_video_sdxl",
+        [
+            [read_me(_TEXT_TO_VIDEO, (420, 360)), picture],
+            _animate_groups(Out("picture", "IMAGE"), prompt, _MISTAKE),
+        ],
+    )
+
+
+_ANIMATE = f"""## Animate an image
+
+A LAMP motion moves your picture: 16 frames, 512 x 320. Frame 1 of the video is your picture.
+
+| File | Folder |
+|---|---|
+| `{SD1}` (or another SD 1.x checkpoint) | `models/checkpoints` |
+| a motion, such as `{MOTION}` | `models/lamp_motion` |
+
+1. **Choose your picture** in *Load Image*. It should show the start of the motion, from the side \
+and in the size that the training clips show.
+2. Choose checkpoint and motion. Press **R** after adding files.
+3. Describe the picture and what happens, in the words of the motion: *a horse runs*.
+4. Run.
+"""
+
+
+def animate_image() -> Graph:
+    """LAMP moves a picture of the user's."""
+    image = Node("image", "LoadImage", {"image": "example.png"}, "Your picture", size=(400, 320))
+    start = Group("Picture", BLUE, [[image]])
+    return Graph(
+        "lamp_animate_image",
+        [
+            [
+                read_me(_ANIMATE, (420, 320)),
+                start,
+                *_animate_groups(Out("image", "IMAGE"), "a brown horse runs on the grass", _FAMILY),
+            ]
+        ],
+    )
+
+
+_TRAIN = f"""## Train a motion
+
+Learns one motion from 8 to 16 short clips that show it, with different animals, people or things.
+
+1. Put the clips into `input/horse_run` (mp4, mov, webm, mkv, gif, or a folder of pictures for \
+each clip), at least 16 frames each. Press **R**, choose the folder.
+2. Write the motion in words: *a horse runs*. A text file beside a clip (`clip.mp4`, `clip.txt`) \
+is that clip's own caption.
+3. Choose a SD 1.x checkpoint: `{SD1}` in `models/checkpoints`. SD-XL does not work here.
+4. Run *LAMP Training Clips* first and look at its report: are the clips cut as you want them?
+5. Train. Pressing cancel keeps what was learned so far.
+
+The motion is written to `models/lamp_motion`. Use it in **lamp_text_to_video_sdxl** or \
+**lamp_animate_image**, with a prompt in the same words.
+
+The paper trains 30,000 steps at a learning rate of 0.00003. The 2,000 here are a first look.
+"""
+
+
+def train_motion() -> Graph:
+    """A motion file from a folder of clips."""
+    chosen = {"folder": "input/horse_run", "prompt": "a horse runs"}
+    report = {"source": Out("clips", "report")}
+    trainer = {
+        "model": Out("sd1", "MODEL"),
+        "clip": Out("sd1", "CLIP"),
+        "vae": Out("sd1", "VAE"),
+        "clips": Out("clips", "clips"),
+        "name": "horse_run",
+    }
+    info = {"motion": Out("trainer", "motion")}
+    return Graph(
+        "lamp_train_motion",
+        [
+            [
+                read_me(_TRAIN, (420, 400)),
+                Group(
+                    "1. Clips",
+                    BLUE,
+                    [
+                        [Node("clips", "LAMP_TrainingClips", chosen, size=(400, 560))],
+                        [Node("report", "PreviewAny", report, "Report", size=(400, 300))],
+                    ],
+                ),
+                Group(
+                    "2. Training",
+                    GREEN,
+                    [
+                        [
+                            _checkpoint("sd1", SD1, _SD1_URL, "Checkpoint: SD 1.x"),
+                        ],
+                        [Node("trainer", "LAMP_Trainer", trainer, size=(400, 660))],
+                    ],
+                ),
+                Group(
+                    "3. The motion file",
+                    ORANGE,
+                    [[Node("info", "LAMP_MotionInfo", info, size=(400, 300))]],
+                ),
+            ]
+        ],
+    )
