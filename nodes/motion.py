@@ -106,6 +106,14 @@ class LoadMotion(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, motion_name: str | None = None) -> bool | str:
+        """A missing file is told before the first frame is drawn, not after it."""
+        try:
+            return motion_name is None or bool(_motion_path(motion_name))
+        except LampError as error:
+            return str(error)
+
+    @classmethod
     def fingerprint_inputs(cls, motion_name: str | None = None, **_: Any) -> str:
         """A file that was written again is read again."""
         path = folder_paths.get_full_path(MOTION_FOLDER, motion_name) if motion_name else None

@@ -282,6 +282,30 @@ def test_custom_sampling_gives_the_same_video(node_classes: Nodes, model: Any) -
     assert torch.equal(out["samples"], ours)
 
 
+def test_a_schedule_in_two_parts_gives_the_same_video(node_classes: Nodes, model: Any) -> None:
+    from comfy_extras.nodes_custom_sampler import (
+        CFGGuider,
+        DisableNoise,
+        SamplerCustomAdvanced,
+        SplitSigmas,
+    )
+
+    latent = {"samples": video_latent()}
+    with torch.inference_mode():
+        noise = node_classes["LAMP_SharedNoise"].execute(latent, 7, 0.2)[1]
+        schedule = node_classes["LAMP_AdaINSchedule"].execute("off")[0]
+        sampler = node_classes["LAMP_Sampler"].execute("ddim", schedule)[0]
+        guider = CFGGuider.execute(model, [[text(1), {}]], [[text(2), {}]], 5.0)[0]
+        sigmas = node_classes["LAMP_Scheduler"].execute(model, 6)[0]
+        high, low = SplitSigmas.execute(sigmas, 4).result
+        half = SamplerCustomAdvanced.execute(noise, guider, sampler, high, latent)[0]
+        still = DisableNoise.execute()[0]
+        out = SamplerCustomAdvanced.execute(still, guider, sampler, low, half)[0]["samples"]
+    whole = ksample(node_classes, model, steps=6, adain="off")["samples"]
+    assert torch.equal(half["samples"][0], video_latent()[0])
+    assert torch.allclose(out, whole, rtol=0, atol=1e-4 * whole.abs().max().item())
+
+
 def test_the_scheduler_is_the_official_one(node_classes: Nodes, model: Any) -> None:
     from diffusers import DDIMScheduler
 
@@ -331,6 +355,9 @@ def test_the_sampler_says_what_is_wrong(node_classes: Nodes, model: Any) -> None
     refused("channels, the MODEL needs 4", latent={"samples": torch.ones(6, 16, 8, 8)})
     refused("Frame 1 of the latent is empty", latent={"samples": torch.zeros(6, 4, 8, 8)})
     refused("uni_pc' chooses its own noise levels", sampler_name="uni_pc")
+    refused("Unknown sampler 'best'. Choose one of: euler", sampler_name="best")
+    refused(r"Unknown scheduler 'best'. Choose one of: ddim \(official\)", scheduler="best")
+    refused("Unknown AdaIN mode 'best'", adain="best")
     refused("would need 1600 noise levels", steps=800, denoise=0.5)
     ksample(node_classes, model, sampler_name="uni_pc", adain="off")
 

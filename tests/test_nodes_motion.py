@@ -191,6 +191,7 @@ def test_the_settings_reach_the_model(
     config = dataclasses.replace(motion.config, groupnorm="frame")
     save_motion(folder / "m.safetensors", motion.state, config)
     settings = {"strength": 0.7, "alpha": 0.1, "start_percent": 0.2, "end_percent": 0.9}
+    assert node_classes["LAMP_LoadMotion"].validate_inputs(motion_name="m.safetensors") is True
     model, file = load(node_classes, plain, **settings).result
     bound = model.get_attachment("lamp_motion")
     assert {name: getattr(bound, name) for name in settings} == settings
@@ -215,6 +216,9 @@ def test_files_that_are_no_motion_are_refused(
 ) -> None:
     path = folder / "m.safetensors"
     refused(node_classes, plain, "no motion file 'm.safetensors' in models/lamp_motion")
+    check = node_classes["LAMP_LoadMotion"].validate_inputs
+    assert "no motion file 'm.safetensors'" in check(motion_name="m.safetensors")
+    assert check(motion_name=None) is True  # it comes over a link
     path.write_bytes(b"not a safetensors file at all")
     refused(node_classes, plain, "m.safetensors is no readable .safetensors file")
     save_file({"lora_up.weight": torch.zeros(2)}, path)

@@ -42,10 +42,11 @@ def make_sigmas(
     leaves out the last level but one for some samplers; tell their name for the same levels.
 
     Raises:
-        LampError: the official schedule does not have that many steps.
+        LampError: the scheduler is unknown, or the official one does not have that many steps.
     """
     import comfy.samplers
 
+    _check_name("scheduler", scheduler, scheduler_names())
     if denoise <= 0.0:
         return torch.zeros(0)
     sampling = patcher.get_model_object("model_sampling")
@@ -131,16 +132,23 @@ def make_sampler(name: str, schedule: AdaINSchedule) -> Any:
     """A SAMPLER of the host under an AdaIN schedule.
 
     Raises:
-        LampError: the sampler does not step through the scheduler's noise levels.
+        LampError: the sampler is unknown, or AdaIN cannot follow it.
     """
     import comfy.samplers
 
+    _check_name("sampler", name, comfy.samplers.SAMPLER_NAMES)
     if name in _OWN_LEVELS and schedule.mode != "off":
         raise LampError(
             f"The sampler '{name}' chooses its own noise levels, so AdaIN has no steps to follow: "
             "choose another sampler (ddim or euler is the paper's) or set AdaIN to off."
         )
     return with_adain(comfy.samplers.sampler_object(name), schedule)
+
+
+def _check_name(kind: str, name: str, known: list[str]) -> None:
+    # Not every version of the host checks the menus of a graph that comes over its API.
+    if name not in known:
+        raise LampError(f"Unknown {kind} '{name[:50]}'. Choose one of: {', '.join(known)}.")
 
 
 def with_adain(sampler: Any, schedule: AdaINSchedule) -> Any:
@@ -206,7 +214,10 @@ class _BetweenSteps:
     def finish(self, x: Tensor) -> Tensor:
         """AdaIN after the last step and after the loop, in the scale of the clean latent."""
         sigma = self._sigmas[-1]
-        x = self._adapt(x, sigma, self._steps - 1) / (1 + sigma**2) ** 0.5
+        x = self._adapt(x, sigma, self._steps - 1)
+        if sigma > 1.0001 * self._model_sampling().sigmas[0]:
+            return x  # a part of a schedule: another sampler goes on from here
+        x = x / (1 + sigma**2) ** 0.5
         video = torch.cat([self._first.to(x), x[1:]])
         return self._schedule.after_loop(video, x.shape[0])
 

@@ -11,7 +11,8 @@ from scripts.comfy_server import ComfyServer
 from scripts.host import HostMissing, host_path
 
 _HERE = Path(__file__).parent
-collect_ignore = ["probe_nodes"]  # a custom node folder: only ComfyUI can import it
+# custom node folders: only ComfyUI can import them
+collect_ignore = ["probe_nodes", "tiny_nodes"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -27,5 +28,5 @@ def server() -> Iterator[ComfyServer]:
         host_path()
     except HostMissing as error:
         pytest.skip(f"needs ComfyUI: {error}")
-    with ComfyServer(extra_nodes=[_HERE / "probe_nodes"]) as running:
+    with ComfyServer(extra_nodes=[_HERE / folder for folder in collect_ignore]) as running:
         yield running
