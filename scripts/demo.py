@@ -30,7 +30,9 @@ from scripts.make_workflows import load_api
 from scripts.terminal import StatusLine, bar
 
 WORKFLOW = "lamp_toy_train_and_generate"
+MOTION = "toy_moves_right"  # the name that the workflow gives to its motion
 OUT = ROOT / "build" / "demo"
+PICTURES = ("motion.webp", "motion.mp4", "contact_sheet.png", "loss.png")
 # A static video reaches IoU 0.2, path error 1.0 and follows no object. Looser than the marks of
 # benchmarks.motion, which measures 24 objects of each kind and not a handful.
 MARKS = {"iou": 0.5, "nrmse": 0.25, "followed": 0.75}
@@ -168,8 +170,7 @@ def _shown(path: Path) -> Path:
 
 
 def run(args: argparse.Namespace) -> int:
-    shutil.rmtree(args.out, ignore_errors=True)
-    args.out.mkdir(parents=True)
+    _clear(args.out)
     line = StatusLine(sys.stdout)
     started = time.monotonic()
     print(f"LAMP demo: learn a motion from 8 clips, then move {args.objects} unseen objects.")
@@ -179,9 +180,15 @@ def run(args: argparse.Namespace) -> int:
         films = run_objects(server, args, line)
     write_pictures(films, args.out)
     line.say(f"all done in {time.monotonic() - started:.0f} s")
-    wanted = ("motion.webp", "motion.mp4", "contact_sheet.png", "loss.png")
-    motions = sorted(args.out.glob("*.safetensors"))
-    return report(measure(films), [*(args.out / name for name in wanted), *motions], args.out)
+    motions = sorted(args.out.glob(f"{MOTION}*.safetensors"))
+    return report(measure(films), [*(args.out / name for name in PICTURES), *motions], args.out)
+
+
+def _clear(out: Path) -> None:
+    """Make the folder, and remove what an earlier run left there, nothing else."""
+    out.mkdir(parents=True, exist_ok=True)
+    for path in [*(out / name for name in PICTURES), *out.glob(f"{MOTION}*.safetensors")]:
+        path.unlink(missing_ok=True)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -189,7 +196,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0, help="which clips and objects")
     parser.add_argument("--objects", type=int, default=8, choices=range(1, 25), metavar="1..24")
     parser.add_argument("--unseen", choices=("combination", "hard"), default="combination")
-    parser.add_argument("--out", type=Path, default=OUT, help="an own folder: it is emptied first")
+    parser.add_argument("--out", type=Path, default=OUT, help="where the pictures go")
     parser.add_argument("--timeout", type=float, default=1800.0, help="seconds for one object")
     return parser.parse_args(arguments)
 

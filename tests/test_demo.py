@@ -1,0 +1,110 @@
+"""The demo's pictures, its marks and its progress line; the demo itself needs minutes."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import av
+import pytest
+from PIL import Image
+
+from lamp.toy import score, world
+from scripts import demo
+from scripts.demo_pictures import VIDEO_ROUNDS, Film, write_pictures
+from scripts.terminal import StatusLine, bar
+
+
+@pytest.fixture(scope="module")
+def cases() -> list[world.Case]:
+    return world.evaluation_cases(0, "combination", count=3)
+
+
+def perfect(cases: list[world.Case]) -> list[Film]:
+    return [Film(case, case.frames) for case in cases]
+
+
+def still(cases: list[world.Case]) -> list[Film]:
+    return [Film(case, score.static_video(case)) for case in cases]
+
+
+def test_perfect_videos_reach_every_mark(cases: list[world.Case]) -> None:
+    figures = demo.measure(perfect(cases))
+    assert demo.missed(figures["learned"]) == []
+    assert figures["learned"]["followed"] == 1.0
+
+
+def test_still_videos_miss_every_mark(cases: list[world.Case]) -> None:
+    figures = demo.measure(still(cases))
+    assert len(demo.missed(figures["learned"])) == len(demo.MARKS)
+    assert figures["learned"] == figures["static"]
+
+
+def test_the_exit_status_tells_whether_the_motion_was_learned(
+    cases: list[world.Case], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert demo.report(demo.measure(perfect(cases)), [tmp_path / "a.webp"], tmp_path) == 0
+    assert "3 of 3 followed" in capsys.readouterr().out
+    assert demo.report(demo.measure(still(cases)), [], tmp_path) == 1
+    assert "overlap (IoU) is" in capsys.readouterr().err
+    assert (tmp_path / "score.json").is_file()
+
+
+def test_pictures_show_every_frame(cases: list[world.Case], tmp_path: Path) -> None:
+    films = perfect(cases[:2]) + still(cases[2:])
+    write_pictures(films, tmp_path)
+    with Image.open(tmp_path / "motion.webp") as film:
+        assert getattr(film, "n_frames", 1) == world.FRAMES
+        size = film.size
+    with av.open(str(tmp_path / "motion.mp4")) as video:
+        frames = list(video.decode(video=0))
+    assert len(frames) == world.FRAMES * VIDEO_ROUNDS
+    assert (frames[0].width, frames[0].height) == size
+    assert Image.open(tmp_path / "contact_sheet.png").height > 3 * 2 * world.SIZE
+
+
+def test_the_prompt_asks_for_one_object_and_its_frames() -> None:
+    prompt = demo.toy_prompt(5, "hard", 7)
+    clips = prompt[demo.node_of(prompt, "LAMP_ToyClips")]["inputs"]
+    chosen = prompt[demo.node_of(prompt, "LAMP_ToyObject")]["inputs"]
+    assert clips["seed"] == chosen["seed"] == 5
+    assert (chosen["unseen"], chosen["number"]) == ("hard", 7)
+    shown = prompt["frames"]["inputs"]["images"]
+    assert prompt[shown[0]]["class_type"] == "VAEDecode"
+
+
+def test_a_missing_host_is_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path / "nowhere"))
+    assert demo.main(["--out", str(tmp_path / "out")]) == 1
+    assert "no ComfyUI in" in capsys.readouterr().err
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_shows_one_line_that_is_written_over() -> None:
+    line = StatusLine(stream := Terminal())
+    for step in range(5):
+        line.show(f"step {step}", step / 4)
+    line.say("done")
+    assert stream.getvalue().count("\n") == 1
+    assert stream.getvalue().endswith("\r\033[K  done\n")
+
+
+def test_elsewhere_few_plain_lines_are_written() -> None:
+    line = StatusLine(stream := io.StringIO())
+    for job in range(2):
+        for step in range(1001):
+            line.show(f"job {job}", step / 1000)
+    text = stream.getvalue()
+    assert "\r" not in text and "\033" not in text
+    assert 10 <= text.count("job 0") <= 12 and 10 <= text.count("job 1") <= 12
+
+
+@pytest.mark.parametrize(("share", "marks"), [(-1.0, 0), (0.0, 0), (0.5, 12), (1.0, 24), (2.0, 24)])
+def test_the_bar_fills_up(share: float, marks: int) -> None:
+    assert bar(share).count("#") == marks and len(bar(share)) == 26
