@@ -12,15 +12,18 @@ from torch import Tensor
 
 from lamp.adain import AdaINSchedule
 from lamp.checkpoint import MotionFile
-from lamp.noise import draw_noise, share_noise
-from tests.tiny_models import (
-    random_motion,
-    text,
-    tiny_config,
-    tiny_patcher,
-    tiny_state,
-    video_latent,
+from tests.comfy_runs import (
+    SEED,
+    STEPS,
+    advanced,
+    conditioning,
+    count_hooks,
+    ksampler,
+    lamp_ksampler,
+    moving,
+    worst,
 )
+from tests.tiny_models import random_motion, tiny_patcher, video_latent
 
 SAMPLERS = [
     "euler",
@@ -32,9 +35,6 @@ SAMPLERS = [
     "lcm",
     "uni_pc",
 ]
-STEPS = 4
-SEED = 7
-
 pytestmark = pytest.mark.usefixtures("comfy")
 
 
@@ -60,65 +60,6 @@ def in_inference_mode() -> Any:
     """As the host's executor runs nodes."""
     with torch.inference_mode():
         yield
-
-
-def moving(patcher: Any, file: MotionFile, **options: Any) -> Any:
-    from lamp.hosts.comfy import BoundMotion, bind, load_motion
-
-    return bind(patcher, BoundMotion(load_motion(patcher, file), **options))
-
-
-def conditioning() -> tuple[Any, Any]:
-    return [[text(1), {}]], [[text(2), {}]]
-
-
-def ksampler(model: Any, sampler: str = "euler", cfg: float = 5.0, **latent: Any) -> Tensor:
-    """The stock KSampler node."""
-    import nodes
-
-    positive, negative = conditioning()
-    latent.setdefault("samples", video_latent())
-    (out,) = nodes.common_ksampler(
-        model, SEED, STEPS, cfg, sampler, "normal", positive, negative, latent
-    )
-    return out["samples"]
-
-
-def advanced(model: Any, sampler: Any, sigmas: Any, noise: Any = None, cfg: float = 5.0) -> Tensor:
-    """The stock SamplerCustomAdvanced node with its helpers."""
-    from comfy_extras.nodes_custom_sampler import CFGGuider, RandomNoise, SamplerCustomAdvanced
-
-    positive, negative = conditioning()
-    guider = CFGGuider.execute(model, positive, negative, cfg)[0]
-    noise = RandomNoise.execute(SEED)[0] if noise is None else noise
-    latent = {"samples": video_latent()}
-    return SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, latent)[0]["samples"]
-
-
-def lamp_ksampler(model: Any, latent: Tensor | None = None, **options: Any) -> Tensor:
-    from lamp.hosts.comfy_sampler import OFFICIAL_SCHEDULER, sample_video
-
-    positive, negative = conditioning()
-    settings: dict[str, Any] = {
-        "seed": SEED,
-        "steps": STEPS,
-        "cfg": 5.0,
-        "sampler": "ddim",
-        "scheduler": OFFICIAL_SCHEDULER,
-        "schedule": AdaINSchedule("off"),
-    }
-    samples = {"samples": video_latent() if latent is None else latent}
-    return sample_video(model, positive, negative, samples, **{**settings, **options})["samples"]
-
-
-def count_hooks(patcher: Any) -> int:
-    modules = patcher.model.diffusion_model.modules()
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
-
-
-def worst(a: Tensor, b: Tensor) -> float:
-    """Largest difference on the scale of `b`."""
-    return ((a - b).abs().max() / b.abs().max()).item()
 
 
 # --- frame 1 ----------------------------------------------------------------------------------
@@ -181,97 +122,6 @@ def test_a_part_of_the_noise_and_a_mask_leave_frame_1_alone(plain: Any, file: Mo
     half = lamp_ksampler(model, full, denoise=0.5)
     assert torch.equal(half[0], full[0]) and not torch.equal(half[1], full[1])
     assert torch.equal(lamp_ksampler(model, full, denoise=0.0), full)
-
-
-# --- the numbers --------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(("mode", "steps"), [("official", 34), ("paper", 12), ("off", 12)])
-def test_the_sampler_equals_the_reference_on_diffusers(
-    plain: Any, file: MotionFile, mode: Any, steps: int
-) -> None:
-    from lamp.architecture import map_unet
-    from lamp.hosts.diffusers import build_host
-    from lamp.motion import Motion
-    from lamp.sampling import sample
-
-    config = tiny_config()
-    host = build_host(config, tiny_state(config))
-    motion = Motion(map_unet(host.unet))
-    motion.load_state_dict(file.state)
-    noise = share_noise(draw_noise(6, 4, 8, 8, SEED), 0.2)
-    first = video_latent()[:1] * 0.18215
-    schedule = AdaINSchedule(mode)
-    expected = sample(
-        host, motion, first, noise, text(1), text(2), steps=steps, guidance=5.0, schedule=schedule
-    )
-    ours = lamp_ksampler(moving(plain, file), steps=steps, schedule=schedule) * 0.18215
-    assert worst(ours, expected) < 1e-4
-
-
-def test_stock_samplers_mix_the_noise_as_ours_does(plain: Any, file: MotionFile) -> None:
-    noise = draw_noise(6, 4, 8, 8, 11)
-    stock = custom_noise(moving(plain, file, alpha=0.2), noise.clone())
-    ours = lamp_ksampler(
-        moving(plain, file), scheduler="ddim_uniform", noise=share_noise(noise, 0.2)
-    )
-    assert worst(ours, stock) < 1e-5
-    unmixed = custom_noise(moving(plain, file, alpha=0.0), noise.clone())
-    assert worst(unmixed, stock) > 0.05
-
-
-def custom_noise(model: Any, noise: Tensor) -> Tensor:
-    import comfy.sample
-    import comfy.samplers
-
-    sampling = model.get_model_object("model_sampling")
-    sigmas = comfy.samplers.calculate_sigmas(sampling, "ddim_uniform", STEPS)
-    euler = comfy.samplers.sampler_object("euler")
-    positive, negative = conditioning()
-    return comfy.sample.sample_custom(
-        model, noise, 5.0, euler, sigmas, positive, negative, video_latent(), disable_pbar=True
-    )
-
-
-def test_shared_noise_is_not_mixed_twice(plain: Any, file: MotionFile) -> None:
-    from comfy_extras.nodes_custom_sampler import KSamplerSelect
-
-    from lamp.hosts.comfy_noise import SharedNoise
-    from lamp.hosts.comfy_sampler import make_sigmas
-
-    sampler = KSamplerSelect.execute("euler")[0]
-    noise = SharedNoise(SEED, 0.2)
-    runs = {
-        alpha: advanced(model, sampler, make_sigmas(model, "normal", STEPS), noise)
-        for alpha, model in ((a, moving(plain, file, alpha=a)) for a in (0.0, 0.2, 0.9))
-    }
-    assert torch.equal(runs[0.0], runs[0.2]) and torch.equal(runs[0.0], runs[0.9])
-
-    class Unmarked:
-        seed = SEED
-
-        def generate_noise(self, latent: Any) -> Tensor:
-            return noise.generate_noise(latent).clone()
-
-    model = moving(plain, file, alpha=0.2)
-    twice = advanced(model, sampler, make_sigmas(model, "normal", STEPS), Unmarked())
-    assert worst(twice, runs[0.2]) > 0.01
-
-
-def test_given_noise_and_the_seeds_own_noise_are_the_same(plain: Any, file: MotionFile) -> None:
-    model = moving(plain, file, alpha=0.2)
-    own = lamp_ksampler(model)
-    given = lamp_ksampler(model, noise=share_noise(draw_noise(6, 4, 8, 8, SEED), 0.2))
-    assert torch.equal(own, given)
-
-
-def test_other_frames_of_the_latent_do_not_leak_at_full_denoise(
-    plain: Any, file: MotionFile
-) -> None:
-    model = moving(plain, file)
-    filled = video_latent()
-    filled[1:] = 5.0
-    assert torch.equal(lamp_ksampler(model, filled), lamp_ksampler(model))
 
 
 # --- other patches --------------------------------------------------------------------------------

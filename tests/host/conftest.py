@@ -9,6 +9,7 @@ import pytest
 
 from scripts.comfy_server import ComfyServer
 from scripts.host import HostMissing, host_path
+from tests.host.generate_graphs import node
 
 _HERE = Path(__file__).parent
 # custom node folders: only ComfyUI can import them
@@ -30,3 +31,17 @@ def server() -> Iterator[ComfyServer]:
         pytest.skip(f"needs ComfyUI: {error}")
     with ComfyServer(extra_nodes=[_HERE / folder for folder in collect_ignore]) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def motion(server: ComfyServer) -> str:
+    """A motion file for the tiny model, written by Save LAMP Motion."""
+    graph = {
+        "model": node("TinyModel", text_width=32, seed=0),
+        "random": node("TinyMotion", model=["model", 0], family="", broken=False),
+        "save": node(
+            "LAMP_SaveMotion", motion=["random", 0], filename_prefix="tests/tiny", license="MIT"
+        ),
+    }
+    shown = server.queue(graph).check().outputs["save"]["text"][0]
+    return shown.removeprefix("models/lamp_motion/")

@@ -1,0 +1,73 @@
+"""Short sampling runs in ComfyUI: its stock nodes, its custom sampling, and LAMP's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from lamp.adain import AdaINSchedule
+from lamp.checkpoint import MotionFile
+from tests.tiny_models import text, video_latent
+
+STEPS = 4
+SEED = 7
+
+
+def moving(patcher: Any, file: MotionFile, **options: Any) -> Any:
+    from lamp.hosts.comfy import BoundMotion, bind, load_motion
+
+    return bind(patcher, BoundMotion(load_motion(patcher, file), **options))
+
+
+def conditioning() -> tuple[Any, Any]:
+    return [[text(1), {}]], [[text(2), {}]]
+
+
+def ksampler(model: Any, sampler: str = "euler", cfg: float = 5.0, **latent: Any) -> Tensor:
+    """The stock KSampler node."""
+    import nodes
+
+    positive, negative = conditioning()
+    latent.setdefault("samples", video_latent())
+    (out,) = nodes.common_ksampler(
+        model, SEED, STEPS, cfg, sampler, "normal", positive, negative, latent
+    )
+    return out["samples"]
+
+
+def advanced(model: Any, sampler: Any, sigmas: Any, noise: Any = None, cfg: float = 5.0) -> Tensor:
+    """The stock SamplerCustomAdvanced node with its helpers."""
+    from comfy_extras.nodes_custom_sampler import CFGGuider, RandomNoise, SamplerCustomAdvanced
+
+    positive, negative = conditioning()
+    guider = CFGGuider.execute(model, positive, negative, cfg)[0]
+    noise = RandomNoise.execute(SEED)[0] if noise is None else noise
+    latent = {"samples": video_latent()}
+    return SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, latent)[0]["samples"]
+
+
+def lamp_ksampler(model: Any, latent: Tensor | None = None, **options: Any) -> Tensor:
+    from lamp.hosts.comfy_sampler import OFFICIAL_SCHEDULER, sample_video
+
+    positive, negative = conditioning()
+    settings: dict[str, Any] = {
+        "seed": SEED,
+        "steps": STEPS,
+        "cfg": 5.0,
+        "sampler": "ddim",
+        "scheduler": OFFICIAL_SCHEDULER,
+        "schedule": AdaINSchedule("off"),
+    }
+    samples = {"samples": video_latent() if latent is None else latent}
+    return sample_video(model, positive, negative, samples, **{**settings, **options})["samples"]
+
+
+def count_hooks(patcher: Any) -> int:
+    modules = patcher.model.diffusion_model.modules()
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
+
+
+def worst(a: Tensor, b: Tensor) -> float:
+    """Largest difference on the scale of `b`."""
+    return ((a - b).abs().max() / b.abs().max()).item()

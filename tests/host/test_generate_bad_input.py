@@ -1,0 +1,178 @@
+"""What bad input says when it reaches the generation nodes in the real server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from safetensors.torch import save_file
+
+from scripts.comfy_server import ComfyServer, PromptRejected
+from tests.host.generate_graphs import Graph, base, ksampler, looking, motions, node, stock
+
+
+def refused(server: ComfyServer, graph: Graph, *parts: str) -> None:
+    """The run ends with one sentence, as ComfyUI shows it."""
+    result = server.queue(graph)
+    assert result.error is not None, f"the run ended as {result.status}"
+    for part in parts:
+        assert part in result.error.message
+    assert "\n" not in result.error.message
+    assert result.error.message.endswith(".")
+
+
+def test_an_sdxl_model_with_an_sd1_motion(server: ComfyServer) -> None:
+    graph = {
+        "model": node("TinyModel", text_width=32, seed=0),
+        "random": node("TinyMotion", model=["model", 0], family="sd1", broken=False),
+        "save": node("LAMP_SaveMotion", motion=["random", 0], filename_prefix="tests/sd1"),
+    }
+    shown = server.queue(graph).check().outputs["save"]["text"][0]
+    graph = base(shown.removeprefix("models/lamp_motion/"))
+    graph["model"] = node("TinyModel", text_width=2048, seed=0)
+    graph |= {"sample": ksampler()} | looking()
+    refused(
+        server,
+        graph,
+        "Load LAMP Motion: sd1_00001.safetensors was trained for SD 1.x; the connected MODEL is "
+        "SD-XL.",
+        "Use SD-XL only for the first frame",
+    )
+    graph["model"] = node("TinyModel", text_width=1024, seed=0)
+    refused(server, graph, "the connected MODEL is SD 2.x. Connect a SD 1.x checkpoint.")
+
+
+def test_files_that_are_no_motion(server: ComfyServer) -> None:
+    import torch
+
+    path = motions(server) / "foreign.safetensors"
+    graph = base(path.name) | {"sample": ksampler()} | looking()
+    with pytest.raises(PromptRejected, match="no motion file 'foreign.safetensors'"):
+        server.queue(graph)
+    save_file({"lora_up.weight": torch.zeros(2)}, path)
+    refused(server, graph, "Load LAMP Motion: foreign.safetensors is no LAMP motion", "own loaders")
+    path.write_bytes(b"cut off in the middle of a download")
+    refused(server, graph, "foreign.safetensors is no readable .safetensors file", "again")
+    path.unlink()
+
+
+def test_a_second_motion_on_one_model(server: ComfyServer, motion: str) -> None:
+    graph = base(motion) | {"sample": ksampler(model=["second", 0])} | looking()
+    graph["second"] = node(
+        "LAMP_LoadMotion",
+        model=["load", 0],
+        motion_name=motion,
+        strength=1.0,
+        alpha=0.2,
+        start_percent=0.0,
+        end_percent=1.0,
+    )
+    refused(server, graph, "Load LAMP Motion: This MODEL already carries a LAMP motion")
+
+
+def test_sampling_without_a_motion(server: ComfyServer) -> None:
+    graph = base("unused")
+    del graph["load"]
+    graph |= {"sample": ksampler(model=["model", 0])} | looking()
+    refused(server, graph, "LAMP KSampler: The MODEL has no LAMP motion", "Load LAMP Motion")
+
+
+@pytest.mark.parametrize(
+    ("latent", "ours", "theirs"),
+    [
+        ({"frames": 1}, "1 frame of 4 x 8 x 8. Make it with", "at least 2 frames"),
+        ({"channels": 16}, "has 16 channels, the MODEL needs 4", "has 16 channels"),
+        ({"nan": True}, "contains NaN or infinite values", "--fp32-vae"),
+    ],
+)
+def test_latents_that_are_no_video(
+    server: ComfyServer, motion: str, latent: dict[str, Any], ours: str, theirs: str
+) -> None:
+    graph = base(motion, **latent)
+    refused(server, graph | {"sample": ksampler()} | looking(), "LAMP KSampler: ", ours)
+    refused(server, graph | {"sample": stock()} | looking(), theirs)
+
+
+def test_an_empty_latent(server: ComfyServer, motion: str) -> None:
+    graph = base(motion) | {"sample": stock()} | looking()
+    graph["latent"] = node("EmptyLatentImage", width=64, height=64, batch_size=6)
+    refused(server, graph, "Frame 1 of the latent is empty", "LAMP First-Frame Condition")
+
+
+def test_noise_and_latent_that_disagree(server: ComfyServer, motion: str) -> None:
+    graph = base(motion) | {
+        "longer": node("TinyLatent", frames=8, channels=4, value=0.0, nan=False),
+        "noise": node("LAMP_SharedNoise", latent=["longer", 0], seed=1, alpha=0.2),
+        "sample": ksampler(noise=["noise", 0]),
+    }
+    refused(
+        server,
+        graph | looking(),
+        "LAMP KSampler: The noise is 8 frames of 4 x 8 x 8, the latent is 6 frames of 4 x 8 x 8",
+    )
+
+
+def test_a_sampler_that_adain_cannot_follow(server: ComfyServer, motion: str) -> None:
+    graph = base(motion) | {"sample": ksampler(sampler_name="uni_pc")} | looking()
+    refused(server, graph, "LAMP KSampler: ", "uni_pc", "set AdaIN to off")
+
+
+def first_frame(kind: str = "sd1", **changes: Any) -> Graph:
+    settings = {"width": 64, "height": 64, "frames": 4, "fit": "crop", **changes}
+    return {
+        "vae": node("TinyVae", kind=kind),
+        "ramp": node("EmptyImage", width=64, height=64, batch_size=1, color=0xFF2000),
+        "other": node("EmptyImage", width=32, height=64, batch_size=1, color=0x0040FF),
+        "picture": node(
+            "ImageCompositeMasked",
+            destination=["ramp", 0],
+            source=["other", 0],
+            x=0,
+            y=0,
+            resize_source=False,
+        ),
+        "latent": node(
+            "LAMP_FirstFrameCondition", vae=["vae", 0], image=["picture", 0], **settings
+        ),
+        "look": node("LookAtLatent", latent=["latent", 0]),
+    }
+
+
+def test_first_frames_that_cannot_be_encoded(server: ComfyServer) -> None:
+    name = "LAMP First-Frame Condition: "
+    assert server.queue(first_frame()).check().outputs["look"]["shape"] == [[4, 4, 8, 8]]
+    refused(server, first_frame("sdxl"), name, "VAE encodes for SD-XL", "SD 1.x checkpoint")
+    refused(server, first_frame("video"), name, "video VAE", "Connect the VAE of the SD 1.x")
+    refused(server, first_frame("16 channels"), name, "has 16 latent channels; SD 1.x has 4")
+    refused(server, first_frame("nan"), name, "VAE returned NaN", "--fp32-vae")
+    graph = first_frame()
+    graph["picture"] = node("NanImage")
+    refused(server, graph, name, "image contains NaN")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"width": 500}, "width must be a positive multiple of 8, not 500. Use 496"),
+        ({"height": 0}, "height must be a positive multiple of 8, not 0"),
+        ({"frames": 1}, "frames is 1: a video has between 2 and 1024 frames"),
+    ],
+)
+def test_sizes_are_refused_before_anything_runs(
+    server: ComfyServer, changes: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(PromptRejected, match=f"LAMP_FirstFrameCondition.*{sentence}"):
+        server.queue(first_frame(**changes))
+
+
+def test_a_broken_motion_is_not_saved(server: ComfyServer) -> None:
+    graph = {
+        "model": node("TinyModel", text_width=32, seed=0),
+        "random": node("TinyMotion", model=["model", 0], family="", broken=True),
+        "save": node("LAMP_SaveMotion", motion=["random", 0], filename_prefix="tests/broken"),
+    }
+    refused(server, graph, "Save LAMP Motion: Nothing was written", "NaN")
+    graph["random"]["inputs"]["broken"] = False
+    graph["save"]["inputs"]["filename_prefix"] = "../outside"
+    refused(server, graph, "'../outside' names no file below models/lamp_motion")
+    assert not list(server.base.rglob("*broken*")) and not list(server.base.rglob("*outside*"))
