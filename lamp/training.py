@@ -162,8 +162,8 @@ def train(
         if config.checkpointing:
             stack.enter_context(_checkpointed(host.unet, motion))
         stack.callback(average.store)
+        started = time.perf_counter()
         for batch in clips.batches(config.batch, config.steps, draw):
-            started = time.perf_counter()
             step = len(losses)
             rate = config.learning_rate * learning_rate_factor(step, config)
             for group in optimizer.param_groups:
@@ -176,7 +176,7 @@ def train(
             optimizer_step(loss, optimizer, trained, config.clip_norm, scaler)
             average.update()
             losses.append(_finite(loss, step, rate))
-            seconds = time.perf_counter() - started
+            seconds = (time.perf_counter() - started) / len(losses)
             on_step(StepReport(step + 1, config.steps, losses[-1], rate, seconds))
     return losses
 
