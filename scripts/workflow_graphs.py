@@ -188,7 +188,8 @@ each clip), at least 16 frames each. Press **R**, choose the folder.
 2. Write the motion in words: *a horse runs*. A text file beside a clip (`clip.mp4`, `clip.txt`) \
 is that clip's own caption.
 3. Choose a SD 1.x checkpoint: `{SD1}` in `models/checkpoints`. SD-XL does not work here.
-4. Run *LAMP Training Clips* first and look at its report: are the clips cut as you want them?
+4. Select *Report* and press the play button above it: only the clips are read. Are they cut as \
+you want them?
 5. Train. Pressing cancel keeps what was learned so far.
 
 The motion is written to `models/lamp_motion`. Use it in **lamp_text_to_video_sdxl** or \
@@ -214,7 +215,7 @@ def train_motion() -> Graph:
         "lamp_train_motion",
         [
             [
-                read_me(_TRAIN, (420, 400)),
+                read_me(_TRAIN, (420, 350)),
                 Group(
                     "1. Clips",
                     BLUE,
@@ -229,8 +230,8 @@ def train_motion() -> Graph:
                     [
                         [
                             _checkpoint("sd1", SD1, _SD1_URL, "Checkpoint: SD 1.x"),
+                            Node("trainer", "LAMP_Trainer", trainer, size=(400, 620)),
                         ],
-                        [Node("trainer", "LAMP_Trainer", trainer, size=(400, 660))],
                     ],
                 ),
                 Group(
