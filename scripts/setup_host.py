@@ -165,12 +165,12 @@ def host_requirements() -> list[str]:
 
 
 def extras() -> list[str]:
-    """The packages of the extras `train` and `dev`, and what the host's client needs."""
+    """The packages of the extras `diffusers` and `dev`, and what the host's client needs."""
     # Python 3.10 has no TOML reader of its own, but pip brings one.
     reader = "tomllib" if sys.version_info >= (3, 11) else "pip._vendor.tomli"
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     groups = importlib.import_module(reader).loads(text)["project"]["optional-dependencies"]
-    return sorted({*groups["train"], *groups["dev"]})
+    return sorted({*groups["diffusers"], *groups["dev"]})
 
 
 if __name__ == "__main__":

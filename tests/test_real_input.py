@@ -54,6 +54,7 @@ def posterior(vae: Any, frames: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # a UNet of 860 million parameters on whatever CPU there is
 @pytest.mark.parametrize(("folder", "clips"), [("ride_a_bicycle", 4), ("horse_run", 3)])
 def test_real_clips_train_and_a_real_frame_stays_frame_1(
     shared_dir: Path, host: DiffusersHost, vae: Any, folder: str, clips: int
