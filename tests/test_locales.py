@@ -199,3 +199,16 @@ def test_help_lies_where_the_pack_says() -> None:
     root = Path(__file__).parent.parent
     assert HELP == root / "web" / "docs"
     assert 'WEB_DIRECTORY = "./web"' in (root / "__init__.py").read_text(encoding="utf-8")
+
+
+def test_the_chinese_readme_follows_the_english_one() -> None:
+    root = Path(__file__).parent.parent
+    english, chinese = (
+        (root / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh.md")
+    )
+    assert "README.zh.md" in english and "README.md" in chinese
+    for pattern in (r"^#+ ", r"^\|.*\|$", r"^\d\. ", r"^- ", r"^    .*\S"):
+        counts = [len(re.findall(pattern, text, re.MULTILINE)) for text in (english, chinese)]
+        assert counts[0] == counts[1], pattern
+    links = [set(re.findall(r"\]\(([^)]+)\)", text)) for text in (english, chinese)]
+    assert links[0] ^ links[1] == {"README.md", "README.zh.md"}
