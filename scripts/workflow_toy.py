@@ -58,8 +58,9 @@ def toy_train_and_generate() -> Graph:
         "image": Out("object", "first_frame"),
         **TOY_SIZE,
     }
-    score = {"images": Out("frames", "IMAGE"), "case": Out("object", "case")}
-    beside = {"image1": Out("object", "truth"), "image2": Out("frames", "IMAGE")}
+    decoded = Out("frames", "IMAGE")
+    score = {"images": Out("matched", "images"), "case": Out("object", "case")}
+    beside = {"image1": Out("object", "truth"), "image2": Out("matched", "images")}
     larger = {"image": Out("beside", "IMAGE"), "width": 544, "height": 256}
     animated = {
         "images": Out("larger", "IMAGE"),
@@ -119,6 +120,7 @@ def toy_train_and_generate() -> Graph:
                         [
                             sample(Out("trainer", "model"), **TOY_SAMPLING, after="fixed"),
                             decode("frames", Out("sample", "latent"), Out("base", "vae")),
+                            Node("matched", "LAMP_HistogramMatch", {"images": decoded}),
                         ]
                     ],
                 ),
