@@ -49,7 +49,7 @@ class Recipe:
     rate: float = 2e-3
     warmup: int = 20
     ema: float = 0.0
-    sample_steps: int = 25
+    sample_steps: int = 20
     guidance: float = 1.0
     alpha: float = 0.2
     adain: str = "paper"
@@ -220,8 +220,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--adain", default=Recipe.adain)
     parser.add_argument("--groupnorm", default=Recipe.groupnorm)
     parser.add_argument("--prompts", default=Recipe.prompts, choices=("caption", "motion"))
-    parser.add_argument("--cases", type=int, default=24, help="unseen objects per set")
-    parser.add_argument("--untuned-cases", type=int, default=8)
+    parser.add_argument("--cases", type=int, default=16, help="unseen objects per set")
+    parser.add_argument("--untuned-cases", type=int, default=4)
     parser.add_argument("--base", type=Path, default=PATH)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--save-sheet", type=Path)

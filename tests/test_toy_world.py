@@ -184,3 +184,36 @@ def test_noise_on_the_picture_does_not_hide_the_motion(cases: list[world.Case]) 
 def test_sizes_must_agree(cases: list[world.Case]) -> None:
     with pytest.raises(ValueError, match="do not fit"):
         score.score_clip(cases[0].frames[:4], cases[0])
+
+
+@pytest.fixture(scope="module")
+def toy() -> base.ToyBase:
+    pytest.importorskip("diffusers")
+    return base.load_toy_base()
+
+
+def test_the_file_is_small_and_its_table_full() -> None:
+    assert base.PATH.stat().st_size <= 7_500_000
+    state = base.toy_state()
+    table = state["text_encoder"][base.TABLE]
+    assert table.shape == (49408, 64)
+    assert not table[base.WORDS["star"]].equal(table[base.WORDS["moon"]])
+    assert table[0].equal(table[1])  # two tokens that the world never uses
+    assert state["metadata"]["words"] == base.WORDS
+
+
+def test_the_vae_keeps_pictures_and_gives_unit_latents(toy: base.ToyBase) -> None:
+    images, _ = world.draw(world.sample_scenes(np.random.default_rng(77), 96))
+    latents = toy.encode(images)
+    assert latents.shape == (96, 4, 16, 16)
+    assert (latents.std((0, 2, 3)) - 1.0).abs().max() < 0.15
+    error = (toy.decode(latents).numpy() - images / 255.0) ** 2
+    assert 10.0 * np.log10(1.0 / error.mean()) > 35.0
+
+
+def test_words_reach_the_picture_model(toy: base.ToyBase) -> None:
+    text = toy.encode_text(["a red star on a navy plain ground", "", "a red star moves right"])
+    assert text.shape == (3, 77, 64)
+    # causal: what comes later cannot change the common beginning "<start> a red star"
+    assert (text[0, :4] - text[2, :4]).abs().max() < 1e-5
+    assert (text[0, 4:] - text[2, 4:]).abs().max() > 0.1
