@@ -56,7 +56,7 @@ def toy_prompt(seed: int, unseen: str, number: int) -> dict[str, Any]:
     prompt[node_of(prompt, "LAMP_ToyClips")]["inputs"]["seed"] = seed
     chosen = prompt[node_of(prompt, "LAMP_ToyObject")]["inputs"]
     chosen |= {"seed": seed, "unseen": unseen, "number": number}
-    shown = {"images": [node_of(prompt, "LAMP_HistogramMatch"), 0]}
+    shown = {"images": [node_of(prompt, "VAEDecode"), 0]}
     prompt[_FRAMES] = {"class_type": "PreviewImage", "inputs": shown}
     return prompt
 

@@ -70,7 +70,7 @@ def test_the_prompt_asks_for_one_object_and_its_frames() -> None:
     assert clips["seed"] == chosen["seed"] == 5
     assert (chosen["unseen"], chosen["number"]) == ("hard", 7)
     shown = prompt["frames"]["inputs"]["images"]
-    assert prompt[shown[0]]["class_type"] == "LAMP_HistogramMatch"
+    assert prompt[shown[0]]["class_type"] == "VAEDecode"
 
 
 def test_a_missing_host_is_a_sentence(

@@ -9,12 +9,14 @@ from typing import Any
 
 import pytest
 
+from benchmarks.motion import Recipe
 from scripts.host import ROOT
 from scripts.make_workflows import all_graphs
 from scripts.workflow_format import NOTE, PACK, WIDGETS, GraphError, Node, Out, api_prompt
 
 FOLDER = ROOT / "workflows"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+TOY = "lamp_toy_train_and_generate"
 AFTER = ("fixed", "randomize", "increment", "decrement")
 
 
@@ -145,6 +147,25 @@ def test_a_note_tells_what_to_do(name: str) -> None:
 def test_a_thumbnail_belongs_to_a_workflow_and_is_small(picture: Path) -> None:
     assert picture.stem in NAMES
     assert picture.stat().st_size < 300_000
+
+
+def test_the_toy_workflow_uses_the_measured_settings() -> None:
+    recipe = Recipe()
+    nodes = {node["class_type"]: node["inputs"] for node in api(TOY).values()}
+    trainer, sampler = nodes["LAMP_Trainer"], nodes["LAMP_KSampler"]
+    assert [trainer[k] for k in ("steps", "batch", "learning_rate", "warmup", "ema")] == [
+        recipe.steps,
+        recipe.clips_per_step,
+        recipe.rate,
+        recipe.warmup,
+        recipe.ema,
+    ]
+    assert trainer["groupnorm"] == recipe.groupnorm
+    assert [sampler[k] for k in ("steps", "cfg", "adain")] == [
+        recipe.sample_steps,
+        recipe.guidance,
+        recipe.adain,
+    ]
 
 
 def test_the_template_browser_finds_only_canvas_files() -> None:
