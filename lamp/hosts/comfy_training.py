@@ -15,7 +15,6 @@ from ..clips import ClipSet
 from ..errors import IncompatibleModelError, LampError
 from ..latents import LatentClips, cache_latents
 from ..motion import Motion
-from ..training import PRECISIONS
 from .comfy import KEY
 from .comfy_vae import check_image_vae
 
@@ -79,8 +78,8 @@ def choose_precision(host: ComfyHost, wanted: str) -> str:
         return "bf16" if management.should_use_bf16(host.device) else "fp16"
     if wanted == "fp32" and not full:
         raise LampError(
-            f"precision is fp32, but ComfyUI loaded the MODEL in {host.dtype}: choose one of "
-            f"{', '.join(['auto', *PRECISIONS][:3])}, or start ComfyUI with --force-fp32."
+            f"precision is fp32, but ComfyUI loaded the MODEL in {host.dtype}: choose auto, bf16 "
+            "or fp16, or start ComfyUI with --force-fp32."
         )
     return wanted
 
