@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..lamp.checkpoint import MotionFile, load_motion_file, save_motion
 from ..lamp.describe import describe_motion
@@ -26,6 +26,7 @@ from .common import (
     named_errors,
     workflow_metadata,
 )
+from .progress import show_text
 
 _log = logging.getLogger(__name__)
 
@@ -212,6 +213,7 @@ class SaveMotion(io.ComfyNode):
                 ),
             ],
             is_output_node=True,
+            hidden=[io.Hidden.unique_id],
             **aliases("export motion", "write motion"),
         )
 
@@ -238,7 +240,7 @@ class SaveMotion(io.ComfyNode):
         )
         shown = f"models/{MOTION_FOLDER}/{path.relative_to(motion_root()).as_posix()}"
         _log.info("LAMP: saved %s", shown)
-        return io.NodeOutput(str(path), ui=ui.PreviewText(shown))
+        return io.NodeOutput(str(path), ui=show_text(cls, shown))
 
 
 class MotionInfo(io.ComfyNode):
@@ -261,6 +263,7 @@ class MotionInfo(io.ComfyNode):
                 ),
             ],
             is_output_node=True,
+            hidden=[io.Hidden.unique_id],
             **aliases("inspect motion", "motion metadata"),
         )
 
@@ -268,7 +271,7 @@ class MotionInfo(io.ComfyNode):
     @named_errors("LAMP Motion Info")
     def execute(cls, motion: MotionFile) -> io.NodeOutput:
         text = describe_motion(motion)
-        return io.NodeOutput(text, ui=ui.PreviewText(text))
+        return io.NodeOutput(text, ui=show_text(cls, text))
 
 
 NODES: list[type[io.ComfyNode]] = [LoadMotion, SaveMotion, MotionInfo]

@@ -30,6 +30,18 @@ class NodeProgress:
             server.send_progress_text(text, self._node_id)
 
 
+def show_text(node: type[Any], text: str) -> Any:
+    """The `ui` of an output node that tells something.
+
+    The canvas draws a text result only for the host's own Preview as Text, so the text is sent as
+    the line under the node, too. Needs the hidden `unique_id`; without one nothing is sent.
+    """
+    from comfy_api.latest import ui
+
+    NodeProgress(getattr(node.hidden, "unique_id", None)).say(text)
+    return ui.PreviewText(text)
+
+
 def duration(seconds: float) -> str:
     """`12 s`, `3 min 05 s`, `2 h 10 min`."""
     whole = round(seconds)

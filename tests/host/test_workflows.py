@@ -92,6 +92,8 @@ def test_a_second_run_gives_the_same_video(server: ComfyServer) -> None:
     first = server.queue(prompt).check()
     video = frames_of(server, first, prompt)
     assert video.shape[0] == 8
+    for shown in ("LAMP_ToyScore", "LAMP_MotionInfo"):
+        assert first.texts[node_of(prompt, shown)] == first.outputs[node_of(prompt, shown)]["text"]
 
     other = copy.deepcopy(prompt)
     other[node_of(prompt, "LAMP_ToyObject")]["inputs"]["number"] = 1
