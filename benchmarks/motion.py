@@ -49,9 +49,10 @@ class Recipe:
     rate: float = 2e-3
     warmup: int = 20
     ema: float = 0.0
-    sample_steps: int = 20
+    sample_steps: int = 25
     guidance: float = 1.0
-    alpha: float = 0.2
+    # The paper's 0.2 lost more objects here (seed 21: 13 of 16 followed, with 0.35 15 of 16).
+    alpha: float = 0.35
     adain: str = "paper"
     groupnorm: str = "pooled"
     prompts: str = "caption"  # or 'motion': one prompt for all clips
@@ -221,7 +222,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--groupnorm", default=Recipe.groupnorm)
     parser.add_argument("--prompts", default=Recipe.prompts, choices=("caption", "motion"))
     parser.add_argument("--cases", type=int, default=16, help="unseen objects per set")
-    parser.add_argument("--untuned-cases", type=int, default=4)
+    parser.add_argument("--untuned-cases", type=int, default=2)
     parser.add_argument("--base", type=Path, default=PATH)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--save-sheet", type=Path)

@@ -33,7 +33,7 @@ TOY_TRAINING: dict[str, Any] = {
     "checkpointing": False,
     "groupnorm": "pooled",
 }
-TOY_SAMPLING: dict[str, Any] = {"steps": 20, "cfg": 1.0, "adain": "paper"}
+TOY_SAMPLING: dict[str, Any] = {"steps": 25, "cfg": 1.0, "adain": "paper"}
 TOY_SIZE = {"width": 32, "height": 32, "frames": 8}
 
 
