@@ -160,6 +160,15 @@ def caption(scene: str, rng: np.random.Generator) -> str:
     return f"{scene} {motion}" if rng.random() < 0.35 else scene
 
 
+def base_scenes(rng: np.random.Generator, count: int) -> tuple[np.ndarray, list[str]]:
+    """Images (n, h, w, 3) and captions: every fifth scene has two objects."""
+    two = count // 5
+    one = world.sample_scenes(rng, count - two, varied=0.4)
+    first, second = world.sample_two(rng, two)
+    images = np.concatenate([world.draw(one)[0], world.draw(first, second)[0]])
+    return images, one.captions() + world.captions_of_two(first, second)
+
+
 class Pool:
     """A ring of encoded scenes. Chunks depend on seed and number only, so a resumed run refills."""
 
@@ -176,16 +185,15 @@ class Pool:
 
     def _encode(self, number: int) -> tuple[torch.Tensor, list[str]]:
         rng = np.random.default_rng([self.seed, 7, number])
-        scenes = world.sample_scenes(rng, self.chunk)
+        images, texts = base_scenes(rng, self.chunk)
         noise = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
         latents = []
         for start in range(0, self.chunk, 128):
-            images, _ = world.draw(scenes[start : start + 128])
-            pixels = torch.from_numpy(images).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+            pixels = torch.from_numpy(images[start : start + 128]).permute(0, 3, 1, 2).float() / 127.5 - 1.0
             with torch.no_grad():
                 posterior = self.vae.encode(pixels).latent_dist
             latents.append(posterior.sample(generator=noise) * base.SCALE)
-        return torch.cat(latents), scenes.captions()
+        return torch.cat(latents), texts
 
     def batch(self, rng: np.random.Generator, count: int) -> tuple[torch.Tensor, list[str]]:
         chunks = np.array(list(self.chunks))[rng.integers(len(self.chunks), size=count)]

@@ -50,6 +50,7 @@ SPARE_WORDS = ("the", "and", "with", "two", "moving", "still", "big", "small", "
 MIN_CONTRAST = 115.0  # RGB distance below which an object drowns in its ground
 TEXTURE_DEPTH = 13.0  # brightness swing of a texture, bytes either side
 USUAL_RADIUS = (5.0, 6.5)
+SMALL_RADIUS = (4.0, 5.0)  # of each of two objects
 
 
 def vocabulary() -> tuple[str, ...]:
@@ -97,6 +98,12 @@ class Scenes:
         ]
 
 
+def captions_of_two(first: Scenes, second: Scenes) -> list[str]:
+    """Both objects by name, on the ground that they share."""
+    names = [text.split(" on ")[0] for text in first.captions()]
+    return [f"{name} and {text}" for name, text in zip(names, second.captions(), strict=True)]
+
+
 def subject(shape: str, colour: str) -> str:
     article = "an" if colour[0] in "aeiou" else "a"
     return f"{article} {colour} {shape}"
@@ -104,10 +111,14 @@ def subject(shape: str, colour: str) -> str:
 
 def contrast_table() -> NDArray[np.bool_]:
     """(object colours, grounds): which pairs can be told apart well enough to be measured."""
-    objects = np.array(list(OBJECT_COLOURS.values()), dtype=float)
-    grounds = np.array(list(GROUND_COLOURS.values()), dtype=float)
-    gap = np.linalg.norm(objects[:, None] - grounds[None], axis=-1)
-    return gap >= MIN_CONTRAST
+    return _apart(OBJECT_COLOURS, GROUND_COLOURS)
+
+
+def _apart(
+    colours: dict[str, tuple[int, int, int]], others: dict[str, tuple[int, int, int]]
+) -> NDArray[np.bool_]:
+    a, b = (np.array(list(table.values()), dtype=float) for table in (colours, others))
+    return np.linalg.norm(a[:, None] - b[None], axis=-1) >= MIN_CONTRAST
 
 
 def _choose_ground(rng: np.random.Generator, colour: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -120,11 +131,12 @@ def sample_scenes(
     rng: np.random.Generator,
     count: int,
     pairs: NDArray[np.int64] | None = None,
+    varied: float = 0.25,
 ) -> Scenes:
     """Random scenes for text-to-image training; ``pairs`` (n, 2) fixes shape and colour.
 
-    Most objects have the size and upright pose of the clips; a quarter each differ in size and in
-    angle, so that motions which turn or grow are not foreign to the base model.
+    Most objects have the size and upright pose of the clips; a share ``varied`` each differ in
+    size and in angle, so that motions which turn or grow are not foreign to the base model.
     """
     if pairs is None:
         shape = rng.integers(len(SHAPES), size=count)
@@ -132,8 +144,8 @@ def sample_scenes(
     else:
         shape, colour = pairs[:, 0], pairs[:, 1]
     radius = rng.uniform(*USUAL_RADIUS, size=count)
-    radius = np.where(rng.random(count) < 0.25, rng.uniform(3.5, 8.0, size=count), radius)
-    angle = np.where(rng.random(count) < 0.25, rng.uniform(0.0, 2 * np.pi, size=count), 0.0)
+    radius = np.where(rng.random(count) < varied, rng.uniform(3.5, 8.0, size=count), radius)
+    angle = np.where(rng.random(count) < varied, rng.uniform(0.0, 2 * np.pi, size=count), 0.0)
     room = SIZE / 2 - radius
     return Scenes(
         shape=shape,
@@ -146,6 +158,37 @@ def sample_scenes(
         angle=angle,
         phase=rng.uniform(0.0, 8.0, size=(count, 2)),
     )
+
+
+def sample_two(
+    rng: np.random.Generator, count: int, pairs: NDArray[np.int64] | None = None
+) -> tuple[Scenes, Scenes]:
+    """Two small objects on one ground, one in each half of the picture: they never touch.
+
+    Their colours can be told apart from each other as well as from the ground. ``pairs`` (n, 2)
+    fixes shape and colour of the first; the second is free.
+    """
+    first = sample_scenes(rng, count, pairs)
+    scores = rng.random((count, len(OBJECT_COLOURS)))
+    scores[~contrast_table().T[first.ground]] = -1.0
+    scores[~_apart(OBJECT_COLOURS, OBJECT_COLOURS)[first.colour]] -= 1.0
+    radius = rng.uniform(*SMALL_RADIUS, size=(2, count))
+    room = SIZE / 4 - radius - 0.5
+    across = SIZE / 2 + (SIZE / 2 - radius) * rng.uniform(-1.0, 1.0, size=(2, count))
+    along = SIZE / 2 + np.array([[-1.0], [1.0]]) * rng.choice([-1.0, 1.0], size=count) * SIZE / 4
+    along = along + room * rng.uniform(-1.0, 1.0, size=(2, count))
+    stacked = rng.random(count) < 0.5
+    x, y = np.where(stacked, across, along), np.where(stacked, along, across)
+    one = replace(first, x=x[0], y=y[0], radius=radius[0], angle=np.zeros(count))
+    other = replace(
+        one,
+        shape=rng.integers(len(SHAPES), size=count),
+        colour=scores.argmax(axis=1),
+        x=x[1],
+        y=y[1],
+        radius=radius[1],
+    )
+    return one, other
 
 
 # --- drawing --------------------------------------------------------------------------------
@@ -202,12 +245,16 @@ def draw_ground(scenes: Scenes) -> Array:
     return base[:, None, None, :] + TEXTURE_DEPTH * texture_field(scenes)[..., None]
 
 
-def draw(scenes: Scenes) -> tuple[NDArray[np.uint8], Array]:
-    """Images (n, h, w, 3) as bytes and the object's coverage (n, h, w)."""
-    cover = coverage(scenes)
-    ground = draw_ground(scenes)
-    paint = np.array(list(OBJECT_COLOURS.values()), dtype=float)[scenes.colour]
-    image = ground + cover[..., None] * (paint[:, None, None, :] - ground)
+def draw(*objects: Scenes) -> tuple[NDArray[np.uint8], Array]:
+    """Images (n, h, w, 3) as bytes and the coverage of the last object, (n, h, w).
+
+    Several objects share the first one's ground; later ones are painted over earlier ones.
+    """
+    image = draw_ground(objects[0])
+    for scenes in objects:
+        cover = coverage(scenes)
+        paint = np.array(list(OBJECT_COLOURS.values()), dtype=float)[scenes.colour]
+        image = image + cover[..., None] * (paint[:, None, None, :] - image)
     return np.clip(np.rint(image), 0, 255).astype(np.uint8), cover
 
 
