@@ -18,7 +18,9 @@ from lamp.architecture import map_unet
 from lamp.hosts import Host
 from lamp.layout import FrameLayout
 from lamp.motion import Motion
-from lamp.training import TrainConfig, make_optimizer, optimizer_step, predict_loss
+from lamp.optimizers import make_optimizer, optimizer_step
+from lamp.recipe import TrainConfig
+from lamp.training import predict_loss
 
 from .parity_fixtures import (
     Fixture,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -34,14 +33,6 @@ class Posterior:
 
 
 @dataclass(frozen=True)
-class Batch:
-    """latents: `(b f) c h w`, scaled; text: `b n d`."""
-
-    latents: Tensor
-    text: Tensor
-
-
-@dataclass(frozen=True)
 class LatentClips:
     """A `ClipSet` ready for tuning: the VAE and the text encoder are no longer needed."""
 
@@ -58,30 +49,10 @@ class LatentClips:
                 f"training asks for {frames}: set both to the same number."
             )
 
-    def batches(
-        self, batch: int, steps: int, generator: torch.Generator
-    ) -> Iterator[Batch]:
-        """`steps` batches. Each pass over the clips visits every one once, in a new order, with a
-        new window (official code)."""
-        order = self._endless_order(generator)
-        for _ in range(steps):
-            windows = [self.clips.sample_window(generator, next(order)) for _ in range(batch)]
-            latents = [self._draw(window, generator) for window in windows]
-            yield Batch(torch.cat(latents), self._prompts(windows))
-
-    def _endless_order(self, generator: torch.Generator) -> Iterator[int]:
-        while True:
-            yield from torch.randperm(len(self.posteriors), generator=generator).tolist()
-
-    def _draw(self, window: Window, generator: torch.Generator) -> Tensor:
+    def draw(self, window: Window, generator: torch.Generator) -> Tensor:
+        """A window's latents `f c h w`, scaled, drawn from the posterior."""
         source = self.mirrored if window.flipped else self.posteriors
         return source[window.clip].sample(self.clips.frame_numbers(window), generator)
-
-    def _prompts(self, windows: list[Window]) -> Tensor:
-        texts = [self.text[self.clips.captions[window.clip]] for window in windows]
-        # Long prompts come in several chunks of 77 tokens; repeating them changes nothing.
-        length = math.lcm(*(text.shape[1] for text in texts))
-        return torch.cat([text.repeat(1, length // text.shape[1], 1) for text in texts])
 
 
 def cache_latents(

@@ -13,57 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .batches import Batch, Batches
+from .checkpointing import checkpointed
 from .errors import LampError
 from .hosts import Host
 from .latents import LatentClips
 from .layout import FrameLayout
 from .motion import Motion
+from .optimizers import Alone, Average, Peers, apply_gradients, make_optimizer
+from .recipe import PRECISIONS, TrainConfig, learning_rate_factor
 from .sampling import with_first_frame
 from .schedule import TRAIN_TIMESTEPS, add_noise
-
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-RATE_SCHEDULES = ("constant", "cosine")
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """Settings of a tuning run; the defaults are the published recipe.
-
-    Raises LampError for a value outside its range.
-    """
-
-    steps: int = 30_000
-    frames: int = 16
-    batch: int = 1
-    learning_rate: float = 3e-5
-    weight_decay: float = 1e-2
-    betas: tuple[float, float] = (0.9, 0.999)
-    clip_norm: float = 1.0
-    warmup: int = 0
-    rate_schedule: str = "constant"
-    ema: float = 0.0
-    seed: int = 0
-    groupnorm: str = "pooled"
-    precision: str = "fp32"
-    checkpointing: bool = False
-
-    def __post_init__(self) -> None:
-        for name, low, high in (
-            ("steps", 1, 10**7),
-            ("frames", 2, 1024),
-            ("batch", 1, 1024),
-            ("learning_rate", 1e-12, 1.0),
-            ("weight_decay", 0.0, 1.0),
-            ("clip_norm", 1e-6, 1e6),
-            ("warmup", 0, self.steps),
-            ("ema", 0.0, 0.99999),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise LampError(f"{name} is {value}: choose a value from {low} to {high}.")
-        for name, known in (("rate_schedule", RATE_SCHEDULES), ("precision", tuple(PRECISIONS))):
-            if getattr(self, name) not in known:
-                raise LampError(f"{name} is '{getattr(self, name)}': choose {' or '.join(known)}.")
+from .validation import Validation, split_clips
 
 
 @dataclass(frozen=True)
@@ -82,7 +43,12 @@ class StepReport:
 
 
 def predict_loss(
-    host: Host, latents: Tensor, noise: Tensor, timesteps: Tensor, text: Tensor
+    host: Host,
+    latents: Tensor,
+    noise: Tensor,
+    timesteps: Tensor,
+    text: Tensor,
+    min_snr: float = 0.0,
 ) -> Tensor:
     """Paper eq. 4: frame 1 stays clean, the loss counts frames 2..l.
 
@@ -92,12 +58,17 @@ def predict_loss(
         latents, noise: `(b f) c h w`.
         timesteps: `b`, one for all frames of a video.
         text: `b n d`.
+        min_snr: see `TrainConfig`; 0 weighs all timesteps alike.
     """
     videos = timesteps.shape[0]
-    noisy = noise_later_frames(latents, noise, host.alphas_cumprod[timesteps.cpu()])
-    predicted = host.predict(noisy, timesteps, text)
+    alphas = host.alphas_cumprod[timesteps.cpu()]
+    predicted = host.predict(noise_later_frames(latents, noise, alphas), timesteps, text)
     target = noise.unflatten(0, (videos, -1))[:, 1:]
-    return nn.functional.mse_loss(predicted.float().unflatten(0, (videos, -1))[:, 1:], target)
+    guess = predicted.float().unflatten(0, (videos, -1))[:, 1:]
+    if not min_snr:
+        return nn.functional.mse_loss(guess, target)
+    snr = (alphas / (1 - alphas)).to(guess)
+    return ((guess - target).square().flatten(1).mean(1) * snr.clamp(max=min_snr) / snr).mean()
 
 
 def noise_later_frames(latents: Tensor, noise: Tensor, alphas: Tensor) -> Tensor:
@@ -108,25 +79,148 @@ def noise_later_frames(latents: Tensor, noise: Tensor, alphas: Tensor) -> Tensor
     return with_first_frame(add_noise(latents, noise, per_frame[:, None, None, None]), first)
 
 
-def make_optimizer(motion: Motion, config: TrainConfig) -> torch.optim.AdamW:
-    """AdamW over the learned parts only; everything else in `motion` is frozen."""
-    motion.requires_grad_(False)
-    trained = list(motion.trained_parameters().values())
-    for parameter in trained:
-        parameter.requires_grad_(True)
-    return torch.optim.AdamW(
-        trained, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
-    )
+class Training:
+    """One tuning run, step by step; `motion` holds what was learned so far.
 
+    Hooks are on the UNet only while a step is computed. All chance comes from one CPU generator,
+    so that seed and settings fix the run, and its state can be kept (`lamp.training_state`).
 
-def learning_rate_factor(step: int, config: TrainConfig) -> float:
-    """Factor on the learning rate in step number `step` (from 0)."""
-    if step < config.warmup:
-        return (step + 1) / (config.warmup + 1)
-    if config.rate_schedule == "constant":
-        return 1.0
-    done = (step - config.warmup) / max(config.steps - config.warmup, 1)
-    return 0.5 * (1 + math.cos(math.pi * done))
+    Args:
+        host: the image model, frozen, on the device of `motion`.
+        motion: fp32 parameters, initialised.
+        peers: other processes that train the same motion on their shares of each batch.
+
+    Raises:
+        LampError: the clips' windows have another length, or none would be left to learn from.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        motion: Motion,
+        clips: LatentClips,
+        config: TrainConfig,
+        peers: Peers | None = None,
+    ) -> None:
+        clips.check(config.frames)
+        self.host, self.motion, self.clips, self.config = host, motion, clips, config
+        self.peers: Peers = peers or Alone()
+        self.device = next(motion.parameters()).device
+        self.optimizer = make_optimizer(motion, config)
+        self.trained = list(motion.trained_parameters().values())
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
+        self.average = Average(self.trained, config.ema)
+        self.draw = torch.Generator().manual_seed(config.seed)
+        learned, held_out = split_clips(len(clips.posteriors), config.hold_out, config.seed)
+        self.batches = Batches(clips, learned, self.draw)
+        self.losses: list[float] = []
+        self.validation: list[tuple[int, float]] = []
+        self.updating = False
+        self._validation = Validation(clips, held_out, config.seed)
+        self._rewind = (self.draw.get_state(), list[int]())
+        self._started = (0.0, 0)
+
+    @property
+    def step(self) -> int:
+        """Steps that are done."""
+        return len(self.losses)
+
+    @property
+    def place(self) -> tuple[Tensor, list[int]]:
+        """Generator state and clips left of the pass, before the first step that is not done."""
+        return self._rewind
+
+    def resume_at(
+        self, random: Tensor, order: list[int], losses: list[float], validation: list[Any]
+    ) -> None:
+        """Go on from a kept place."""
+        self.draw.set_state(random)
+        self.batches.order = list(order)
+        self.losses[:] = losses
+        self.validation[:] = [(int(step), float(loss)) for step, loss in validation]
+        self._remember_place()
+
+    def advance(self) -> StepReport:
+        """One optimiser step.
+
+        Raises:
+            LampError: the loss is no longer finite; the parameters are those before the step.
+        """
+        if not self._started[0]:
+            self._started = (time.perf_counter(), self.step)
+        rate = self.config.learning_rate * learning_rate_factor(self.step, self.config)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["factor"]
+        loss = self._gradients(rate)
+        self.updating = True  # from here to the end of the step the parameters are no whole state
+        apply_gradients(self.optimizer, self.trained, self.config.clip_norm, self.scaler)
+        self.average.update()
+        self.losses.append(loss)
+        self._remember_place()
+        self.updating = False
+        begun, first = self._started
+        seconds = (time.perf_counter() - begun) / (self.step - first)
+        return StepReport(self.step, self.config.steps, loss, rate, seconds)
+
+    def validate(self) -> float | None:
+        """Mean loss on the held-out clips with the averaged parameters; None if none is held."""
+        if not self._validation.cases:
+            return None
+        with torch.no_grad(), self.average.shown(), self._attached(1):
+            losses = [self._loss(*case).item() for case in self._validation.cases]
+        self.validation.append((self.step, sum(losses) / len(losses)))
+        return self.validation[-1][1]
+
+    def finish(self) -> None:
+        """Put the averaged parameters, if there are any, in the place of the last ones."""
+        self.average.store()
+
+    def _remember_place(self) -> None:
+        self._rewind = (self.draw.get_state(), list(self.batches.order))
+
+    def _gradients(self, rate: float) -> float:
+        """Gradients of the whole batch on all processes; returns its loss."""
+        self.optimizer.zero_grad(set_to_none=True)
+        total = torch.zeros((), device=self.device)
+        with self._attached(self.config.batch):
+            for _ in range(self.config.accumulate):
+                loss = self._loss(*self._share()) / self.config.accumulate
+                self.scaler.scale(loss).backward()
+                total += loss.detach()
+        self.peers.mean_([total, *(p.grad for p in self.trained if p.grad is not None)])
+        return _finite(total, self.step, rate)
+
+    def _share(self) -> tuple[Batch, Tensor, Tensor]:
+        """This process's share of the next batch, with its noise and timesteps. All processes draw
+        the whole batch, so that their number does not change what is learned from."""
+        count, own = self.config.batch * self.peers.count, self.config.batch
+        batch = self.batches.next(count)
+        noise = torch.randn(batch.latents.shape, generator=self.draw)
+        timesteps = torch.randint(TRAIN_TIMESTEPS, (count,), generator=self.draw)
+        if count == own:
+            return batch, noise, timesteps
+        rank, frames = self.peers.rank, self.config.frames
+        rows = slice(rank * own * frames, (rank + 1) * own * frames)
+        videos = slice(rank * own, (rank + 1) * own)
+        return Batch(batch.latents[rows], batch.text[videos]), noise[rows], timesteps[videos]
+
+    def _loss(self, batch: Batch, noise: Tensor, timesteps: Tensor) -> Tensor:
+        latents, text, noise, timesteps = (
+            tensor.to(self.device) for tensor in (batch.latents, batch.text, noise, timesteps)
+        )
+        with _autocast(self.device, self.config.precision):
+            return predict_loss(self.host, latents, noise, timesteps, text, self.config.min_snr)
+
+    @contextlib.contextmanager
+    def _attached(self, videos: int) -> Iterator[None]:
+        layout = FrameLayout(self.config.frames, videos)
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(
+                self.motion.attached(self.host.unet, layout, groupnorm=self.config.groupnorm)
+            )
+            if self.config.checkpointing and torch.is_grad_enabled():
+                stack.enter_context(checkpointed(self.host.unet, self.motion))
+            yield
 
 
 def train(
@@ -136,89 +230,18 @@ def train(
     config: TrainConfig,
     on_step: Callable[[StepReport], None] = lambda report: None,
 ) -> list[float]:
-    """Tune `motion` in place and return the losses.
+    """Tune `motion` in place, from the first step to the last, and return the losses.
 
     An exception of `on_step` (a cancel, say) ends the run; `motion` then holds what was learned
-    up to there.
-
-    Args:
-        host: the image model, frozen, on the device of `motion`.
-        motion: fp32 parameters, initialised.
-
-    Raises:
-        LampError: a clip is shorter than `config.frames`, or the loss is no longer finite.
+    up to there. For arguments and errors see `Training`.
     """
-    clips.check(config.frames)
-    device = next(motion.parameters()).device
-    draw = torch.Generator().manual_seed(config.seed)
-    optimizer = make_optimizer(motion, config)
-    trained = list(motion.trained_parameters().values())
-    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
-    average = _Average(trained, config.ema)
-    layout = FrameLayout(config.frames, config.batch)
-    losses: list[float] = []
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(motion.attached(host.unet, layout, groupnorm=config.groupnorm))
-        if config.checkpointing:
-            stack.enter_context(_checkpointed(host.unet, motion))
-        stack.callback(average.store)
-        started = time.perf_counter()
-        for batch in clips.batches(config.batch, config.steps, draw):
-            step = len(losses)
-            rate = config.learning_rate * learning_rate_factor(step, config)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            noise = torch.randn(batch.latents.shape, generator=draw).to(device)
-            timesteps = torch.randint(TRAIN_TIMESTEPS, (config.batch,), generator=draw).to(device)
-            with _autocast(device, config.precision):
-                latents, text = batch.latents.to(device), batch.text.to(device)
-                loss = predict_loss(host, latents, noise, timesteps, text)
-            optimizer_step(loss, optimizer, trained, config.clip_norm, scaler)
-            average.update()
-            losses.append(_finite(loss, step, rate))
-            seconds = (time.perf_counter() - started) / len(losses)
-            on_step(StepReport(step + 1, config.steps, losses[-1], rate, seconds))
-    return losses
-
-
-def optimizer_step(
-    loss: Tensor,
-    optimizer: torch.optim.Optimizer,
-    parameters: list[nn.Parameter],
-    clip_norm: float = 1.0,
-    scaler: torch.amp.GradScaler | None = None,
-) -> Tensor:
-    """Backward, clip the norm of all gradients together, step; returns the norm before clipping."""
-    scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
-    scaler.scale(loss).backward()
-    scaler.unscale_(optimizer)
-    norm = nn.utils.clip_grad_norm_(parameters, clip_norm)
-    scaler.step(optimizer)
-    scaler.update()
-    optimizer.zero_grad(set_to_none=True)
-    return norm
-
-
-class _Average:
-    """Exponential moving average of the parameters; `store` puts it in their place."""
-
-    def __init__(self, parameters: list[nn.Parameter], decay: float) -> None:
-        self._parameters, self._decay, self._updates = parameters, decay, 0
-        self._average = [p.detach().clone() for p in parameters] if decay else []
-
-    @torch.no_grad()
-    def update(self) -> None:
-        if self._average:
-            self._updates += 1
-            # The first values weigh less, so that a short run is not drawn to its start.
-            decay = min(self._decay, self._updates / (self._updates + 9))
-            current = [p.detach() for p in self._parameters]
-            torch._foreach_lerp_(self._average, current, 1 - decay)
-
-    @torch.no_grad()
-    def store(self) -> None:
-        for parameter, average in zip(self._parameters, self._average, strict=False):
-            parameter.copy_(average)
+    training = Training(host, motion, clips, config)
+    try:
+        while training.step < config.steps:
+            on_step(training.advance())
+    finally:
+        training.finish()
+    return training.losses
 
 
 def _finite(loss: Tensor, step: int, rate: float) -> float:
@@ -236,24 +259,3 @@ def _autocast(device: torch.device, precision: str) -> AbstractContextManager[An
     if dtype is None:
         return contextlib.nullcontext()
     return torch.autocast(device.type, dtype)
-
-
-@contextlib.contextmanager
-def _checkpointed(unet: nn.Module, motion: Motion) -> Iterator[None]:
-    """Recompute the residual and transformer blocks in the backward pass instead of keeping their
-    activations. Hooks cannot do that, so the blocks' `forward` is wrapped while the run lasts."""
-    from torch.utils.checkpoint import checkpoint
-
-    def wrap(forward: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)
-
-    sites = motion.sites
-    names = [*sites.resnets, *(block.module for block in sites.blocks)]
-    blocks = [unet.get_submodule(name) for name in names]
-    try:
-        for block in blocks:
-            block.forward = wrap(block.forward)
-        yield
-    finally:
-        for block in blocks:
-            block.__dict__.pop("forward", None)

@@ -19,8 +19,9 @@ from lamp.images import fit_images
 from lamp.latents import SCALE, cache_latents
 from lamp.motion import Motion
 from lamp.noise import draw_noise, share_noise
+from lamp.recipe import TrainConfig
 from lamp.sampling import sample
-from lamp.training import TrainConfig, train
+from lamp.training import train
 
 SIZE = 64  # pixels; the network has its full width, which is what may overflow
 FRAMES = 16

@@ -8,23 +8,17 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from lamp.architecture import map_unet
+from lamp.batches import Batches
 from lamp.clips import clips_from_images
 from lamp.errors import ClipError, LampError
 from lamp.hosts.diffusers import DiffusersHost
 from lamp.latents import SCALE, LatentClips, Posterior, cache_latents
 from lamp.layout import FrameLayout
 from lamp.motion import Motion
+from lamp.optimizers import make_optimizer, optimizer_step
+from lamp.recipe import TrainConfig, learning_rate_factor
 from lamp.schedule import scaled_linear_alphas
-from lamp.training import (
-    StepReport,
-    TrainConfig,
-    learning_rate_factor,
-    make_optimizer,
-    noise_later_frames,
-    optimizer_step,
-    predict_loss,
-    train,
-)
+from lamp.training import StepReport, noise_later_frames, predict_loss, train
 
 FRAMES = 3
 
@@ -216,8 +210,8 @@ def test_posteriors_are_sampled_not_taken_at_their_mode() -> None:
 
 
 def test_an_epoch_visits_every_clip_once(clips: LatentClips) -> None:
-    batches = clips.batches(1, 8, torch.Generator().manual_seed(0))
-    seen = [batch.text[0, 0, 0].item() for batch in batches]
+    batches = Batches(clips, [0, 1, 2, 3], torch.Generator().manual_seed(0))
+    seen = [batches.next(1).text[0, 0, 0].item() for _ in range(8)]
     lengths = sorted(float(len(caption)) for caption in clips.clips.captions)
     assert sorted(seen[:4]) == lengths
     assert sorted(seen[4:]) == lengths
@@ -226,7 +220,7 @@ def test_an_epoch_visits_every_clip_once(clips: LatentClips) -> None:
 def test_prompts_of_different_length_share_a_batch(clips: LatentClips) -> None:
     long = {**clips.text, "one": torch.cat([clips.text["one"]] * 2, dim=1)}
     mixed = LatentClips(clips.clips, clips.posteriors, clips.mirrored, long)
-    batch = next(mixed.batches(4, 1, torch.Generator().manual_seed(0)))
+    batch = Batches(mixed, [0, 1, 2, 3], torch.Generator().manual_seed(0)).next(4)
     assert batch.text.shape == (4, 10, 16)
 
 
