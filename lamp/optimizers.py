@@ -1,0 +1,144 @@
+"""AdamW over the learned parts, clipping, and the average of the parameters."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .errors import LampError
+from .motion import Motion
+from .recipe import TrainConfig
+
+
+class Peers(Protocol):
+    """The processes that train one motion together, each on its share of the batch."""
+
+    rank: int
+    count: int
+
+    def mean_(self, tensors: list[Tensor]) -> None:
+        """Put the mean over all processes in the place of each tensor."""
+        ...
+
+
+class Alone:
+    """One process."""
+
+    rank, count = 0, 1
+
+    def mean_(self, tensors: list[Tensor]) -> None:
+        """The mean over one process is what is there."""
+
+
+def make_optimizer(motion: Motion, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW over the learned parts only; everything else in `motion` is frozen.
+
+    Each group has, besides its parameters, its `factor` on the learning rate.
+
+    Raises:
+        LampError: the 8-bit optimiser is wanted, but no library has one.
+    """
+    motion.requires_grad_(False)
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in motion.trained_parameters().items():
+        parameter.requires_grad_(True)
+        groups.setdefault(rate_factor(name, parameter, config), []).append(parameter)
+    described = [
+        {"params": members, "factor": factor, "lr": config.learning_rate * factor}
+        for factor, members in groups.items()
+    ]
+    kind = torch.optim.AdamW if config.optimizer == "adamw" else _eight_bit_adamw()
+    return kind(
+        described, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
+    )
+
+
+def rate_factor(name: str, parameter: Tensor, config: TrainConfig) -> float:
+    """Factor on the learning rate of one learned tensor, by its canonical name and its width."""
+    if ".attn_temp." in name:
+        factor = config.attention_rate
+    elif ".to_q." in name:
+        factor = config.query_rate
+    else:
+        factor = config.conv_rate
+    if config.reference_width and parameter.ndim > 1:
+        factor *= config.reference_width / parameter.shape[1]
+    return factor
+
+
+def _eight_bit_adamw() -> type[torch.optim.Optimizer]:
+    with contextlib.suppress(ImportError):
+        from bitsandbytes.optim import AdamW8bit
+
+        return AdamW8bit
+    raise LampError(
+        "The optimiser adamw8bit needs the package bitsandbytes, which is not installed: install "
+        "it into ComfyUI's Python, or choose adamw."
+    )
+
+
+def optimizer_step(
+    loss: Tensor,
+    optimizer: torch.optim.Optimizer,
+    parameters: list[nn.Parameter],
+    clip_norm: float = 1.0,
+    scaler: torch.amp.GradScaler | None = None,
+) -> Tensor:
+    """Backward, then `apply_gradients`; returns the norm before clipping."""
+    scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
+    scaler.scale(loss).backward()
+    return apply_gradients(optimizer, parameters, clip_norm, scaler)
+
+
+def apply_gradients(
+    optimizer: torch.optim.Optimizer,
+    parameters: list[nn.Parameter],
+    clip_norm: float,
+    scaler: torch.amp.GradScaler,
+) -> Tensor:
+    """Clip the norm of all gradients together, step; returns the norm before clipping."""
+    scaler.unscale_(optimizer)
+    norm = nn.utils.clip_grad_norm_(parameters, clip_norm)
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    return norm
+
+
+class Average:
+    """Exponential moving average of the parameters."""
+
+    def __init__(self, parameters: list[nn.Parameter], decay: float) -> None:
+        self._parameters, self._decay, self.updates = parameters, decay, 0
+        self.values = [p.detach().clone() for p in parameters] if decay else []
+
+    @torch.no_grad()
+    def update(self) -> None:
+        if self.values:
+            self.updates += 1
+            # The first values weigh less, so that a short run is not drawn to its start.
+            decay = min(self._decay, self.updates / (self.updates + 9))
+            current = [p.detach() for p in self._parameters]
+            torch._foreach_lerp_(self.values, current, 1 - decay)
+
+    @torch.no_grad()
+    def store(self) -> None:
+        """Put the average in the place of the parameters, for good."""
+        for parameter, average in zip(self._parameters, self.values, strict=False):
+            parameter.copy_(average)
+
+    @contextlib.contextmanager
+    def shown(self) -> Iterator[None]:
+        """The average in the place of the parameters while the block lasts."""
+        kept = [p.detach().clone() for p in self._parameters] if self.values else []
+        self.store()
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for parameter, value in zip(self._parameters, kept, strict=False):
+                    parameter.copy_(value)
