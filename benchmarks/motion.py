@@ -28,10 +28,11 @@ from lamp.hosts.diffusers import DiffusersHost
 from lamp.latents import LatentClips, cache_latents
 from lamp.motion import Motion
 from lamp.noise import draw_noise, share_noise
+from lamp.recipe import TrainConfig
 from lamp.sampling import sample
 from lamp.toy import score, world
 from lamp.toy.base import PATH, ToyBase, load_toy_base
-from lamp.training import StepReport, TrainConfig, train
+from lamp.training import StepReport, train
 
 SETS = ("combination", "hard")
 MARKS = {

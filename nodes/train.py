@@ -12,7 +12,8 @@ from comfy_api.latest import io, ui
 from ..lamp.checkpoint import MotionConfig, MotionFile, save_motion
 from ..lamp.clips import ClipSet
 from ..lamp.motion import GROUPNORM_MODES
-from ..lamp.training import PRECISIONS, RATE_SCHEDULES, StepReport, TrainConfig, train
+from ..lamp.recipe import PRECISIONS, RATE_SCHEDULES, TrainConfig
+from ..lamp.training import StepReport, train
 from .clips import LampClips
 from .common import LampMotion, motion_folder, named_errors, upstream_name, workflow_metadata
 from .progress import NodeProgress, duration
