@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -13,7 +16,8 @@ import torch
 from torch import Tensor
 
 from .captions import Caption, find_caption, names_a_side
-from .decoding import SourceFrame, source_frames
+from .clip_sources import BatchSource, ClipSource, FileSource
+from .decoding import SourceFrame
 from .errors import ClipError, LampError
 from .images import Fit, check_size
 from .video import (
@@ -96,30 +100,87 @@ class Window:
     flipped: bool = False
 
 
+@dataclass(frozen=True)
+class Clip:
+    """One clip: where its frames come from and which of them are used.
+
+    ``once`` is the number of frames at the asked rate and up to the cap, ``length`` that which the
+    clip is given: with more than ``once`` it starts over. ``size`` is (width, height).
+    """
+
+    source: ClipSource
+    info: ClipInfo
+    size: tuple[int, int]
+    once: int
+    length: int
+
+
 @dataclass
 class ClipSet:
-    """Clips ready for training: ``clips[i]`` is ``f h w 3`` uint8, all its frames at full rate.
+    """Clips ready for training. It holds where frames come from, not the frames: these are decoded
+    as they are asked for.
 
     The stride is applied by the windows, so that every possible start counts. ``warnings`` are
     sentences for the user.
     """
 
-    clips: list[Tensor]
-    infos: list[ClipInfo]
+    sources: list[Clip]
     settings: ClipSettings
     warnings: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return len(self.clips)
+        return len(self.sources)
+
+    @property
+    def infos(self) -> list[ClipInfo]:
+        """What is known of each clip."""
+        return [clip.info for clip in self.sources]
 
     @property
     def captions(self) -> list[str]:
         """One caption for each clip."""
         return [info.caption for info in self.infos]
 
+    def length(self, clip: int) -> int:
+        """Frames of a clip, at the asked rate, up to the cap, started over if it was too short."""
+        return self.sources[clip].length
+
+    def size(self, clip: int) -> tuple[int, int]:
+        """Width and height of a clip's frames, in pixels."""
+        return self.sources[clip].size
+
+    def chunks(self, clip: int, count: int = 16, mirrored: bool = False) -> Iterator[Tensor]:
+        """All frames of a clip in order, at most ``count`` at a time: ``f h w 3`` uint8.
+
+        Raises ClipError if the clip can no longer be read as it was.
+        """
+        pictures: list[Tensor] = []
+        for picture in self._pictures(clip, range(self.length(clip))):
+            pictures.append(picture.flip(1) if mirrored else picture)
+            if len(pictures) == count:
+                yield torch.stack(pictures)
+                pictures = []
+        if pictures:
+            yield torch.stack(pictures)
+
+    def key(self, clip: int) -> str:
+        """Hex sha256 that names what ``chunks`` yields (not mirrored): the content of the clip and
+        the settings that shape its frames. The content is read once, but not decoded."""
+        chosen = self.sources[clip]
+        shape = {
+            "format": 1,  # to be raised when the same content gives other frames
+            "content": chosen.source.digest,
+            "size": chosen.size,
+            "fit": self.settings.fit,
+            "fps": self.settings.fps if chosen.info.fps else None,
+            "once": chosen.once,
+            "length": chosen.length,
+        }
+        return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
+
     def starts(self, clip: int) -> int:
         """Number of windows in a clip: one for each frame that a window can start at."""
-        return max(self.clips[clip].shape[0] - self.settings.span + 1, 0)
+        return max(self.length(clip) - self.settings.span + 1, 0)
 
     def windows(self) -> list[Window]:
         """Every possible window, not mirrored, in order."""
@@ -141,9 +202,27 @@ class ClipSet:
         return slice(window.start, window.start + self.settings.span, self.settings.stride)
 
     def window_frames(self, window: Window) -> Tensor:
-        """The window's pictures: ``f h w 3`` uint8."""
-        frames = self.clips[window.clip][self.frame_numbers(window)]
+        """The window's pictures, decoded now: ``f h w 3`` uint8."""
+        numbers = range(self.length(window.clip))[self.frame_numbers(window)]
+        frames = self.frames(window.clip, numbers)
         return frames.flip(2) if window.flipped else frames
+
+    def frames(self, clip: int, numbers: Sequence[int]) -> Tensor:
+        """Some frames of a clip, by rising numbers from 0: ``f h w 3`` uint8.
+
+        Decoding stops after the last one, and only these become pixels.
+        """
+        return torch.stack(list(self._pictures(clip, numbers)))
+
+    def _pictures(self, clip: int, numbers: Sequence[int]) -> Iterator[Tensor]:
+        chosen, wanted = self.sources[clip], iter(numbers)
+        following = next(wanted, None)
+        for number, frame in enumerate(_played(chosen, self.settings)):
+            if number == following:
+                yield _picture(frame, chosen, self.settings)
+                following = next(wanted, None)
+            if following is None:
+                return
 
     def report(self) -> str:
         """What there is to learn from, clip by clip, and what to watch out for: plain text."""
@@ -185,8 +264,8 @@ def load_clips(
         paths = list_clips(source)
     else:
         paths = [Path(path) for path in source]
-    return _collect((partial(_read_clip, path, prompt, settings) for path in paths), len(paths),
-                    settings, progress)  # fmt: skip
+    jobs = (partial(_find_clip, path, prompt, settings) for path in paths)
+    return _collect(jobs, len(paths), settings, progress)
 
 
 def clips_from_images(
@@ -218,42 +297,32 @@ def clips_from_images(
             raise ClipError(
                 f"There are {len(images)} clips but {len(values)} {name}. Give one for each clip."
             )
+    given = zip(images, captions, rates or [None] * len(images), strict=True)
     jobs = (
-        partial(_take_images, number, batch, captions[number - 1],
-                rates[number - 1] if rates else None, settings)
-        for number, batch in enumerate(images, start=1)
-    )  # fmt: skip
+        partial(_take_images, f"clip {number}", *each, settings)
+        for number, each in enumerate(given, start=1)
+    )
     return _collect(jobs, len(images), settings, None)
 
 
-@dataclass
-class _Clip:
-    """One clip read, before it is decided whether it is long enough."""
-
-    frames: Tensor
-    info: ClipInfo
-    warnings: list[str]
-
-
 def _collect(
-    jobs: Iterable[Callable[[], _Clip]],
+    jobs: Iterable[Callable[[], tuple[Clip, list[str]]]],
     total: int,
     settings: ClipSettings,
     progress: Callable[[int, int], None] | None,
 ) -> ClipSet:
     """Read clip after clip, apply the rule for short ones, gather the warnings."""
-    clips = ClipSet([], [], settings)
+    clips = ClipSet([], settings)
     tell = progress or (lambda done, total: None)
     for done, job in enumerate(jobs):
         tell(done, total)
-        clip = job()
-        clips.warnings += clip.warnings
-        frames = _long_enough(clip, settings, clips.warnings)
-        if frames is not None:
-            clips.clips.append(frames)
-            clips.infos.append(clip.info)
+        clip, warnings = job()
+        clips.warnings += warnings
+        long_enough = _long_enough(clip, settings, clips.warnings)
+        if long_enough is not None:
+            clips.sources.append(long_enough)
     tell(total, total)
-    if not clips.clips:
+    if not clips.sources:
         raise ClipError(
             f"No clip is left to learn from: of {total} none has the {settings.span} frames that a "
             "window needs. Give longer clips, fewer frames or a smaller stride."
@@ -262,11 +331,11 @@ def _collect(
     return clips
 
 
-def _long_enough(clip: _Clip, settings: ClipSettings, warnings: list[str]) -> Tensor | None:
-    """The clip's frames, made longer or refused by the rule for short clips; None: left out."""
-    have, need = clip.frames.shape[0], settings.span
+def _long_enough(clip: Clip, settings: ClipSettings, warnings: list[str]) -> Clip | None:
+    """The clip, made longer or refused by the rule for short clips; None: left out."""
+    have, need = clip.once, settings.span
     if have >= need:
-        return clip.frames
+        return clip
     at = f" at {settings.fps:g} fps" if settings.fps and clip.info.fps else ""
     what = f"'{clip.info.name}' has {have} frames{at}, a window needs {need}"
     if settings.short == "error":
@@ -278,7 +347,7 @@ def _long_enough(clip: _Clip, settings: ClipSettings, warnings: list[str]) -> Te
         warnings.append(f"{what}: it is left out.")
         return None
     warnings.append(f"{what}: it starts over from its first frame, which shows as a jump.")
-    return clip.frames[torch.arange(need) % have]
+    return replace(clip, length=need)
 
 
 def _side_warnings(clips: ClipSet) -> list[str]:
@@ -292,65 +361,57 @@ def _side_warnings(clips: ClipSet) -> list[str]:
     ]
 
 
-def _read_clip(path: Path, prompt: str, settings: ClipSettings) -> _Clip:
-    caption = find_caption(path, prompt)
-    info = replace(probe(path), caption=caption.text, caption_source=caption.source)
-    source = source_frames(path)
-    with contextlib.closing(source):
-        return _fit_clip(source, info, caption, settings)
+def _find_clip(path: Path, prompt: str, settings: ClipSettings) -> tuple[Clip, list[str]]:
+    return _measure(FileSource(path), find_caption(path, prompt), settings)
 
 
 def _take_images(
-    number: int, batch: Tensor, prompt: str, rate: float | None, settings: ClipSettings
-) -> _Clip:
-    name = f"clip {number}"
-    if batch.ndim != 4 or batch.shape[-1] not in (1, 3, 4) or 0 in batch.shape:
-        raise ClipError(
-            f"Images of {name} must have the shape f h w c with 1, 3 or 4 channels, not "
-            f"{tuple(batch.shape)}."
-        )
-    if not torch.isfinite(batch).all():
-        raise ClipError(
-            f"The images of {name} contain NaN or infinite values. Check the node that made them."
-        )
-    count, height, width, _ = batch.shape
+    name: str, batch: Tensor, prompt: str, rate: float | None, settings: ClipSettings
+) -> tuple[Clip, list[str]]:
     caption = Caption(" ".join(prompt.split()), "given")
     if not caption.text:
         caption = caption._replace(warning=f"The caption of {name} is empty.")
-    info = ClipInfo(name, None, count, rate, width, height, caption.text, caption.source)
-    return _fit_clip(_batch_frames(batch, rate), info, caption, settings)
+    return _measure(BatchSource(name, batch, rate), caption, settings)
 
 
-def _batch_frames(batch: Tensor, rate: float | None) -> Iterator[SourceFrame]:
-    for number, image in enumerate(batch):
-        yield SourceFrame(number / rate if rate else None, partial(_to_bytes, image))
+def _measure(
+    source: ClipSource, caption: Caption, settings: ClipSettings
+) -> tuple[Clip, list[str]]:
+    """Find out how many frames a clip gives at the asked rate, up to the cap, by decoding them:
+    what cannot be read is met now and not in the middle of the work."""
+    warnings = [f"{source.name}: {caption.warning}"] if caption.warning else []
+    info = replace(source.info(), caption=caption.text, caption_source=caption.source)
+    most, count = max(settings.max_frames, settings.span), 0
+    with contextlib.closing(source.frames()) as frames:
+        for _ in resample(frames, settings.fps) if settings.fps else frames:
+            if count == most:
+                warnings.append(
+                    f"'{info.name}' is long ({info.frames} frames): only the first {most} are "
+                    "used. Cut it to the motion."
+                )
+                break
+            count += 1
+    return Clip(source, info, (settings.width, settings.height), count, count), warnings
 
 
-def _to_bytes(image: Tensor) -> Tensor:
-    """``h w c`` in 0..1 -> ``h w 3`` uint8, transparent parts becoming black."""
-    image = image.float().cpu().clamp(0.0, 1.0)
-    colour = image[..., :3] * image[..., 3:] if image.shape[-1] == 4 else image
-    return (colour * 255).round().byte().expand(*image.shape[:2], 3)
-
-
-def _fit_clip(
-    source: Iterator[SourceFrame], info: ClipInfo, caption: Caption, settings: ClipSettings
-) -> _Clip:
-    """Bring one clip to the asked rate and size, frame by frame, up to the cap."""
-    warnings = [f"{info.name}: {caption.warning}"] if caption.warning else []
-    frames = resample(source, settings.fps) if settings.fps else source
-    most = max(settings.max_frames, settings.span)
-    kept: list[Tensor] = []
-    for frame in frames:
-        if len(kept) == most:
-            warnings.append(
-                f"'{info.name}' is long ({info.frames} frames): only the first {most} are used. "
-                "Cut it to the motion."
+def _played(clip: Clip, settings: ClipSettings) -> Iterator[SourceFrame]:
+    """The clip's frames at the asked rate, as often as its length asks for."""
+    left = clip.length
+    while left:
+        wanted, count = min(left, clip.once), 0
+        with contextlib.closing(clip.source.frames()) as source:
+            frames = resample(source, settings.fps) if settings.fps else source
+            for frame in islice(frames, wanted):
+                yield frame
+                count += 1
+        if count < wanted:
+            raise ClipError(
+                f"'{clip.info.name}' had {clip.once} frames when it was read, now it has {count}. "
+                "Read the clips again."
             )
-            break
-        kept.append(
-            fitted(
-                frame, info.path or Path(info.name), settings.width, settings.height, settings.fit
-            )
-        )
-    return _Clip(torch.stack(kept), info, warnings)
+        left -= count
+
+
+def _picture(frame: SourceFrame, clip: Clip, settings: ClipSettings) -> Tensor:
+    path = clip.info.path or Path(clip.info.name)
+    return fitted(frame, path, *clip.size, settings.fit)

@@ -72,13 +72,18 @@ def cache_latents(
         ClipError: the VAE returned NaN for a clip.
     """
     posteriors, mirrored = [], []
-    for number, (frames, info) in enumerate(zip(clips.clips, clips.infos, strict=True)):
-        pixels = frames.float() / 255
-        posteriors.append(_finite(Posterior(*encode(pixels)), info.name))
+    for number, info in enumerate(clips.infos):
+        posteriors.append(_finite(_encode(clips, number, encode, False), info.name))
         if clips.settings.flip:
-            mirrored.append(Posterior(*encode(pixels.flip(2))))
+            mirrored.append(_encode(clips, number, encode, True))
         on_clip(number + 1, len(clips))
     return LatentClips(clips, posteriors, mirrored, embed(clips.captions))
+
+
+def _encode(clips: ClipSet, number: int, encode: EncodePosterior, mirrored: bool) -> Posterior:
+    """The posterior of one clip, whose frames are decoded and encoded few at a time."""
+    parts = [encode(chunk.float() / 255) for chunk in clips.chunks(number, mirrored=mirrored)]
+    return Posterior(*(torch.cat(each) for each in zip(*parts, strict=True)))
 
 
 def _finite(posterior: Posterior, clip: str) -> Posterior:

@@ -23,6 +23,11 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
+def whole(clips: ClipSet, clip: int = 0) -> torch.Tensor:
+    """All frames of a clip."""
+    return torch.cat(list(clips.chunks(clip)))
+
+
 def shown(clips: ClipSet, window: Window) -> list[int]:
     return numbers_of(clips.window_frames(window))
 
@@ -74,9 +79,9 @@ def test_stride_keeps_every_start(folder):
 
 def test_frame_rate(folder):
     clips = load_clips([folder / "clip20.mp4"], "", 4, fps=5, **SIZE)
-    assert numbers_of(clips.clips[0]) == list(range(0, 20, 2))
+    assert numbers_of(whole(clips)) == list(range(0, 20, 2))
     doubled = load_clips([folder / "clip20.mp4"], "", 4, fps=20, **SIZE)
-    assert doubled.clips[0].shape[0] == 40
+    assert doubled.length(0) == 40
 
 
 def test_a_clip_of_exactly_n_frames_has_one_window(folder):
@@ -92,7 +97,7 @@ def test_short_clips_by_rule(folder):
     assert [info.name for info in skipped.infos] == ["clip12.mp4", "clip20.mp4"]
     assert skipped.warnings == ["'clip8.mp4' has 8 frames, a window needs 10: it is left out."]
     looped = load_clips(folder, "", 10, short="loop", **SIZE)
-    assert numbers_of(looped.clips[0]) == [*range(8), 0, 1]
+    assert numbers_of(whole(looped)) == [*range(8), 0, 1]
     assert "starts over" in looped.warnings[0]
     with pytest.raises(ClipError, match="of 3 none has the 30 frames"):
         load_clips(folder, "", 30, short="skip", **SIZE)
@@ -141,10 +146,10 @@ def test_captions_of_a_folder(folder):
 
 def test_long_clips_are_read_to_the_cap(folder):
     clips = load_clips([folder / "clip20.mp4"], "", 4, max_frames=9, **SIZE)
-    assert numbers_of(clips.clips[0]) == list(range(9))
+    assert numbers_of(whole(clips)) == list(range(9))
     assert "'clip20.mp4' is long (20 frames): only the first 9 are used" in clips.warnings[0]
     exact = load_clips([folder / "clip20.mp4"], "", 4, max_frames=20, **SIZE)
-    assert exact.clips[0].shape[0] == 20 and not exact.warnings
+    assert exact.length(0) == 20 and not exact.warnings
 
 
 def test_clips_are_fitted_without_squeezing(tmp_path):
@@ -152,8 +157,8 @@ def test_clips_are_fitted_without_squeezing(tmp_path):
     frame[:, :24] = frame[:, 72:] = 255
     write_video(tmp_path / "wide.mp4", [frame] * 4, pixels="yuv444p")
     square = {"width": 32, "height": 32}
-    assert load_clips(tmp_path, "", 4, **square).clips[0].float().mean() < 12
-    bars = load_clips(tmp_path, "", 4, fit="pad", **square).clips[0].float()
+    assert whole(load_clips(tmp_path, "", 4, **square)).float().mean() < 12
+    bars = whole(load_clips(tmp_path, "", 4, fit="pad", **square)).float()
     assert bars[:, :8].max() == 0 and bars[:, 24:].max() == 0
 
 
@@ -178,7 +183,7 @@ def test_an_unreadable_clip_stops_and_is_named(folder):
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_image_batches(channels):
     clips = clips_from_images([grey_clip(6, channels=channels)], " it  grows ", 4, **SIZE)
-    factor = clips.clips[0].float() / 255
+    factor = whole(clips).float() / 255
     expected = grey_clip(6) * grey_clip(6) if channels == 4 else grey_clip(6)  # alpha on black
     torch.testing.assert_close(factor, expected.contiguous(), rtol=0, atol=0.6 / 255)
     assert clips.captions == ["it grows"] and clips.infos[0].caption_source == "given"
@@ -187,7 +192,7 @@ def test_image_batches(channels):
 
 def test_image_batches_with_a_known_rate():
     clips = clips_from_images([grey_clip(20)], "", 4, rates=[20.0], fps=10, **SIZE)
-    assert numbers_of(clips.clips[0]) == list(range(0, 20, 2))
+    assert numbers_of(whole(clips)) == list(range(0, 20, 2))
 
 
 def test_bad_image_batches_are_named():
@@ -260,7 +265,7 @@ def test_contact_sheet_of_many_clips_stays_small():
 def test_real_clips(shared_dir):
     clips = load_clips(shared_dir / "data" / "clips" / "horse_run")
     assert clips.captions == ["horse run"] * 3
-    assert [clip.shape for clip in clips.clips] == [(16, 320, 512, 3)] * 3
+    assert [whole(clips, clip).shape for clip in range(3)] == [(16, 320, 512, 3)] * 3
     assert len(clips.windows()) == 3
     assert not clips.warnings
 
