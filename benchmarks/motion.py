@@ -30,8 +30,10 @@ from lamp.motion import Motion
 from lamp.noise import draw_noise, share_noise
 from lamp.recipe import TrainConfig
 from lamp.sampling import sample
-from lamp.toy import score, world
+from lamp.toy import score
 from lamp.toy.base import PATH, ToyBase, load_toy_base
+from lamp.toy.cases import Case, Clips, evaluation_cases, training_clips
+from lamp.toy.world import FRAMES
 from lamp.training import StepReport, train
 
 SETS = ("combination", "hard")
@@ -59,7 +61,7 @@ class Recipe:
     prompts: str = "caption"  # or 'motion': one prompt for all clips
 
 
-def latent_clips(toy: ToyBase, clips: world.Clips, prompts: str) -> LatentClips:
+def latent_clips(toy: ToyBase, clips: Clips, prompts: str) -> LatentClips:
     """The project's own cache of training clips, fed from the toy world."""
     images = [torch.from_numpy(frames).float() / 255.0 for frames in clips.frames]
     texts = [clips.motion] * len(images)
@@ -85,11 +87,11 @@ def fresh_motion(toy: ToyBase, seed: int) -> Motion:
 
 def tune(toy: ToyBase, recipe: Recipe, seed: int, quiet: bool = False) -> Motion:
     """A motion learned from the eight clips of this seed."""
-    clips = world.training_clips(seed)
+    clips = training_clips(seed)
     motion = fresh_motion(toy, seed)
     config = TrainConfig(
         steps=recipe.steps,
-        frames=world.FRAMES,
+        frames=FRAMES,
         batch=recipe.clips_per_step,
         learning_rate=recipe.rate,
         warmup=recipe.warmup,
@@ -108,7 +110,7 @@ def tune(toy: ToyBase, recipe: Recipe, seed: int, quiet: bool = False) -> Motion
 
 
 def render(
-    toy: ToyBase, motion: Motion, cases: list[world.Case], recipe: Recipe, seed: int, batch: int = 4
+    toy: ToyBase, motion: Motion, cases: list[Case], recipe: Recipe, seed: int, batch: int = 4
 ) -> NDArray[np.uint8]:
     """Videos (n, f, h, w, 3) of the cases, from their first frames and prompts."""
     host, videos = DiffusersHost(toy.unet), []
@@ -136,7 +138,7 @@ def render(
     return np.concatenate(videos)
 
 
-def measure(videos: NDArray[np.uint8], cases: list[world.Case]) -> dict[str, float]:
+def measure(videos: NDArray[np.uint8], cases: list[Case]) -> dict[str, float]:
     pairs = zip(videos, cases, strict=True)
     return score.summarise([score.score_clip(video, case) for video, case in pairs])
 
@@ -149,9 +151,7 @@ def reaches(figures: dict[str, float], marks: dict[str, float]) -> bool:
     )
 
 
-def save_sheet(
-    path: Path, videos: NDArray[np.uint8], cases: list[world.Case], zoom: int = 3
-) -> None:
+def save_sheet(path: Path, videos: NDArray[np.uint8], cases: list[Case], zoom: int = 3) -> None:
     """One row a case: generated frames, then the true last frame."""
     from PIL import Image
 
@@ -171,7 +171,7 @@ def run(toy: ToyBase, recipe: Recipe, args: argparse.Namespace) -> dict[str, obj
     figures: dict[str, dict[str, dict[str, float]]] = {}
     rows = []
     for which in SETS:
-        cases = world.evaluation_cases(args.seed, which, count=args.cases)
+        cases = evaluation_cases(args.seed, which, count=args.cases)
         few = cases[: args.untuned_cases]
         videos = render(toy, motion, cases, recipe, args.seed)
         still = np.stack([score.static_video(case) for case in cases])

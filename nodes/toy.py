@@ -80,11 +80,11 @@ class ToyClips(io.ComfyNode):
     @classmethod
     @named_errors("LAMP Toy Clips")
     def execute(cls, seed: int, clips: int) -> io.NodeOutput:
-        from ..lamp.toy.world import training_clips
+        from ..lamp.toy.cases import training_clips
 
-        world = training_clips(seed, clips=clips)
-        prompts = [f"{caption} {world.motion}" for caption in world.captions]
-        return io.NodeOutput([_image(frames) for frames in world.frames], prompts)
+        made = training_clips(seed, clips=clips)
+        prompts = [f"{caption} {made.motion}" for caption in made.captions]
+        return io.NodeOutput([_image(frames) for frames in made.frames], prompts)
 
 
 class ToyObject(io.ComfyNode):
@@ -118,7 +118,7 @@ class ToyObject(io.ComfyNode):
     @classmethod
     @named_errors("LAMP Toy Object")
     def execute(cls, seed: int, unseen: str, number: int) -> io.NodeOutput:
-        from ..lamp.toy.world import evaluation_cases
+        from ..lamp.toy.cases import evaluation_cases
 
         case = evaluation_cases(seed, unseen)[number]
         truth = _image(case.frames)

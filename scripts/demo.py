@@ -21,7 +21,8 @@ import requests
 from numpy.typing import NDArray
 from PIL import Image
 
-from lamp.toy import score, world
+from lamp.toy import score
+from lamp.toy.cases import evaluation_cases
 from scripts.comfy_run import Event, PromptRejected, RunResult
 from scripts.comfy_server import ComfyServer, ServerFailed
 from scripts.demo_pictures import Film, write_pictures
@@ -89,7 +90,7 @@ class Watch:
 
 def run_objects(server: ComfyServer, args: argparse.Namespace, line: StatusLine) -> list[Film]:
     """Train once, move every object; also fetches the loss plot and the motion file."""
-    cases = world.evaluation_cases(args.seed, args.unseen)[: args.objects]
+    cases = evaluation_cases(args.seed, args.unseen)[: args.objects]
     films = []
     for number, case in enumerate(cases):
         prompt = toy_prompt(args.seed, args.unseen, number)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from lamp.toy import score, world
+from lamp.toy.cases import Case
 
 FPS = 6
 ZOOM = 4
@@ -25,7 +26,7 @@ _PAPER, _INK, _GOOD, _BAD = (24, 24, 28), (225, 225, 225), (120, 210, 130), (240
 class Film:
     """One object: the truth, and the frames (f, h, w, 3) that the model gave."""
 
-    case: world.Case
+    case: Case
     frames: NDArray[np.uint8]
 
     @property

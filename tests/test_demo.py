@@ -10,38 +10,39 @@ import pytest
 from PIL import Image
 
 from lamp.toy import score, world
+from lamp.toy.cases import Case, evaluation_cases
 from scripts import demo
 from scripts.demo_pictures import VIDEO_ROUNDS, Film, write_pictures
 from scripts.terminal import StatusLine, bar
 
 
 @pytest.fixture(scope="module")
-def cases() -> list[world.Case]:
-    return world.evaluation_cases(0, "combination", count=3)
+def cases() -> list[Case]:
+    return evaluation_cases(0, "combination", count=3)
 
 
-def perfect(cases: list[world.Case]) -> list[Film]:
+def perfect(cases: list[Case]) -> list[Film]:
     return [Film(case, case.frames) for case in cases]
 
 
-def still(cases: list[world.Case]) -> list[Film]:
+def still(cases: list[Case]) -> list[Film]:
     return [Film(case, score.static_video(case)) for case in cases]
 
 
-def test_perfect_videos_reach_every_mark(cases: list[world.Case]) -> None:
+def test_perfect_videos_reach_every_mark(cases: list[Case]) -> None:
     figures = demo.measure(perfect(cases))
     assert demo.missed(figures["learned"]) == []
     assert figures["learned"]["followed"] == 1.0
 
 
-def test_still_videos_miss_every_mark(cases: list[world.Case]) -> None:
+def test_still_videos_miss_every_mark(cases: list[Case]) -> None:
     figures = demo.measure(still(cases))
     assert len(demo.missed(figures["learned"])) == len(demo.MARKS)
     assert figures["learned"] == figures["static"]
 
 
 def test_the_exit_status_tells_whether_the_motion_was_learned(
-    cases: list[world.Case], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    cases: list[Case], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert demo.report(demo.measure(perfect(cases)), [tmp_path / "a.webp"], tmp_path) == 0
     assert "3 of 3 followed" in capsys.readouterr().out
@@ -50,7 +51,7 @@ def test_the_exit_status_tells_whether_the_motion_was_learned(
     assert (tmp_path / "score.json").is_file()
 
 
-def test_pictures_show_every_frame(cases: list[world.Case], tmp_path: Path) -> None:
+def test_pictures_show_every_frame(cases: list[Case], tmp_path: Path) -> None:
     films = perfect(cases[:2]) + still(cases[2:])
     write_pictures(films, tmp_path)
     with Image.open(tmp_path / "motion.webp") as film:

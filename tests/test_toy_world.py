@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from lamp.toy import base, score, shapes, world
+from lamp.toy import base, cases, motions, score, shapes, world
 
 
 def one_scene(shape: str, radius: float = 6.0, angle: float = 0.0, x: float = 16.0) -> world.Scenes:
@@ -59,13 +59,12 @@ def test_distances_have_no_two_shapes_alike() -> None:
 
 
 def test_an_object_keeps_its_area_and_moves_two_pixels_a_frame() -> None:
-    scenes = one_scene("star", x=8.0)
-    frames, cover = world.animate(scenes, "moves_right")
-    assert frames.shape == (1, 8, 32, 32, 3) and frames.dtype == np.uint8
-    path = (cover[0] * (np.arange(32) + 0.5)).sum((1, 2)) / cover[0].sum((1, 2))
+    frames, cover = world.draw(*motions.perform((one_scene("star", x=8.0),), "moves_right"))
+    assert frames.shape == (8, 32, 32, 3) and frames.dtype == np.uint8
+    path = (cover * (np.arange(32) + 0.5)).sum((1, 2)) / cover.sum((1, 2))
     np.testing.assert_allclose(np.diff(path), 2.0, atol=0.02)
     # two pixels a frame is a whole number of pixels: the picture itself moves
-    np.testing.assert_array_equal(frames[0, 1][:, 2:], frames[0, 0][:, :-2])
+    np.testing.assert_array_equal(frames[1][:, 2:], frames[0][:, :-2])
 
 
 def test_colours_are_those_of_the_caption() -> None:
@@ -92,52 +91,52 @@ def test_captions_are_made_of_single_known_tokens() -> None:
 
 
 def test_the_same_seed_gives_the_same_clips_and_cases() -> None:
-    one, two, other = (world.training_clips(seed) for seed in (5, 5, 6))
+    one, two, other = (cases.training_clips(seed) for seed in (5, 5, 6))
     np.testing.assert_array_equal(one.frames, two.frames)
     assert one.captions == two.captions and one.motion == "moves right"
     assert not np.array_equal(one.frames, other.frames)
-    cases = [world.evaluation_cases(5, "hard", count=3) for _ in range(2)]
-    np.testing.assert_array_equal(cases[0][2].frames, cases[1][2].frames)
+    again = [cases.evaluation_cases(5, "hard", count=3) for _ in range(2)]
+    np.testing.assert_array_equal(again[0][2].frames, again[1][2].frames)
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_unseen_objects_are_unseen(seed: int) -> None:
-    clips = [text.split()[1:3] for text in world.training_clips(seed).captions]
+    clips = [text.split()[1:3] for text in cases.training_clips(seed).captions]
     pairs = {tuple(pair) for pair in clips}
     colours, forms = {colour for colour, _ in clips}, {shape for _, shape in clips}
     assert len(pairs) == 8 and len(colours) == len(forms) == 4
-    for case in world.evaluation_cases(seed, "combination", count=16):
+    for case in cases.evaluation_cases(seed, "combination", count=16):
         colour, shape = case.caption.split()[1:3]
         assert colour in colours and shape in forms and (colour, shape) not in pairs
-    for case in world.evaluation_cases(seed, "hard", count=16):
+    for case in cases.evaluation_cases(seed, "hard", count=16):
         colour, shape = case.caption.split()[1:3]
         assert colour not in colours and shape not in forms
 
 
 def test_objects_stay_inside_the_picture() -> None:
     for seed in range(4):
-        for case in world.evaluation_cases(seed, "hard", count=16):
-            sizes = case.masks.sum((1, 2))
+        for case in cases.evaluation_cases(seed, "hard", count=16):
+            sizes = case.targets[0].masks.sum((1, 2))
             assert sizes.min() >= 0.85 * sizes.max()
 
 
 @pytest.fixture(scope="module")
-def cases() -> list[world.Case]:
+def right() -> list[cases.Case]:
     return [
         case
         for which in ("combination", "hard")
-        for case in world.evaluation_cases(3, which, count=16)
+        for case in cases.evaluation_cases(3, which, count=16)
     ]
 
 
-def test_the_truth_scores_one(cases: list[world.Case]) -> None:
-    summary = score.summarise([score.score_clip(case.frames, case) for case in cases])
+def test_the_truth_scores_one(right: list[cases.Case]) -> None:
+    summary = score.summarise([score.score_clip(case.frames, case) for case in right])
     assert summary["iou"] > 0.99 and summary["nrmse"] < 0.01
     assert summary["followed"] == summary["appearance"] == 1.0
 
 
-def test_a_static_video_fails(cases: list[world.Case]) -> None:
-    scores = [score.score_clip(score.static_video(case), case) for case in cases]
+def test_a_static_video_fails(right: list[cases.Case]) -> None:
+    scores = [score.score_clip(score.static_video(case), case) for case in right]
     for result in scores:
         assert result.nrmse == pytest.approx(1.0, abs=1e-6)
         assert result.gain == pytest.approx(0.0, abs=1e-6)
@@ -146,16 +145,16 @@ def test_a_static_video_fails(cases: list[world.Case]) -> None:
     assert score.summarise(scores)["appearance"] == 1.0
 
 
-def test_half_the_speed_is_half_the_gain_and_not_followed(cases: list[world.Case]) -> None:
-    case = cases[0]
+def test_half_the_speed_is_half_the_gain_and_not_followed(right: list[cases.Case]) -> None:
+    case = right[0]
     frames = case.frames[np.arange(8) // 2]
     result = score.score_clip(frames, case)
     assert 0.35 < result.gain < 0.55 and not result.followed
     assert result.kept > 0.99
 
 
-def test_a_vanished_object_counts_as_never_moved(cases: list[world.Case]) -> None:
-    case = cases[0]
+def test_a_vanished_object_counts_as_never_moved(right: list[cases.Case]) -> None:
+    case = right[0]
     frames = case.frames.copy()
     frames[1:] = np.rint(case.ground).astype(np.uint8)
     result = score.score_clip(frames, case)
@@ -163,27 +162,27 @@ def test_a_vanished_object_counts_as_never_moved(cases: list[world.Case]) -> Non
     assert not result.followed and not result.appearance
 
 
-def test_the_wrong_colour_is_not_the_object(cases: list[world.Case]) -> None:
-    case = cases[0]
-    frames = case.frames.copy()
-    others = [c for c in world.OBJECT_COLOURS.values() if c != case.object_colour]
-    far = max(others, key=lambda c: math.dist(c, case.object_colour))
-    frames[case.masks] = far
+def test_the_wrong_colour_is_not_the_object(right: list[cases.Case]) -> None:
+    case = right[0]
+    frames, colour = case.frames.copy(), case.targets[0].colour
+    others = [c for c in world.OBJECT_COLOURS.values() if c != colour]
+    far = max(others, key=lambda c: math.dist(c, colour))
+    frames[case.targets[0].masks] = far
     frames[0] = case.frames[0]
     assert score.score_clip(frames, case).area < 0.5
 
 
-def test_noise_on_the_picture_does_not_hide_the_motion(cases: list[world.Case]) -> None:
+def test_noise_on_the_picture_does_not_hide_the_motion(right: list[cases.Case]) -> None:
     rng = np.random.default_rng(0)
-    for case in cases[:8]:
+    for case in right[:8]:
         noisy = case.frames + rng.normal(0.0, 10.0, case.frames.shape)
         result = score.score_clip(np.clip(noisy, 0, 255).astype(np.uint8), case)
         assert result.followed and result.iou > 0.8
 
 
-def test_sizes_must_agree(cases: list[world.Case]) -> None:
+def test_sizes_must_agree(right: list[cases.Case]) -> None:
     with pytest.raises(ValueError, match="do not fit"):
-        score.score_clip(cases[0].frames[:4], cases[0])
+        score.score_clip(right[0].frames[:4], right[0])
 
 
 @pytest.fixture(scope="module")

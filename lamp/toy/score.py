@@ -2,40 +2,51 @@
 
 Masks, positions and areas are in pixels; frame 1 is given, so everything is measured on frames
 2..F. A static video must fail, whatever its picture quality, and so must an untuned model.
+
+What shows the motion is turned into a path in pixels, so that one error serves all kinds: places
+are centroids; sizes the radius that the area stands for; angles the arc at the object's radius,
+by the turned shape that fits best. With size and angle goes the place, which must stay.
 """
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from . import world
+from .cases import Case, Target
+from .motions import MOTIONS, TURN_PERIODS
+from .shapes import SHAPES
+from .world import coverage
 
 GAIN = (0.7, 1.3)
 MOST_ERROR = 0.35
 AREA = (0.6, 1.6)
 LEAST_GROUND = 20.0  # dB
 LEAST_KEPT = 0.5  # share of the object's place that still shows its colour and shape
+ANGLE_STEPS = np.deg2rad([6.0, 1.0])  # a coarse search, then a fine one around its best
 
 
 def object_mask(
     frames: NDArray[np.uint8],
-    object_colour: tuple[int, int, int],
+    colour: tuple[int, int, int],
     ground: NDArray[np.float64],
+    others: tuple[tuple[int, int, int], ...] = (),
 ) -> NDArray[np.bool_]:
-    """Pixels nearer to the object's colour than to the ground's, (..., h, w).
+    """Pixels nearer to the object's colour than to the ground's or another object's, (..., h, w).
 
-    ``ground`` is the true ground without the object, (h, w, 3), so a texture counts as ground. A
-    third colour (a smear, a foreign object) far from both is not the object.
+    ``ground`` is the true ground without objects, (h, w, 3), so a texture counts as ground. A
+    further colour (a smear, a foreign object) far from all is not the object.
     """
     pixels = frames.astype(float)
-    colour = np.array(object_colour, dtype=float)
-    to_object = np.linalg.norm(pixels - colour, axis=-1)
-    to_ground = np.linalg.norm(pixels - ground, axis=-1)
-    apart = np.linalg.norm(colour - ground, axis=-1)
-    return (to_object < to_ground) & (to_object < 0.6 * apart)
+    paint = np.array(colour, dtype=float)
+    to_object = np.linalg.norm(pixels - paint, axis=-1)
+    nearest = np.linalg.norm(pixels - ground, axis=-1)
+    for other in others:
+        nearest = np.minimum(nearest, np.linalg.norm(pixels - np.array(other), axis=-1))
+    apart = np.linalg.norm(paint - ground, axis=-1)
+    return (to_object < nearest) & (to_object < 0.6 * apart)
 
 
 def centroids(masks: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -54,12 +65,75 @@ def overlap(masks: NDArray[np.bool_], truth: NDArray[np.bool_]) -> NDArray[np.fl
     return np.where(union == 0, 1.0, (masks & truth).sum((-2, -1)) / np.maximum(union, 1))
 
 
+def radii(masks: NDArray[np.bool_], target: Target) -> NDArray[np.float64]:
+    """Radius (f,) that the area stands for, in the true scene's measure; NaN without object."""
+    area = masks.sum((-2, -1)).astype(float)
+    area[area == 0] = np.nan
+    return target.scenes.radius[0] * np.sqrt(area / target.masks[0].sum())
+
+
+def angles(masks: NDArray[np.bool_], target: Target) -> NDArray[np.float64]:
+    """Angle (f,) in radians at which the true shape covers the mask best; NaN without object.
+
+    The shape is laid over the mask's own centre. Where a symmetric shape fits at several angles,
+    the one nearest to the truth counts, and among equals the one nearest to frame 1: a round blob
+    has not turned.
+    """
+    found = np.full(len(masks), np.nan)
+    start = target.scenes.angle[0]
+    half = np.deg2rad(TURN_PERIODS[SHAPES[target.scenes.shape[0]]]) / 2.0
+    for index, mask in enumerate(masks):
+        if mask.any():
+            best, reach, truth = start, 2.0 * np.pi, target.scenes.angle[index]
+            for step in ANGLE_STEPS:
+                tried = best + step * np.arange(-np.ceil(reach / step), reach / step + 1)
+                tried = tried[np.abs(tried - truth) <= half]
+                tried = tried[np.argsort(np.abs(tried - start), kind="stable")]
+                best = tried[overlap(_turned_shapes(target, tried, mask), mask).argmax()]
+                reach = step
+            found[index] = best
+    return found
+
+
+def _turned_shapes(
+    target: Target, angles: NDArray[np.float64], place: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Masks (n, h, w) of the object in frame 1, turned, with the centroid of the mask ``place``."""
+    one = target.scenes[:1]
+    centre = centroids(place[None])[0]
+    lever = centroids(target.masks[:1])[0] - np.array([one.x[0], one.y[0]])
+    cos, sin = np.cos(angles - one.angle), np.sin(angles - one.angle)
+    scenes = replace(
+        one.repeat(len(angles)),
+        x=centre[0] - (cos * lever[0] - sin * lever[1]),
+        y=centre[1] - (sin * lever[0] + cos * lever[1]),
+        angle=angles,
+    )
+    return coverage(scenes) > 0.5
+
+
+def paths(
+    masks: NDArray[np.bool_], target: Target, seen_in: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Found and true path of one object, both (f, d) in pixels; see this module's beginning."""
+    place, true_place = centroids(masks), centroids(target.masks)
+    if seen_in == "place":
+        return place, true_place
+    if seen_in == "size":
+        found, wanted = radii(masks, target), radii(target.masks, target)
+    else:
+        radius = target.scenes.radius
+        found, wanted = radius * angles(masks, target), radius * target.scenes.angle
+    return np.column_stack([found, place]), np.column_stack([wanted, true_place])
+
+
 def trajectory_error(found: NDArray[np.float64], truth: NDArray[np.float64]) -> tuple[float, float]:
-    """(nRMSE, gain) of the path relative to frame 1, over the true displacement.
+    """(nRMSE, gain) of a path (f, d) relative to frame 1, over the true displacement.
 
     nRMSE: root mean square distance between the paths over that of the true displacement, so a
     static video scores 1. A frame without object counts as one that never moved. Gain: the share
     of the true displacement that was covered, by least squares.
+    Raises ValueError if the truth does not move.
     """
     start = found[0] if np.isfinite(found[0]).all() else truth[0]
     moved = np.where(np.isfinite(found[1:]), found[1:] - start, 0.0)
@@ -83,9 +157,14 @@ def ground_psnr(
 
 @dataclass(frozen=True)
 class Score:
-    """One clip. ``kept``: how well colour and shape agree when the shift is taken out."""
+    """One clip. ``kept``: how well colour and shape agree when the shift is taken out.
+
+    Of two objects, ``iou`` is the mean, ``worst`` the lower one, and all other measures are those
+    of the worse object; both must be followed.
+    """
 
     iou: float
+    worst: float
     nrmse: float
     gain: float
     area: float
@@ -121,30 +200,67 @@ def _shift(mask: NDArray[np.bool_], dx: int, dy: int) -> NDArray[np.bool_]:
     return out
 
 
-def score_clip(frames: NDArray[np.uint8], case: world.Case) -> Score:
-    """``frames`` (f, h, w, 3), the given first frame included, against the case's truth."""
-    if frames.shape != case.frames.shape:
-        raise ValueError(f"frames {frames.shape} do not fit the case {case.frames.shape}")
-    masks = object_mask(frames, case.object_colour, case.ground)
-    nrmse, gain = trajectory_error(centroids(masks), centroids(case.masks))
-    area = float(masks[1:].sum() / case.masks[1:].sum())
-    outside = ~(masks[1:] | case.masks[1:])
-    kept = float(aligned_overlap(masks[1:], case.masks[1:]).mean())
-    ground = ground_psnr(frames[1:], case.frames[1:], outside)
-    followed = GAIN[0] <= gain <= GAIN[1] and nrmse < MOST_ERROR and AREA[0] <= area <= AREA[1]
-    return Score(
-        iou=float(overlap(masks[1:], case.masks[1:]).mean()),
+@dataclass(frozen=True)
+class _ObjectScore:
+    iou: float
+    nrmse: float
+    gain: float
+    area: float
+    kept: float
+
+    @property
+    def followed(self) -> bool:
+        return (
+            GAIN[0] <= self.gain <= GAIN[1]
+            and self.nrmse < MOST_ERROR
+            and AREA[0] <= self.area <= AREA[1]
+        )
+
+
+def _score_object(masks: NDArray[np.bool_], target: Target, seen_in: str) -> _ObjectScore:
+    nrmse, gain = trajectory_error(*paths(masks, target, seen_in))
+    return _ObjectScore(
+        iou=float(overlap(masks[1:], target.masks[1:]).mean()),
         nrmse=nrmse,
         gain=gain,
-        area=area,
+        area=float(masks[1:].sum() / target.masks[1:].sum()),
+        kept=float(aligned_overlap(masks[1:], target.masks[1:]).mean()),
+    )
+
+
+def score_clip(frames: NDArray[np.uint8], case: Case) -> Score:
+    """``frames`` (f, h, w, 3), the given first frame included, against the case's truth.
+
+    Raises ValueError if the frames do not have the case's number and size.
+    """
+    if frames.shape != case.frames.shape:
+        raise ValueError(f"frames {frames.shape} do not fit the case {case.frames.shape}")
+    parts, outside = [], np.ones(frames.shape[:3], dtype=bool)
+    for target in case.targets:
+        others = tuple(other.colour for other in case.targets if other is not target)
+        masks = object_mask(frames, target.colour, case.ground, others)
+        parts.append(_score_object(masks, target, MOTIONS[case.kind].seen_in))
+        outside &= ~(masks | target.masks)
+    ground = ground_psnr(frames[1:], case.frames[1:], outside[1:])
+    kept = min(part.kept for part in parts)
+    return Score(
+        iou=float(np.mean([part.iou for part in parts])),
+        worst=min(part.iou for part in parts),
+        nrmse=max(part.nrmse for part in parts),
+        gain=_farthest_from_one([part.gain for part in parts]),
+        area=_farthest_from_one([part.area for part in parts]),
         kept=kept,
         ground=ground,
-        followed=followed,
+        followed=all(part.followed for part in parts),
         appearance=kept >= LEAST_KEPT and ground >= LEAST_GROUND,
     )
 
 
-def static_video(case: world.Case) -> NDArray[np.uint8]:
+def _farthest_from_one(values: list[float]) -> float:
+    return max(values, key=lambda value: abs(value - 1.0))
+
+
+def static_video(case: Case) -> NDArray[np.uint8]:
     """The first frame, repeated: what a model without motion would give at best."""
     return np.repeat(case.frames[:1], len(case.frames), axis=0)
 

@@ -7,7 +7,6 @@ source. Lengths are pixels, angles radians, colours RGB bytes. Randomness comes 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -111,10 +110,10 @@ def subject(shape: str, colour: str) -> str:
 
 def contrast_table() -> NDArray[np.bool_]:
     """(object colours, grounds): which pairs can be told apart well enough to be measured."""
-    return _apart(OBJECT_COLOURS, GROUND_COLOURS)
+    return far_apart(OBJECT_COLOURS, GROUND_COLOURS)
 
 
-def _apart(
+def far_apart(
     colours: dict[str, tuple[int, int, int]], others: dict[str, tuple[int, int, int]]
 ) -> NDArray[np.bool_]:
     a, b = (np.array(list(table.values()), dtype=float) for table in (colours, others))
@@ -171,7 +170,7 @@ def sample_two(
     first = sample_scenes(rng, count, pairs)
     scores = rng.random((count, len(OBJECT_COLOURS)))
     scores[~contrast_table().T[first.ground]] = -1.0
-    scores[~_apart(OBJECT_COLOURS, OBJECT_COLOURS)[first.colour]] -= 1.0
+    scores[~far_apart(OBJECT_COLOURS, OBJECT_COLOURS)[first.colour]] -= 1.0
     radius = rng.uniform(*SMALL_RADIUS, size=(2, count))
     room = SIZE / 4 - radius - 0.5
     across = SIZE / 2 + (SIZE / 2 - radius) * rng.uniform(-1.0, 1.0, size=(2, count))
@@ -256,147 +255,3 @@ def draw(*objects: Scenes) -> tuple[NDArray[np.uint8], Array]:
         paint = np.array(list(OBJECT_COLOURS.values()), dtype=float)[scenes.colour]
         image = image + cover[..., None] * (paint[:, None, None, :] - image)
     return np.clip(np.rint(image), 0, 255).astype(np.uint8), cover
-
-
-# --- motions --------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class MotionKind:
-    """A motion of the world: where it starts and what a scene looks like after some of it."""
-
-    prompt: str
-    pace: float  # nominal amount per frame
-    start_x: tuple[float, float]
-    start_y: tuple[float, float]
-    apply: Callable[[Scenes, Array], Scenes]
-
-
-def _shift_right(scenes: Scenes, amount: Array) -> Scenes:
-    return replace(scenes, x=scenes.x + amount)
-
-
-MOTIONS: dict[str, MotionKind] = {
-    "moves_right": MotionKind("moves right", 2.0, (7.5, 10.5), (9.0, 23.0), _shift_right),
-}
-
-
-def animate(
-    scenes: Scenes, motion: str, frames: int = FRAMES, speed: Array | None = None
-) -> tuple[NDArray[np.uint8], Array]:
-    """Frames (n, f, h, w, 3) and coverage (n, f, h, w); ``speed`` (n,) multiplies the pace."""
-    kind = MOTIONS[motion]
-    speed = np.ones(len(scenes)) if speed is None else speed
-    amount = kind.pace * speed[:, None] * np.arange(frames)[None]
-    image, cover = draw(kind.apply(scenes.repeat(frames), amount.reshape(-1)))
-    shape = (len(scenes), frames, SIZE, SIZE)
-    return image.reshape(*shape, 3), cover.reshape(shape)
-
-
-# --- clips to learn from, cases to be tested on -----------------------------------------------
-
-
-@dataclass(frozen=True)
-class Clips:
-    """Clips of one motion: frames (n, f, h, w, 3) bytes, a caption each, the motion's words."""
-
-    frames: NDArray[np.uint8]
-    captions: list[str]
-    motion: str
-
-
-@dataclass(frozen=True)
-class Case:
-    """One test: its first frame and prompt, and the truth. ``ground`` (h, w, 3) has no object."""
-
-    frames: NDArray[np.uint8]  # (f, h, w, 3)
-    masks: NDArray[np.bool_]  # (f, h, w)
-    caption: str
-    motion: str
-    object_colour: tuple[int, int, int]
-    ground: Array
-
-    @property
-    def first_frame(self) -> NDArray[np.uint8]:
-        return self.frames[0]
-
-    @property
-    def prompt(self) -> str:
-        return f"{self.caption} {self.motion}"
-
-
-@dataclass(frozen=True)
-class Split:
-    """Pairs (shape, colour) as (n, 2) indices. ``clips``: each row one clip's object."""
-
-    clips: NDArray[np.int64]
-    combination: NDArray[np.int64]
-    hard: NDArray[np.int64]
-
-
-def split_pairs(seed: int, clips: int = 8) -> Split:
-    """Which objects the clips show. Half as many shapes and colours as clips, each in two clips.
-
-    ``combination``: a shape and a colour that the clips show, but not together. ``hard``: neither
-    occurs in any clip.
-    """
-    half = clips // 2
-    if clips % 2 or not 2 <= half < min(len(SHAPES), len(OBJECT_COLOURS)):
-        raise ValueError("the number of clips must be even, 4 to 14")
-    rng = np.random.default_rng([seed, 101])
-    shapes, colours = rng.permutation(len(SHAPES)), rng.permutation(len(OBJECT_COLOURS))
-    seen = [(s, colours[(i + k) % half]) for i, s in enumerate(shapes[:half]) for k in (0, 1)]
-    unseen = [(s, c) for s in shapes[:half] for c in colours[:half] if (s, c) not in seen]
-    hard = [(s, c) for s in shapes[half:] for c in colours[half:]]
-    return Split(np.array(seen), np.array(unseen).reshape(-1, 2), np.array(hard))
-
-
-def _start(rng: np.random.Generator, motion: str, pairs: NDArray[np.int64]) -> Scenes:
-    """Upright objects of the usual size where the motion begins."""
-    kind, count = MOTIONS[motion], len(pairs)
-    return replace(
-        sample_scenes(rng, count, pairs),
-        x=rng.uniform(*kind.start_x, size=count),
-        y=rng.uniform(*kind.start_y, size=count),
-        radius=rng.uniform(*USUAL_RADIUS, size=count),
-        angle=np.zeros(count),
-    )
-
-
-def training_clips(
-    seed: int, motion: str = "moves_right", clips: int = 8, frames: int = FRAMES
-) -> Clips:
-    """The few shots: every clip moves at its own speed, within a tenth of the nominal one."""
-    rng = np.random.default_rng([seed, 103])
-    scenes = _start(rng, motion, split_pairs(seed, clips).clips)
-    images, _ = animate(scenes, motion, frames, rng.uniform(0.9, 1.1, size=clips))
-    return Clips(images, scenes.captions(), MOTIONS[motion].prompt)
-
-
-def evaluation_cases(
-    seed: int,
-    which: str,
-    motion: str = "moves_right",
-    count: int = 24,
-    clips: int = 8,
-    frames: int = FRAMES,
-) -> list[Case]:
-    """``which`` is 'combination' or 'hard'; ``seed`` and ``clips`` as for the training clips."""
-    split = split_pairs(seed, clips)
-    pairs = {"combination": split.combination, "hard": split.hard}[which]
-    rng = np.random.default_rng([seed, 107 if which == "combination" else 109])
-    order = np.concatenate([rng.permutation(len(pairs)) for _ in range(-(-count // len(pairs)))])
-    scenes = _start(rng, motion, pairs[order[:count]])
-    images, cover = animate(scenes, motion, frames)
-    paints = list(OBJECT_COLOURS.values())
-    return [
-        Case(
-            frames=images[i],
-            masks=cover[i] > 0.5,
-            caption=text,
-            motion=MOTIONS[motion].prompt,
-            object_colour=paints[scenes.colour[i]],
-            ground=draw_ground(scenes[i : i + 1])[0],
-        )
-        for i, text in enumerate(scenes.captions())
-    ]

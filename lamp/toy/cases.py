@@ -1,0 +1,214 @@
+"""What the toy motions are learned from, and on which unseen objects they are tested."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import LampError
+from .motions import MOTIONS, Objects, Part, perform
+from .shapes import SHAPES
+from .world import (
+    FRAMES,
+    GROUND_COLOURS,
+    OBJECT_COLOURS,
+    SIZE,
+    Array,
+    Scenes,
+    captions_of_two,
+    contrast_table,
+    coverage,
+    draw,
+    draw_ground,
+    far_apart,
+    sample_scenes,
+)
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Clips of one motion: frames (n, f, h, w, 3) bytes, a caption each, the motion's words."""
+
+    frames: NDArray[np.uint8]
+    captions: list[str]
+    motion: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """The truth about one object: its colour, and its scene and mask in every frame."""
+
+    colour: tuple[int, int, int]
+    scenes: Scenes  # f
+    masks: NDArray[np.bool_]  # (f, h, w)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One test: its first frame and prompt, and the truth. ``ground`` (h, w, 3) has no object."""
+
+    frames: NDArray[np.uint8]  # (f, h, w, 3)
+    targets: tuple[Target, ...]  # one an object
+    caption: str
+    kind: str  # which of MOTIONS
+    ground: Array
+
+    @property
+    def first_frame(self) -> NDArray[np.uint8]:
+        return self.frames[0]
+
+    @property
+    def motion(self) -> str:
+        return MOTIONS[self.kind].prompt
+
+    @property
+    def prompt(self) -> str:
+        return f"{self.caption} {self.motion}"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Pairs (shape, colour) as (n, 2) indices. ``clips``: each row one clip's object."""
+
+    clips: NDArray[np.int64]
+    combination: NDArray[np.int64]
+    hard: NDArray[np.int64]
+
+
+def split_pairs(seed: int, clips: int = 8, motion: str = "moves_right") -> Split:
+    """Which objects the clips show. Half as many shapes and colours as clips, each in two clips.
+
+    ``combination``: a shape and a colour that the clips show, but not together (none with four
+    clips, which show them all). ``hard``: neither occurs in any clip.
+    Raises LampError for a number of clips that leaves no shape or colour for ``hard``.
+    """
+    allowed = np.array([SHAPES.index(name) for name in MOTIONS[motion].shapes])
+    half, most = clips // 2, min(len(allowed), len(OBJECT_COLOURS)) - 1
+    if clips % 2 or not 2 <= half <= most:
+        raise LampError(
+            f"{clips} clips of the motion '{motion}' cannot be made: choose an even number from 4 "
+            f"to {2 * most}, so that some shapes and colours stay unseen."
+        )
+    rng = np.random.default_rng([seed, 101])
+    shapes = allowed[rng.permutation(len(allowed))]
+    colours = rng.permutation(len(OBJECT_COLOURS))
+    seen = [(s, colours[(i + k) % half]) for i, s in enumerate(shapes[:half]) for k in (0, 1)]
+    unseen = [(s, c) for s in shapes[:half] for c in colours[:half] if (s, c) not in seen]
+    hard = [(s, c) for s in shapes[half:] for c in colours[half:]]
+    return Split(np.array(seen), np.array(unseen).reshape(-1, 2), np.array(hard))
+
+
+def _start(
+    rng: np.random.Generator, motion: str, pairs: NDArray[np.int64], pool: NDArray[np.int64]
+) -> Objects:
+    """Upright objects where the motion begins: ``pairs``, and a second one out of ``pool``."""
+    first, *others = MOTIONS[motion].parts
+    one = _place(rng, sample_scenes(rng, len(pairs), pairs), first)
+    if not others:
+        return (one,)
+    (second,) = others
+    companion = pool[_companions(rng, pairs[:, 1], pool[:, 1])]
+    scores = rng.random((len(pairs), len(GROUND_COLOURS)))
+    ground = (scores + told_apart()[pairs[:, 1], companion[:, 1]]).argmax(axis=1)
+    one = replace(one, ground=ground)
+    other = _place(rng, replace(one, shape=companion[:, 0], colour=companion[:, 1]), second)
+    return one, other
+
+
+def _place(rng: np.random.Generator, scenes: Scenes, part: Part) -> Scenes:
+    count = len(scenes)
+    return replace(
+        scenes,
+        x=rng.uniform(*part.x, size=count),
+        y=rng.uniform(*part.y, size=count),
+        radius=rng.uniform(*part.radius, size=count),
+        angle=np.zeros(count),
+    )
+
+
+def _companions(
+    rng: np.random.Generator, colours: NDArray[np.int64], pool: NDArray[np.int64]
+) -> NDArray[np.int64]:
+    """For each object the index of one in ``pool`` that can be told apart from it by colour."""
+    apart = told_apart().any(axis=-1)[colours][:, pool]
+    # Among the few colours of a small number of clips there may be none: then any other will do.
+    return (rng.random(apart.shape) + apart).argmax(axis=1)
+
+
+def told_apart() -> NDArray[np.bool_]:
+    """(object colours, object colours, grounds): which two can be measured beside each other.
+
+    All three contrast, and no blend of one object with the ground, as its edges show it, is nearest
+    to the other object's colour.
+    """
+    paints = np.array(list(OBJECT_COLOURS.values()), dtype=float)
+    grounds = np.array(list(GROUND_COLOURS.values()), dtype=float)
+    share = np.linspace(0.0, 1.0, 21)[:, None, None, None]
+    blends = share * paints[:, None] + (1.0 - share) * grounds  # (shares, colours, grounds, 3)
+    to_other = np.linalg.norm(blends[:, :, None] - paints[:, None], axis=-1)
+    to_own = np.linalg.norm(blends - paints[:, None], axis=-1)
+    to_ground = np.linalg.norm(blends - grounds, axis=-1)
+    clear = (to_other >= np.minimum(to_own, to_ground)[:, :, None]).all(axis=0)
+    seen = contrast_table()
+    apart = far_apart(OBJECT_COLOURS, OBJECT_COLOURS)[..., None] & seen[:, None] & seen[None]
+    return apart & clear & clear.swapaxes(0, 1)
+
+
+def _captions(objects: Objects) -> list[str]:
+    return objects[0].captions() if len(objects) == 1 else captions_of_two(*objects)
+
+
+def training_clips(
+    seed: int, motion: str = "moves_right", clips: int = 8, frames: int = FRAMES
+) -> Clips:
+    """The few shots: every clip moves at its own speed, within a tenth of the nominal one.
+
+    Raises LampError as ``split_pairs`` does.
+    """
+    rng = np.random.default_rng([seed, 103])
+    pairs = split_pairs(seed, clips, motion).clips
+    objects = _start(rng, motion, pairs, pairs)
+    images, _ = draw(*perform(objects, motion, frames, rng.uniform(0.9, 1.1, size=clips)))
+    images = images.reshape(clips, frames, SIZE, SIZE, 3)
+    return Clips(images, _captions(objects), MOTIONS[motion].prompt)
+
+
+def evaluation_cases(
+    seed: int,
+    which: str,
+    motion: str = "moves_right",
+    count: int = 24,
+    clips: int = 8,
+    frames: int = FRAMES,
+) -> list[Case]:
+    """``which`` is 'combination' or 'hard'; ``seed`` and ``clips`` as for the training clips.
+
+    Raises LampError as ``split_pairs`` does, or if four clips leave no unseen combination.
+    """
+    split = split_pairs(seed, clips, motion)
+    pairs = {"combination": split.combination, "hard": split.hard}[which]
+    if not len(pairs):
+        raise LampError(f"{clips} clips show every combination: make six or more, or take 'hard'.")
+    rng = np.random.default_rng([seed, 107 if which == "combination" else 109])
+    order = np.concatenate([rng.permutation(len(pairs)) for _ in range(-(-count // len(pairs)))])
+    objects = _start(rng, motion, pairs[order[:count]], pairs)
+    placed = perform(objects, motion, frames)
+    images = draw(*placed)[0].reshape(count, frames, SIZE, SIZE, 3)
+    grounds = draw_ground(objects[0])
+    return [
+        Case(
+            frames=images[i],
+            targets=tuple(_target(scenes[i * frames : (i + 1) * frames]) for scenes in placed),
+            caption=text,
+            kind=motion,
+            ground=grounds[i],
+        )
+        for i, text in enumerate(_captions(objects))
+    ]
+
+
+def _target(scenes: Scenes) -> Target:
+    colour = list(OBJECT_COLOURS.values())[scenes.colour[0]]
+    return Target(colour, scenes, coverage(scenes) > 0.5)
