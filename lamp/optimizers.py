@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -71,14 +71,71 @@ def rate_factor(name: str, parameter: Tensor, config: TrainConfig) -> float:
 
 
 def _eight_bit_adamw() -> type[torch.optim.Optimizer]:
+    # bitsandbytes first: torchao compiles its step, which asks for a compiler on the machine.
     with contextlib.suppress(ImportError):
         from bitsandbytes.optim import AdamW8bit
 
         return AdamW8bit
+    with contextlib.suppress(ImportError):
+        from torchao.optim import AdamW8bit
+
+        return AdamW8bit
     raise LampError(
-        "The optimiser adamw8bit needs the package bitsandbytes, which is not installed: install "
-        "it into ComfyUI's Python, or choose adamw."
+        "The optimiser adamw8bit needs the package bitsandbytes or torchao, and neither is "
+        "installed: install one into ComfyUI's Python, or choose adamw."
     )
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """What the optimiser knows of each parameter, in order: plain tensors and numbers by name.
+
+    The quantised tensors of torchao come apart into `NAME/PART`.
+    """
+    return [
+        dict(part for item in optimizer.state.get(parameter, {}).items() for part in _parts(*item))
+        for parameter in _parameters(optimizer)
+    ]
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, states: list[dict[str, Any]]) -> None:
+    """Put back what `optimizer_state` gave, bit for bit. (`load_state_dict` would turn quantised
+    bytes into floats.)"""
+    for parameter, state in zip(_parameters(optimizer), states, strict=True):
+        whole: dict[str, Any] = {}
+        quantised: dict[str, dict[str, Tensor]] = {}
+        for name, value in state.items():
+            if isinstance(value, Tensor) and name != "step":
+                value = value.to(parameter.device)
+            if "/" in name:
+                name, part = name.split("/")
+                quantised.setdefault(name, {})[part] = value
+            else:
+                whole[name] = value
+        whole |= {name: _together(name, parts) for name, parts in quantised.items()}
+        if whole:
+            optimizer.state[parameter] = whole
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _parts(name: str, value: Any) -> list[tuple[str, Any]]:
+    if not hasattr(value, "__tensor_flatten__"):
+        return [(name, _own(name, value))]
+    parts = value.__tensor_flatten__()[0]
+    return [(f"{name}/{part}", _own(part, getattr(value, part))) for part in parts]
+
+
+def _own(name: str, value: Any) -> Any:
+    # The quantisation tables are one for all parameters, and files hold no tensor twice.
+    return value.clone() if name.startswith("qmap") else value
+
+
+def _together(name: str, parts: dict[str, Tensor]) -> Tensor:
+    from torchao.optim.subclass_8bit import OptimState8bit
+
+    return OptimState8bit(**parts, signed=name == "exp_avg")
 
 
 def optimizer_step(

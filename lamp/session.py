@@ -1,0 +1,220 @@
+"""A tuning run and its folder: states to resume from, a log, pictures; nothing is lost by a stop.
+
+NAME_00001/
+    state-step000500.safetensors    the newest ones, see `lamp.training_state`
+    log.jsonl                       one line a step
+    loss.png                        raw, smoothed and held-out loss
+    sample-step000250.webp          the motion so far, on a first frame that never changes
+    tensorboard/                    if TensorBoard is installed
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .errors import LampError
+from .training import StepReport, Training
+from .training_state import StateError, TrainingState, read_state, take_state, write_state
+
+logger = logging.getLogger("lamp")
+_STATE = re.compile(r"state-step(\d+)\.safetensors")
+
+
+@dataclass(frozen=True)
+class Upkeep:
+    """What is kept while a run lasts: a state every `save_every` steps (the newest `keep` stay), a
+    sample and the held-out loss every `sample_every`; 0 is never."""
+
+    save_every: int = 500
+    keep: int = 2
+    sample_every: int = 250
+
+
+class RunFolder:
+    """The folder of one run. `identity` names what the run depends on besides its settings."""
+
+    def __init__(self, path: Path, identity: dict[str, str], keep: int = 2) -> None:
+        self.path, self.identity, self._keep = path, identity, max(keep, 1)
+        self._writer: Any = None
+
+    def save_state(self, training: Training) -> Path:
+        """Keep the run as it is, then let go of all but the newest states.
+
+        Raises:
+            StateError: see `take_state` and `write_state`.
+        """
+        path = self.path / f"state-step{training.step:06}.safetensors"
+        write_state(path, take_state(training, self.identity))
+        for old in states(self.path)[: -self._keep]:
+            # A state that is open elsewhere (on Windows) goes next time.
+            with contextlib.suppress(OSError):
+                old.unlink()
+        return path
+
+    def log(self, report: StepReport, **more: float) -> None:
+        """One line of JSON for a step, and TensorBoard's curves where it is installed."""
+        record = {"loss": report.loss, "learning_rate": report.learning_rate, **more}
+        line = {"step": report.step, **record, "seconds_per_step": report.seconds_per_step}
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        if self._writer is None:
+            self._writer = _tensorboard(self.path / "tensorboard")
+        for name, value in record.items():
+            self._writer.add_scalar(name, value, report.step)
+
+    def forget_after(self, step: int) -> None:
+        """Drop the log's lines of steps that a resumed run will do again."""
+        path = self.path / "log.jsonl"
+        if not path.exists():
+            return
+        kept = [line for line in _lines(path) if line["step"] <= step]
+        beside = path.with_suffix(".part")
+        beside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        os.replace(beside, path)
+
+    def close(self) -> None:
+        """Let go of what is open."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+
+def states(folder: Path) -> list[Path]:
+    """The states in a run's folder, oldest first."""
+    found = [(match, path) for path in folder.glob("state-step*") if (match := _name(path))]
+    return [path for _, path in sorted(found)]
+
+
+def newest_state(folders: list[Path]) -> tuple[Path, TrainingState] | None:
+    """The newest state that is whole, and its file; damaged ones are passed over with a warning."""
+    paths = sorted(
+        (path for folder in folders for path in states(folder)),
+        key=lambda path: (path.stat().st_mtime_ns, path.name),
+        reverse=True,
+    )
+    for path in paths:
+        try:
+            return path, read_state(path)
+        except StateError as error:
+            logger.warning("%s", error)
+    return None
+
+
+def conduct(
+    training: Training,
+    folder: RunFolder,
+    upkeep: Upkeep,
+    on_step: Callable[[StepReport], None],
+    sample: Callable[[Training], None] | None = None,
+) -> None:
+    """Train from where `training` is to its last step.
+
+    However it ends, what was learned is kept if it can be: an error or a cancel (an exception of
+    `on_step` or `sample`) saves the state first. The averaged parameters are in place after the
+    last step only.
+
+    Raises:
+        LampError: out of memory, with the settings to change; see also `Training.advance`.
+    """
+    saved = training.step
+    try:
+        while training.step < training.config.steps:
+            report = training.advance()
+            more: dict[str, float] = {}
+            due = _due(report.step, upkeep.sample_every, training.config.steps)
+            if due and (held_out := training.validate()) is not None:
+                more["held_out_loss"] = held_out
+            folder.log(report, **more)
+            if _due(report.step, upkeep.save_every, training.config.steps):
+                folder.save_state(training)
+                saved = report.step
+            if due and sample is not None:
+                sample(training)
+            on_step(report)
+    except BaseException as stop:
+        kept = _rescue(training, folder, saved)
+        if is_out_of_memory(stop):
+            raise LampError(_memory_advice(training, kept)) from None
+        raise
+    finally:
+        folder.close()
+    training.finish()
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the machine itself, had no memory left."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "alloc" in str(error) and "memory" in str(error)
+
+
+def _rescue(training: Training, folder: RunFolder, saved: int) -> int:
+    """Save the state after a stop, if there is anything new; returns the step of the newest."""
+    training.optimizer.zero_grad(set_to_none=True)
+    if training.step > saved:
+        try:
+            folder.save_state(training)
+            return training.step
+        except StateError as error:
+            logger.error("%s", error)
+    return saved
+
+
+def _memory_advice(training: Training, kept: int) -> str:
+    config = training.config
+    advice = []
+    if not config.checkpointing:
+        advice.append("checkpointing on")
+    if config.batch > 1:
+        advice.append(f"batch 1 with accumulate {config.batch * config.accumulate}")
+    if config.optimizer == "adamw":
+        advice.append("optimizer adamw8bit")
+    advice += ["clips of a smaller width and height", f"fewer frames than {config.frames}"]
+    state = f" The state of step {kept} is kept: resume from it" if kept else " Start again"
+    return (
+        f"Out of memory in step {training.step + 1}.{state} with {', '.join(advice[:3])}. (A state "
+        "goes on only with the same frames, batch and optimizer; checkpointing may change.)"
+    )
+
+
+def _due(step: int, every: int, last: int) -> bool:
+    return bool(every) and (step % every == 0 or step == last)
+
+
+def _name(path: Path) -> tuple[int, str] | None:
+    match = _STATE.fullmatch(path.name)
+    return (int(match[1]), path.name) if match else None
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    for line in path.read_text(encoding="utf-8").splitlines():
+        # The last line of a killed run may be cut short.
+        with contextlib.suppress(ValueError):
+            yield json.loads(line)
+
+
+class _NoCurves:
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        """Nothing to show it with."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _tensorboard(path: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return _NoCurves()
+    return SummaryWriter(path)

@@ -1,0 +1,200 @@
+"""The whole state of a tuning run in one file, so that it can go on as if it had never stopped.
+
+A safetensors file: `motion.NAME`, `optimizer.NUMBER.KEY`, `average.NUMBER`, `random` (the
+generator's state before the next step) and `losses`; everything else as JSON in its header. Nothing
+in it is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import LampError
+from .optimizers import optimizer_state, restore_optimizer
+from .training import Training
+
+FORMAT = 1
+_FREE = ("checkpointing",)  # settings that change no number
+
+
+class StateError(LampError):
+    """A kept state cannot be written, read or used for this run."""
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Tensors by name, and the facts beside them: step, settings, identity of base and clips."""
+
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return int(self.facts["step"])
+
+
+def take_state(training: Training, identity: dict[str, str]) -> TrainingState:
+    """The state after the last whole step.
+
+    Args:
+        identity: what the run depends on besides its settings, by name (`base`, `clips`).
+
+    Raises:
+        StateError: an error struck in the middle of an update, whose parameters belong to no step.
+    """
+    if training.updating:
+        raise StateError("The last update was interrupted: its parameters are no whole state.")
+    random, order = training.place
+    tensors = {f"motion.{name}": value for name, value in training.motion.state_dict().items()}
+    tensors |= {f"average.{i}": value for i, value in enumerate(training.average.values)}
+    numbers: dict[str, dict[str, Any]] = {}
+    for index, entries in enumerate(optimizer_state(training.optimizer)):
+        for key, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{index}.{key}"] = value
+            else:
+                numbers.setdefault(str(index), {})[key] = value
+    tensors["random"] = random
+    tensors["losses"] = torch.tensor(training.losses, dtype=torch.float64)
+    facts = {
+        "step": training.step,
+        "settings": _settings(training),
+        "identity": identity,
+        "order": order,
+        "validation": training.validation,
+        "average_updates": training.average.updates,
+        "scaler": training.scaler.state_dict(),
+        "optimizer_numbers": numbers,
+    }
+    return TrainingState(tensors, facts)
+
+
+def write_state(path: Path, state: TrainingState) -> Path:
+    """Write beside `path`, see it on the disk, and rename: what is there is always whole.
+
+    Raises:
+        StateError: the disk refuses it.
+    """
+    from safetensors.torch import save_file
+
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.tensors.items()}
+    header = {"lamp.state": json.dumps({"format": FORMAT, **state.facts})}
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, beside, metadata=header)
+        with beside.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except Exception as error:
+        raise StateError(
+            f"The training's state could not be written to {path.name}: {error}. Free some disk "
+            "space; what was kept before is still there."
+        ) from error
+    finally:
+        beside.unlink(missing_ok=True)
+    return path
+
+
+def read_state(path: Path) -> TrainingState:
+    """Read what `write_state` wrote.
+
+    Raises:
+        StateError: it is missing, damaged, or of another format.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            facts = json.loads((file.metadata() or {})["lamp.state"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if facts["format"] != FORMAT:
+            raise ValueError(f"its format is {facts['format']}, this version reads {FORMAT}")
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise StateError(
+            f"{path.name} is no readable state of a training ({str(error)[:100]}): resume from "
+            "another one."
+        ) from error
+    return TrainingState(tensors, facts)
+
+
+def restore(training: Training, state: TrainingState, identity: dict[str, str]) -> None:
+    """Put a fresh `training` at the place of `state`.
+
+    Raises:
+        StateError: a setting that changes the numbers differs, by its name; or the state is
+            damaged. The training is then not to be used.
+    """
+    try:
+        _refuse_changes(training, state, identity)
+        _restore(training, state)
+    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise StateError(
+            f"The state of step {state.facts.get('step')} does not fit this training "
+            f"({str(error)[:200]}): resume from another one, or start anew."
+        ) from error
+
+
+def _restore(training: Training, state: TrainingState) -> None:
+    tensors, facts = state.tensors, state.facts
+    if not 0 < state.step <= training.config.steps:
+        raise StateError(
+            f"The state is at step {state.step}, the run asks for {training.config.steps} steps: "
+            "raise steps to go on, or start anew."
+        )
+    training.motion.load_state_dict(_below("motion.", tensors))
+    entries: list[dict[str, Any]] = [{} for _ in training.trained]
+    for index, numbers in facts["optimizer_numbers"].items():
+        entries[int(index)].update(numbers)
+    for name, value in _below("optimizer.", tensors).items():
+        index, key = name.split(".", 1)
+        entries[int(index)][key] = value
+    restore_optimizer(training.optimizer, entries)
+    for number, value in enumerate(training.average.values):
+        value.copy_(tensors[f"average.{number}"])
+    training.average.updates = int(facts["average_updates"])
+    training.scaler.load_state_dict(facts["scaler"])
+    training.resume_at(
+        tensors["random"], facts["order"], tensors["losses"].tolist(), facts["validation"]
+    )
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _settings(training: Training) -> dict[str, Any]:
+    """The settings that change the numbers. `steps` does so only where the rate follows it."""
+    config = training.config
+    settings = {name: value for name, value in asdict(config).items() if name not in _FREE}
+    settings["batch"] = config.batch * training.peers.count
+    settings["betas"] = list(config.betas)
+    if config.rate_schedule == "constant":
+        del settings["steps"]
+    return settings
+
+
+def _refuse_changes(training: Training, state: TrainingState, identity: dict[str, str]) -> None:
+    pairs = (("settings", _settings(training)), ("identity", identity))
+    for part, now in pairs:
+        then = state.facts[part]
+        for name in sorted({*then, *now}):
+            if then.get(name) == now.get(name):
+                continue
+            if part == "identity":
+                raise StateError(
+                    f"The state of step {state.step} was trained with other {name}: connect the "
+                    "same, or set resume to none to start anew."
+                )
+            raise StateError(
+                f"The state of step {state.step} was trained with {name} {then.get(name)}, this "
+                f"run asks for {now.get(name)}: choose the same, or set resume to none to start "
+                "anew."
+            )
