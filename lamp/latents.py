@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .cache import Found, TensorCache, entry_name
 from .clips import ClipSet, Window
 from .errors import ClipError, LampError
 
@@ -55,35 +56,81 @@ class LatentClips:
         return source[window.clip].sample(self.clips.frame_numbers(window), generator)
 
 
+@dataclass(frozen=True)
+class LatentCache:
+    """Where posteriors and embeddings are kept between runs, and what tells whose they are.
+
+    - ``vae``: a digest of everything about the VAE that its posteriors depend on;
+    - ``prompt``: the same of the text encoder and a prompt, for the prompt's embedding.
+
+    None in place of a digest: it cannot be told, and nothing is kept.
+    """
+
+    files: TensorCache
+    vae: str | None
+    prompt: Callable[[str], str | None]
+
+
 def cache_latents(
     clips: ClipSet,
     encode: EncodePosterior,
     embed: EmbedPrompts,
-    on_clip: Callable[[int, int], None] = lambda done, total: None,
+    on_clip: Callable[[int, int, bool], None] = lambda done, total, cached: None,
+    cache: LatentCache | None = None,
 ) -> LatentClips:
     """Encode every frame and every prompt once, before the first step.
 
+    A clip takes the memory of its latents, not of its pixels. With a cache nothing is encoded that
+    was encoded in an earlier run, to the same bits; each clip is kept as soon as it is done, so
+    that a cancel loses none.
+
     Args:
-        encode: `f h w 3` in 0..1 -> mean and deviation, `f c h w`, unscaled.
-        embed: prompts -> `1 n d` for each.
-        on_clip: called with (clips done, clips in all).
+        encode: `f h w 3` in 0..1 -> mean and deviation, `f c h w`, unscaled; for few frames at a
+            time.
+        embed: prompts -> `1 n d` for each; for one prompt at a time, so that an embedding does not
+            depend on the others.
+        on_clip: called with (clips done, clips in all, whether this one came from the cache).
 
     Raises:
-        ClipError: the VAE returned NaN for a clip.
+        ClipError: the VAE returned NaN for a clip, or a clip cannot be read.
     """
-    posteriors, mirrored = [], []
-    for number, info in enumerate(clips.infos):
-        posteriors.append(_finite(_encode(clips, number, encode, False), info.name))
-        if clips.settings.flip:
-            mirrored.append(_encode(clips, number, encode, True))
-        on_clip(number + 1, len(clips))
-    return LatentClips(clips, posteriors, mirrored, embed(clips.captions))
+    sides = (False, True) if clips.settings.flip else (False,)
+    posteriors: dict[bool, list[Posterior]] = {False: [], True: []}
+    for number in range(len(clips)):
+        found = [_posterior(clips, number, mirrored, encode, cache) for mirrored in sides]
+        for mirrored, (tensors, _) in zip(sides, found, strict=True):
+            posteriors[mirrored].append(Posterior(**tensors))
+        on_clip(number + 1, len(clips), all(cached for _, cached in found))
+    text = {prompt: _embedding(prompt, embed, cache) for prompt in dict.fromkeys(clips.captions)}
+    return LatentClips(clips, posteriors[False], posteriors[True], text)
 
 
-def _encode(clips: ClipSet, number: int, encode: EncodePosterior, mirrored: bool) -> Posterior:
-    """The posterior of one clip, whose frames are decoded and encoded few at a time."""
-    parts = [encode(chunk.float() / 255) for chunk in clips.chunks(number, mirrored=mirrored)]
-    return Posterior(*(torch.cat(each) for each in zip(*parts, strict=True)))
+def _posterior(
+    clips: ClipSet,
+    number: int,
+    mirrored: bool,
+    encode: EncodePosterior,
+    cache: LatentCache | None,
+) -> Found:
+    def compute() -> dict[str, Tensor]:
+        parts = [encode(chunk.float() / 255) for chunk in clips.chunks(number, mirrored=mirrored)]
+        posterior = Posterior(*(torch.cat(each) for each in zip(*parts, strict=True)))
+        return vars(_finite(posterior, clips.infos[number].name))
+
+    if cache is None or cache.vae is None:
+        return Found(compute(), False)
+    name = entry_name("posterior", clips.key(number), mirrored, cache.vae)
+    return cache.files.get(name, compute)
+
+
+def _embedding(prompt: str, embed: EmbedPrompts, cache: LatentCache | None) -> Tensor:
+    def compute() -> dict[str, Tensor]:
+        return {"text": embed([prompt])[prompt]}
+
+    source = None if cache is None else cache.prompt(prompt)
+    if cache is None or source is None:
+        return compute()["text"]
+    return cache.files.get(entry_name("prompt", prompt, source), compute).tensors["text"]
 
 
 def _finite(posterior: Posterior, clip: str) -> Posterior:
