@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 _MARGIN = (56, 16, 16, 28)  # left, top, right, bottom, in pixels
-_RAW, _SMOOTH, _AXIS, _PAPER = (168, 198, 232), (24, 84, 168), (96, 96, 96), (255, 255, 255)
+_RAW, _SMOOTH, _HELD_OUT = (168, 198, 232), (24, 84, 168), (214, 96, 24)
+_AXIS, _PAPER = (96, 96, 96), (255, 255, 255)
 
 
 def smooth(losses: Sequence[float], decay: float = 0.97) -> list[float]:
@@ -21,8 +23,18 @@ def smooth(losses: Sequence[float], decay: float = 0.97) -> list[float]:
     return out
 
 
-def loss_plot(losses: Sequence[float], width: int = 640, height: int = 360) -> Tensor:
-    """Raw and smoothed loss over the steps, on a logarithmic scale: IMAGE `1 h w 3` in 0..1."""
+def loss_plot(
+    losses: Sequence[float],
+    validation: Sequence[tuple[int, float]] = (),
+    width: int = 640,
+    height: int = 360,
+) -> Tensor:
+    """Raw and smoothed loss over the steps, on a logarithmic scale: IMAGE `1 h w 3` in 0..1.
+
+    Args:
+        losses: one a step.
+        validation: (step, loss on held-out clips) with steps from 1 to the number of losses.
+    """
     from PIL import Image, ImageDraw
 
     picture = Image.new("RGB", (width, height), _PAPER)
@@ -31,34 +43,47 @@ def loss_plot(losses: Sequence[float], width: int = 640, height: int = 360) -> T
     box = (left, top, width - right, height - bottom)
     draw.rectangle(box, outline=_AXIS)
     if losses:
-        _draw_curves(draw, losses, box)
+        _draw_curves(draw, losses, validation, box)
     data = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
     return data.view(1, height, width, 3).float() / 255
 
 
-def _draw_curves(draw: object, losses: Sequence[float], box: tuple[int, int, int, int]) -> None:
+def _draw_curves(
+    draw: Any,
+    losses: Sequence[float],
+    validation: Sequence[tuple[int, float]],
+    box: tuple[int, int, int, int],
+) -> None:
     left, top, right, bottom = box
-    logs = [math.log10(max(loss, 1e-12)) for loss in losses]
+    logs = [_log(loss) for loss in (*losses, *(loss for _, loss in validation))]
     low, high = min(logs), max(logs)
     span = (high - low) or 1.0  # a constant loss is a flat line, not a division by zero
+    across = max(len(losses) - 1, 1)
 
-    def points(values: Sequence[float]) -> list[tuple[float, float]]:
-        across = max(len(values) - 1, 1)
-        return [
-            (
-                left + (right - left) * i / across,
-                bottom - (bottom - top) * (math.log10(max(value, 1e-12)) - low) / span,
-            )
-            for i, value in enumerate(values)
-        ]
+    def point(step: int, loss: float) -> tuple[float, float]:
+        return (
+            left + (right - left) * (step - 1) / across,
+            bottom - (bottom - top) * (_log(loss) - low) / span,
+        )
 
-    for values, colour, thick in ((losses, _RAW, 1), (smooth(losses), _SMOOTH, 2)):
-        draw.line(points(values), fill=colour, width=thick)  # type: ignore[attr-defined]
-    for text, place in (
-        (f"{10**high:.3g}", (6, top)),
-        (f"{10**low:.3g}", (6, bottom - 12)),
-        ("1", (left, bottom + 6)),
-        (f"step {len(losses)}", (right - 64, bottom + 6)),
-        (f"loss, smoothed {smooth(losses)[-1]:.4f}", (left + 12, top + 6)),
-    ):
-        draw.text(place, text, fill=_AXIS)  # type: ignore[attr-defined]
+    smoothed = smooth(losses)
+    for values, colour, thick in ((losses, _RAW, 1), (smoothed, _SMOOTH, 2)):
+        points = [point(step, loss) for step, loss in enumerate(values, start=1)]
+        draw.line(points, fill=colour, width=thick)
+    held_out = [point(step, loss) for step, loss in validation]
+    draw.line(held_out, fill=_HELD_OUT, width=2)
+    for x, y in held_out:  # a single one makes no line
+        draw.ellipse((x - 2, y - 2, x + 2, y + 2), fill=_HELD_OUT)
+    draw.text((6, top), f"{10**high:.3g}", fill=_AXIS)
+    draw.text((6, bottom - 12), f"{10**low:.3g}", fill=_AXIS)
+    draw.text((left, bottom + 6), "1", fill=_AXIS)
+    draw.text((right - 64, bottom + 6), f"step {len(losses)}", fill=_AXIS)
+    draw.text((left + 12, top + 6), f"loss, smoothed {smoothed[-1]:.4f}", fill=_SMOOTH)
+    if validation:
+        draw.text(
+            (left + 12, top + 20), f"on held-out clips {validation[-1][1]:.4f}", fill=_HELD_OUT
+        )
+
+
+def _log(loss: float) -> float:
+    return math.log10(max(loss, 1e-12))
