@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,7 +17,13 @@ from ..errors import IncompatibleModelError, LampError
 from ..latents import LatentClips, cache_latents
 from ..motion import Motion
 from .comfy import KEY
+from .comfy_cache import latent_cache
 from .comfy_vae import check_image_vae
+
+log = logging.getLogger("lamp")
+
+# Part of the device's memory that the frames under way in the VAE may take.
+_VAE_SHARE = 0.25
 
 
 class ComfyHost:
@@ -85,18 +92,38 @@ def choose_precision(host: ComfyHost, wanted: str) -> str:
 
 
 def prepare_clips(
-    vae: Any, clip: Any, clips: ClipSet, on_clip: Callable[[int, int], None]
+    vae: Any,
+    clip: Any,
+    clips: ClipSet,
+    on_clip: Callable[[int, int], None],
+    say: Callable[[str], None] = log.info,
 ) -> LatentClips:
-    """Encode clips and prompts, then take all models off the device: the UNet needs the room."""
+    """Encode clips and prompts, then take all models off the device: the UNet needs the room.
+
+    What an earlier run encoded comes from the disk. VAE and CLIP are put on the device only when
+    something is missing there.
+
+    Args:
+        on_clip: called with (clips done, clips in all).
+        say: called with a line of text for each clip, which tells whether it was encoded; by
+            default it goes to the log.
+    """
     import comfy.model_management as management
 
     check_vae(vae)
+    _check_clip(clip)
+
+    def tell(done: int, total: int, cached: bool) -> None:
+        say(f"clip {done} of {total} {'found in the cache' if cached else 'encoded'}")
+        on_clip(done, total)
+
     with torch.no_grad():
         latents = cache_latents(
             clips,
             lambda frames: encode_posterior(vae, frames),
             lambda prompts: encode_prompts(clip, prompts),
-            on_clip,
+            tell,
+            latent_cache(vae, clip),
         )
     management.unload_all_models()
     management.soft_empty_cache()
@@ -150,16 +177,48 @@ def encode_posterior(vae: Any, frames: Tensor) -> tuple[Tensor, Tensor]:
     import comfy.model_management as management
 
     check_vae(vae)
-    model = vae.first_stage_model
     pixels = vae.vae_encode_crop_pixels(frames).movedim(-1, 1)
-    memory = vae.memory_used_encode((1, *pixels.shape[1:]), vae.vae_dtype)
-    management.load_models_gpu([vae.patcher], memory_required=memory)
-    moments = []
-    for pixel in pixels.split(1):
-        prepared = vae.process_input(pixel).to(vae.vae_dtype).to(vae.device)
-        moments.append(model.quant_conv(model.encoder(prepared)).float().cpu())
-    mean, log_variance = torch.cat(moments).chunk(2, dim=1)
+    count = _frames_at_once(vae, pixels)
+    each = vae.memory_used_encode((1, *pixels.shape[1:]), vae.vae_dtype)
+    management.load_models_gpu([vae.patcher], memory_required=each * count)
+    moments: Tensor | None = None
+    try:
+        moments = _moments(vae, pixels, count)
+    except management.OOM_EXCEPTION:
+        if count == 1:
+            raise
+    if moments is None:  # out here, where the error no longer holds on to the tensors
+        management.soft_empty_cache()
+        moments = _moments(vae, pixels, 1)
+    mean, log_variance = moments.chunk(2, dim=1)
     return mean, torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
+
+
+def _frames_at_once(vae: Any, pixels: Tensor) -> int:
+    """How many frames `f c h w` the VAE takes at a time.
+
+    Chosen by the device's whole memory and not by what is free at the moment: another number may
+    round differently in the last bit, and the same clips shall give the same latents.
+    """
+    import comfy.model_management as management
+
+    if vae.device.type == "cpu":
+        return 1  # nothing is gained there
+    each = vae.memory_used_encode((1, *pixels.shape[1:]), vae.vae_dtype)
+    share = management.get_total_memory(vae.device) * _VAE_SHARE
+    return min(max(1, int(share / each)), len(pixels))
+
+
+def _moments(vae: Any, pixels: Tensor, count: int) -> Tensor:
+    """Mean and log variance `f 8 h/8 w/8`, of `count` frames `f c h w` at a time."""
+    import comfy.model_management as management
+
+    model, moments = vae.first_stage_model, []
+    for frames in pixels.split(count):
+        management.throw_exception_if_processing_interrupted()
+        prepared = vae.process_input(frames).to(vae.vae_dtype).to(vae.device)
+        moments.append(model.quant_conv(model.encoder(prepared)).float().cpu())
+    return torch.cat(moments)
 
 
 def check_vae(vae: Any) -> None:
@@ -182,12 +241,16 @@ def encode_prompts(clip: Any, prompts: list[str]) -> dict[str, Tensor]:
     Raises:
         LampError: the checkpoint has no text encoder.
     """
-    if clip is None:
-        raise LampError(
-            "The checkpoint has no text encoder (CLIP): use a full SD 1.x checkpoint or Load CLIP."
-        )
+    _check_clip(clip)
     embeddings = {}
     for prompt in dict.fromkeys(prompts):
         conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
         embeddings[prompt] = conditioning[0][0].detach().float().cpu().clone()
     return embeddings
+
+
+def _check_clip(clip: Any) -> None:
+    if clip is None:
+        raise LampError(
+            "The checkpoint has no text encoder (CLIP): use a full SD 1.x checkpoint or Load CLIP."
+        )

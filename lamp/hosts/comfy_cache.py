@@ -1,0 +1,108 @@
+"""Where ComfyUI keeps encoded clips and prompts between runs, and what its models are known by."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from ..cache import TensorCache, digest
+from ..latents import LatentCache
+
+log = logging.getLogger("lamp")
+
+
+def latent_cache(vae: Any, clip: Any) -> LatentCache:
+    """The cache for what a VAE and a CLIP of the host make; neither is loaded for it."""
+    text_encoder = clip_digest(clip)
+    return LatentCache(
+        TensorCache(cache_folder()),
+        vae_digest(vae),
+        lambda prompt: prompt_digest(clip, prompt, text_encoder),
+    )
+
+
+def cache_folder() -> Path:
+    """`user/__lamp_cache` below ComfyUI's base folder.
+
+    `temp` is emptied when the server starts, `output` is where people look for their results, and
+    a model folder would list it as models. The user folder outlasts restarts and updates and moves
+    with --base-directory and --user-directory; `__` is how the host marks folders in it that no
+    browser may read.
+    """
+    import folder_paths
+
+    return Path(folder_paths.get_user_directory(), "__lamp_cache")
+
+
+def vae_digest(vae: Any) -> str | None:
+    """A digest of what a VAE's posteriors depend on; None where that cannot be told."""
+    return _model_digest(vae.patcher, vae.vae_dtype, vae.downscale_ratio)
+
+
+def clip_digest(clip: Any) -> str | None:
+    """A digest of what a CLIP's embeddings depend on besides the tokens: weights, LoRAs, clip
+    skip; None where that cannot be told."""
+    return _model_digest(clip.patcher, type(clip.tokenizer).__qualname__, clip.layer_idx)
+
+
+def prompt_digest(clip: Any, prompt: str, text_encoder: str | None) -> str | None:
+    """A digest of a prompt's tokens and the text encoder's own, see `clip_digest`.
+
+    The tokens hold what the text alone does not tell: the vectors of `embedding:name`, read from
+    files that may change under their names.
+    """
+    if text_encoder is None:
+        return None
+    try:
+        return digest(text_encoder, clip.tokenize(prompt))
+    except TypeError:
+        return None
+
+
+def _model_digest(patcher: Any, *settings: Any) -> str | None:
+    kind = type(patcher.model).__qualname__
+    foreign = (
+        patcher.object_patches,
+        patcher.weight_wrapper_patches,
+        patcher.hook_patches,
+        patcher.forced_hooks,
+        patcher.injections,
+    )
+    try:
+        if any(foreign):
+            raise TypeError("code is hooked into it")
+        # CPU and GPU round differently: what one made is not what the other would.
+        device = patcher.load_device.type
+        parts = [_plain(setting) for setting in settings]
+        return digest(kind, device, parts, _weights(patcher), _plain(patcher.patches))
+    except TypeError as reason:
+        log.info("what %s encodes is not kept for the next run: %s", kind, reason)
+        return None
+
+
+def _weights(patcher: Any) -> dict[str, Any]:
+    """The weights without patches, also while a copy of the model with patches is loaded."""
+    state = patcher.model.state_dict()
+    return {
+        name: patcher.backup[name].weight if name in patcher.backup else weight
+        for name, weight in state.items()
+    }
+
+
+def _plain(patch: Any) -> Any:
+    """A patch or a setting as lists, numbers, texts and tensors.
+
+    The host's adapters (LoRA and its kin) are objects with `weights`.
+    """
+    import torch
+
+    if isinstance(patch, dict):
+        return {name: _plain(part) for name, part in patch.items()}
+    if isinstance(patch, (list, tuple)):
+        return [_plain(part) for part in patch]
+    if isinstance(patch, torch.dtype):
+        return str(patch)
+    if hasattr(patch, "weights"):
+        return [type(patch).__qualname__, _plain(patch.weights)]
+    return patch
