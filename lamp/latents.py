@@ -101,7 +101,8 @@ def cache_latents(
         for mirrored, (tensors, _) in zip(sides, found, strict=True):
             posteriors[mirrored].append(Posterior(**tensors))
         on_clip(number + 1, len(clips), all(cached for _, cached in found))
-    text = {prompt: _embedding(prompt, embed, cache) for prompt in dict.fromkeys(clips.captions)}
+    prompts = dict.fromkeys([*clips.captions, ""])  # the empty one is what samples guide away from
+    text = {prompt: _embedding(prompt, embed, cache) for prompt in prompts}
     return LatentClips(clips, posteriors[False], posteriors[True], text)
 
 

@@ -66,7 +66,7 @@ def rate_factor(name: str, parameter: Tensor, config: TrainConfig) -> float:
     else:
         factor = config.conv_rate
     if config.reference_width and parameter.ndim > 1:
-        factor *= config.reference_width / parameter.shape[1]
+        factor *= min(1.0, config.reference_width / parameter.shape[1])
     return factor
 
 

@@ -11,6 +11,7 @@ NAME_00001/
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -22,6 +23,7 @@ from typing import Any
 
 import torch
 
+from .clips import ClipSet
 from .errors import LampError
 from .training import StepReport, Training
 from .training_state import StateError, TrainingState, read_state, take_state, write_state
@@ -88,6 +90,16 @@ class RunFolder:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
+
+
+def identity(base: str, clips: ClipSet) -> dict[str, str]:
+    """What a run depends on besides its settings: the image model's hash, and the clips as they
+    are cut and captioned."""
+    settings = clips.settings
+    cut = [settings.frames, settings.stride, settings.flip]
+    each = [[clips.key(clip), caption] for clip, caption in enumerate(clips.captions)]
+    told = json.dumps([cut, each]).encode()
+    return {"base": base, "clips": hashlib.sha256(told).hexdigest()}
 
 
 def states(folder: Path) -> list[Path]:

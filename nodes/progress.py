@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+_PREVIEW_SIZE = 512  # pixels of the longer side
+
 
 class NodeProgress:
     """Shows progress on the canvas. `update` raises when the user pressed cancel."""
@@ -13,14 +15,16 @@ class NodeProgress:
         self._node_id = node_id
         self._bar: Any = None
 
-    def update(self, done: int, total: int) -> None:
-        """Move the bar; also lets a cancel through where nothing else would look for one."""
+    def update(self, done: int, total: int, picture: Any = None) -> None:
+        """Move the bar, with a picture (of PIL) in the node's preview; also lets a cancel through
+        where nothing else would look for one."""
         import comfy.model_management as management
         import comfy.utils
 
         if self._bar is None or self._bar.total != total:
             self._bar = comfy.utils.ProgressBar(total, node_id=self._node_id)
-        self._bar.update_absolute(done, total)
+        preview = None if picture is None else ("JPEG", picture, _PREVIEW_SIZE)
+        self._bar.update_absolute(done, total, preview)
         management.throw_exception_if_processing_interrupted()
 
     def say(self, text: str) -> None:

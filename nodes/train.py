@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io, ui
+from torch import Tensor
 
-from ..lamp.checkpoint import MotionConfig, MotionFile, save_motion
 from ..lamp.clips import ClipSet
-from ..lamp.motion import GROUPNORM_MODES
-from ..lamp.recipe import PRECISIONS, RATE_SCHEDULES, TrainConfig
-from ..lamp.training import StepReport, train
+from ..lamp.latents import SCALE, LatentClips
+from ..lamp.recipe import OPTIMIZERS, PRECISIONS, PRESETS, TrainConfig, preset
+from ..lamp.session import Upkeep, identity
+from ..lamp.training import Training
 from .clips import LampClips
-from .common import LampMotion, motion_folder, named_errors, upstream_name, workflow_metadata
-from .progress import NodeProgress, duration
+from .common import LampMotion, advanced, named_errors, upstream_name, workflow_metadata
+from .progress import NodeProgress
+from .recipe import LampRecipe
+from .training_run import (
+    SampleCase,
+    Saver,
+    Show,
+    about,
+    find_place,
+    resume_choices,
+    run_training,
+)
 
-logger = logging.getLogger("lamp")
+LossMap = io.Custom("LOSS_MAP")
+CHECKPOINTING = ("auto", "on", "off")
 
 
 class Trainer(io.ComfyNode):
@@ -31,92 +42,21 @@ class Trainer(io.ComfyNode):
             display_name="LAMP Trainer",
             category="LAMP/training",
             description="Learn the motion of a few clips. The image model stays as it is; the "
-            "motion is saved to models/lamp_motion, also when you cancel.",
+            "motion is saved to models/lamp_motion, also when you cancel. Log, samples and what "
+            "is needed to go on lie in output/lamp_training.",
             is_output_node=True,
             is_experimental=True,
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
-            inputs=[
-                io.Model.Input("model", tooltip="A SD 1.x checkpoint's MODEL (not SD-XL)."),
-                io.Clip.Input("clip", tooltip="The same checkpoint's text encoder."),
-                io.Vae.Input("vae", tooltip="The same checkpoint's VAE."),
-                LampClips.Input("clips", tooltip="From LAMP Training Clips."),
-                io.Int.Input(
-                    "steps",
-                    default=2000,
-                    min=1,
-                    max=1_000_000,
-                    tooltip="Optimiser steps. The official configs train 30,000, and 500 to edit "
-                    "a single clip; the default here is a first look.",
-                ),
-                io.Float.Input(
-                    "learning_rate",
-                    default=3e-5,
-                    min=1e-8,
-                    max=1.0,
-                    step=1e-8,
-                    tooltip="The paper's is 0.00003.",
-                ),
-                io.Int.Input(
-                    "batch",
-                    default=1,
-                    min=1,
-                    max=64,
-                    tooltip="Clips in each step; 1 takes the least memory.",
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**63 - 1,
-                    control_after_generate=True,
-                    tooltip="Same seed and settings, same motion.",
-                ),
-                io.String.Input(
-                    "name",
-                    default="motion",
-                    tooltip="The file: models/lamp_motion/NAME_00001.safetensors. Folders are fine:"
-                    " horses/run.",
-                ),
-                io.Combo.Input(
-                    "rate_schedule",
-                    options=list(RATE_SCHEDULES),
-                    tooltip="Learning rate over the run: constant (paper) or falling to zero.",
-                ),
-                io.Int.Input(
-                    "warmup", default=0, min=0, max=10_000, tooltip="Steps of rising learning rate."
-                ),
-                io.Float.Input(
-                    "ema",
-                    default=0.0,
-                    min=0.0,
-                    max=0.9999,
-                    step=0.0001,
-                    tooltip="Average the weights over the last steps: 0.99 is about the last 100, "
-                    "0 is off (paper).",
-                ),
-                io.Combo.Input(
-                    "precision",
-                    options=["auto", *PRECISIONS],
-                    tooltip="Arithmetic of the forward pass; what is learned is always kept in "
-                    "fp32. auto fits the device.",
-                ),
-                io.Boolean.Input(
-                    "checkpointing",
-                    default=True,
-                    tooltip="Save memory by computing activations twice; about a third slower.",
-                ),
-                io.Combo.Input(
-                    "groupnorm",
-                    options=list(GROUPNORM_MODES),
-                    tooltip="Statistics over all frames of a video (pooled, as the official code) "
-                    "or frame by frame. The motion file remembers it.",
-                ),
-            ],
+            inputs=[*_models(), *_learning(), *_keeping(), *_optional()],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The MODEL with the new motion."),
                 LampMotion.Output(display_name="motion", tooltip="The motion itself."),
                 io.Image.Output(display_name="loss_plot", tooltip="Loss over the steps."),
                 io.String.Output(display_name="file", tooltip="Where the motion was saved."),
+                LossMap.Output(
+                    display_name="loss_map",
+                    tooltip="The losses, for the core node Plot Loss Graph.",
+                ),
             ],
         )
 
@@ -128,105 +68,233 @@ class Trainer(io.ComfyNode):
         clip: Any,
         vae: Any,
         clips: ClipSet,
+        recipe: str,
         steps: int,
-        learning_rate: float,
-        batch: int,
-        seed: int,
-        name: str,
         precision: str,
+        checkpointing: str,
+        name: str,
+        resume: str,
+        save_every: int,
+        keep_states: int,
+        sample_every: int,
+        sample_cfg: float,
+        own_recipe: dict[str, Any] | None = None,
+        first_frame: Any = None,
         **settings: Any,
     ) -> io.NodeOutput:
-        from ..lamp.hosts import comfy, comfy_training
-        from ..lamp.plots import loss_plot
+        from ..lamp.hosts import comfy_preview, comfy_training
+        from ..lamp.hosts.comfy_memory import plan_memory
 
-        target = motion_folder(name)
+        config = TrainConfig(
+            steps=steps,
+            frames=clips.settings.frames,
+            **(preset(recipe, steps) if own_recipe is None else own_recipe),
+            **settings,
+        )
+        place = find_place(name, resume)
         comfy_training.check_untouched(model)
         progress = NodeProgress(cls.hidden.unique_id)
-        latents = comfy_training.prepare_clips(vae, clip, clips, progress.update)
+        given = None if first_frame is None else _encoded(vae, first_frame, clips)
+        latents = comfy_training.prepare_clips(vae, clip, clips, progress.update, progress.say)
         with comfy_training.tuning_host(model) as host:
-            config = TrainConfig(
-                steps=steps,
-                frames=clips.settings.frames,
-                batch=batch,
-                learning_rate=learning_rate,
-                seed=seed,
-                precision=comfy_training.choose_precision(host, precision),
-                **settings,
+            config = replace(config, precision=comfy_training.choose_precision(host, precision))
+            config = plan_memory(host, latents, config, checkpointing, progress.say)
+            motion = comfy_training.new_motion(host, config.seed)
+            told = about(config, clips, motion.sites.family)
+            told["base_hash"] = comfy_training.base_hash(host.unet)
+            told["base_model"] = upstream_name(cls.hidden.prompt, cls.hidden.unique_id, "model")
+            saver = Saver(told, place.motion, workflow_metadata(cls.hidden))
+            training = Training(host, motion, latents, config)
+            show = Show(
+                progress,
+                place.folder,
+                _sample_case(latents, given, sample_cfg),
+                lambda frames: comfy_preview.decode_beside(model, vae, frames),
             )
-            motion = comfy_training.new_motion(host, seed)
-            about = describe(config, clips, motion.sites.family)
-            about["base_hash"] = comfy_training.base_hash(host.unet)
-            about["base_model"] = upstream_name(cls.hidden.prompt, cls.hidden.unique_id, "model")
-            save = Saver(motion, about, target, workflow_metadata(cls.hidden))
-            losses = save.even_if_stopped(
-                lambda on_step: train(host, motion, latents, config, on_step), progress
-            )
-        file = save.file(len(losses))
-        path = save.write(file, "")
-        bound = comfy.BoundMotion(comfy.load_motion(model, file), config.groupnorm)
-        plot = loss_plot(losses)
-        return io.NodeOutput(
-            comfy.bind(model, bound), file, plot, str(path), ui=ui.PreviewImage(plot, cls=cls)
-        )
+            who = identity(told["base_hash"], clips)
+            upkeep = Upkeep(save_every, keep_states, sample_every)
+            path = run_training(training, place, who, upkeep, show, saver)
+        return _results(cls, model, saver.file(training), training, path)
 
 
-def describe(config: TrainConfig, clips: ClipSet, family: str) -> dict[str, Any]:
-    """What the motion file tells of its training."""
-    rates = [info.fps for info in clips.infos if info.fps]
-    settings, captions = clips.settings, clips.captions
-    return {
-        "family": family,
-        "frames": config.frames,
-        "width": settings.width,
-        "height": settings.height,
-        "fps": float((settings.fps or (rates[0] if rates else 8.0)) / settings.stride),
-        "groupnorm": config.groupnorm,
-        # One prompt for all clips is the motion's own; captions clip by clip are no such thing.
-        "prompt": captions[0] if len(set(captions)) == 1 else "",
-        "captions": captions,
-        "learning_rate": config.learning_rate,
-        "seed": config.seed,
-    }
+def _results(
+    node: type[Trainer], model: Any, file: Any, training: Training, path: Path
+) -> io.NodeOutput:
+    from ..lamp.hosts import comfy
+    from ..lamp.plots import loss_plot
+
+    bound = comfy.BoundMotion(comfy.load_motion(model, file), training.config.groupnorm)
+    plot = loss_plot(training.losses, training.validation)
+    losses = {"loss": training.losses}
+    return io.NodeOutput(
+        comfy.bind(model, bound),
+        file,
+        plot,
+        str(path),
+        losses,
+        ui=ui.PreviewImage(plot, cls=node),
+    )
 
 
-class Saver:
-    """Turns the motion under training into files; what was learned survives a cancel."""
+def _encoded(vae: Any, first_frame: Tensor, clips: ClipSet) -> Tensor:
+    """Scaled latents `c h w` of the picture that the samples start from."""
+    from ..lamp.hosts.comfy_vae import encode_first_frame
+    from ..lamp.images import fit_images
 
-    def __init__(
-        self, motion: Any, about: dict[str, Any], target: Path, extra: dict[str, str]
-    ) -> None:
-        self._motion, self._about, self._target, self._extra = motion, about, target, extra
+    width, height = clips.size(0)
+    picture = fit_images(first_frame[:1, ..., :3], width, height, "crop")
+    return encode_first_frame(vae, picture)[0].float().cpu() * SCALE
 
-    def even_if_stopped(
-        self, run: Callable[[Callable[[StepReport], None]], list[float]], progress: NodeProgress
-    ) -> list[float]:
-        """Run the training; on a cancel or an error write what there is, then let it through."""
-        done = 0
 
-        def on_step(report: StepReport) -> None:
-            nonlocal done
-            done = report.step
-            left = duration(report.seconds_left)
-            progress.say(f"loss {report.loss:.4f}, step {done} of {report.steps}, {left} left")
-            progress.update(done, report.steps)
+def _sample_case(latents: LatentClips, given: Tensor | None, guidance: float) -> SampleCase:
+    """What the samples show: the first clip's motion from the given picture or its own."""
+    clips = latents.clips
+    first = latents.posteriors[0].mean[0] * SCALE if given is None else given
+    fps = clips.settings.fps or clips.infos[0].fps or 8.0
+    text = latents.text[clips.captions[0]]
+    return SampleCase(first, text, latents.text[""], guidance, float(fps))
 
-        try:
-            return run(on_step)
-        except BaseException as stop:
-            # BaseException: the host's cancel is none of Exception's children on every version.
-            if done:
-                path = self.write(self.file(done), f"-step{done:06}-stopped")
-                logger.warning("training stopped after step %d, saved as %s", done, path.name)
-                progress.say(f"stopped after step {done}, saved as {path.name} ({stop})")
-            raise
 
-    def file(self, steps: int) -> MotionFile:
-        state = {k: v.detach().float().cpu().clone() for k, v in self._motion.state_dict().items()}
-        return MotionFile(state, MotionConfig(**self._about, steps=steps), name=self._target.name)
+def _models() -> list[Any]:
+    return [
+        io.Model.Input("model", tooltip="A SD 1.x checkpoint's MODEL (not SD-XL)."),
+        io.Clip.Input("clip", tooltip="The same checkpoint's text encoder."),
+        io.Vae.Input("vae", tooltip="The same checkpoint's VAE."),
+        LampClips.Input("clips", tooltip="From LAMP Training Clips."),
+    ]
 
-    def write(self, file: MotionFile, mark: str) -> Path:
-        path = self._target.with_name(f"{self._target.name}{mark}.safetensors")
-        return save_motion(path, file.state, file.config, extra=self._extra)
+
+def _learning() -> list[Any]:
+    return [
+        io.Combo.Input(
+            "recipe",
+            options=list(PRESETS),
+            tooltip="paper: as published, for 30,000 steps. fast: higher learning rates that fall "
+            "to zero over the run, for a fifth of the steps or fewer.",
+        ),
+        io.Int.Input(
+            "steps",
+            default=2000,
+            min=1,
+            max=1_000_000,
+            tooltip="Optimiser steps. The official configs train 30,000, and 500 to edit "
+            "a single clip; the default here is a first look.",
+        ),
+        io.Int.Input(
+            "batch",
+            default=1,
+            min=1,
+            max=64,
+            tooltip="Clips that go through the model at once; 1 takes the least memory.",
+        ),
+        io.Int.Input(
+            "accumulate",
+            default=1,
+            min=1,
+            max=64,
+            tooltip="Batches in each step: as good as a larger batch, without its memory.",
+        ),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=2**63 - 1,
+            control_after_generate=True,
+            tooltip="Same seed and settings, same motion.",
+        ),
+        io.Combo.Input(
+            "precision",
+            options=["auto", *PRECISIONS],
+            tooltip="Arithmetic of the forward pass; what is learned is always kept in fp32. auto "
+            "fits the device.",
+        ),
+        io.Combo.Input(
+            "checkpointing",
+            options=list(CHECKPOINTING),
+            tooltip="Save memory by computing activations twice; about a third slower. auto: only "
+            "where it would not fit otherwise.",
+        ),
+        io.Combo.Input(
+            "optimizer",
+            options=list(OPTIMIZERS),
+            tooltip="adamw8bit keeps its averages in 8 bits and saves 1.5 GB at SD 1.x size; it "
+            "needs the package bitsandbytes or torchao.",
+        ),
+        io.Int.Input(
+            "hold_out",
+            default=0,
+            min=0,
+            max=64,
+            tooltip="Clips that are not learned from: when the loss on them rises while the loss "
+            "falls, the motion is learned by heart. 1 or 2 of 12 clips is a good choice.",
+        ),
+    ]
+
+
+def _keeping() -> list[Any]:
+    return [
+        io.String.Input(
+            "name",
+            default="motion",
+            tooltip="The file: models/lamp_motion/NAME_00001.safetensors. Folders are fine:"
+            " horses/run.",
+        ),
+        io.Combo.Input(
+            "resume",
+            options=resume_choices(),
+            tooltip="Go on from an earlier training of the same clips and settings: latest is the "
+            "newest one of this name (a new one if there is none). R refreshes the list.",
+        ),
+        io.Int.Input(
+            "save_every",
+            default=500,
+            min=0,
+            max=100_000,
+            tooltip="Keep the whole state every so many steps, to go on from after a crash; also "
+            "kept when you cancel. About 3 GB each at SD 1.x size. 0: only when it stops.",
+            **advanced(io.Int.Input),
+        ),
+        io.Int.Input(
+            "keep_states",
+            default=2,
+            min=1,
+            max=100,
+            tooltip="How many of the newest states stay on the disk.",
+            **advanced(io.Int.Input),
+        ),
+        io.Int.Input(
+            "sample_every",
+            default=250,
+            min=0,
+            max=100_000,
+            tooltip="Draw a short video with the motion so far every so many steps; it plays in "
+            "the preview and is kept in output/lamp_training. 0: never.",
+        ),
+        io.Float.Input(
+            "sample_cfg",
+            default=7.5,
+            min=1.0,
+            max=30.0,
+            step=0.5,
+            tooltip="Guidance of these samples.",
+            **advanced(io.Float.Input),
+        ),
+    ]
+
+
+def _optional() -> list[Any]:
+    return [
+        LampRecipe.Input(
+            "own_recipe",
+            optional=True,
+            tooltip="From LAMP Training Recipe; takes the place of recipe.",
+        ),
+        io.Image.Input(
+            "first_frame",
+            optional=True,
+            tooltip="What the samples start from; by default the first clip's first frame.",
+        ),
+    ]
 
 
 NODES: list[type[io.ComfyNode]] = [Trainer]

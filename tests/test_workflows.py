@@ -153,14 +153,11 @@ def test_the_toy_workflow_uses_the_measured_settings() -> None:
     recipe = Recipe()
     nodes = {node["class_type"]: node["inputs"] for node in api(TOY).values()}
     trainer, sampler = nodes["LAMP_Trainer"], nodes["LAMP_KSampler"]
-    assert [trainer[k] for k in ("steps", "batch", "learning_rate", "warmup", "ema")] == [
+    assert [trainer[k] for k in ("recipe", "steps", "batch")] == [
+        recipe.preset,
         recipe.steps,
         recipe.clips_per_step,
-        recipe.rate,
-        recipe.warmup,
-        recipe.ema,
     ]
-    assert trainer["groupnorm"] == recipe.groupnorm
     assert [sampler[k] for k in ("steps", "cfg", "adain")] == [
         recipe.sample_steps,
         recipe.guidance,

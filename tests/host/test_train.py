@@ -21,25 +21,45 @@ def node(kind: str, **inputs: Any) -> dict[str, Any]:
     return {"class_type": kind, "inputs": inputs}
 
 
-def training(file: str, **changes: Any) -> Graph:
+def training(file: str, own_recipe: dict[str, Any] | None = None, **changes: Any) -> Graph:
     settings = {
+        "recipe": "paper",
         "steps": STEPS,
-        "learning_rate": 2e-3,
         "batch": 1,
+        "accumulate": 1,
         "seed": 5,
+        "precision": "auto",
+        "checkpointing": "off",
+        "optimizer": "adamw",
+        "hold_out": 0,
         "name": file,
+        "resume": "none",
+        "save_every": 0,
+        "keep_states": 2,
+        "sample_every": 0,
+        "sample_cfg": 1.0,
+        "own_recipe": ["recipe", 0],
+        **changes,
+    }
+    recipe = {
+        "learning_rate": 2e-3,
+        "conv_rate": 1.0,
+        "attention_rate": 1.0,
+        "query_rate": 1.0,
+        "reference_width": 0,
         "rate_schedule": "constant",
         "warmup": 0,
+        "weight_decay": 0.01,
         "ema": 0.0,
-        "precision": "auto",
-        "checkpointing": False,
+        "min_snr": 0.0,
         "groupnorm": "pooled",
-        **changes,
+        **(own_recipe or {}),
     }
     return {
         "base": node("LAMP_LoadToyBase"),
         "world": node("LAMP_ToyClips", seed=0, clips=4),
         "clips": clips(images=["world", 0], prompt=["world", 1]),
+        "recipe": node("LAMP_TrainingRecipe", **recipe),
         "train": node(
             "LAMP_Trainer",
             model=["base", 0],
@@ -243,7 +263,7 @@ def test_a_clip_that_is_too_short_is_named(server: ComfyServer) -> None:
     ("changes", "words"),
     [
         ({"name": "../outside"}, "names no file below models/lamp_motion"),
-        ({"warmup": 10}, "warmup is 10"),
+        ({"own_recipe": {"warmup": 10}}, "warmup is 10"),
     ],
 )
 def test_a_setting_that_cannot_work_is_named(
@@ -260,3 +280,68 @@ def test_a_model_with_a_motion_is_not_trained_again(server: ComfyServer) -> None
     second = training("second")["train"]
     second["inputs"].update(model=["train", 0])
     assert "already carries a LAMP motion" in error(server, {**graph, "second": second})
+
+
+def kept(server: ComfyServer, run: str) -> list[str]:
+    folder = server.base / "output/lamp_training" / run
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_cancelled_run_goes_on_from_its_state_as_if_it_had_never_stopped(
+    server: ComfyServer,
+) -> None:
+    straight = server.queue(training("straight", steps=6)).check()
+    assert "straight_00001.safetensors" in motions(server)
+
+    def cancel(event: dict[str, Any]) -> None:
+        if event["type"] == "progress_text" and "step 3 of" in event["data"]["text"]:
+            server.interrupt()
+
+    assert server.queue(training("resumed", steps=6), cancel).status == "interrupted"
+    assert any(name.startswith("state-step") for name in kept(server, "resumed_00001"))
+    result = server.queue(training("resumed", steps=6, resume="latest")).check()
+    texts = result.texts["train"]
+    assert any("step 6 of 6" in text for text in texts)
+    assert not any("step 1 of 6" in text for text in texts)
+    assert straight.executed
+    lines = [
+        json.loads(line)
+        for line in (server.base / "output/lamp_training/resumed_00001/log.jsonl")
+        .read_text()
+        .splitlines()
+    ]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    folder = server.base / "models/lamp_motion"
+    with (
+        safe_open(folder / "straight_00001.safetensors", "np") as one,
+        safe_open(folder / "resumed_00001.safetensors", "np") as other,
+    ):
+        for name in one.keys():  # noqa: SIM118
+            np.testing.assert_array_equal(one.get_tensor(name), other.get_tensor(name), name)
+
+
+def test_a_resume_with_another_seed_is_refused_by_name(server: ComfyServer) -> None:
+    server.queue(training("seeded", save_every=2)).check()
+    message = error(server, training("seeded", resume="latest", seed=6))
+    assert "trained with seed 5, this run asks for 6" in message
+
+
+def test_a_run_leaves_a_log_samples_and_pictures(server: ComfyServer) -> None:
+    graph = training("shown", steps=4, sample_every=2, save_every=2, hold_out=1)
+    graph["plot"] = node("LossGraphNode", loss=["train", 4], filename_prefix="loss")
+    result = server.queue(graph).check()
+    assert kept(server, "shown_00001") == [
+        "log.jsonl",
+        "loss.png",
+        "sample-step000002.webp",
+        "sample-step000004.webp",
+        "state-step000002.safetensors",
+        "state-step000004.safetensors",
+    ]
+    folder = server.base / "output/lamp_training/shown_00001"
+    with Image.open(folder / "sample-step000004.webp") as sample:
+        assert (sample.n_frames, sample.size) == (8, (32, 32))
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert ["held_out_loss" in line for line in lines] == [False, True, False, True]
+    assert any("will take about" in text for text in result.texts["train"])
+    assert result.outputs["plot"]["images"]

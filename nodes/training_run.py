@@ -1,0 +1,202 @@
+"""What the trainer node keeps and shows: the run's folder, the motion file, samples, progress."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+from torch import Tensor
+
+from ..lamp.checkpoint import MotionConfig, MotionFile, save_motion
+from ..lamp.clips import ClipSet
+from ..lamp.errors import LampError
+from ..lamp.recipe import TrainConfig
+from ..lamp.run_pictures import sample_clip, save_animation, save_loss_plot
+from ..lamp.session import RunFolder, Upkeep, conduct, newest_state, states
+from ..lamp.training import StepReport, Training
+from ..lamp.training_state import read_state, restore
+from .common import motion_folder, motion_root
+from .progress import NodeProgress, duration
+
+logger = logging.getLogger("lamp")
+RUNS = "lamp_training"
+NONE, LATEST = "none", "latest"
+
+
+def runs_root() -> Path:
+    """The folder of all runs: below the output folder, where people look for what was made."""
+    return Path(folder_paths.get_output_directory(), RUNS)
+
+
+def resume_choices() -> list[str]:
+    """`none`, `latest`, and every state that was kept, newest first."""
+    found = [path for folder in runs_root().glob("**/") for path in states(folder)]
+    found.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    return [NONE, LATEST, *(path.relative_to(runs_root()).as_posix() for path in found)]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run writes: its folder, its motion file, and the state that it goes on from."""
+
+    folder: Path
+    motion: Path
+    state: Any = None
+
+
+def find_place(name: str, resume: str) -> Place:
+    """A new place for NAME, or that of the run which is resumed.
+
+    Raises:
+        LampError: the name leads elsewhere, or the chosen state is gone.
+    """
+    fresh = motion_folder(name)
+    if resume == NONE:
+        return _new_place(fresh)
+    if resume == LATEST:
+        stem = fresh.relative_to(motion_root()).as_posix().rsplit("_", 1)[0]
+        found = newest_state(sorted(runs_root().glob(f"{_escaped(stem)}_[0-9]*/")))
+        if found is None:
+            logger.info("no earlier training of %s: it starts anew", name)
+            return _new_place(fresh)
+        path, state = found
+    else:
+        path = runs_root() / resume
+        if not path.is_file():
+            raise LampError(f"The state '{resume}' is gone: refresh the list and choose another.")
+        state = read_state(path)
+    relative = path.parent.relative_to(runs_root())
+    return Place(path.parent, motion_root() / relative, state)
+
+
+def _new_place(fresh: Path) -> Place:
+    relative = fresh.relative_to(motion_root())
+    stem, number = relative.as_posix().rsplit("_", 1)
+    # A run that was stopped before it wrote a motion has taken its number, too.
+    taken = int(number)
+    while (runs_root() / f"{stem}_{taken:05}").exists():
+        taken += 1
+    relative = Path(f"{stem}_{taken:05}")
+    return Place(runs_root() / relative, motion_root() / relative)
+
+
+def _escaped(name: str) -> str:
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
+
+
+class Saver:
+    """Turns the motion under training into files."""
+
+    def __init__(self, about: dict[str, Any], target: Path, extra: dict[str, str]) -> None:
+        self._about, self._target, self._extra = about, target, extra
+
+    def file(self, training: Training) -> MotionFile:
+        state = training.motion.state_dict()
+        state = {name: value.detach().float().cpu().clone() for name, value in state.items()}
+        about = MotionConfig(**self._about, steps=training.step)
+        return MotionFile(state, about, name=self._target.name)
+
+    def write(self, file: MotionFile, mark: str = "") -> Path:
+        path = self._target.with_name(f"{self._target.name}{mark}.safetensors")
+        return save_motion(path, file.state, file.config, extra=self._extra)
+
+
+@dataclass(frozen=True)
+class SampleCase:
+    """What the samples show: a first frame `c h w`, its text `1 n d`, the empty text, guidance."""
+
+    first: Tensor
+    text: Tensor
+    empty: Tensor
+    guidance: float
+    fps: float
+
+
+class Show:
+    """Progress, samples and the loss plot of a run, on the node and in its folder."""
+
+    def __init__(
+        self, progress: NodeProgress, folder: Path, case: SampleCase, decode: Callable[..., Tensor]
+    ) -> None:
+        self._progress, self._folder, self._case, self._decode = progress, folder, case, decode
+        self._frames: list[Any] = []
+
+    def step(self, report: StepReport) -> None:
+        """Move the bar; the last sample plays in the node's preview, a frame a step."""
+        rate = 1 / max(report.seconds_per_step, 1e-9)
+        speed = f"{rate:.2f} steps/s" if rate >= 0.1 else f"{1 / rate:.1f} s a step"
+        self._progress.say(
+            f"loss {report.loss:.4f}, step {report.step} of {report.steps}, {speed}, "
+            f"{duration(report.seconds_left)} left"
+        )
+        picture = self._frames[report.step % len(self._frames)] if self._frames else None
+        self._progress.update(report.step, report.steps, picture)
+
+    def sample(self, training: Training) -> None:
+        """Draw the motion as it is now, with the loss so far."""
+        case = self._case
+        latents = sample_clip(training, case.first, case.text, case.empty, guidance=case.guidance)
+        frames = self._decode(latents)
+        save_animation(self._folder / f"sample-step{training.step:06}.webp", frames, case.fps)
+        save_loss_plot(self._folder / "loss.png", training.losses, training.validation)
+        self._frames = pictures(frames)
+
+    def stopped(self, step: int, file: str, stop: BaseException) -> None:
+        """Say what is left of a run that was stopped."""
+        self._progress.say(f"stopped after step {step}, saved as {file} ({stop})")
+
+
+def pictures(frames: Tensor) -> list[Any]:
+    """`f h w 3` in 0..1 as pictures of PIL."""
+    from PIL import Image
+
+    return [Image.fromarray(frame.numpy()) for frame in (frames * 255).round().byte()]
+
+
+def run_training(
+    training: Training, place: Place, identity: dict[str, str], upkeep: Upkeep, show: Show,
+    saver: Saver,
+) -> Path:  # fmt: skip
+    """Train to the end and write the motion; on a cancel or an error write what there is, then let
+    it through."""
+    if place.state is not None:
+        restore(training, place.state, identity)
+    folder = RunFolder(place.folder, identity, upkeep.keep)
+    folder.forget_after(training.step)
+    begun = training.step
+    try:
+        sample = show.sample if upkeep.sample_every else None
+        conduct(training, folder, upkeep, show.step, sample)
+    except BaseException as stop:
+        # BaseException: the host's cancel is none of Exception's children on every version.
+        if training.step > begun and not training.updating:
+            training.finish()
+            path = saver.write(saver.file(training), f"-step{training.step:06}-stopped")
+            logger.warning("training stopped after step %d, saved %s", training.step, path.name)
+            show.stopped(training.step, path.name, stop)
+        raise
+    save_loss_plot(place.folder / "loss.png", training.losses, training.validation)
+    return saver.write(saver.file(training))
+
+
+def about(config: TrainConfig, clips: ClipSet, family: str) -> dict[str, Any]:
+    """What the motion file tells of its training."""
+    rates = [info.fps for info in clips.infos if info.fps]
+    settings, captions = clips.settings, clips.captions
+    return {
+        "family": family,
+        "frames": config.frames,
+        "width": settings.width,
+        "height": settings.height,
+        "fps": float((settings.fps or (rates[0] if rates else 8.0)) / settings.stride),
+        "groupnorm": config.groupnorm,
+        # One prompt for all clips is the motion's own; captions clip by clip are no such thing.
+        "prompt": captions[0] if len(set(captions)) == 1 else "",
+        "captions": captions,
+        "learning_rate": config.learning_rate,
+        "seed": config.seed,
+    }
