@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import logging
 import re
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -26,6 +27,18 @@ IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
+class VideoBytes:
+    """A video file that another node keeps in memory."""
+
+    name: str
+    data: bytes
+
+
+Readable = Path | VideoBytes
+"""What the decoders read: a file, a folder of images, a file in memory."""
+
+
+@dataclass(frozen=True)
 class SourceFrame:
     """A frame that is decoded but not yet turned into pixels: many are only passed by."""
 
@@ -35,30 +48,43 @@ class SourceFrame:
     """Gives the picture, upright and in square pixels: ``h w 3`` uint8, on black."""
 
 
-def source_frames(path: Path) -> Generator[SourceFrame, None, None]:
+def source_frames(
+    clip: Readable, start: float = 0.0, end: float | None = None
+) -> Generator[SourceFrame, None, None]:
     """All frames of a clip in display order; close the iterator to let go of the file.
 
-    Raises ClipError if the clip cannot be read to the point where the iterator is left.
+    With `start` and `end`, in seconds, only the frames from the one (counted) to the other (not
+    counted); frames without a time all belong. Raises ClipError if the clip cannot be read to the
+    point where the iterator is left; the error tells after how many frames.
     """
-    with reading(path):
-        if path.is_dir():
-            source = _folder_frames(path)
+    count = 0
+    with reading(clip, after=lambda: f" after frame {count}" if count else ""):
+        if isinstance(clip, Path) and clip.is_dir():
+            source = _folder_frames(clip)
         else:
-            source = _picture_frames(path) if is_picture(path) else _video_frames(path)
-        count = 0
+            source = _picture_frames(clip) if is_picture(clip) else _video_frames(clip, start)
         with contextlib.closing(source):
             for frame in source:
-                yield frame
-                count += 1
+                if frame.time is not None and end is not None and frame.time >= end:
+                    break
+                if frame.time is None or frame.time >= start:
+                    count += 1
+                    yield frame
         if not count:
-            raise ClipError(f"'{path.name}' has no pictures in it. Take it out of the folder.")
+            part = " at the chosen time" if start or end is not None else ""
+            raise ClipError(f"'{clip.name}' has no pictures in it{part}. Leave it out.")
 
 
-def count_frames(path: Path) -> tuple[int, float | None]:
-    """Number of frames, by counting (headers are wrong too often), and their rate per second."""
-    if path.is_dir():
-        return len(image_files(path)), None
-    return (_count_picture if is_picture(path) else _count_video)(path)
+def count_frames(
+    clip: Readable, start: float = 0.0, end: float | None = None
+) -> tuple[int, float | None]:
+    """Number of frames (from `start` to `end`), by counting (headers are wrong too often), and
+    their rate per second."""
+    if isinstance(clip, Path) and clip.is_dir():
+        return len(image_files(clip)), None
+    times, rate = (_picture_times if is_picture(clip) else _video_times)(clip)
+    last = float("inf") if end is None else end
+    return sum(time is None or start <= time < last for time in times), rate
 
 
 def image_files(folder: Path) -> list[Path]:
@@ -77,29 +103,41 @@ def natural_order(path: Path) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
-def is_picture(path: Path) -> bool:
+def is_picture(clip: Readable) -> bool:
     """Animated webp, which FFmpeg does not read."""
-    return path.suffix.lower() == ".webp"
+    return clip.name.lower().endswith(".webp")
+
+
+def open_clip(clip: Readable) -> BinaryIO:
+    """The bytes of a clip, from the beginning."""
+    return io.BytesIO(clip.data) if isinstance(clip, VideoBytes) else clip.open("rb")
 
 
 @contextlib.contextmanager
-def reading(path: Path, name: str = "") -> Iterator[None]:
-    """Turn whatever the decoders throw into an error that names the clip."""
+def reading(
+    clip: Readable | str, name: str = "", after: Callable[[], str] = lambda: ""
+) -> Iterator[None]:
+    """Turn whatever the decoders throw into an error that names the clip (or gives `name`).
+
+    `clip` is a name alone where there is no file; `after` tells how far the reading came.
+    """
+    name = name or (clip if isinstance(clip, str) else clip.name)
     try:
         yield
     except (LampError, MemoryError):
         raise
     except Exception as error:  # PyAV and PIL share no base class, and PIL leaks others' errors
-        log.debug("reading %s", path, exc_info=True)
+        log.debug("reading %s", name, exc_info=True)
         reason = getattr(error, "strerror", None) or str(error)
-        if str(path) in reason:  # PIL's words for it
-            reason = "its content is not what its name says"
-        if not path.exists():
-            reason = "there is no such file"
-        elif path.is_file() and not path.stat().st_size:
-            reason = "the file is empty"
+        if isinstance(clip, Path):
+            if str(clip) in reason:  # PIL's words for it
+                reason = "its content is not what its name says"
+            if not clip.exists():
+                reason = "there is no such file"
+            elif clip.is_file() and not clip.stat().st_size:
+                reason = "the file is empty"
         raise ClipError(
-            f"The clip '{name or path.name}' cannot be read: {reason}. "
+            f"The clip '{name}' cannot be read{after()}: {reason}. "
             "Replace it, convert it to mp4, or take it out of the folder."
         ) from error
 
@@ -107,27 +145,31 @@ def reading(path: Path, name: str = "") -> Iterator[None]:
 # --- video files -----------------------------------------------------------------------------
 
 
-def _video_frames(path: Path) -> Generator[SourceFrame, None, None]:
+def _video_frames(clip: Readable, start: float) -> Generator[SourceFrame, None, None]:
     import av
     from av.video.reformatter import VideoReformatter
 
     # Opened by us: FFmpeg would take names such as 'a:b.mp4' for an address.
-    with path.open("rb") as file, av.open(file, "r") as container:
-        stream = _video_stream(container, path)
+    with open_clip(clip) as file, av.open(file, "r") as container:
+        stream = _video_stream(container, clip)
         decoder, reformatter, rate = _decoder(stream), VideoReformatter(), _rate(stream)
         aspect = _pixel_aspect(stream)
+        if start and stream.time_base:
+            # To the last frame before it that decodes by itself: no need to go through a film.
+            container.seek(int(start / stream.time_base), stream=stream)
         count, seen = 0, _Seen()
         for packet in seen.watch(container.demux(stream)):
             for frame in decoder.decode(packet):
                 time = count / rate if frame.time is None else frame.time
                 count += 1
                 yield SourceFrame(time, partial(_pixels, frame, aspect, reformatter))
-        seen.check_complete(container, stream, path)
+        if not start:
+            seen.check_complete(container, stream, clip)
 
 
-def _video_stream(container: Any, path: Path) -> av.VideoStream:
+def _video_stream(container: Any, clip: Readable) -> av.VideoStream:
     if not container.streams.video:
-        raise ClipError(f"'{path.name}' has no picture, only sound. Take it out of the folder.")
+        raise ClipError(f"'{clip.name}' has no picture, only sound. Leave it out.")
     stream = container.streams.video[0]
     stream.thread_type = "AUTO"
     return stream
@@ -167,15 +209,19 @@ def _rate(stream: av.VideoStream) -> float:
     return float(stream.average_rate or stream.guessed_rate or 25)
 
 
-def _count_video(path: Path) -> tuple[int, float]:
+def _video_times(clip: Readable) -> tuple[list[float | None], float]:
     import av
 
-    with path.open("rb") as file, av.open(file, "r") as container:
-        stream = _video_stream(container, path)
+    with open_clip(clip) as file, av.open(file, "r") as container:
+        stream = _video_stream(container, clip)
         seen = _Seen()
-        shown = sum(bool(p.size) and not p.is_discard for p in seen.watch(container.demux(stream)))
-        seen.check_complete(container, stream, path)
-        return shown, _rate(stream)
+        times = [
+            float(packet.pts * packet.time_base) if packet.pts is not None else None
+            for packet in seen.watch(container.demux(stream))
+            if packet.size and not packet.is_discard
+        ]
+        seen.check_complete(container, stream, clip)
+        return times, _rate(stream)
 
 
 @dataclass
@@ -193,7 +239,7 @@ class _Seen:
                     self.seconds = max(self.seconds, float(packet.pts * packet.time_base))
             yield packet
 
-    def check_complete(self, container: Any, stream: av.VideoStream, path: Path) -> None:
+    def check_complete(self, container: Any, stream: av.VideoStream, clip: Readable) -> None:
         """The header promises more than the file holds (only where headers are reliable)."""
         kind, missing = container.format.name, ""
         whole = {"mov,mp4,m4a,3gp,3g2,mj2": 1.0, "avi": 0.9}.get(kind, 0.0)
@@ -203,28 +249,28 @@ class _Seen:
             promised = container.duration / 1e6
             if self.seconds + 2 / _rate(stream) < 0.9 * promised:
                 missing = f"{self.seconds:.1f} of {promised:.1f} seconds"
-        if kind == "gif" and not _has_gif_trailer(path):
+        if kind == "gif" and not _has_gif_trailer(clip):
             missing = f"only {self.packets} frames, the last one in part,"
         if missing:
             raise ClipError(
-                f"The clip '{path.name}' is incomplete: {missing} are there. Copy or download it "
+                f"The clip '{clip.name}' is incomplete: {missing} are there. Copy or download it "
                 "again."
             )
 
 
-def _has_gif_trailer(path: Path) -> bool:
-    with path.open("rb") as file:
-        file.seek(-min(path.stat().st_size, 64), 2)
+def _has_gif_trailer(clip: Readable) -> bool:
+    with open_clip(clip) as file:
+        file.seek(max(file.seek(0, 2) - 64, 0))
         return file.read().rstrip(b"\0").endswith(b";")
 
 
 # --- animated pictures and folders of images --------------------------------------------------
 
 
-def _picture_frames(path: Path) -> Generator[SourceFrame, None, None]:
+def _picture_frames(clip: Readable) -> Generator[SourceFrame, None, None]:
     from PIL import Image, ImageSequence
 
-    with Image.open(path) as picture:
+    with open_clip(clip) as file, Image.open(file) as picture:
         time = 0.0
         for frame in ImageSequence.Iterator(picture):
             pixels = _image_pixels(frame)  # now: the next step overwrites the picture
@@ -232,9 +278,10 @@ def _picture_frames(path: Path) -> Generator[SourceFrame, None, None]:
             time += (frame.info.get("duration") or 100) / 1000
 
 
-def _count_picture(path: Path) -> tuple[int, float]:
-    times = [frame.time for frame in _picture_frames(path) if frame.time is not None]
-    return len(times), (len(times) - 1) / times[-1] if times[-1] else 10.0
+def _picture_times(clip: Readable) -> tuple[list[float | None], float]:
+    times = [frame.time for frame in _picture_frames(clip)]
+    last = times[-1] or 0.0
+    return times, (len(times) - 1) / last if last else 10.0
 
 
 def _folder_frames(path: Path) -> Generator[SourceFrame, None, None]:

@@ -41,6 +41,17 @@ def fit_images(
         raise LampError(f"Images must have the shape n h w c, not {tuple(images.shape)}.")
     if fit not in get_args(Fit):
         raise LampError(f"Unknown fit '{fit}'. Choose one of: {', '.join(get_args(Fit))}.")
+    return _fit(images, width, height, fit, antialias)
+
+
+def fit_small(images: Tensor, width: int, height: int, fit: Fit) -> Tensor:
+    """As `fit_images`, to look at only: any size, and of a much larger image only some pixels."""
+    finer = min(images.shape[2] // (2 * width), images.shape[1] // (2 * height))
+    step = max(finer, 1)
+    return _fit(images[:, ::step, ::step], width, height, fit, True)
+
+
+def _fit(images: Tensor, width: int, height: int, fit: Fit, antialias: bool) -> Tensor:
     if images.shape[1:3] == (height, width):
         return images
     resize = {"crop": _cover, "pad": _inside, "stretch": _resize}[fit]

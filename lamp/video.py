@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .decoding import (
+    Readable,
     SourceFrame,
     count_frames,
     image_files,
@@ -61,18 +62,20 @@ def list_clips(folder: str | Path) -> list[Path]:
     return sorted(clips, key=natural_order)
 
 
-def probe(path: str | Path) -> ClipInfo:
-    """Size, rate and number of frames, by counting (headers are wrong too often).
+def probe(clip: Readable | str, start: float = 0.0, end: float | None = None) -> ClipInfo:
+    """Size, rate and number of frames (from `start` to `end` seconds), by counting (headers are
+    wrong too often).
 
     Raises ClipError if the clip cannot be read.
     """
-    path = Path(path)
-    with contextlib.closing(source_frames(path)) as frames:
-        with reading(path):
+    clip = Path(clip) if isinstance(clip, str) else clip
+    with contextlib.closing(source_frames(clip, start, end)) as frames:
+        with reading(clip):
             height, width, _ = next(frames).load().shape
-    with reading(path):
-        count, fps = count_frames(path)
-    return ClipInfo(path.name, path, count, fps, width, height)
+    with reading(clip):
+        count, fps = count_frames(clip, start, end)
+    path = clip if isinstance(clip, Path) else None
+    return ClipInfo(clip.name, path, count, fps, width, height)
 
 
 def read_frames(
@@ -107,10 +110,14 @@ def read_frames(
 
 
 def fitted(
-    frame: SourceFrame, path: Path, width: int | None, height: int | None, fit: Fit
+    frame: SourceFrame,
+    clip: Readable | str,
+    width: int | None,
+    height: int | None,
+    fit: Fit,
 ) -> Tensor:
-    """One frame's picture ``h w 3`` uint8, fitted where a size is given."""
-    with reading(path):
+    """One frame's picture ``h w 3`` uint8, fitted where a size is given; `clip` names it."""
+    with reading(clip):
         image = frame.load()
     if width is None or height is None:
         return image
