@@ -49,6 +49,24 @@ def find_caption(clip: Path, prompt: str = "") -> Caption:
     return Caption(text.replace(MOTION, fallback.text), "file")
 
 
+def given_caption(text: str, clip: Path | None = None) -> Caption:
+    """A caption that came with a clip from another node; `clip` is its file, if it has one.
+
+    ``{motion}`` becomes the name of the file's folder. For an empty text stands what
+    ``find_caption`` finds for the file; without one it stays empty. Both with a warning.
+    """
+    text = " ".join(text.split())
+    fallback = find_caption(clip) if clip else Caption("", "given")
+    if not text:
+        warning = "The given caption is empty"
+        warning += f": '{fallback.text}' is used." if fallback.text else "."
+        return fallback._replace(warning=warning)
+    if MOTION in text and not clip:
+        text = " ".join(text.replace(MOTION, "").split())
+        return Caption(text, "given", f"Nothing is known that {MOTION} in the caption stands for.")
+    return Caption(text.replace(MOTION, fallback.text), "given")
+
+
 def names_a_side(caption: str) -> bool:
     """Whether a mirrored picture would contradict the caption (left, right, clockwise)."""
     return bool(_SIDES.search(caption))

@@ -2,51 +2,45 @@
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .clips import ClipSet
-    from .video import ClipInfo
+from .clip_settings import share_kept
+from .images import Fit
 
+if TYPE_CHECKING:
+    from .clip_set import Clip, ClipSet
+
+FLOW = (
+    "Motion is by how many pixels the fastest tenth of the picture moves from one learned frame to "
+    "the next, change by how much of full scale the colours do."
+)
+NO_FLOW = (
+    "Change is by how much of full scale the colours change from one learned frame to the next. "
+    "With OpenCV installed (opencv-python-headless) the motion is measured in pixels, too."
+)
 THUMB_HEIGHT = 96
 GAP = 4
 MOST_ROWS = 32
 
 
 def report(clips: ClipSet) -> str:
-    """Plain text: a headline, a line for each clip, and the warnings."""
+    """Plain text: a headline, a line for each clip, how motion is told, and the warnings."""
     chosen = clips.settings
-    count = len(clips.windows())
+    sizes = dict.fromkeys(clips.size(number) for number in range(len(clips)))
     head = (
-        f"{_number(len(clips), 'clip')}, {_number(count, 'window')} of {chosen.frames} frames, "
-        f"stride {chosen.stride}, {chosen.width} x {chosen.height}"
+        f"{_number(len(clips), 'clip')}, {_number(len(clips.windows()), 'window')} of "
+        f"{chosen.frames} frames, stride {chosen.stride}, "
+        + " and ".join(f"{width} x {height}" for width, height in sizes)
     )
     head += f", {chosen.fps:g} fps" if chosen.fps else ""
     lines = [_line(clips, number) for number in range(len(clips))]
-    still = [
-        f"'{info.name}' does not move at all."
-        for number, info in enumerate(clips.infos)
-        if motion_amount(clips, number) == 0
-    ]
-    warnings = [f"Warning: {text}" for text in [*clips.warnings, *still]]
-    return "\n".join([head, *lines, *warnings])
-
-
-def motion_amount(clips: ClipSet, number: int) -> float:
-    """Mean absolute change from one learned frame to the next, in percent of full scale."""
-    seen: deque[Tensor] = deque(maxlen=clips.settings.stride)
-    changes = []
-    for chunk in clips.chunks(number):
-        for frame in chunk.short():
-            if len(seen) == clips.settings.stride:
-                changes.append((frame - seen[0]).abs().float().mean().item())
-            seen.append(frame)
-    return 100 * sum(changes) / (255 * len(changes)) if changes else 0.0
+    measured = all(clip.movement.flow is not None for clip in clips.sources)
+    warnings = [f"Warning: {text}" for text in clips.warnings]
+    return "\n".join([head, *lines, FLOW if measured else NO_FLOW, *warnings])
 
 
 def contact_sheet(clips: ClipSet, columns: int = 6) -> Tensor:
@@ -69,20 +63,28 @@ def _row(clips: ClipSet, number: int, columns: int) -> Tensor:
 
 
 def _line(clips: ClipSet, number: int) -> str:
-    info = clips.infos[number]
+    clip, info = clips.sources[number], clips.infos[number]
+    flow = clip.movement.flow
     parts = [
-        f"{number + 1}. {info.name}: {info.width} x {info.height}",
+        f"{number + 1}. {info.name}: {_size(clip, clips.settings.fit)}",
         *([f"{info.fps:.4g} fps"] if info.fps else []),
-        _frames(info, clips.length(number)),
+        _number(clip.length, "frame") + (f" of {info.frames}" if clip.length < info.frames else ""),
         _number(clips.starts(number), "window"),
-        f"motion {motion_amount(clips, number):.1f} %",
+        *([f"motion {flow:.1f} px"] if flow is not None else []),
+        f"change {clip.movement.change:.1f} %",
         f"'{info.caption}' ({info.caption_source})",
     ]
     return ", ".join(parts)
 
 
-def _frames(info: ClipInfo, kept: int) -> str:
-    return _number(kept, "frame") + ("" if kept == info.frames else f" of {info.frames}")
+def _size(clip: Clip, fit: Fit) -> str:
+    found = clip.info.width, clip.info.height
+    text = f"{found[0]} x {found[1]}"
+    if found == clip.size:
+        return text
+    same_shape = share_kept(found, clip.size) > 0.995
+    how = "" if same_shape else {"crop": "cropped ", "pad": "padded ", "stretch": "stretched "}[fit]
+    return f"{text} {how}to {clip.size[0]} x {clip.size[1]}"
 
 
 def _number(count: int, what: str) -> str:

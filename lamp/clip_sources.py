@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Generator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .decoding import SourceFrame, image_files, reading, source_frames
+from .decoding import Readable, SourceFrame, image_files, open_clip, reading, source_frames
 from .errors import ClipError
 from .video import ClipInfo, probe
 
@@ -24,6 +24,11 @@ class ClipSource(Protocol):
     @property
     def name(self) -> str:
         """For messages: the file's or folder's name, or `clip 1`."""
+        ...
+
+    @property
+    def path(self) -> Path | None:
+        """The file or folder, where there is one."""
         ...
 
     def info(self) -> ClipInfo:
@@ -40,36 +45,43 @@ class ClipSource(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class FileSource:
-    """A video file, an animated picture or a folder of images.
+    """A video file, an animated picture or a folder of images, or a video file in memory.
 
+    Of a video only the frames from `start` to `end` (not counted), in seconds, belong to the clip.
     Remembers what lay there when it was made: reading raises ClipError once that has changed.
     """
 
-    path: Path
+    clip: Readable
+    start: float = 0.0
+    end: float | None = None
     _found: dict[str, tuple[int, int]] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "_found", _stamps(self.path))
+        object.__setattr__(self, "_found", _stamps(self.clip))
 
     @property
     def name(self) -> str:
-        return self.path.name
+        return self.clip.name
+
+    @property
+    def path(self) -> Path | None:
+        return self.clip if isinstance(self.clip, Path) else None
 
     def info(self) -> ClipInfo:
-        return probe(self.path)
+        return probe(self.clip, self.start, self.end)
 
     def frames(self) -> Generator[SourceFrame, None, None]:
         self._check_unchanged()
-        return source_frames(self.path)
+        return source_frames(self.clip, self.start, self.end)
 
     @cached_property
     def digest(self) -> str:
         self._check_unchanged()
-        total = hashlib.sha256()
-        for file in image_files(self.path) if self.path.is_dir() else [self.path]:
-            with reading(self.path), file.open("rb") as stream:
+        total = hashlib.sha256(f"{self.start} {self.end}".encode())
+        for file in _files(self.clip):
+            with reading(self.clip), open_clip(file) as stream:
                 each = hashlib.sha256()
                 while block := stream.read(1 << 20):
                     each.update(block)
@@ -77,69 +89,86 @@ class FileSource:
         return total.hexdigest()
 
     def _check_unchanged(self) -> None:
-        now = _stamps(self.path)
+        now = _stamps(self.clip)
         if now == self._found:
             return
         lost = [name for name in self._found if name not in now]
-        what = f"'{lost[0]}' is gone from the clip" if lost else "The clip has changed:"
-        raise ClipError(
-            f"{what} '{self.name}' since it was read. Put it back, or read the clips again."
-        )
+        if not lost:
+            what = f"The clip '{self.name}' has changed"
+        elif lost == [self.name]:
+            what = f"The clip '{self.name}' is gone"
+        else:
+            what = f"'{lost[0]}' is gone from the clip '{self.name}'"
+        raise ClipError(f"{what} since it was read. Put it back, or read the clips again.")
 
 
-def _stamps(path: Path) -> dict[str, tuple[int, int]]:
+def _files(clip: Readable) -> Sequence[Readable]:
+    return image_files(clip) if isinstance(clip, Path) and clip.is_dir() else [clip]
+
+
+def _stamps(clip: Readable) -> dict[str, tuple[int, int]]:
     """Size and time of change of each file of a clip, by name; those that are gone are left out."""
     found = {}
-    with reading(path):
-        for file in image_files(path) if path.is_dir() else [path]:
+    with reading(clip):
+        for file in _files(clip):
             with contextlib.suppress(FileNotFoundError):
-                seen = file.stat()
-                found[file.name] = (seen.st_size, seen.st_mtime_ns)
+                if isinstance(file, Path):
+                    seen = file.stat()
+                    found[file.name] = (seen.st_size, seen.st_mtime_ns)
     return found
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class BatchSource:
-    """An IMAGE batch ``f h w c`` in 0..1 (c is 1, 3 or 4) of another node.
+    """An IMAGE batch ``f h w c`` in 0..1 (c is 1, 3 or 4) of another node, or a list of batches
+    that are one clip.
 
     ``rate`` is in frames per second, None where unknown. Raises ClipError for a batch of another
     shape or with NaN.
     """
 
     name: str
-    images: Tensor
+    images: Sequence[Tensor]
     rate: float | None = None
 
+    @property
+    def path(self) -> None:
+        """There is no file."""
+
     def __post_init__(self) -> None:
-        images = self.images
-        if images.ndim != 4 or images.shape[-1] not in (1, 3, 4) or 0 in images.shape:
-            raise ClipError(
-                f"Images of {self.name} must have the shape f h w c with 1, 3 or 4 channels, not "
-                f"{tuple(images.shape)}."
-            )
+        for batch in self.images:
+            if batch.ndim != 4 or batch.shape[-1] not in (1, 3, 4) or 0 in batch.shape:
+                raise ClipError(
+                    f"Images of {self.name} must have the shape f h w c with 1, 3 or 4 channels, "
+                    f"not {tuple(batch.shape)}."
+                )
         # One by one: a mask of a whole film would be large.
-        if not all(image.isfinite().all() for image in images):
+        if not all(image.isfinite().all() for image in self._each()):
             raise ClipError(
                 f"The images of {self.name} contain NaN or infinite values. Check the node that "
                 "made them."
             )
 
     def info(self) -> ClipInfo:
-        count, height, width, _ = self.images.shape
+        count, (height, width) = sum(map(len, self.images)), self.images[0].shape[1:3]
         return ClipInfo(self.name, None, count, self.rate, width, height)
 
     def frames(self) -> Generator[SourceFrame, None, None]:
-        for number, image in enumerate(self.images):
+        for number, image in enumerate(self._each()):
             time = number / self.rate if self.rate else None
             yield SourceFrame(time, partial(_to_bytes, image))
 
     @cached_property
     def digest(self) -> str:
-        total = hashlib.sha256(f"{tuple(self.images.shape)} {self.images.dtype}".encode())
-        for image in self.images:
+        total = hashlib.sha256()
+        for image in self._each():
+            total.update(f"{tuple(image.shape)} {image.dtype}".encode())
             # As bytes: numpy has no bfloat16.
-            total.update(image.detach().cpu().contiguous().view(torch.uint8).numpy())
+            total.update(image.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return total.hexdigest()
+
+    def _each(self) -> Iterator[Tensor]:
+        return (image for batch in self.images for image in batch)
 
 
 def _to_bytes(image: Tensor) -> Tensor:

@@ -140,7 +140,7 @@ def test_captions_of_a_folder(folder):
     assert clips.captions == ["grow bright", "a lamp, grow bright", "grow bright"]
     assert [info.caption_source for info in clips.infos] == ["folder", "file", "folder"]
     assert clips.warnings == [
-        "clip20.mp4: The caption file 'clip20.txt' is empty: 'grow bright' is used."
+        "'clip20.mp4': The caption file 'clip20.txt' is empty: 'grow bright' is used."
     ]
 
 
@@ -231,12 +231,13 @@ def test_bad_settings_are_named(folder, setting, sentence):
 def test_report(folder):
     (folder / "clip12.txt").write_text("a lamp")
     clips = load_clips(folder, "", 4, fps=5, **SIZE)
-    head, first, second, third, *rest = clips.report().splitlines()
+    head, first, second, third, legend, *rest = clips.report().splitlines()
     assert head == "3 clips, 11 windows of 4 frames, stride 1, 64 x 48, 5 fps"
-    assert first.startswith("1. clip8.mp4: 64 x 48, 10 fps, 4 frames of 8, 1 window, motion ")
+    assert first.startswith("1. clip8.mp4: 64 x 48, 10 fps, 4 frames of 8, 1 window, motion 0.0 px, ")
     assert "'a lamp' (file)" in second and "'grow bright' (folder)" in third
     # two steps of 8 grey levels from frame to frame
-    assert float(first.split("motion ")[1].split(" %")[0]) == pytest.approx(1600 / 255, abs=0.3)
+    assert float(first.split("change ")[1].split(" %")[0]) == pytest.approx(1600 / 255, abs=0.3)
+    assert "fastest tenth" in legend
     assert not rest
 
 
