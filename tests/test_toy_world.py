@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from lamp.toy import base, cases, motions, score, shapes, world
+from lamp.toy import base, cases, measures, motions, score, shapes, world
 
 
 def one_scene(shape: str, radius: float = 6.0, angle: float = 0.0, x: float = 16.0) -> world.Scenes:
@@ -55,7 +55,7 @@ def test_distances_have_no_two_shapes_alike() -> None:
     masks = [world.coverage(one_scene(shape))[0] > 0.5 for shape in shapes.SHAPES]
     for i, one in enumerate(masks):
         for other in masks[:i]:
-            assert score.overlap(one[None], other[None])[0] < 0.9
+            assert measures.overlap(one[None], other[None])[0] < 0.9
 
 
 def test_an_object_keeps_its_area_and_moves_two_pixels_a_frame() -> None:

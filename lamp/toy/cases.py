@@ -132,7 +132,7 @@ def _companions(
     rng: np.random.Generator, colours: NDArray[np.int64], pool: NDArray[np.int64]
 ) -> NDArray[np.int64]:
     """For each object the index of one in ``pool`` that can be told apart from it by colour."""
-    apart = told_apart().any(axis=-1)[colours][:, pool]
+    apart = told_apart().max(axis=-1)[colours][:, pool]
     # Among the few colours of a small number of clips there may be none: then any other will do.
     return (rng.random(apart.shape) + apart).argmax(axis=1)
 

@@ -10,14 +10,14 @@ by the turned shape that fits best. With size and angle goes the place, which mu
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .cases import Case, Target
-from .motions import MOTIONS, TURN_PERIODS
-from .shapes import SHAPES
+from .measures import angles, centroids, object_cover, object_mask, overlap, radii
+from .motions import MOTIONS
 from .world import coverage
 
 GAIN = (0.7, 1.3)
@@ -25,106 +25,23 @@ MOST_ERROR = 0.35
 AREA = (0.6, 1.6)
 LEAST_GROUND = 20.0  # dB
 LEAST_KEPT = 0.5  # share of the object's place that still shows its colour and shape
-ANGLE_STEPS = np.deg2rad([6.0, 1.0])  # a coarse search, then a fine one around its best
-
-
-def object_mask(
-    frames: NDArray[np.uint8],
-    colour: tuple[int, int, int],
-    ground: NDArray[np.float64],
-    others: tuple[tuple[int, int, int], ...] = (),
-) -> NDArray[np.bool_]:
-    """Pixels nearer to the object's colour than to the ground's or another object's, (..., h, w).
-
-    ``ground`` is the true ground without objects, (h, w, 3), so a texture counts as ground. A
-    further colour (a smear, a foreign object) far from all is not the object.
-    """
-    pixels = frames.astype(float)
-    paint = np.array(colour, dtype=float)
-    to_object = np.linalg.norm(pixels - paint, axis=-1)
-    nearest = np.linalg.norm(pixels - ground, axis=-1)
-    for other in others:
-        nearest = np.minimum(nearest, np.linalg.norm(pixels - np.array(other), axis=-1))
-    apart = np.linalg.norm(paint - ground, axis=-1)
-    return (to_object < nearest) & (to_object < 0.6 * apart)
-
-
-def centroids(masks: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Centres (f, 2) as x, y; NaN where there is no object."""
-    rows, columns = np.mgrid[: masks.shape[-2], : masks.shape[-1]] + 0.5
-    area = masks.sum((-2, -1))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        x = (masks * columns).sum((-2, -1)) / area
-        y = (masks * rows).sum((-2, -1)) / area
-    return np.stack([x, y], axis=-1)
-
-
-def overlap(masks: NDArray[np.bool_], truth: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Intersection over union, frame by frame; empty against empty is 1."""
-    union = (masks | truth).sum((-2, -1))
-    return np.where(union == 0, 1.0, (masks & truth).sum((-2, -1)) / np.maximum(union, 1))
-
-
-def radii(masks: NDArray[np.bool_], target: Target) -> NDArray[np.float64]:
-    """Radius (f,) that the area stands for, in the true scene's measure; NaN without object."""
-    area = masks.sum((-2, -1)).astype(float)
-    area[area == 0] = np.nan
-    return target.scenes.radius[0] * np.sqrt(area / target.masks[0].sum())
-
-
-def angles(masks: NDArray[np.bool_], target: Target) -> NDArray[np.float64]:
-    """Angle (f,) in radians at which the true shape covers the mask best; NaN without object.
-
-    The shape is laid over the mask's own centre. Where a symmetric shape fits at several angles,
-    the one nearest to the truth counts, and among equals the one nearest to frame 1: a round blob
-    has not turned.
-    """
-    found = np.full(len(masks), np.nan)
-    start = target.scenes.angle[0]
-    half = np.deg2rad(TURN_PERIODS[SHAPES[target.scenes.shape[0]]]) / 2.0
-    for index, mask in enumerate(masks):
-        if mask.any():
-            best, reach, truth = start, 2.0 * np.pi, target.scenes.angle[index]
-            for step in ANGLE_STEPS:
-                tried = best + step * np.arange(-np.ceil(reach / step), reach / step + 1)
-                tried = tried[np.abs(tried - truth) <= half]
-                tried = tried[np.argsort(np.abs(tried - start), kind="stable")]
-                best = tried[overlap(_turned_shapes(target, tried, mask), mask).argmax()]
-                reach = step
-            found[index] = best
-    return found
-
-
-def _turned_shapes(
-    target: Target, angles: NDArray[np.float64], place: NDArray[np.bool_]
-) -> NDArray[np.bool_]:
-    """Masks (n, h, w) of the object in frame 1, turned, with the centroid of the mask ``place``."""
-    one = target.scenes[:1]
-    centre = centroids(place[None])[0]
-    lever = centroids(target.masks[:1])[0] - np.array([one.x[0], one.y[0]])
-    cos, sin = np.cos(angles - one.angle), np.sin(angles - one.angle)
-    scenes = replace(
-        one.repeat(len(angles)),
-        x=centre[0] - (cos * lever[0] - sin * lever[1]),
-        y=centre[1] - (sin * lever[0] + cos * lever[1]),
-        angle=angles,
-    )
-    return coverage(scenes) > 0.5
 
 
 def paths(
-    masks: NDArray[np.bool_], target: Target, seen_in: str
+    frames: NDArray[np.uint8], masks: NDArray[np.bool_], case: Case, target: Target
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Found and true path of one object, both (f, d) in pixels; see this module's beginning."""
-    place, true_place = centroids(masks), centroids(target.masks)
+    seen_in = MOTIONS[case.kind].seen_in
     if seen_in == "place":
-        return place, true_place
+        return centroids(masks), centroids(target.masks)
+    # Sizes and angles need more than whole pixels: on masks they are off by a tenth.
+    cover, scenes = object_cover(frames, target.colour, case.ground), target.scenes
     if seen_in == "size":
-        found, wanted = radii(masks, target), radii(target.masks, target)
+        found, wanted = radii(cover, target), scenes.radius
     else:
-        radius = target.scenes.radius
-        found, wanted = radius * angles(masks, target), radius * target.scenes.angle
-    return np.column_stack([found, place]), np.column_stack([wanted, true_place])
+        found, wanted = scenes.radius * angles(cover, target), scenes.radius * scenes.angle
+    true_place = centroids(coverage(scenes))
+    return np.column_stack([found, centroids(cover)]), np.column_stack([wanted, true_place])
 
 
 def trajectory_error(found: NDArray[np.float64], truth: NDArray[np.float64]) -> tuple[float, float]:
@@ -217,8 +134,10 @@ class _ObjectScore:
         )
 
 
-def _score_object(masks: NDArray[np.bool_], target: Target, seen_in: str) -> _ObjectScore:
-    nrmse, gain = trajectory_error(*paths(masks, target, seen_in))
+def _score_object(
+    frames: NDArray[np.uint8], masks: NDArray[np.bool_], case: Case, target: Target
+) -> _ObjectScore:
+    nrmse, gain = trajectory_error(*paths(frames, masks, case, target))
     return _ObjectScore(
         iou=float(overlap(masks[1:], target.masks[1:]).mean()),
         nrmse=nrmse,
@@ -239,7 +158,7 @@ def score_clip(frames: NDArray[np.uint8], case: Case) -> Score:
     for target in case.targets:
         others = tuple(other.colour for other in case.targets if other is not target)
         masks = object_mask(frames, target.colour, case.ground, others)
-        parts.append(_score_object(masks, target, MOTIONS[case.kind].seen_in))
+        parts.append(_score_object(frames, masks, case, target))
         outside &= ~(masks | target.masks)
     ground = ground_psnr(frames[1:], case.frames[1:], outside[1:])
     kept = min(part.kept for part in parts)

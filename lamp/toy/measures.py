@@ -1,0 +1,118 @@
+"""Where a toy object is in generated frames, how large, and how far turned.
+
+The true colour and ground are known, so pixels can be told apart. Lengths are pixels, angles
+radians.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .cases import Target
+from .motions import TURN_PERIODS
+from .shapes import SHAPES
+from .world import coverage
+
+Colour = tuple[int, int, int]
+Array = NDArray[np.float64]
+Masks = NDArray[np.bool_]
+
+ANGLE_STEPS = np.deg2rad([6.0, 1.0])  # a coarse search, then a fine one around its best
+
+
+def object_mask(
+    frames: NDArray[np.uint8], colour: Colour, ground: Array, others: tuple[Colour, ...] = ()
+) -> Masks:
+    """Pixels nearer to the object's colour than to the ground's or another object's, (..., h, w).
+
+    ``ground`` is the true ground without objects, (h, w, 3), so a texture counts as ground. A
+    further colour (a smear, a foreign object) far from all is not the object.
+    """
+    to_object, to_ground = _distance(frames, colour), _distance(frames, ground)
+    nearest = np.minimum.reduce([to_ground, *(_distance(frames, other) for other in others)])
+    return (to_object < nearest) & (to_object < 0.6 * _distance(ground, colour))
+
+
+def object_cover(frames: NDArray[np.uint8], colour: Colour, ground: Array) -> Array:
+    """Share of each pixel that the object covers, (f, h, w) in 0..1, by its blend of colours.
+
+    Only in and around the mask of a single object: elsewhere a blend is the ground's own flicker.
+    """
+    to_object, to_ground = _distance(frames, colour), _distance(frames, ground)
+    share = to_ground / np.maximum(to_object + to_ground, 1e-6)
+    return share * _widened(object_mask(frames, colour, ground))
+
+
+def _distance(pixels: NDArray[np.uint8] | Array, other: Colour | Array) -> Array:
+    return np.linalg.norm(pixels.astype(float) - np.asarray(other, dtype=float), axis=-1)
+
+
+def _widened(masks: Masks) -> Masks:
+    """By one pixel to all eight sides."""
+    height, width = masks.shape[-2:]
+    padded = np.pad(masks, ((0, 0), (1, 1), (1, 1)))
+    shifted = [padded[:, y : y + height, x : x + width] for y in range(3) for x in range(3)]
+    return np.logical_or.reduce(shifted)
+
+
+def centroids(cover: Masks | Array) -> Array:
+    """Centres (f, 2) as x, y; NaN where there is no object."""
+    rows, columns = np.mgrid[: cover.shape[-2], : cover.shape[-1]] + 0.5
+    area = cover.sum((-2, -1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        x = (cover * columns).sum((-2, -1)) / area
+        y = (cover * rows).sum((-2, -1)) / area
+    return np.stack([x, y], axis=-1)
+
+
+def overlap(cover: Masks | Array, truth: Masks | Array) -> Array:
+    """Intersection over union, frame by frame; empty against empty is 1."""
+    union = np.maximum(cover, truth).sum((-2, -1))
+    both = np.minimum(cover, truth).sum((-2, -1))
+    return np.where(union == 0, 1.0, both / np.where(union == 0, 1, union))
+
+
+def radii(cover: Array, target: Target) -> Array:
+    """Radius (f,) that the covered area stands for; NaN without object."""
+    area = cover.sum((-2, -1))
+    unit = coverage(target.scenes).sum((-2, -1)).mean() / (target.scenes.radius**2).mean()
+    return np.sqrt(np.where(area > 0, area, np.nan) / unit)
+
+
+def angles(cover: Array, target: Target) -> Array:
+    """Angle (f,) at which the true shape fits the cover best; NaN without object.
+
+    The shape is laid over the cover's own centre, so that a wrong place is no wrong angle. Where a
+    symmetric shape fits at several angles, the one nearest to the truth counts.
+    """
+    found = np.full(len(cover), np.nan)
+    half = np.deg2rad(TURN_PERIODS[SHAPES[target.scenes.shape[0]]]) / 2.0
+    for index, picture in enumerate(cover):
+        if picture.any():
+            truth = best = target.scenes.angle[index]
+            reach = half
+            for step in ANGLE_STEPS:
+                tried = best + np.arange(-reach, reach, step)
+                tried = tried[np.abs(tried - truth) <= half]
+                best = tried[overlap(_turned_shapes(target, tried, picture), picture).argmax()]
+                reach = 2.0 * step
+            found[index] = best
+    return found
+
+
+def _turned_shapes(target: Target, angles: Array, place: Array) -> Array:
+    """Coverage (n, h, w) of the object in frame 1, turned, its centre that of ``place``."""
+    one = target.scenes[:1]
+    (lever_x, lever_y) = centroids(coverage(one))[0] - np.array([one.x[0], one.y[0]])
+    cos, sin = np.cos(angles - one.angle), np.sin(angles - one.angle)
+    x, y = centroids(place[None])[0]
+    turned = replace(
+        one.repeat(len(angles)),
+        x=x - (cos * lever_x - sin * lever_y),
+        y=y - (sin * lever_x + cos * lever_y),
+        angle=angles,
+    )
+    return coverage(turned)
