@@ -63,7 +63,6 @@ def prompt_digest(clip: Any, prompt: str, text_encoder: str | None) -> str | Non
 def _model_digest(patcher: Any, *settings: Any) -> str | None:
     kind = type(patcher.model).__qualname__
     foreign = (
-        patcher.object_patches,
         patcher.weight_wrapper_patches,
         patcher.hook_patches,
         patcher.forced_hooks,
@@ -74,8 +73,9 @@ def _model_digest(patcher: Any, *settings: Any) -> str | None:
             raise TypeError("code is hooked into it")
         # CPU and GPU round differently: what one made is not what the other would.
         device = patcher.load_device.type
-        parts = [_plain(setting) for setting in settings]
-        return digest(kind, device, parts, _weights(patcher), _plain(patcher.patches))
+        # Some hosts set precisions by object patches.
+        parts = _plain([*settings, patcher.object_patches, patcher.patches])
+        return digest(kind, device, parts, _weights(patcher))
     except TypeError as reason:
         log.info("what %s encodes is not kept for the next run: %s", kind, reason)
         return None
