@@ -21,6 +21,19 @@ def _seed_input() -> io.Int.Input:
     )
 
 
+def _motion_input() -> io.Combo.Input:
+    from ..lamp.toy.motions import MOTIONS
+
+    # Last and optional, so that graphs from before there was a choice still run.
+    return io.Combo.Input(
+        "motion",
+        options=list(MOTIONS),
+        default="moves_right",
+        optional=True,
+        tooltip="What the objects do. LAMP Toy Clips and LAMP Toy Object must agree.",
+    )
+
+
 class LoadToyBase(io.ComfyNode):
     """The embedded toy model, in the shape of SD 1.x."""
 
@@ -62,6 +75,7 @@ class ToyClips(io.ComfyNode):
             inputs=[
                 _seed_input(),
                 io.Int.Input("clips", default=8, min=4, max=14, step=2, tooltip="How many clips."),
+                _motion_input(),
             ],
             outputs=[
                 io.Image.Output(
@@ -79,10 +93,10 @@ class ToyClips(io.ComfyNode):
 
     @classmethod
     @named_errors("LAMP Toy Clips")
-    def execute(cls, seed: int, clips: int) -> io.NodeOutput:
+    def execute(cls, seed: int, clips: int, motion: str = "moves_right") -> io.NodeOutput:
         from ..lamp.toy.cases import training_clips
 
-        made = training_clips(seed, clips=clips)
+        made = training_clips(seed, motion, clips)
         prompts = [f"{caption} {made.motion}" for caption in made.captions]
         return io.NodeOutput([_image(frames) for frames in made.frames], prompts)
 
@@ -96,7 +110,7 @@ class ToyObject(io.ComfyNode):
             node_id="LAMP_ToyObject",
             display_name="LAMP Toy Object",
             category="LAMP/toy",
-            description="The first frame of an object that no clip shows, and its true path.",
+            description="The first frame of an object that no clip shows, and its true motion.",
             inputs=[
                 _seed_input(),
                 io.Combo.Input(
@@ -106,6 +120,7 @@ class ToyObject(io.ComfyNode):
                     "hard: neither occurs.",
                 ),
                 io.Int.Input("number", default=0, min=0, max=23, tooltip="Which of 24 objects."),
+                _motion_input(),
             ],
             outputs=[
                 io.Image.Output(display_name="first_frame", tooltip="The object at its start."),
@@ -117,10 +132,12 @@ class ToyObject(io.ComfyNode):
 
     @classmethod
     @named_errors("LAMP Toy Object")
-    def execute(cls, seed: int, unseen: str, number: int) -> io.NodeOutput:
+    def execute(
+        cls, seed: int, unseen: str, number: int, motion: str = "moves_right"
+    ) -> io.NodeOutput:
         from ..lamp.toy.cases import evaluation_cases
 
-        case = evaluation_cases(seed, unseen)[number]
+        case = evaluation_cases(seed, unseen, motion)[number]
         truth = _image(case.frames)
         return io.NodeOutput(truth[:1], case.prompt, truth, case)
 
@@ -134,7 +151,7 @@ class ToyScore(io.ComfyNode):
             node_id="LAMP_ToyScore",
             display_name="LAMP Toy Score",
             category="LAMP/toy",
-            description="Compares a generated toy clip with the place its object ought to be in.",
+            description="Compares a generated toy clip with what its object ought to do.",
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
@@ -150,13 +167,15 @@ class ToyScore(io.ComfyNode):
     @classmethod
     @named_errors("LAMP Toy Score")
     def execute(cls, images: torch.Tensor, case: Any) -> io.NodeOutput:
+        from ..lamp.toy.motions import MOTIONS
         from ..lamp.toy.score import score_clip
 
         frames = (images.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
         score = score_clip(frames, case)
+        error = {"place": "path", "angle": "angle", "size": "size"}[MOTIONS[case.kind].seen_in]
         text = (
             f"{case.prompt}: {'followed' if score.followed else 'not followed'}, IoU "
-            f"{score.iou:.2f}, path error {score.nrmse:.2f}, ground {score.ground:.1f} dB"
+            f"{score.iou:.2f}, {error} error {score.nrmse:.2f}, ground {score.ground:.1f} dB"
         )
         return io.NodeOutput(score.iou, text, ui=show_text(cls, text))
 
