@@ -75,7 +75,8 @@ class Watch:
     def __call__(self, event: Event) -> None:
         data = event["data"]
         if event["type"] == "progress_text" and data["node"] == self._trainer:
-            self._told = data["text"]
+            # Before the first step the node tells of its clips and of memory.
+            self._told = data["text"] if data["text"].startswith("loss") else ""
         if event["type"] != "progress":
             return
         share = data["value"] / max(data["max"], 1)

@@ -82,6 +82,18 @@ def test_a_missing_host_is_a_sentence(
     assert "no ComfyUI in" in capsys.readouterr().err
 
 
+def test_the_status_line_tells_reading_from_learning() -> None:
+    prompt = demo.toy_prompt(0, "hard", 0)
+    trainer = demo.node_of(prompt, "LAMP_Trainer")
+    watch = demo.Watch(StatusLine(stream := io.StringIO()), prompt, "object 1/1")
+    for text, value in (("clip 1 of 8 encoded", 1), ("loss 0.1234, step 60 of 300", 60)):
+        watch({"type": "progress_text", "data": {"node": trainer, "text": text}})
+        watch({"type": "progress", "data": {"node": trainer, "value": value, "max": 300}})
+    reading, learning = stream.getvalue().splitlines()
+    assert "reading the clips" in reading and "clip 1 of 8" not in reading
+    assert "learning" in learning and "loss 0.1234, step 60 of 300" in learning
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
