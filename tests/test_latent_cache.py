@@ -48,6 +48,11 @@ class Models:
         return LatentCache(TensorCache(folder), digest(self.vae), lambda prompt: text)
 
     @property
+    def captions(self) -> list[str]:
+        """The prompts it embedded, but for the empty one, which every run needs for its samples."""
+        return [prompt for prompt in self.prompts if prompt]
+
+    @property
     def idle(self) -> bool:
         return not self.frames and not self.prompts
 
@@ -82,7 +87,7 @@ def test_a_second_run_encodes_nothing_and_gets_the_same_bits(tmp_path: Path, fli
     kept = everything(prepare(tmp_path, make_clips(flip=flip), second))
     plain = everything(prepare(None, make_clips(flip=flip), without))
     assert first.frames == without.frames == [5] * (6 if flip else 3)
-    assert first.prompts == without.prompts == PROMPTS
+    assert first.prompts == without.prompts == [*PROMPTS, ""]
     assert second.idle
     assert made.keys() == kept.keys() == plain.keys()
     for name, tensor in plain.items():
@@ -120,7 +125,7 @@ def test_only_what_changed_is_encoded_again(
 ) -> None:
     prepare(tmp_path, make_clips(), Models())
     found = everything(prepare(tmp_path, clips(), models))
-    assert (sum(models.frames), models.prompts) == (frames, prompts)
+    assert (sum(models.frames), models.captions) == (frames, prompts)
     fresh = everything(prepare(None, clips(), Models(models.vae, models.text)))
     assert all(torch.equal(found[name], tensor) for name, tensor in fresh.items())
 
@@ -139,7 +144,7 @@ def test_clips_in_another_order_or_number_are_found(tmp_path: Path) -> None:
 def test_one_prompt_for_all_clips_is_embedded_once(tmp_path: Path) -> None:
     models = Models()
     prepare(None, make_clips("the same"), models)
-    assert models.prompts == ["the same"]
+    assert models.captions == ["the same"]
 
 
 def test_an_embedding_does_not_depend_on_what_else_is_missing(tmp_path: Path) -> None:
@@ -228,7 +233,7 @@ def test_models_that_cannot_be_told_apart_are_never_kept(tmp_path: Path) -> None
     cache = LatentCache(TensorCache(tmp_path), None, lambda prompt: None)
     for _ in range(2):
         cache_latents(make_clips(), models.encode, models.embed, cache=cache)
-    assert len(models.frames) == 6 and len(models.prompts) == 6
+    assert len(models.frames) == 6 and len(models.captions) == 6
     assert not list(tmp_path.iterdir())
 
 
@@ -238,5 +243,5 @@ def test_damaged_entries_cost_time_and_nothing_else(tmp_path: Path) -> None:
         path.write_bytes(path.read_bytes()[: 40 * (number + 1)])
     models = Models()
     again = everything(prepare(tmp_path, make_clips(), models))
-    assert len(models.frames) == 3 and len(models.prompts) == 3
+    assert len(models.frames) == 3 and len(models.captions) == 3
     assert all(torch.equal(again[name], tensor) for name, tensor in plain.items())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,8 +18,6 @@ from ..motion import Motion
 from .comfy import KEY
 from .comfy_cache import latent_cache
 from .comfy_vae import check_image_vae
-
-log = logging.getLogger("lamp")
 
 # Part of the device's memory that the frames under way in the VAE may take.
 _VAE_SHARE = 0.25
@@ -96,7 +93,7 @@ def prepare_clips(
     clip: Any,
     clips: ClipSet,
     on_clip: Callable[[int, int], None],
-    say: Callable[[str], None] = log.info,
+    say: Callable[[str], None],
 ) -> LatentClips:
     """Encode clips and prompts, then take all models off the device: the UNet needs the room.
 
@@ -105,8 +102,7 @@ def prepare_clips(
 
     Args:
         on_clip: called with (clips done, clips in all).
-        say: called with a line of text for each clip, which tells whether it was encoded; by
-            default it goes to the log.
+        say: called with a line of text for each clip, which tells whether it was encoded.
     """
     import comfy.model_management as management
 
