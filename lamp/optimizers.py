@@ -104,8 +104,10 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, states: list[dict[str, A
         whole: dict[str, Any] = {}
         quantised: dict[str, dict[str, Tensor]] = {}
         for name, value in state.items():
-            if isinstance(value, Tensor) and name != "step":
-                value = value.to(parameter.device)
+            if isinstance(value, Tensor):
+                # Copies, because a host may have read them in inference mode, where nothing made
+                # can be changed later.
+                value = value.to("cpu" if name == "step" else parameter.device, copy=True)
             if "/" in name:
                 name, part = name.split("/")
                 quantised.setdefault(name, {})[part] = value
