@@ -15,10 +15,11 @@ from lamp.hosts.diffusers import DiffusersHost
 from lamp.latents import SCALE, LatentClips, Posterior, cache_latents
 from lamp.layout import FrameLayout
 from lamp.motion import Motion
-from lamp.optimizers import make_optimizer, optimizer_step
-from lamp.recipe import TrainConfig, learning_rate_factor
+from lamp.optimizers import make_optimizer, optimizer_step, rate_factor
+from lamp.recipe import TrainConfig, learning_rate_factor, preset
 from lamp.schedule import scaled_linear_alphas
-from lamp.training import StepReport, noise_later_frames, predict_loss, train
+from lamp.training import StepReport, Training, noise_later_frames, predict_loss, train
+from lamp.validation import split_clips
 
 FRAMES = 3
 
@@ -251,3 +252,83 @@ def test_clips_cut_for_another_length_are_refused(
 ) -> None:
     with pytest.raises(LampError, match="windows of 3 frames, the training asks for 5"):
         train(host, motion, clips, config(frames=5))
+
+
+def test_min_snr_weighs_each_video_by_its_noise_level() -> None:
+    latents, noise = torch.randn(2 * FRAMES, 4, 2, 2), torch.randn(2 * FRAMES, 4, 2, 2)
+    errors = torch.tensor([9.0, 1, 1, 9.0, 2, 2]).view(-1, 1, 1, 1).expand_as(noise)
+    host = NoisePlus(noise, errors)
+    clean, noisy = 5, 900
+    snr = [float(a / (1 - a)) for a in host.alphas_cumprod[[clean, noisy]]]
+    assert snr[0] > 5 > snr[1]
+    loss = predict_loss(
+        host, latents, noise, torch.tensor([clean, noisy]), torch.zeros(2, 1, 1), min_snr=5.0
+    )
+    assert loss.item() == pytest.approx((1 * 5 / snr[0] + 4 * 1) / 2, rel=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_half_precision_learns_nearly_the_same_and_keeps_fp32_masters(
+    host: DiffusersHost, clips: LatentClips, precision: str
+) -> None:
+    losses = {}
+    for name in ("fp32", precision):
+        motion = Motion(map_unet(host.unet)).initialise(0)
+        losses[name] = train(host, motion, clips, config(precision=name, learning_rate=1e-3))
+        assert {p.dtype for p in motion.parameters()} == {torch.float32}
+    assert losses[precision] != losses["fp32"]
+    assert losses[precision] == pytest.approx(losses["fp32"], rel=0.02)
+
+
+def test_accumulated_gradients_are_the_mean_over_the_batches(
+    host: DiffusersHost, clips: LatentClips
+) -> None:
+    name = "conv_in.conv1d.weight"
+
+    def gradient(batches: int, skip: int = 0) -> Tensor:
+        motion = Motion(map_unet(host.unet)).initialise(0)
+        training = Training(host, motion, clips, config(accumulate=batches))
+        for _ in range(skip):
+            training._share()
+        training._gradients(1.0)
+        grad = motion.get_parameter(name).grad
+        assert grad is not None
+        return grad
+
+    torch.testing.assert_close(gradient(2), (gradient(1) + gradient(1, skip=1)) / 2)
+
+
+def test_rates_follow_the_part_and_the_width() -> None:
+    wide, narrow = torch.zeros(256, 256, 3), torch.zeros(4, 4, 3)
+    own = config(conv_rate=2.0, attention_rate=3.0, query_rate=5.0, reference_width=64)
+    assert rate_factor("x.conv1d.weight", wide, own) == pytest.approx(2 * 64 / 256)
+    assert rate_factor("x.conv1d.weight", narrow, own) == 2.0  # never more than the rate itself
+    assert rate_factor("x.conv1d.bias", wide[:, 0, 0], own) == 2.0
+    assert rate_factor("x.attn_temp.to_q.weight", wide[..., 0], own) == pytest.approx(0.75)
+    assert rate_factor("x.attn1.to_q.weight", wide[..., 0], own) == pytest.approx(1.25)
+
+
+def test_the_papers_preset_is_the_default_and_fast_is_complete() -> None:
+    assert TrainConfig(**preset("paper", 30_000)) == TrainConfig()
+    paper = TrainConfig()
+    assert (paper.learning_rate, paper.weight_decay, paper.clip_norm) == (3e-5, 1e-2, 1.0)
+    assert TrainConfig(steps=10, **preset("fast", 10)).rate_schedule == "cosine"
+    with pytest.raises(LampError, match="no recipe 'slow'"):
+        preset("slow", 10)
+
+
+def test_held_out_clips_are_not_learned_from_and_measured_at_fixed_noise(
+    host: DiffusersHost, motion: Motion, clips: LatentClips
+) -> None:
+    learned, held_out = split_clips(4, 1, seed=0)
+    assert sorted(learned + held_out) == [0, 1, 2, 3] and len(held_out) == 1
+    training = Training(host, motion, clips, config(hold_out=1))
+    lengths = {float(len(clips.clips.captions[clip])) for clip in learned}
+    seen = {training._share()[0].text[0, 0, 0].item() for _ in range(9)}
+    assert seen == lengths
+    first = training.validate()
+    assert first == training.validate()
+    training.advance()
+    assert training.validate() != first
+    with pytest.raises(LampError, match="hold_out is 4, but there are 4 clips"):
+        Training(host, motion, clips, config(hold_out=4))
