@@ -21,7 +21,8 @@ class DiffusersHost:
         frames = x.shape[0] // timesteps.shape[0]
         timesteps = timesteps.to(x.device).repeat_interleave(frames)
         context = text.repeat_interleave(frames, dim=0)
-        return self.unet(x, timesteps, encoder_hidden_states=context, return_dict=False)[0]
+        noise = self.unet(x, timesteps, encoder_hidden_states=context, return_dict=False)[0]
+        return noise.float()
 
 
 def build_host(config: dict[str, Any], state: dict[str, Tensor]) -> DiffusersHost:
