@@ -161,6 +161,12 @@ def _video_frames(clip: Readable, start: float) -> Generator[SourceFrame, None, 
         for packet in seen.watch(container.demux(stream)):
             for frame in decoder.decode(packet):
                 time = count / rate if frame.time is None else frame.time
+                # At the start it only means that the film was cut out of a longer one.
+                if frame.is_corrupt and count:
+                    raise ClipError(
+                        f"The clip '{clip.name}' is damaged {time:.1f} seconds after its start. "
+                        "Replace it, or cut it before that."
+                    )
                 count += 1
                 yield SourceFrame(time, partial(_pixels, frame, aspect, reformatter))
         if not start:
