@@ -124,7 +124,7 @@ class TensorCache:
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
-            log.warning("the cache file %s cannot be read (%s): computing it anew", name, error)
+            self._stop_writing(error)
             return None
         tensors = _decode(name, data)
         if tensors is None:
@@ -149,14 +149,18 @@ class TensorCache:
             os.replace(beside, self._folder / name)
             self._in_use.add(name)
         except OSError as error:
-            self._writing = False
-            log.warning(
-                "Encoded clips and prompts are no longer kept in %s for the next run: %s. The "
-                "training itself goes on.", self._folder, error
-            )  # fmt: skip
+            self._stop_writing(error)
         finally:
             with suppress(OSError):
                 beside.unlink(missing_ok=True)
+
+    def _stop_writing(self, error: OSError) -> None:
+        if self._writing:
+            log.warning(
+                "Encoded clips and prompts are no longer kept in %s for the next run (%s). The "
+                "training itself goes on.", self._folder, error
+            )  # fmt: skip
+        self._writing = False
 
     def _mark_folder(self) -> None:
         tag = self._folder / "CACHEDIR.TAG"
@@ -164,17 +168,20 @@ class TensorCache:
             tag.write_text(_TAG, encoding="utf-8")
 
     def _make_room(self, name: str, size: int) -> bool:
-        """Delete what was not used for the longest time until `size` bytes fit."""
+        """Delete what was not used for the longest time until `size` bytes fit; nothing at all if
+        they cannot."""
         files = sorted(file for file in self._files() if file.path.name != name)
-        total = sum(file.size for file in files)
-        for file in files:
-            if total + size <= self._limit:
+        spare = [file for file in files if file.path.name not in self._in_use]
+        over = sum(file.size for file in files) + size - self._limit
+        if over > sum(file.size for file in spare):
+            return False
+        for file in spare:
+            if over <= 0:
                 break
-            if file.path.name not in self._in_use:
-                with suppress(OSError):
-                    file.path.unlink(missing_ok=True)
-                    total -= file.size
-        return total + size <= self._limit
+            with suppress(OSError):
+                file.path.unlink(missing_ok=True)
+                over -= file.size
+        return over <= 0
 
     def _files(self) -> list[_File]:
         """All entries; what dead writers left behind is swept on the way."""

@@ -221,6 +221,12 @@ def test_a_run_larger_than_the_limit_keeps_what_it_has(
     assert caplog.text.count("this run alone fills its limit") == 1
 
 
+def test_for_what_cannot_fit_nothing_is_deleted(tmp_path: Path, size: int) -> None:
+    earlier = put(TensorCache(tmp_path), 0)
+    TensorCache(tmp_path, limit=2 * size).get(NAME, lambda: {"mean": torch.zeros(size)})
+    assert earlier.exists() and not (tmp_path / NAME).exists()
+
+
 def test_what_a_dead_writer_left_is_swept_but_not_what_is_being_written(tmp_path: Path) -> None:
     dead = tmp_path / f".{NAME}.{'0' * 32}.part"
     alive = tmp_path / f".{NAME}.{'1' * 32}.part"
@@ -260,6 +266,18 @@ def test_a_read_only_folder_is_read_and_warned_of_once(caplog: pytest.LogCapture
         os.chmod(folder, 0o755)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
     assert "Permission denied" in caplog.text and folder in caplog.text
+
+
+def test_a_closed_folder_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
+    with TemporaryDirectory() as folder:
+        put(TensorCache(Path(folder)), 0)
+        os.chmod(folder, 0)
+        cache = TensorCache(Path(folder))
+        with as_nobody():
+            for number in range(3):
+                assert not cache.get(entry_name("posterior", number), tensors).cached
+        os.chmod(folder, 0o755)
+    assert len(caplog.records) == 1
 
 
 def test_a_file_in_the_place_of_the_folder_is_warned_of_once(
