@@ -56,15 +56,16 @@ def given_caption(text: str, clip: Path | None = None) -> Caption:
     ``find_caption`` finds for the file; without one it stays empty. Both with a warning.
     """
     text = " ".join(text.split())
-    fallback = find_caption(clip) if clip else Caption("", "given")
     if not text:
-        warning = "The given caption is empty"
-        warning += f": '{fallback.text}' is used." if fallback.text else "."
-        return fallback._replace(warning=warning)
-    if MOTION in text and not clip:
+        fallback = find_caption(clip) if clip else Caption("", "given")
+        used = f": '{fallback.text}' is used" if clip else ""
+        return fallback._replace(warning=f"The given caption is empty{used}.")
+    if clip:
+        return Caption(text.replace(MOTION, motion_from_folder(clip.absolute().parent)), "given")
+    if MOTION in text:
         text = " ".join(text.replace(MOTION, "").split())
         return Caption(text, "given", f"Nothing is known that {MOTION} in the caption stands for.")
-    return Caption(text.replace(MOTION, fallback.text), "given")
+    return Caption(text, "given")
 
 
 def names_a_side(caption: str) -> bool:

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
-from comfy_api.latest import io, ui
+from comfy_api.latest import InputImpl, io, ui
 
-from ..lamp.clips import clips_from_images, load_clips
+from ..lamp.clip_sources import BatchSource, ClipSource, FileSource
+from ..lamp.clips import ClipSet, ClipSettings, clips_from_sources, image_sources, list_clips
+from ..lamp.decoding import VideoBytes, reading
 from ..lamp.errors import ClipError
-from .common import named_errors
+from .common import aliases, named_errors
 from .progress import NodeProgress
 
 logger = logging.getLogger("lamp")
@@ -51,6 +53,7 @@ class TrainingClips(io.ComfyNode):
             description="Read 8 to 16 short clips that share one motion, ready for LAMP Trainer. "
             "A text file beside a clip (clip.mp4, clip.txt) is its caption.",
             is_input_list=True,
+            **aliases("training data", "video dataset", "load clips", "captions"),
             hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Combo.Input(
@@ -63,7 +66,8 @@ class TrainingClips(io.ComfyNode):
                     "prompt",
                     default="",
                     tooltip="The motion in words, such as 'a horse runs'. Empty: the folder's name."
-                    " {motion} in a caption file stands for it.",
+                    " {motion} in a caption file stands for it. A connected list of texts gives "
+                    "each clip its own caption.",
                 ),
                 io.Int.Input(
                     "frames",
@@ -107,23 +111,40 @@ class TrainingClips(io.ComfyNode):
                 io.Combo.Input(
                     "fit",
                     options=["crop", "pad", "stretch"],
-                    tooltip="How clips of another shape are fitted: crop keeps the proportions.",
+                    tooltip="How clips of another shape are fitted: crop keeps the proportions and "
+                    "cuts what stands over, pad adds black bars, stretch squeezes.",
                 ),
                 io.Combo.Input(
                     "short_clips",
                     options=["error", "skip", "loop"],
-                    tooltip="What happens to a clip with fewer frames than are to be learned.",
+                    tooltip="A clip with fewer frames than are to be learned: error stops and "
+                    "names it, skip leaves it out, loop starts it over.",
                 ),
                 io.Boolean.Input(
                     "flip",
                     default=False,
                     tooltip="Mirror clips at random. Leave it off for motions with a direction.",
                 ),
+                io.Boolean.Input(
+                    "bucket",
+                    default=False,
+                    optional=True,
+                    tooltip="Off: all clips get width x height, as in the paper, and the motion is "
+                    "learned for that one size. On: each clip gets the size that fits its own "
+                    "shape, in steps of 64 and never of a larger area, so that upright and wide "
+                    "clips can be mixed and little is cut off.",
+                ),
                 io.Image.Input(
                     "images",
                     optional=True,
                     tooltip="Clips from other nodes instead of a folder: a list of IMAGE batches, "
                     "one batch a clip.",
+                ),
+                io.Video.Input(
+                    "videos",
+                    optional=True,
+                    tooltip="Clips from other nodes instead of a folder: a list of videos, such as "
+                    "a video dataset loader gives. They are not loaded into memory as a whole.",
                 ),
             ],
             outputs=[
@@ -153,27 +174,59 @@ class TrainingClips(io.ComfyNode):
         folder: list[str],
         prompt: list[str],
         images: list[Any] | None = None,
+        videos: list[Any] | None = None,
         **settings: list[Any],
     ) -> io.NodeOutput:
         chosen = {name: values[0] for name, values in settings.items()}
         chosen["fps"] = chosen["fps"] or None
         chosen["short"] = chosen.pop("short_clips")
-        if images is not None and folder[0] == NO_FOLDER:
-            clips = clips_from_images(images, prompt, **chosen)
-        elif folder[0] == NO_FOLDER:
-            raise ClipError("Choose a folder of clips, or connect images.")
-        elif images is not None:
-            raise ClipError(f"Both images and the folder '{folder[0]}' are given: choose one.")
-        else:
-            progress = NodeProgress(cls.hidden.unique_id)
-            clips = load_clips(
-                clip_folders()[folder[0]], prompt[0], **chosen, progress=progress.update
-            )
+        sources = find_sources(folder[0], images or [], videos or [])
+        progress = NodeProgress(cls.hidden.unique_id)
+        clips = clips_from_sources(sources, prompt, ClipSettings(**chosen), progress.update)
         for warning in clips.warnings:
             logger.warning(warning)
-        report = clips.report()
-        sheet = clips.contact_sheet()
+        report, sheet = clips.report(), clips.contact_sheet()
+        progress.say(_summary(clips, report))
         return io.NodeOutput(clips, report, sheet, ui=ui.PreviewImage(sheet, cls=cls))
+
+
+def find_sources(folder: str, images: list[Any], videos: list[Any]) -> list[ClipSource]:
+    """The clips of a folder, by its name in the menu, or of other nodes: images, then videos."""
+    given = "images" if images else "videos" if videos else ""
+    if folder != NO_FOLDER:
+        if given:
+            raise ClipError(f"Both {given} and the folder '{folder}' are given: choose one.")
+        return [FileSource(path) for path in list_clips(clip_folders()[folder])]
+    if not given:
+        raise ClipError("Choose a folder of clips, or connect images or videos.")
+    return [
+        *image_sources(images),
+        *(video_source(video, f"video {number}") for number, video in enumerate(videos, start=1)),
+    ]
+
+
+def video_source(video: Any, name: str) -> ClipSource:
+    """Where the frames of a VIDEO come from; of a file only those between its marks, if the host
+    has trimmed it. Of any other VIDEO, a cropped one for instance, the host gives all frames."""
+    if isinstance(video, InputImpl.VideoFromFile):
+        found = video.get_stream_source()
+        file = Path(found) if isinstance(found, str) else VideoBytes(name, found.getvalue())
+        with reading(file):
+            whole = InputImpl.VideoFromFile(found).get_dimensions() == video.get_dimensions()
+        if whole:
+            # Hosts that cannot trim have no such method; a duration of 0 means up to the end.
+            window = getattr(video, "get_active_trim_window", lambda: (0.0, 0.0))
+            start, duration = window()
+            return FileSource(file, start, start + duration if duration else None)
+    with reading(name):
+        parts = video.get_components()
+    return BatchSource(name, [parts.images], float(parts.frame_rate))
+
+
+def _summary(clips: ClipSet, report: str) -> str:
+    count = len(clips.warnings)
+    more = f"; {count} warning{'s' if count > 1 else ''} in the report" if count else ""
+    return report.splitlines()[0] + more
 
 
 NODES: list[type[io.ComfyNode]] = [TrainingClips]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lamp.captions import find_caption, motion_from_folder, names_a_side
+from lamp.captions import find_caption, given_caption, motion_from_folder, names_a_side
 from lamp.errors import ClipError
 
 
@@ -57,6 +57,24 @@ def test_motion_template(clip):
     assert find_caption(clip, "it runs").text == "a white horse, it runs, on {grass}"
     assert find_caption(clip).text == "a white horse, horse run, on {grass}"
     assert find_caption(clip, "slow {motion}").text == "a white horse, slow horse run, on {grass}"
+
+
+def test_a_given_caption_goes_before_the_file(clip):
+    write(clip, b"from the file")
+    assert given_caption(" a dog\n{motion}s ", clip) == ("a dog horse runs", "given", "")
+    assert given_caption("a dog") == ("a dog", "given", "")
+
+
+def test_for_an_empty_given_caption_stands_what_the_file_has(clip):
+    found = given_caption(" ", clip)
+    assert found == ("horse run", "folder", "The given caption is empty: 'horse run' is used.")
+    assert given_caption("", write(clip, b"a dog runs"))[:2] == ("a dog runs", "file")
+    assert given_caption("") == ("", "given", "The given caption is empty.")
+
+
+def test_a_template_without_a_motion(clip):
+    found = given_caption("a dog, {motion}")
+    assert found.text == "a dog," and "{motion}" in found.warning
 
 
 def test_folder_of_images(tmp_path):

@@ -144,6 +144,39 @@ def test_captions_of_a_folder(folder):
     ]
 
 
+def test_a_list_of_captions_is_one_for_each_clip(folder):
+    (folder / "clip20.txt").write_text("from the file")
+    clips = load_clips(folder, ["a {motion}", "", ""], 8, **SIZE)
+    assert clips.captions == ["a grow bright", "grow bright", "from the file"]
+    assert [info.caption_source for info in clips.infos] == ["given", "folder", "file"]
+    assert clips.warnings == [
+        "'clip12.mp4': The given caption is empty: 'grow bright' is used.",
+        "'clip20.mp4': The given caption is empty: 'from the file' is used.",
+    ]
+    with pytest.raises(ClipError, match="3 clips but 2 captions. Give one for each"):
+        load_clips(folder, ["a", "b"], 8, **SIZE)
+
+
+def test_one_trouble_of_many_clips_is_told_once():
+    clips = clips_from_images([grey_clip(4)] * 5, " ", 4, **SIZE)
+    assert clips.warnings == ["'clip 1' and 4 more: The given caption is empty."]
+
+
+def test_single_images_are_the_frames_of_one_clip():
+    """As core's image dataset loader gives them, each with its caption."""
+    batch = grey_clip(9)
+    singles = [*batch[:4, None], *batch[4:, None, :24]]  # of two sizes
+    texts = ["", "it grows", *[""] * 7]
+    clips = clips_from_images(singles, texts, 4, **SIZE)
+    assert numbers_of(whole(clips)) == list(range(9))
+    assert clips.captions == ["it grows"] and clips.starts(0) == 6
+    assert clips.warnings == [
+        "9 single images came: they are taken as the frames of one clip, in the order in which "
+        "they came. Look at the contact sheet whether it is right."
+    ]
+    assert clips.key(0) == clips_from_images([*singles], "other", 4, **SIZE).key(0)
+
+
 def test_long_clips_are_read_to_the_cap(folder):
     clips = load_clips([folder / "clip20.mp4"], "", 4, max_frames=9, **SIZE)
     assert numbers_of(whole(clips)) == list(range(9))
@@ -233,11 +266,11 @@ def test_report(folder):
     clips = load_clips(folder, "", 4, fps=5, **SIZE)
     head, first, second, third, legend, *rest = clips.report().splitlines()
     assert head == "3 clips, 11 windows of 4 frames, stride 1, 64 x 48, 5 fps"
-    assert first.startswith("1. clip8.mp4: 64 x 48, 10 fps, 4 frames of 8, 1 window, motion 0.0 px, ")
+    assert first.startswith("1. clip8.mp4: 64 x 48, 10 fps, 4 frames of 8, 1 window, ")
     assert "'a lamp' (file)" in second and "'grow bright' (folder)" in third
     # two steps of 8 grey levels from frame to frame
     assert float(first.split("change ")[1].split(" %")[0]) == pytest.approx(1600 / 255, abs=0.3)
-    assert "fastest tenth" in legend
+    assert "from one learned frame to the next" in legend
     assert not rest
 
 
