@@ -194,8 +194,29 @@ you want them?
 
 The motion is written to `models/lamp_motion`. Use it in **lamp_text_to_video_sdxl** or \
 **lamp_animate_image**, with a prompt in the same words.
+"""
 
-The paper trains 30,000 steps at a learning rate of 0.00003. The 2,000 here are a first look.
+_SETTINGS = """## The trainer's settings
+
+**recipe** *paper* is as published: 30,000 steps, of which the 2,000 here are a first look. *fast* \
+learns at higher rates that fall to zero over the run; give it a fifth of the steps or fewer. What \
+is known of it comes from the toy model, so try it with few steps first.
+
+**sample_every** A short video with the motion so far, every 250 steps; it plays on the node. It \
+starts from the first clip's first frame. Connect a picture of yours to `first_frame`: does that \
+one move, too?
+
+**hold_out** One clip is not learned from, only measured. If its loss (orange in the plot) rises \
+while the other falls, the clips are being learned by heart: stop, and take fewer steps.
+
+**resume** Stopped, or the power failed? Choose *latest* and run again, with the same clips, seed \
+and settings: it goes on from the newest state.
+
+**Memory** Before the first step the node tells what the training will take. If that is more than \
+is free, it stops and names three settings that fit.
+
+Log, loss curve, samples and states lie in `output/lamp_training/horse_run_00001`. A state takes \
+about 3 GB; delete them when you are content with the motion.
 """
 
 
@@ -209,13 +230,14 @@ def train_motion() -> Graph:
         "vae": Out("sd1", "VAE"),
         "clips": Out("clips", "clips"),
         "name": "horse_run",
+        "hold_out": 1,
     }
     info = {"motion": Out("trainer", "motion")}
     return Graph(
         "lamp_train_motion",
         [
             [
-                read_me(_TRAIN, (420, 350)),
+                read_me(_TRAIN, (420, 420)),
                 Group(
                     "1. Clips",
                     BLUE,
@@ -232,6 +254,7 @@ def train_motion() -> Graph:
                             _checkpoint("sd1", SD1, _SD1_URL, "Checkpoint: SD 1.x"),
                             Node("trainer", "LAMP_Trainer", trainer, size=(400, 620)),
                         ],
+                        [Note(_SETTINGS, (420, 720))],
                     ],
                 ),
                 Group(
