@@ -89,7 +89,8 @@ def preset(name: str, steps: int) -> dict[str, Any]:
     """The settings that a named recipe fixes, for a run of `steps` steps.
 
     `paper`: the published one. `fast`: higher rates that follow the width of each layer, a short
-    warm-up and a cosine to zero; on the toy base it learns in a fifth of the steps or fewer
+    warm-up and a cosine to zero, and less weight on nearly clean timesteps, which teach little of
+    where things are; on the toy base it learns in a fifth of the steps or fewer
     (`python -m benchmarks.recipe`).
 
     Raises:
@@ -103,6 +104,7 @@ def preset(name: str, steps: int) -> dict[str, Any]:
             "reference_width": 64,
             "warmup": min(100, steps // 15),
             "rate_schedule": "cosine",
+            "min_snr": 1.0,
         }
     raise LampError(f"There is no recipe '{name}': choose {' or '.join(PRESETS)}.")
 
