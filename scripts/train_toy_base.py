@@ -1,13 +1,14 @@
 """Teach the toy base: VAE first, then UNet and text encoder together.
 
     python scripts/train_toy_base.py vae  --steps 1800
-    python scripts/train_toy_base.py unet --steps 12000 --stop 4500 --workers 2
+    python scripts/train_toy_base.py unet --steps 200000 --stop 10000 --workers 2
     python scripts/train_toy_base.py pack --workers 2
 
-The weights in the repository (VAE 40 dB; UNet 144,000 scenes, stopped on the plateau of its rate,
-averaged) were made this way, but for the VAE's schedule, which was shortened from 3000 steps on
-the way: running it again gives a model as good, not the same numbers. The whole schedule of the
-UNet would be better still. About two CPU hours.
+The weights in the repository (VAE 40 dB; UNet 320,000 scenes, stopped on the plateau of its rate,
+averaged) were made nearly this way: the VAE's schedule was shortened from 3000 steps on the way,
+and scenes with two objects came in after 5500 steps of the UNet. Running it again gives a model as
+good, not the same numbers. The plateau is on purpose: weights whose rate had fallen to zero drew
+better pictures, but learned motions worse. About three CPU hours.
 
 Each phase keeps a checkpoint in ``--out`` and goes on from it. Length is given in steps, never in
 seconds, so that a slow machine does as much as a fast one.
