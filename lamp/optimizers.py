@@ -51,10 +51,11 @@ def make_optimizer(motion: Motion, config: TrainConfig) -> torch.optim.Optimizer
         {"params": members, "factor": factor, "lr": config.learning_rate * factor}
         for factor, members in groups.items()
     ]
-    kind = torch.optim.AdamW if config.optimizer == "adamw" else _eight_bit_adamw()
-    return kind(
+    kind: Any = torch.optim.AdamW if config.optimizer == "adamw" else _eight_bit_adamw()
+    optimizer: torch.optim.Optimizer = kind(
         described, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
     )
+    return optimizer
 
 
 def rate_factor(name: str, parameter: Tensor, config: TrainConfig) -> float:
@@ -70,7 +71,7 @@ def rate_factor(name: str, parameter: Tensor, config: TrainConfig) -> float:
     return factor
 
 
-def _eight_bit_adamw() -> type[torch.optim.Optimizer]:
+def _eight_bit_adamw() -> Any:
     # bitsandbytes first: torchao compiles its step, which asks for a compiler on the machine.
     with contextlib.suppress(ImportError):
         from bitsandbytes.optim import AdamW8bit

@@ -190,7 +190,8 @@ class Pool:
         noise = torch.Generator().manual_seed(self.seed * 1_000_003 + number)
         latents = []
         for start in range(0, self.chunk, 128):
-            pixels = torch.from_numpy(images[start : start + 128]).permute(0, 3, 1, 2).float() / 127.5 - 1.0
+            part = torch.from_numpy(images[start : start + 128])
+            pixels = part.permute(0, 3, 1, 2).float() / 127.5 - 1.0
             with torch.no_grad():
                 posterior = self.vae.encode(pixels).latent_dist
             latents.append(posterior.sample(generator=noise) * base.SCALE)
