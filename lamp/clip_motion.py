@@ -133,7 +133,10 @@ def _unlike_the_others(names: list[str], movements: list[Movement]) -> list[str]
     hints = []
     for number, (name, amount) in enumerate(zip(names, amounts, strict=True)):
         others = statistics.median(amounts[:number] + amounts[number + 1 :])
-        if movements[number].change and amount * UNLIKE < others:
+        change = movements[number].change
+        # What only changes its brightness has no flow, and is no slow clip for that.
+        little = 0 < change <= statistics.median(m.change for m in movements)
+        if little and amount * UNLIKE < others:
             hints.append(
                 f"'{name}' moves much less than the others ({amount:.1f}{unit}, the others "
                 f"{others:.1f}{unit}). A larger stride or a lower fps makes motion faster."

@@ -101,7 +101,7 @@ def clips_from_images(
     )
     if rates is not None and len(rates) != len(images):
         raise ClipError(
-            f"There are {len(images)} clips but {len(rates)} frame rates. Give one for each clip."
+            f"{len(rates)} frame rates came for {_count(images)}. Give one for each clip."
         )
     return clips_from_sources(image_sources(images, rates), prompts, settings)
 
@@ -171,8 +171,8 @@ def _captions(sources: Sequence[ClipSource], prompts: str | Sequence[str]) -> li
         ]
     if len(texts) != len(sources):
         raise ClipError(
-            f"There are {len(sources)} clips but {len(texts)} captions. Give one for each clip, or "
-            "one for all."
+            f"{len(texts)} captions came for {_count(sources)}. Give one for each clip, or one for "
+            "all."
         )
     return [given_caption(text, source.path) for text, source in zip(texts, sources, strict=True)]
 
@@ -268,3 +268,7 @@ def _crop_warnings(clips: ClipSet) -> list[str]:
 def _first_of(clips: Sequence[ClipSource | ClipInfo]) -> str:
     """A clip's name, and how many there are besides."""
     return f"'{clips[0].name}'" + (f" and {len(clips) - 1} more" if len(clips) > 1 else "")
+
+
+def _count(clips: Sequence[object]) -> str:
+    return f"{len(clips)} clip" + ("" if len(clips) == 1 else "s")

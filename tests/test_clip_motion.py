@@ -158,6 +158,14 @@ def test_hints(flows, words):
     assert all(hint.startswith(word) for hint, word in zip(found, words, strict=True))
 
 
+def test_a_clip_that_only_gets_brighter_is_no_slow_clip(opencv):
+    grey = torch.linspace(0.1, 0.9, 6)[:, None, None, None].expand(6, 48, 64, 3)
+    moving = [sliding(6, 2, seed=seed) for seed in range(3)]
+    assert "much less" not in report_of(*moving, grey)
+    slow = sliding(6, 2)[:1] * 0.999 ** torch.arange(6.0)[:, None, None, None]
+    assert "'clip 4' moves much less" in report_of(*moving, slow)
+
+
 def test_real_motions_are_told_apart(opencv, shared_dir):
     """Horses run faster than guitars are played."""
     folder: Path = shared_dir / "data" / "clips"

@@ -153,7 +153,7 @@ def test_a_list_of_captions_is_one_for_each_clip(folder):
         "'clip12.mp4': The given caption is empty: 'grow bright' is used.",
         "'clip20.mp4': The given caption is empty: 'from the file' is used.",
     ]
-    with pytest.raises(ClipError, match="3 clips but 2 captions. Give one for each"):
+    with pytest.raises(ClipError, match="2 captions came for 3 clips. Give one for each"):
         load_clips(folder, ["a", "b"], 8, **SIZE)
 
 
@@ -235,9 +235,9 @@ def test_bad_image_batches_are_named():
         clips_from_images([grey_clip(4), broken], "", 4, **SIZE)
     with pytest.raises(ClipError, match=r"clip 1 must have the shape f h w c .* \(4, 48, 64\)"):
         clips_from_images([torch.zeros(4, 48, 64)], "", 4, **SIZE)
-    with pytest.raises(ClipError, match="3 clips but 2 captions"):
+    with pytest.raises(ClipError, match="2 captions came for 3 clips"):
         clips_from_images([grey_clip(4)] * 3, ["a", "b"], 4, **SIZE)
-    with pytest.raises(ClipError, match="2 clips but 1 frame rates"):
+    with pytest.raises(ClipError, match="1 frame rates came for 2 clips"):
         clips_from_images([grey_clip(4)] * 2, "a", 4, rates=[8.0], **SIZE)
     with pytest.raises(ClipError, match="'clip 1' has 4 frames, a window needs 16"):
         clips_from_images([grey_clip(4)], "", **SIZE)

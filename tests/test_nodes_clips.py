@@ -126,7 +126,7 @@ def test_what_is_wrong_is_said(node: Any, api: Any, tmp_path: Path) -> None:
     gone = api.InputImpl.VideoFromFile(str(tmp_path / "gone.mp4"))
     with pytest.raises(ClipError, match="The clip 'gone.mp4' cannot be read: there is no such"):
         read(node, videos=[gone])
-    with pytest.raises(ClipError, match="2 clips but 3 captions"):
+    with pytest.raises(ClipError, match="3 captions came for 2 clips"):
         read(node, images=[sliding(5, 1)] * 2, prompt=["a", "b", "c"])
     nothing = api.Types.VideoComponents(images=torch.zeros(0, 3, 0, 0), frame_rate=Fraction(1))
     with pytest.raises(ClipError, match="Images of video 1 must have the shape"):

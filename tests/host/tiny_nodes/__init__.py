@@ -6,8 +6,9 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import folder_paths
 import torch
-from comfy_api.latest import ComfyExtension, io
+from comfy_api.latest import ComfyExtension, InputImpl, io
 
 _ROOT = Path(__file__).resolve().parents[3]
 _MOTION = io.Custom("LAMP_MOTION")
@@ -199,6 +200,27 @@ class FailWhileSampling(io.ComfyNode):
         return io.NodeOutput(model)
 
 
+class TestVideos(io.ComfyNode):
+    """What a loader of video datasets gives: a list of films and a list of texts."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="TestVideos",
+            inputs=[io.String.Input("files"), io.String.Input("texts")],
+            outputs=[
+                io.Video.Output(is_output_list=True),
+                io.String.Output(is_output_list=True),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, files, texts):
+        folder = Path(folder_paths.get_input_directory())
+        films = [InputImpl.VideoFromFile(str(folder / name)) for name in files.splitlines()]
+        return io.NodeOutput(films, texts.splitlines())
+
+
 class TinyExtension(ComfyExtension):
     async def get_node_list(self):
         return [
@@ -210,6 +232,7 @@ class TinyExtension(ComfyExtension):
             LookAtLatent,
             CountHooks,
             FailWhileSampling,
+            TestVideos,
         ]
 
 
