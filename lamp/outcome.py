@@ -1,0 +1,93 @@
+"""What is left of a tuning run: the motion file, also of a run that was stopped."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .checkpoint import MotionConfig, MotionFile, save_motion
+from .clips import ClipSet
+from .recipe import TrainConfig
+from .run_pictures import save_loss_plot
+from .session import RunFolder, Upkeep, conduct
+from .training import StepReport, Training
+
+logger = logging.getLogger("lamp")
+
+
+def describe_training(config: TrainConfig, clips: ClipSet, family: str) -> dict[str, Any]:
+    """What the motion file tells of its training: fields of `MotionConfig`."""
+    rates = [info.fps for info in clips.infos if info.fps]
+    settings, captions = clips.settings, clips.captions
+    return {
+        "family": family,
+        "frames": config.frames,
+        "width": settings.width,
+        "height": settings.height,
+        "fps": float((settings.fps or (rates[0] if rates else 8.0)) / settings.stride),
+        "groupnorm": config.groupnorm,
+        # One prompt for all clips is the motion's own; captions clip by clip are no such thing.
+        "prompt": captions[0] if len(set(captions)) == 1 else "",
+        "captions": captions,
+        "learning_rate": config.learning_rate,
+        "seed": config.seed,
+    }
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Where a run's motion goes and what its file tells.
+
+    - ``target``: without `.safetensors`; ``about``: see `describe_training`;
+    - ``extra``: further entries of the file's header.
+    """
+
+    target: Path
+    about: Mapping[str, Any]
+    extra: Mapping[str, str] = field(default_factory=dict)
+
+    def file(self, training: Training) -> MotionFile:
+        """The motion as it is now, in fp32 on the CPU."""
+        state = training.motion.state_dict()
+        state = {name: value.detach().float().cpu().clone() for name, value in state.items()}
+        about = MotionConfig(**self.about, steps=training.step)
+        return MotionFile(state, about, name=self.target.name)
+
+    def write(self, training: Training, mark: str = "") -> Path:
+        """Save it.
+
+        Raises:
+            MotionFileError: it holds NaN, or the disk refuses it.
+        """
+        file = self.file(training)
+        path = self.target.with_name(f"{self.target.name}{mark}.safetensors")
+        return save_motion(path, file.state, file.config, extra=self.extra)
+
+
+def train_to_file(
+    training: Training,
+    folder: RunFolder,
+    upkeep: Upkeep,
+    outcome: Outcome,
+    on_step: Callable[[StepReport], None],
+    sample: Callable[[Training], None] | None = None,
+    say: Callable[[str], None] = logger.warning,
+) -> Path:
+    """Train to the end and write the motion; on a cancel or an error write what there is, as
+    `NAME-step000123-stopped.safetensors`, say so, then let it through. See `conduct`."""
+    folder.forget_after(training.step)
+    begun = training.step
+    try:
+        conduct(training, folder, upkeep, on_step, sample if upkeep.sample_every else None)
+    except BaseException:
+        # BaseException: a host's cancel is none of Exception's children on every version.
+        if training.step > begun and not training.updating:
+            training.finish()
+            path = outcome.write(training, f"-step{training.step:06}-stopped")
+            say(f"stopped after step {training.step}, saved as {path.name}")
+        raise
+    save_loss_plot(folder.path / "loss.png", training.losses, training.validation)
+    return outcome.write(training)
