@@ -46,7 +46,8 @@ def sample_clip(
         Scaled latents `f c h w`; frame 1 is `first`.
     """
     config, device = training.config, training.device
-    noise = share_noise(draw_noise(config.frames, *first.shape, seed=seed))
+    channels, height, width = first.shape
+    noise = share_noise(draw_noise(config.frames, channels, height, width, seed))
     dtype = PRECISIONS[config.precision]
     with (
         torch.no_grad(),

@@ -69,14 +69,6 @@ class ImageModel:
             found[prompt] = states.flatten(0, 1)[None].float().cpu()
         return found
 
-    @torch.no_grad()
-    def decode(self, latents: Tensor) -> Tensor:
-        """Pictures `f h w 3` in 0..1 of scaled latents `f c h w`, on the CPU."""
-        device = _device(self.vae)
-        scaled = (latents.float() / SCALE).split(1)
-        pictures = torch.cat([self.vae.decode(one.to(device)).sample.cpu() for one in scaled])
-        return (pictures / 2.0 + 0.5).clamp(0.0, 1.0).movedim(1, -1)
-
     def cache(self, folder: Path) -> LatentCache:
         """Where posteriors and embeddings of this model are kept between runs."""
         device = _device(self.vae).type  # CPU and GPU round differently
@@ -101,6 +93,14 @@ def on_device(device: torch.device, *models: nn.Module) -> Iterator[None]:
             model.to("cpu")
         if device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+@torch.no_grad()
+def decode(vae: Any, latents: Tensor) -> Tensor:
+    """Pictures `f h w 3` in 0..1 of scaled latents `f c h w`, on the CPU."""
+    scaled = (latents.float() / SCALE).to(_device(vae)).split(1)
+    pictures = torch.cat([vae.decode(one).sample.cpu() for one in scaled])
+    return (pictures / 2.0 + 0.5).clamp(0.0, 1.0).movedim(1, -1)
 
 
 def load_image_model(path: str | Path, tokenizer: str | Path = "") -> ImageModel:

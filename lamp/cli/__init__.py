@@ -1,0 +1,109 @@
+"""The command line: `python -m lamp COMMAND`, run in the pack's folder.
+
+A command is a module of this package, listed in `COMMANDS`; it imports what is heavy when it runs,
+so that the help comes at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from collections.abc import Sequence
+from typing import NoReturn, Protocol
+
+from ..errors import LampError
+from . import inspect_motion, train
+
+DONE, FAILED, CANCELLED = 0, 1, 130
+
+
+class Command(Protocol):
+    """A subcommand: `NAME` and `HELP` (one line) for the list, and these two."""
+
+    NAME: str
+    HELP: str
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Describe the command and its arguments."""
+        ...
+
+    def run(self, args: argparse.Namespace) -> None:
+        """Do it. A `LampError` ends the program with its sentence."""
+        ...
+
+
+COMMANDS: tuple[Command, ...] = (train, inspect_motion)
+
+_ABOUT = """\
+LAMP: learn a motion from a few clips, without ComfyUI.
+
+Run it in the pack's folder. The motion files are those of the ComfyUI nodes."""
+_MORE = """\
+python -m lamp COMMAND --help tells more of each.
+
+exit status: 0 done, 1 an error (a sentence on stderr tells which), 130 cancelled"""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One sentence, and status 1 as for any other error."""
+        raise LampError(f"{message.rstrip('.')}. See {self.prog} --help.")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    try:
+        args = _parser(given).parse_args(given)
+        args.run(args)
+    except KeyboardInterrupt:
+        return CANCELLED
+    except Exception as error:
+        if debug:
+            raise
+        sys.stderr.write(f"error: {_sentence(error)}\n")
+        return FAILED
+    return DONE
+
+
+def _parser(given: list[str]) -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m lamp",
+        description=_ABOUT,
+        epilog=_MORE,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=lambda args: parser.print_help())
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Parser)
+    for command in COMMANDS:
+        own = commands.add_parser(
+            command.NAME,
+            help=command.HELP,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        own.add_argument("--debug", action="store_true", help="show where an error happened")
+        own.set_defaults(run=command.run)
+        command.add_arguments(own)
+    _check_command(given)
+    return parser
+
+
+def _check_command(given: list[str]) -> None:
+    names = [command.NAME for command in COMMANDS]
+    if not given or given[0].startswith("-") or given[0] in names:
+        return
+    close = difflib.get_close_matches(given[0], names, 1)
+    hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(names)}."
+    raise LampError(f"There is no command '{given[0]}': {hint}")
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, LampError):
+        return str(error)
+    first = str(error).strip().split("\n")[0][:300].rstrip(".")
+    return (
+        f"Something went wrong that should not ({type(error).__name__}: {first}): add --debug to "
+        "see where, and report it."
+    )

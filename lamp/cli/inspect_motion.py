@@ -1,0 +1,24 @@
+"""`python -m lamp inspect`: what a motion file says of itself."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+NAME = "inspect"
+HELP = "tell what a motion file was trained on and how to run it"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See `Command.add_arguments`."""
+    parser.description = "Print what a motion file says of itself."
+    parser.add_argument("file", metavar="FILE", type=Path, help="a motion, NAME.safetensors")
+
+
+def run(args: argparse.Namespace) -> None:
+    """See `Command.run`."""
+    from ..checkpoint import load_motion_file
+    from ..describe import describe_motion
+
+    sys.stdout.write(describe_motion(load_motion_file(args.file)) + "\n")

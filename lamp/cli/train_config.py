@@ -1,0 +1,149 @@
+"""What a training's TOML file may say, and the settings that come of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from ..clip_settings import ClipSettings
+from ..errors import LampError
+from ..motion import GROUPNORM_MODES
+from ..recipe import OPTIMIZERS, PRECISIONS, PRESETS, RATE_SCHEDULES, TrainConfig, preset
+from ..session import Upkeep
+from .config_file import ConfigFile
+
+_T = TypeVar("_T")
+
+TOY = "toy"
+NONE, LATEST = "none", "latest"
+
+_AUTOMATIC = ("precision", "checkpointing", "device")
+_RECIPE = get_type_hints(TrainConfig)
+del _RECIPE["frames"]  # those of the clips
+
+SCHEMA: dict[str, dict[str, Any]] = {
+    "base": {"path": str, "tokenizer": str},
+    "data": {"folder": str, "prompt": str, **get_type_hints(ClipSettings)},
+    "recipe": {
+        "preset": PRESETS,
+        **_RECIPE,
+        "rate_schedule": RATE_SCHEDULES,
+        "optimizer": OPTIMIZERS,
+        "groupnorm": GROUPNORM_MODES,
+        "precision": ("auto", *PRECISIONS),
+        "checkpointing": ("auto", "on", "off"),
+        "device": ("auto", "cuda", "mps", "cpu"),
+    },
+    "output": {
+        "name": str,
+        "folder": str,
+        **get_type_hints(Upkeep),
+        "sample_guidance": float,
+        "resume": str,
+        "cache": str,
+    },
+}
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """Everything that a training needs to know; `auto` is settled where the device is known.
+
+    - ``base``: a .safetensors file, a diffusers folder, or `toy`; ``tokenizer``: a folder or None;
+    - ``config``: in fp32 and without checkpointing, until they are settled;
+    - ``resume``: `none`, `latest`, or a state's path; ``cache``: a folder or None.
+    """
+
+    base: str | Path
+    tokenizer: Path | None
+    clips_folder: Path
+    prompt: str
+    clips: ClipSettings
+    config: TrainConfig
+    precision: str
+    checkpointing: str
+    device: str
+    name: str
+    folder: Path
+    upkeep: Upkeep
+    sample_guidance: float
+    resume: str | Path
+    cache: Path | None
+
+
+def read_settings(path: Path, changes: list[str]) -> RunSettings:
+    """The settings of a TOML file with those of `--set` over them.
+
+    Raises:
+        LampError: something in it is wrong or missing, named by table, key and line.
+    """
+    file = ConfigFile(path, changes, SCHEMA)
+    base = file.required("base", "path", "give a .safetensors file, a diffusers folder, or 'toy'")
+    file.required("data", "folder", "give the folder that holds the clips")
+    data, recipe, output = (dict(file.tables[name]) for name in ("data", "recipe", "output"))
+    clips = _made(file, "data", ClipSettings, _own(data, ClipSettings))
+    automatic = {name: recipe.pop(name, "auto") for name in _AUTOMATIC}
+    chosen = preset(recipe.pop("preset", PRESETS[0]), recipe.get("steps", TrainConfig.steps))
+    return RunSettings(
+        base=TOY if base == TOY else _existing(file, "base", "path"),
+        tokenizer=_existing(file, "base", "tokenizer") if file.has("base", "tokenizer") else None,
+        clips_folder=_existing(file, "data", "folder"),
+        prompt=data.get("prompt", ""),
+        clips=clips,
+        config=_made(file, "recipe", TrainConfig, {"frames": clips.frames, **chosen, **recipe}),
+        **automatic,
+        name=_name(file),
+        folder=file.file("output", "folder", "output"),
+        upkeep=_upkeep(file, output),
+        sample_guidance=output.get("sample_guidance", 7.5),
+        resume=_resume(file),
+        cache=file.file("output", "cache") if file.has("output", "cache") else None,
+    )
+
+
+def _own(values: dict[str, Any], kind: type) -> dict[str, Any]:
+    names = {field.name for field in fields(kind)}
+    return {name: value for name, value in values.items() if name in names}
+
+
+def _made(file: ConfigFile, table: str, kind: type[_T], values: dict[str, Any]) -> _T:
+    """The settings of a table; what they refuse is named by the table."""
+    try:
+        return kind(**values)
+    except LampError as error:
+        raise LampError(f"{file.where(table)}: {error}") from error
+
+
+def _existing(file: ConfigFile, table: str, key: str) -> Path:
+    path = file.file(table, key)
+    if not path.exists():
+        raise LampError(f"{file.where(table, key)} is '{path}', and there is no such file.")
+    return path
+
+
+def _name(file: ConfigFile) -> str:
+    """A name below the output folder; its parts may be folders."""
+    name: str = file.tables["output"].get("name", "motion")
+    parts = name.split("/")
+    if any(not part.strip(". ") or set(part) & set(":\\\0") for part in parts):
+        raise LampError(
+            f"{file.where('output', 'name')} is '{name[:100]}': use a name such as 'horse' or "
+            "'horses/run', without '..', ':' or a leading '/'."
+        )
+    return name
+
+
+def _upkeep(file: ConfigFile, output: dict[str, Any]) -> Upkeep:
+    upkeep = Upkeep(**_own(output, Upkeep))
+    for name, least in (("save_every", 0), ("keep", 1), ("sample_every", 0)):
+        if getattr(upkeep, name) < least:
+            raise LampError(
+                f"{file.where('output', name)} is {getattr(upkeep, name)}: choose {least} or more."
+            )
+    return upkeep
+
+
+def _resume(file: ConfigFile) -> str | Path:
+    resume = file.tables["output"].get("resume", NONE)
+    return resume if resume in (NONE, LATEST) else _existing(file, "output", "resume")

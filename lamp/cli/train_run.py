@@ -1,0 +1,217 @@
+"""A training from its settings to its motion file."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..architecture import map_unet
+from ..clips import ClipSet, load_clips
+from ..errors import LampError
+from ..hosts.accelerate import AcceleratePeers, Bystander, is_launched
+from ..hosts.comfy_training import base_hash
+from ..hosts.diffusers import DiffusersHost
+from ..hosts.diffusers_models import ImageModel, decode, load_image_model, on_device
+from ..latents import SCALE, LatentClips, cache_latents
+from ..memory_plan import free_memory, settle_memory
+from ..motion import Motion
+from ..outcome import Outcome, describe_training, train_to_file
+from ..recipe import PRECISIONS
+from ..run_pictures import sample_clip, save_animation, save_loss_plot
+from ..session import RunFolder, Upkeep, conduct, identity
+from ..training import StepReport, Training
+from ..training_state import restore
+from .place import find_place
+from .stopping import StopRequest
+from .terminal import LogLines, Silence, Terminal, describe_step, open_terminal
+from .train_config import RunSettings
+
+logger = logging.getLogger("lamp")
+
+
+def train(settings: RunSettings) -> None:
+    """Train as `settings` say, in this process or, launched by accelerate, in several.
+
+    Raises:
+        LampError: something is wrong or missing, see the parts.
+        KeyboardInterrupt: it was stopped; what was learned is kept.
+    """
+    stop = StopRequest(launched=is_launched())
+    peers = AcceleratePeers(settings.device, lambda: stop.asked) if is_launched() else None
+    done = False
+    try:
+        with open_terminal() if _is_main(peers) else Silence() as terminal, _warnings(terminal):
+            _train(settings, terminal, stop, peers)
+        done = True
+    finally:
+        # After an error the others may never come, and the launcher ends them.
+        if peers is not None and (done or peers.stopping):
+            peers.leave()
+
+
+def _train(
+    settings: RunSettings, terminal: Terminal, stop: StopRequest, peers: AcceleratePeers | None
+) -> None:
+    place = find_place(settings.folder, settings.name, settings.resume)
+    device = choose_device(settings.device) if peers is None else peers.device
+    model = load_image_model(settings.base, settings.tokenizer or "")
+    clips = load_clips(
+        settings.clips_folder,
+        settings.prompt,
+        **asdict(settings.clips),
+        progress=lambda done, total: terminal.progress("reading clips", done, total),
+    )
+    terminal.say(clips.report())
+    with peers.main_first() if peers and settings.cache else contextlib.nullcontext():
+        latents = encode(model, clips, device, settings.cache, terminal)
+    base = base_hash(model.unet)
+    training = new_training(settings, model.unet, latents, device, peers, terminal)
+    who = identity(base, clips)
+    if place.state is not None:
+        restore(training, place.state, who)
+        terminal.say(f"going on after step {training.step} in {place.folder}")
+    watch = _Watch(terminal, stop, peers)
+    if not _is_main(peers):
+        with stop.listening():
+            return conduct(training, Bystander(), Upkeep(0, 1, 0), watch.step)
+    about = describe_training(training.config, clips, training.motion.sites.family)
+    outcome = Outcome(place.folder, {**about, "base_hash": base, "base_model": model.name})
+    folder = RunFolder(place.folder, who, settings.upkeep.keep)
+    samples = Samples(model.vae, device, place.folder, settings.sample_guidance)
+    del model  # its text encoder is not needed any more
+    with stop.listening():
+        path = train_to_file(training, folder, settings.upkeep, outcome, watch.step, samples)
+    terminal.say(f"the motion: {path}")
+
+
+def encode(
+    model: ImageModel, clips: ClipSet, device: torch.device, cache: Path | None, terminal: Terminal
+) -> LatentClips:
+    """Encode clips and prompts on `device`, or take them from the cache, then make room there."""
+
+    def tell(done: int, total: int, cached: bool) -> None:
+        how = "found in the cache" if cached else "encoded"
+        terminal.progress("encoding clips", done, total, how)
+
+    with on_device(device, model.vae, model.text_encoder):
+        kept = None if cache is None else model.cache(cache)
+        return cache_latents(clips, model.encode_posterior, model.encode_prompts, tell, kept)
+
+
+def new_training(
+    settings: RunSettings,
+    unet: Any,
+    latents: LatentClips,
+    device: torch.device,
+    peers: AcceleratePeers | None,
+    terminal: Terminal,
+) -> Training:
+    """A run at its first step: the UNet on `device` in the chosen precision, the motion in fp32.
+
+    Raises:
+        OutOfMemoryPlanError: it cannot fit.
+    """
+    config = replace(settings.config, precision=choose_precision(device, settings.precision))
+    unet.to(device, PRECISIONS[config.precision] or torch.float32)
+    free = free_memory(device)
+    if free is None:
+        config = replace(config, checkpointing=settings.checkpointing == "on")
+    else:
+        config = settle_memory(
+            unet, latents, config, settings.checkpointing, device, free, terminal.say
+        )
+    motion = Motion(map_unet(unet)).initialise(config.seed).to(device)
+    return Training(DiffusersHost(unet), motion, latents, config, peers)
+
+
+class Samples:
+    """Draws the first clip's motion from its first frame, into the run's folder."""
+
+    def __init__(self, vae: Any, device: torch.device, folder: Path, guidance: float) -> None:
+        self._vae, self._device, self._folder = vae, device, folder
+        self._guidance = guidance
+
+    def __call__(self, training: Training) -> None:
+        """A sample of the motion as it is now, and the losses so far."""
+        clips, latents = training.clips.clips, training.clips
+        first = latents.posteriors[0].mean[0] * SCALE
+        text = latents.text[clips.captions[0]]
+        video = sample_clip(training, first, text, latents.text[""], guidance=self._guidance)
+        fps = clips.settings.fps or clips.infos[0].fps or 8.0
+        save_animation(
+            self._folder / f"sample-step{training.step:06}.webp", self._pictures(video), fps
+        )
+        save_loss_plot(self._folder / "loss.png", training.losses, training.validation)
+
+    def _pictures(self, video: Tensor) -> Tensor:
+        try:
+            with on_device(self._device, self._vae):
+                return decode(self._vae, video)
+        except torch.OutOfMemoryError:
+            logger.info("no room for the VAE beside the training: it decodes on the CPU")
+        return decode(self._vae, video)
+
+
+class _Watch:
+    """Tells each step, and ends the run after one when somebody wants that."""
+
+    def __init__(
+        self, terminal: Terminal, stop: StopRequest, peers: AcceleratePeers | None
+    ) -> None:
+        self._terminal, self._stop, self._peers = terminal, stop, peers
+
+    def step(self, report: StepReport) -> None:
+        self._terminal.progress("training", report.step, report.steps, describe_step(report))
+        # With others, all have to end after the same step.
+        if self._stop.asked if self._peers is None else self._peers.stopping:
+            raise KeyboardInterrupt
+
+
+def choose_device(wanted: str) -> torch.device:
+    """`auto` is the best that is there.
+
+    Raises:
+        LampError: the wanted one is not there.
+    """
+    found = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if wanted == "auto":
+        return torch.device(next(name for name, there in found.items() if there))
+    if not found[wanted]:
+        there = ", ".join(name for name, there in found.items() if there)
+        raise LampError(f"device is {wanted}, but PyTorch finds only {there}: choose auto.")
+    return torch.device(wanted)
+
+
+def choose_precision(device: torch.device, wanted: str) -> str:
+    """`auto` is half precision on a CUDA device, bf16 if it has that, and else fp32."""
+    if wanted != "auto":
+        return wanted
+    if device.type != "cuda":
+        return "fp32"
+    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+
+
+def _is_main(peers: AcceleratePeers | None) -> bool:
+    return peers is None or peers.rank == 0
+
+
+@contextlib.contextmanager
+def _warnings(terminal: Terminal) -> Iterator[None]:
+    """What the method warns of goes to the terminal while the block lasts."""
+    handler = LogLines(terminal)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
