@@ -139,7 +139,7 @@ def _unlike_the_others(names: list[str], movements: list[Movement]) -> list[str]
         if little and amount * UNLIKE < others:
             hints.append(
                 f"'{name}' moves much less than the others ({amount:.1f}{unit}, the others "
-                f"{others:.1f}{unit}). A larger stride or a lower fps makes motion faster."
+                f"{others:.1f}{unit}) and teaches little. Consider leaving it out."
             )
         if amount > UNLIKE * max(others, STILL_FLOW):
             hints.append(
