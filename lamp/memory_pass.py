@@ -1,0 +1,185 @@
+"""One tuning step on the `meta` device: the step that `Training` takes, in shapes only."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .architecture import SiteMap
+from .checkpointing import checkpointed
+from .hosts import Host
+from .hosts.diffusers import DiffusersHost
+from .layout import FrameLayout
+from .memory_trace import DeviceRules, MemoryTrace
+from .motion import Motion
+from .recipe import PRECISIONS
+from .schedule import scaled_linear_alphas
+from .training import predict_loss
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """All that the activations of a step depend on; see `MemoryPlan` for the fields."""
+
+    frames: int
+    height: int
+    width: int
+    batch: int
+    text_tokens: int
+    precision: str
+    checkpointing: bool
+    groupnorm: str
+    device: str
+    gradients_kept: bool
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """Bytes besides weights and learned parameters: kept for the backward pass when the forward
+    pass ends, at the worst moment, and how much of that is gradients of learned parameters."""
+
+    saved: int
+    peak: int
+    gradients: int
+
+
+def meta_copy(module: nn.Module, dtype: torch.dtype | None = None) -> Any:
+    """The same modules with parameters and buffers of the same shapes on `meta`, without hooks.
+
+    Everything else is shared with `module`, which stays as it is. `dtype` replaces the type of
+    floating-point parameters.
+    """
+    moved: dict[int, Tensor] = {}
+
+    def move(tensor: Tensor | None) -> Tensor | None:
+        if tensor is None:
+            return None
+        if id(tensor) not in moved:
+            kind = dtype if dtype and tensor.is_floating_point() else tensor.dtype
+            empty = torch.empty_like(tensor, dtype=kind, device="meta")
+            is_parameter = isinstance(tensor, nn.Parameter)
+            moved[id(tensor)] = nn.Parameter(empty, requires_grad=False) if is_parameter else empty
+        return moved[id(tensor)]
+
+    def copy(source: nn.Module) -> nn.Module:
+        twin = source.__class__.__new__(source.__class__)
+        twin.__dict__ = {
+            name: OrderedDict() if name.endswith("_hooks") else value
+            for name, value in source.__dict__.items()
+            if name != "forward"
+        }
+        twin._parameters = {name: move(p) for name, p in source._parameters.items()}
+        twin._buffers = {name: move(b) for name, b in source._buffers.items()}
+        twin._modules = {name: child and copy(child) for name, child in source._modules.items()}
+        return twin
+
+    return copy(module)
+
+
+def measure_step(unet: nn.Module, sites: SiteMap, text_width: int, shapes: Shapes) -> StepMemory:
+    """The memory of one step.
+
+    Args:
+        unet: from `meta_copy`.
+        sites: of the UNet.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        motion = Motion(sites, device="meta").requires_grad_(False)
+        learned = list(motion.trained_parameters().values())
+        for parameter in learned:
+            parameter.requires_grad_(True)
+            if shapes.gradients_kept:
+                parameter.grad = torch.empty_like(parameter)
+        given = [*unet.parameters(), *unet.buffers(), *motion.parameters()]
+        trace = MemoryTrace(shapes.device, given)
+        trace.watch_gradients(learned)
+        return _follow(trace, unet, motion, text_width, shapes)
+
+
+def _follow(
+    trace: MemoryTrace, unet: nn.Module, motion: Motion, text_width: int, shapes: Shapes
+) -> StepMemory:
+    kept = sum(p.grad.nbytes for p in motion.parameters() if p.grad is not None)
+    rules = DeviceRules(shapes.device, PRECISIONS[shapes.precision])
+    layout = FrameLayout(shapes.frames, shapes.batch)
+    host = _host(unet, shapes.device)
+    timesteps = torch.zeros(shapes.batch, dtype=torch.long)
+    with ExitStack() as stack:
+        stack.enter_context(motion.attached(unet, layout, groupnorm=shapes.groupnorm))
+        if shapes.checkpointing:
+            stack.enter_context(checkpointed(unet, motion))
+        stack.enter_context(trace)
+        size = (shapes.batch * shapes.frames, 4, shapes.height, shapes.width)
+        latents, noise = (torch.empty(size, device="meta") for _ in range(2))
+        text = torch.empty(shapes.batch, shapes.text_tokens, text_width, device="meta")
+        with rules:
+            loss = predict_loss(host, latents, noise, timesteps, text)
+        rules.end_forward()
+        saved = trace.held
+        with rules:
+            _backward(loss)
+    return StepMemory(saved, trace.peak + kept, kept or trace.peak_gradients)
+
+
+def _backward(loss: Tensor) -> None:
+    """`loss.backward()`, of which a function mode would take hold: it would then be off in what
+    checkpointing computes again."""
+    torch.autograd.Variable._execution_engine.run_backward(
+        (loss,), (torch.ones_like(loss),), False, False, (),
+        allow_unreachable=True, accumulate_grad=True,
+    )  # fmt: skip
+
+
+def _host(unet: nn.Module, device: str) -> Host:
+    return _ComfyShadow(unet, device) if hasattr(unet, "input_blocks") else DiffusersHost(unet)
+
+
+class _ComfyShadow:
+    """ComfyUI's UNet as `ComfyHost` runs it, with the attention that it takes on `device`."""
+
+    def __init__(self, unet: nn.Module, device: str) -> None:
+        self.unet, self._device = unet, device
+        self.alphas_cumprod = scaled_linear_alphas()
+        own = next(unet.parameters()).dtype
+        self._dtype = own if own.itemsize > 1 else torch.bfloat16  # fp8 is never computed in
+
+    def predict(self, x: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+        videos = timesteps.shape[0]
+        frames = x.shape[0] // videos
+        noise = self.unet(
+            x.to(self._dtype),
+            timesteps.to(x.device).repeat_interleave(frames).float(),
+            context=text.to(self._dtype).repeat_interleave(frames, dim=0),
+            transformer_options={
+                "cond_or_uncond": [0] * videos,
+                "optimized_attention_override": self._attend,
+            },
+        )
+        return noise.float()
+
+    def _attend(
+        self, chosen: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, *_: Any, **__: Any
+    ) -> Tensor:
+        matrices = chosen.__name__ in ("attention_basic", "attention_split", "attention_sub_quad")
+        # Asked about a GPU on a machine without one, ComfyUI answers for the CPU.
+        if matrices and (self._device == "cpu" or torch.cuda.is_available()):
+            return _matrix_attention(q, k, v, heads)
+        q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def _matrix_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """ComfyUI's attention for the CPU: holds the matrix of all pairs; q, k, v: `b n (h d)`."""
+    q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2).flatten(0, 1) for t in (q, k, v))
+    scale = 1 / math.sqrt(q.shape[-1])
+    scores = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), alpha=scale, beta=0)
+    weights = scores.softmax(dim=-1)
+    del scores
+    return torch.bmm(weights, v).unflatten(0, (-1, heads)).transpose(1, 2).flatten(2)
