@@ -11,22 +11,16 @@ from torch import Tensor
 
 from ..lamp.clips import ClipSet
 from ..lamp.latents import SCALE, LatentClips
+from ..lamp.outcome import Outcome, describe_training, train_to_file
 from ..lamp.recipe import OPTIMIZERS, PRECISIONS, PRESETS, TrainConfig, preset
-from ..lamp.session import Upkeep, identity
+from ..lamp.session import RunFolder, Upkeep, identity
 from ..lamp.training import Training
+from ..lamp.training_state import restore
 from .clips import LampClips
 from .common import LampMotion, advanced, named_errors, upstream_name, workflow_metadata
 from .progress import NodeProgress
 from .recipe import LampRecipe
-from .training_run import (
-    SampleCase,
-    Saver,
-    Show,
-    about,
-    find_place,
-    resume_choices,
-    run_training,
-)
+from .training_run import SampleCase, Show, find_place, resume_choices
 
 LossMap = io.Custom("LOSS_MAP")
 CHECKPOINTING = ("auto", "on", "off")
@@ -100,10 +94,10 @@ class Trainer(io.ComfyNode):
             config = replace(config, precision=comfy_training.choose_precision(host, precision))
             config = plan_memory(host, latents, config, checkpointing, progress.say)
             motion = comfy_training.new_motion(host, config.seed)
-            told = about(config, clips, motion.sites.family)
+            told = describe_training(config, clips, motion.sites.family)
             told["base_hash"] = comfy_training.base_hash(host.unet)
             told["base_model"] = upstream_name(cls.hidden.prompt, cls.hidden.unique_id, "model")
-            saver = Saver(told, place.motion, workflow_metadata(cls.hidden))
+            outcome = Outcome(place.motion, told, workflow_metadata(cls.hidden))
             training = Training(host, motion, latents, config)
             show = Show(
                 progress,
@@ -112,9 +106,14 @@ class Trainer(io.ComfyNode):
                 lambda frames: comfy_preview.decode_beside(model, vae, frames),
             )
             who = identity(told["base_hash"], clips)
+            if place.state is not None:
+                restore(training, place.state, who)
+            folder = RunFolder(place.folder, who, keep_states)
             upkeep = Upkeep(save_every, keep_states, sample_every)
-            path = run_training(training, place, who, upkeep, show, saver)
-        return _results(cls, model, saver.file(training), training, path)
+            path = train_to_file(
+                training, folder, upkeep, outcome, show.step, show.sample, progress.say
+            )
+        return _results(cls, model, outcome.file(training), training, path)
 
 
 def _results(

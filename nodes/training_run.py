@@ -11,14 +11,11 @@ from typing import Any
 import folder_paths
 from torch import Tensor
 
-from ..lamp.checkpoint import MotionConfig, MotionFile, save_motion
-from ..lamp.clips import ClipSet
 from ..lamp.errors import LampError
-from ..lamp.recipe import TrainConfig
 from ..lamp.run_pictures import sample_clip, save_animation, save_loss_plot
-from ..lamp.session import RunFolder, Upkeep, conduct, newest_state, states
+from ..lamp.session import newest_state, states
 from ..lamp.training import StepReport, Training
-from ..lamp.training_state import read_state, restore
+from ..lamp.training_state import read_state
 from .common import motion_folder, motion_root
 from .progress import NodeProgress, duration
 
@@ -88,23 +85,6 @@ def _escaped(name: str) -> str:
     return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
 
 
-class Saver:
-    """Turns the motion under training into files."""
-
-    def __init__(self, about: dict[str, Any], target: Path, extra: dict[str, str]) -> None:
-        self._about, self._target, self._extra = about, target, extra
-
-    def file(self, training: Training) -> MotionFile:
-        state = training.motion.state_dict()
-        state = {name: value.detach().float().cpu().clone() for name, value in state.items()}
-        about = MotionConfig(**self._about, steps=training.step)
-        return MotionFile(state, about, name=self._target.name)
-
-    def write(self, file: MotionFile, mark: str = "") -> Path:
-        path = self._target.with_name(f"{self._target.name}{mark}.safetensors")
-        return save_motion(path, file.state, file.config, extra=self._extra)
-
-
 @dataclass(frozen=True)
 class SampleCase:
     """What the samples show: a first frame `c h w`, its text `1 n d`, the empty text, guidance."""
@@ -145,58 +125,9 @@ class Show:
         save_loss_plot(self._folder / "loss.png", training.losses, training.validation)
         self._frames = pictures(frames)
 
-    def stopped(self, step: int, file: str, stop: BaseException) -> None:
-        """Say what is left of a run that was stopped."""
-        self._progress.say(f"stopped after step {step}, saved as {file} ({stop})")
-
 
 def pictures(frames: Tensor) -> list[Any]:
     """`f h w 3` in 0..1 as pictures of PIL."""
     from PIL import Image
 
     return [Image.fromarray(frame.numpy()) for frame in (frames * 255).round().byte()]
-
-
-def run_training(
-    training: Training, place: Place, identity: dict[str, str], upkeep: Upkeep, show: Show,
-    saver: Saver,
-) -> Path:  # fmt: skip
-    """Train to the end and write the motion; on a cancel or an error write what there is, then let
-    it through."""
-    if place.state is not None:
-        restore(training, place.state, identity)
-    folder = RunFolder(place.folder, identity, upkeep.keep)
-    folder.forget_after(training.step)
-    begun = training.step
-    try:
-        sample = show.sample if upkeep.sample_every else None
-        conduct(training, folder, upkeep, show.step, sample)
-    except BaseException as stop:
-        # BaseException: the host's cancel is none of Exception's children on every version.
-        if training.step > begun and not training.updating:
-            training.finish()
-            path = saver.write(saver.file(training), f"-step{training.step:06}-stopped")
-            logger.warning("training stopped after step %d, saved %s", training.step, path.name)
-            show.stopped(training.step, path.name, stop)
-        raise
-    save_loss_plot(place.folder / "loss.png", training.losses, training.validation)
-    return saver.write(saver.file(training))
-
-
-def about(config: TrainConfig, clips: ClipSet, family: str) -> dict[str, Any]:
-    """What the motion file tells of its training."""
-    rates = [info.fps for info in clips.infos if info.fps]
-    settings, captions = clips.settings, clips.captions
-    return {
-        "family": family,
-        "frames": config.frames,
-        "width": settings.width,
-        "height": settings.height,
-        "fps": float((settings.fps or (rates[0] if rates else 8.0)) / settings.stride),
-        "groupnorm": config.groupnorm,
-        # One prompt for all clips is the motion's own; captions clip by clip are no such thing.
-        "prompt": captions[0] if len(set(captions)) == 1 else "",
-        "captions": captions,
-        "learning_rate": config.learning_rate,
-        "seed": config.seed,
-    }
