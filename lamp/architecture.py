@@ -107,9 +107,7 @@ def map_unet(unet: nn.Module) -> SiteMap:
                     attention.heads,
                 )
             )
-    return SiteMap(
-        tuple(convs), tuple(blocks), tuple(norms), tuple(resnets), _family(unet, names)
-    )
+    return SiteMap(tuple(convs), tuple(blocks), tuple(norms), tuple(resnets), _family(unet, names))
 
 
 def canonical_names(unet: nn.Module) -> dict[str, str]:

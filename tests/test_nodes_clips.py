@@ -138,6 +138,4 @@ def test_the_text_under_the_node(node: Any, monkeypatch: pytest.MonkeyPatch) -> 
     progress = sys.modules[node.__module__].NodeProgress
     monkeypatch.setattr(progress, "say", lambda self, text: said.append(text))
     read(node, images=[sliding(5, 1)], prompt=[""])
-    assert said == [
-        "1 clip, 2 windows of 4 frames, stride 1, 64 x 48; 1 warning in the report"
-    ]
+    assert said == ["1 clip, 2 windows of 4 frames, stride 1, 64 x 48; 1 warning in the report"]

@@ -133,9 +133,7 @@ def test_more_steps_and_checkpointing_are_no_hindrance(
     cosine = fresh(host, clips, rate_schedule="cosine")
     cosine.advance()
     with pytest.raises(StateError, match="steps 8, this run asks for 20"):
-        restore(
-            fresh(host, clips, rate_schedule="cosine", steps=20), take_state(cosine, WHO), WHO
-        )
+        restore(fresh(host, clips, rate_schedule="cosine", steps=20), take_state(cosine, WHO), WHO)
 
 
 class Cancelled(BaseException):
