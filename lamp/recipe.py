@@ -72,10 +72,13 @@ class TrainConfig:
             ("ema", 0.0, 0.99999),
             ("min_snr", 0.0, 1e6),
             ("hold_out", 0, 1024),
+            ("seed", 0, 2**64 - 1),
         ):
             value = getattr(self, name)
             if not low <= value <= high:
                 raise LampError(f"{name} is {value}: choose a value from {low} to {high}.")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise LampError(f"betas are {self.betas}: choose two values from 0 to below 1.")
         for name, known in (
             ("rate_schedule", RATE_SCHEDULES),
             ("precision", tuple(PRECISIONS)),

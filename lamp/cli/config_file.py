@@ -21,6 +21,10 @@ Schema = Mapping[str, Mapping[str, Any]]
 """Table -> key -> what is wanted: str, int, float, bool, a Literal or the choices themselves, a
 `tuple[...]`, or one of these or None."""
 
+_LARGEST = 20_000
+"""Bytes. The parser's time grows with the square of a dotted key's length: 40 kB took 6 seconds."""
+_SHOWN = 100  # characters of a name or value in a message
+
 _HEADER = re.compile(r"\s*\[\s*([\w-]+)\s*\]")
 _KEY = re.compile(r"\s*([\w-]+(?:\s*\.\s*[\w-]+)*)\s*=")
 _NAMES = {
@@ -56,7 +60,7 @@ class ConfigFile:
 
     def where(self, table: str, key: str = "") -> str:
         """`train.toml, line 3: [data] folder`, to begin a sentence with."""
-        name = f"[{table}] {key}".strip()
+        name = f"[{table}] {key}".strip()[:_SHOWN]
         if (table, key) in self._changed:
             return f"--set {table}.{key}"
         line = self._lines.get((table, key))
@@ -73,9 +77,21 @@ class ConfigFile:
         return bool(self.tables[table].get(key))
 
     def file(self, table: str, key: str, default: str = "") -> Path:
-        """A path, relative to the folder of the file itself."""
-        value = Path(self.tables[table].get(key, default)).expanduser()
-        return value if value.is_absolute() else self.path.absolute().parent / value
+        """A path, relative to the folder of the file itself.
+
+        Raises:
+            LampError: it is no path, such as one in the home folder of nobody.
+        """
+        given = self.tables[table].get(key, default)
+        try:
+            path = self.path.absolute().parent / Path(given).expanduser()
+            path.exists()  # refuses names that are too long or hold a NUL
+        except (OSError, ValueError, RuntimeError) as error:
+            raise LampError(
+                f"{self.where(table, key)} is {_show(given)}, which is no path "
+                f"({str(error)[:_SHOWN]})."
+            ) from error
+        return path
 
     def _check_table(self, table: str, values: Any) -> None:
         if table in self._schema and isinstance(values, dict):
@@ -87,7 +103,7 @@ class ConfigFile:
             raise LampError(f"{at}: {_unknown(f'[{table}]', known, 'table')}")
         homes = [f"[{name}]" for name, keys in self._schema.items() if table in keys]
         hint = f"it belongs below {' or '.join(homes)}" if homes else "put it below its [table]"
-        raise LampError(f"{at}: '{table}' stands in no table: {hint}.")
+        raise LampError(f"{at}: '{table[:_SHOWN]}' stands in no table: {hint}.")
 
     def _put(self, table: str, key: str, value: Any) -> None:
         if key not in self._schema[table]:
@@ -125,6 +141,12 @@ class ConfigFile:
 
 def _read(path: Path) -> str:
     try:
+        size = path.stat().st_size
+        if size > _LARGEST:
+            raise LampError(
+                f"{path} has {size:,} bytes, the settings of a run take {_LARGEST:,} at most: give "
+                "the TOML file of the run."
+            )
         return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise LampError(f"There is no file {path}: give the TOML file of the run.") from None
@@ -137,9 +159,10 @@ def _read(path: Path) -> str:
 def _parse(path: Path, text: str) -> dict[str, Any]:
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # the parser lets some of its own out
         raise LampError(
-            f"{path.name} is no valid TOML ({error}): texts need quotes, one KEY = VALUE a line."
+            f"{path.name} is no valid TOML ({str(error)[:_SHOWN]}): texts need quotes, one "
+            "KEY = VALUE a line."
         ) from error
 
 
@@ -147,7 +170,7 @@ def _value(text: str) -> Any:
     """A value as TOML has it; what is none, such as a name without quotes, is a text."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
 
 
@@ -178,8 +201,10 @@ def _fit(value: Any, wanted: Any) -> Any:
             return None
         parts = tuple(_fit(part, kind) for part, kind in zip(value, each, strict=True))
         return None if None in parts else parts
-    if wanted is float and type(value) is int:
-        return float(value)
+    if wanted is float and type(value) in (int, float):
+        return float(value) if abs(value) <= sys.float_info.max else None
+    if type(value) is int and abs(value) >= 2**64:  # no setting, no seed has more bits
+        return None
     return value if type(value) is wanted else None
 
 
@@ -203,10 +228,13 @@ def _describe(wanted: Any) -> str:
 def _show(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
-    return f"'{value}'" if isinstance(value, str) else str(value)
+    try:
+        return f"'{value[:_SHOWN]}'" if isinstance(value, str) else str(value)[:_SHOWN]
+    except ValueError:  # thousands of digits, written in hexadecimal
+        return "a number of so many digits"
 
 
 def _unknown(name: str, known: list[str], what: str) -> str:
     close = difflib.get_close_matches(name, known, 1)
     hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}."
-    return f"there is no {what} {name}: {hint}"
+    return f"there is no {what} {name[:_SHOWN]}: {hint}"
