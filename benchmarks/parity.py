@@ -25,13 +25,14 @@ from lamp.errors import IncompatibleModelError
 from scripts.host import HostMissing, use_host
 
 from . import parity_cases, parity_pictures, parity_training, parity_units
-from .parity_fixtures import NOT_YET, Fixture, Measure, Unmeasured, find_fixtures
+from .parity_fixtures import Fixture, Measure, Unmeasured, find_fixtures
 from .parity_hosts import ComfyModel, DiffusersModel, Model
 
 HOSTS: dict[str, Callable[[Fixture], Model]] = {"diffusers": DiffusersModel, "comfy": ComfyModel}
 _ABOUT_MODELS = {
     "forward": parity_cases.forward,
     "sample": parity_cases.sample,
+    "inversion": parity_cases.inversion,
     "train": parity_training.training,
     "train_main": parity_training.training,
 }
@@ -114,8 +115,6 @@ def _about_model(models: _Models, fixture: Fixture) -> Iterator[Measure]:
 
 
 def _not_compared(fixture: Fixture) -> str | None:
-    if fixture.kind == NOT_YET:
-        return "not part of this version"
     if fixture.kind == "dataset":
         return "official clips are squeezed and cut otherwise, on purpose"
     return None if fixture.kind else "not a known kind of reference figures"

@@ -1,4 +1,4 @@
-"""The cases about whole models: forward passes and sampling."""
+"""The cases about whole models: forward passes, sampling, inversion and editing."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ FORWARD = 2e-5
 SAMPLING = 1e-4
 # One value of fp32 noise may come out in its last bits otherwise on another processor.
 SAME_NOISE = 1e-6
+EDITING_GUIDANCE = 12.5  # of the official scripts
 
 
 def forward(model: Model, fixture: Fixture) -> Iterator[Measure]:
@@ -98,24 +99,53 @@ def sample(model: Model, fixture: Fixture) -> Iterator[Measure]:
     """A whole sampling run: starting latents, the UNet's calls, every step, the result."""
     given, info = fixture.tensors, fixture.info
     videos, channels, frames, height, width = given["noise"].shape
-    first = given["first_frame_latents"][:, :, 0]
     if (seed := info.get("generator_seed")) is not None:
         drawn = draw_noise(frames, channels, height, width, seed, videos)
         error = of_scale(to_video(drawn, videos), given["noise"])
         yield Measure("noise of the seed", error, SAME_NOISE)
-    noise = to_frames(given["noise"])
-    started = to_video(with_first_frame(share_noise(noise, frames=frames), first), videos)
-    yield Measure("starting latents", of_scale(started, given["init_latents"]), SAME_NOISE)
-    steps = info.get("num_inference_steps", len(given["timesteps"]))
-    cond, uncond = expand(given["cond"], videos), expand(given["uncond"], videos)
-    run = model.sample(Job(noise, first, cond, uncond, steps, float(info["guidance"])))
-    yield from _compare_run(run, fixture, videos)
+    noise = share_noise(to_frames(given["noise"]), frames=frames)
+    job = _job(fixture, given, noise, float(info["guidance"]))
+    yield from _compare_run(model.sample(job), given, job)
 
 
-def _compare_run(run: Run, fixture: Fixture, videos: int) -> Iterator[Measure]:
+def inversion(model: Model, fixture: Fixture) -> Iterator[Measure]:
+    """All frames of a clip up to noise, and, where it is recorded, back with an edited frame 1."""
     given = fixture.tensors
-    visited = torch.tensor([call.timestep for call in run.calls])
-    yield Measure("timesteps", largest(visited, given["timesteps"].flatten()), 0.0)
+    video = given["video_latent"]
+    videos, steps = len(video), given["timesteps"].numel()
+    text = expand(given["uncond"], videos)
+    states, calls = model.invert(to_frames(video), text, steps)
+    visited = torch.tensor([call.timestep for call in reversed(calls)])
+    yield Measure("inversion timesteps", largest(visited, given["timesteps"].flatten()), 0.0)
+    recorded = given["all"].reshape(steps + 1, *video.shape)[1:]
+    yield _worst_state("inversion steps", states, recorded, videos)
+    last = to_video(states[-1], videos)
+    yield Measure("inverted", of_scale(last, given["last"]), SAMPLING)
+    if edit := fixture.prefixed("edit"):
+        # From the recorded noise, so that sampling is held to its own errors alone.
+        guidance = float(fixture.info.get("guidance", EDITING_GUIDANCE))
+        job = _job(fixture, edit, to_frames(given["last"]), guidance)
+        yield from _compare_run(model.sample(job), edit, job, "edit: ")
+
+
+def _job(fixture: Fixture, run: dict[str, Tensor], noise: Tensor, guidance: float) -> Job:
+    """The sampling run of which `run` holds the figures; the rest is the fixture's own."""
+    given, first = fixture.tensors, run["first_frame_latents"][:, :, 0]
+    steps = fixture.info.get("num_inference_steps", given["timesteps"].numel())
+    cond, uncond = (expand(given[name], len(first)) for name in ("cond", "uncond"))
+    return Job(noise, first, cond, uncond, steps, guidance)
+
+
+def _compare_run(
+    run: Run, given: dict[str, Tensor], job: Job, prefix: str = ""
+) -> Iterator[Measure]:
+    videos = len(job.first)
+    started = to_video(with_first_frame(job.noise, job.first), videos)
+    error = of_scale(started, given["init_latents"])
+    yield Measure(f"{prefix}starting latents", error, SAME_NOISE)
+    if "timesteps" in given:
+        visited = torch.tensor([call.timestep for call in run.calls])
+        yield Measure("timesteps", largest(visited, given["timesteps"].flatten()), 0.0)
     errors = {}
     for key in sorted(key for key in given if key.startswith("unet_")):
         call = run.calls[int(key.split(".")[1])]
@@ -124,12 +154,17 @@ def _compare_run(run: Run, fixture: Fixture, videos: int) -> Iterator[Measure]:
         errors[key] = of_scale(ours, given[key])
     if errors:
         yield worst_of("UNet calls", errors, SAMPLING)
-    expected = given["steps"].reshape(len(run.states), *given["noise"].shape)
+    expected = given["steps"].reshape(len(run.states), *given["final"].shape)
+    yield _worst_state(f"{prefix}steps", run.states, expected, videos)
+    final = to_video(run.final, videos)
+    yield Measure(f"{prefix}final", of_scale(final, given["final"]), SAMPLING)
+    kept = of_scale(final[:, :, :1], given["first_frame_latents"])
+    yield Measure(f"{prefix}frame 1 kept", kept, SAME_NOISE)
+
+
+def _worst_state(name: str, states: list[Tensor], recorded: Tensor, videos: int) -> Measure:
     errors = {
         f"step {i}": of_scale(to_video(ours, videos), theirs)
-        for i, (ours, theirs) in enumerate(zip(run.states, expected, strict=True))
+        for i, (ours, theirs) in enumerate(zip(states, recorded, strict=True))
     }
-    yield worst_of("steps", errors, SAMPLING)
-    yield Measure("final", of_scale(to_video(run.final, videos), given["final"]), SAMPLING)
-    kept = to_video(run.final, videos)[:, :, :1]
-    yield Measure("frame 1 kept", of_scale(kept, given["first_frame_latents"]), SAME_NOISE)
+    return worst_of(name, errors, SAMPLING)

@@ -17,7 +17,6 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 MODEL = "model"
-NOT_YET = "inversion"
 
 
 class Unmeasured(Exception):
@@ -75,7 +74,7 @@ class Fixture:
         if "conv_in.conv2d.weight" in self.keys:
             return MODEL
         for kind, sign in (
-            (NOT_YET, "video_latent"),
+            ("inversion", "video_latent"),
             ("train_main", "latents.0"),
             ("sample", "final"),
             ("train", "noisy_latents"),

@@ -16,7 +16,6 @@ from lamp.architecture import canonical_names, map_unet
 from lamp.checkpoint import MotionConfig, MotionFile, split_official
 from lamp.hosts import Host
 from lamp.motion import Motion
-from lamp.noise import share_noise
 
 from .parity_fixtures import Fixture
 
@@ -26,7 +25,7 @@ COND, UNCOND = 0, 1
 
 @dataclass(frozen=True)
 class Job:
-    """What the official sampler was given. `noise` is as drawn, not yet shared."""
+    """What the official sampler was given. `noise` is what it starts from, mixed where it is."""
 
     noise: Tensor
     first: Tensor
@@ -75,6 +74,10 @@ class Model(Protocol):
 
     def sample(self, job: Job) -> Run: ...
 
+    def invert(self, video: Tensor, text: Tensor, steps: int) -> tuple[list[Tensor], list[Call]]:
+        """The latents `(b f) c h w` after each step of DDIM inversion, and the UNet calls."""
+        ...
+
 
 class DiffusersModel:
     """In diffusers, sampled by `lamp.sampling`."""
@@ -96,14 +99,13 @@ class DiffusersModel:
     def sample(self, job: Job) -> Run:
         from lamp.sampling import sample
 
-        frames = len(job.noise) // len(job.first)
         states: list[Tensor] = []
         with watched(self.host.unet, [UNCOND, COND] if job.guided else [COND]) as calls:
             final = sample(
                 self.host,
                 self.motion(self.learned),
                 job.first,
-                share_noise(job.noise, frames=frames),
+                job.noise,
                 job.cond,
                 job.uncond,
                 steps=job.steps,
@@ -112,6 +114,17 @@ class DiffusersModel:
                 callback=lambda step, x: states.append(x.clone()),
             )
         return Run(states, final, calls)
+
+    def invert(self, video: Tensor, text: Tensor, steps: int) -> tuple[list[Tensor], list[Call]]:
+        from lamp.inversion import invert
+
+        states: list[Tensor] = []
+        motion = self.motion(self.learned)
+        with watched(self.host.unet, [COND]) as calls:
+            invert(
+                self.host, motion, video, text, steps=steps, callback=lambda _, x: states.append(x)
+            )
+        return states, calls
 
 
 class ComfyModel:
@@ -177,9 +190,37 @@ class ComfyModel:
                 sampler="euler",  # without noise of its own this is the DDIM step
                 scheduler=OFFICIAL_SCHEDULER,
                 schedule=schedule,
-                noise=share_noise(job.noise),
+                noise=job.noise,
             )
         return Run(schedule.states, latent_format.process_in(out["samples"]), calls)
+
+    def invert(self, video: Tensor, text: Tensor, steps: int) -> tuple[list[Tensor], list[Call]]:
+        """A latent of ComfyUI is one video: several run one after the other."""
+        runs = [
+            self._invert_one(frames, prompt, steps)
+            for frames, prompt in zip(video.chunk(len(text)), text.split(1), strict=True)
+        ]
+        states = zip(*(states for states, _ in runs), strict=True)
+        return [torch.cat(parts) for parts in states], runs[0][1]
+
+    @torch.inference_mode()
+    def _invert_one(
+        self, video: Tensor, prompt: Tensor, steps: int
+    ) -> tuple[list[Tensor], list[Call]]:
+        import comfy.utils
+
+        from lamp.hosts.comfy import BoundMotion, bind
+        from lamp.hosts.comfy_inversion import invert_video
+
+        comfy.utils.set_progress_bar_enabled(False)
+        model = bind(self.patcher, BoundMotion(self.motion(self.learned)))
+        states: list[Tensor] = []
+        latent = {"samples": self.patcher.model.latent_format.process_out(video)}
+        with watched(self.host.unet) as calls:
+            invert_video(
+                model, [[prompt, {}]], latent, steps=steps, on_step=lambda _, x: states.append(x)
+            )
+        return states, calls
 
 
 class _Recorded:

@@ -15,6 +15,8 @@ import lamp.layers
 from benchmarks.parity import main
 from benchmarks.parity_fixtures import Fixture, Measure, find_fixtures, to_frames, to_video
 from lamp.adain import AdaINSchedule
+from lamp.hosts import Host
+from lamp.inversion import invert
 from lamp.layout import FrameLayout
 from lamp.motion import Motion
 from lamp.noise import draw_noise, share_noise
@@ -128,6 +130,8 @@ def other_shape(tmp_path: Path) -> Path:
         "uncond": other,
     }
     write(tmp_path, "any_name", sampled, model=model, guidance=4, generator_seed=3)
+    edited = inverted_and_edited(host, motion, text, other, first)
+    write(tmp_path, "back", edited, model=model, guidance=4)
     batch = {
         "latents": to_video(torch.randn(10, 4, 16, 8, generator=draw), 2),
         "noise": to_video(torch.randn(10, 4, 16, 8, generator=draw), 2),
@@ -145,12 +149,50 @@ def other_shape(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def inverted_and_edited(
+    host: Host, motion: Motion, text: Tensor, other: Tensor, first: Tensor
+) -> dict[str, Tensor]:
+    """Two clips up to noise, and down again from another frame 1."""
+    frames = torch.randn(10, 4, 16, 8, generator=torch.Generator().manual_seed(1))
+    ups: list[Tensor] = [frames]
+    downs: list[Tensor] = []
+    cond, uncond = text.expand(2, -1, -1), other.expand(2, -1, -1)
+    keep = lambda _, x: ups.append(x)  # noqa: E731
+    last = invert(host, motion, frames, uncond, steps=4, callback=keep)
+    final = sample(
+        host,
+        motion,
+        first,
+        last,
+        cond,
+        uncond,
+        steps=4,
+        guidance=4.0,
+        schedule=AdaINSchedule("official"),
+        callback=lambda _, x: downs.append(to_video(x, 2)),
+    )
+    return {
+        "video_latent": to_video(frames, 2),
+        "uncond": other,
+        "cond": text,
+        "all": torch.cat([to_video(x, 2) for x in ups]),
+        "last": to_video(last, 2),
+        "timesteps": torch.tensor(ddim_timesteps(4)),
+        "edit.first_frame_latents": first[:, :, None],
+        "edit.init_latents": to_video(with_first_frame(last, first), 2),
+        "edit.steps": torch.cat(downs),
+        "edit.final": to_video(final, 2),
+    }
+
+
 @pytest.mark.parametrize("host", ["diffusers", "comfy"])
 def test_a_model_of_another_shape(capsys, comfy, other_shape: Path, host: str) -> None:
     status, lines = compare(capsys, other_shape, host)
     assert status == 0, lines
-    assert json.loads(lines[-1])["cases"] == 9
-    for group in ("final", "steps", "timesteps", "noise of the seed", "losses", "prediction"):
+    assert json.loads(lines[-1])["cases"] == 16
+    groups = ["final", "steps", "timesteps", "noise of the seed", "losses", "prediction"]
+    groups += ["inversion steps", "inverted", "edit: steps", "edit: final"]
+    for group in groups:
         assert any(f": {group} " in line for line in lines), group
 
 
@@ -197,12 +239,11 @@ def test_figures_without_their_model_are_not_counted(capsys, adain_only: Path) -
     assert json.loads(lines[-1])["cases"] == 7
 
 
-def test_later_work_and_unknown_files_are_not_counted(capsys, tmp_path: Path) -> None:
-    save_file({"video_latent": torch.zeros(1)}, tmp_path / "x_inversion_10.safetensors")
+def test_unknown_files_are_not_counted(capsys, tmp_path: Path) -> None:
     save_file({"surprise": torch.zeros(1)}, tmp_path / "y.safetensors")
     status, lines = compare(capsys, tmp_path, "diffusers")
     assert status == 1  # nothing was compared
-    assert "not part of this version" in lines[0]
+    assert "not a known kind of reference figures" in lines[0]
     assert json.loads(lines[-1]) == {"pass": False, "cases": 0, "worst": None}
 
 
