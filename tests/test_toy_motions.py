@@ -6,11 +6,13 @@ import functools
 import hashlib
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from benchmarks import motion as benchmark
 from lamp.errors import LampError
 from lamp.toy import base, cases, measures, motions, score, world
 
@@ -292,3 +294,49 @@ def test_of_two_objects_both_must_move(lost: int) -> None:
         assert result.nrmse == pytest.approx(1.0, abs=0.02) and abs(result.gain) < 0.02
         # the mean of a perfect and of a still object
         assert result.iou == pytest.approx((1.0 + result.worst) / 2, abs=0.03)
+
+
+# --- the benchmark ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "motion, which", [(motion, which) for motion, sets in benchmark.MARKS.items() for which in sets]
+)
+def test_marks_are_reached_by_the_truth_and_by_nothing_slow_or_still(
+    motion: str, which: str
+) -> None:
+    few = cases.evaluation_cases(11, which, motion, count=5)
+    marks = benchmark.MARKS[motion][which]
+    videos = {
+        "truth": [case.frames for case in few],
+        "half": [played(case, motion, 0.5) for case in few],
+        "still": [score.static_video(case) for case in few],
+    }
+    reached = {
+        name: benchmark.reaches(benchmark.measure(np.stack(made), few), marks)
+        for name, made in videos.items()
+    }
+    assert reached == {"truth": True, "half": False, "still": False}
+
+
+def test_several_runs_are_summed_up_by_motion() -> None:
+    def run(motion: str, seed: int, iou: float, passed: bool) -> dict[str, Any]:
+        row = dict.fromkeys(benchmark.COLUMNS, 0.5) | {"iou": iou}
+        figures = {which: {"tuned": row} for which in benchmark.SETS}
+        return {"motion": motion, "seed": seed, "figures": figures, "pass": passed}
+
+    results = [run("grow", 1, 0.7, True), run("grow", 2, 0.6, True), run("wave", 1, 0.4, False)]
+    args = benchmark.parse(["--motions", "grow,wave", "--alpha", "0.5"])
+    final = benchmark.summary(results, benchmark.chosen_recipes(args))
+    assert not final["pass"]
+    assert {kind: part["pass"] for kind, part in final["motions"].items()} == {
+        "grow": True,
+        "wave": False,
+    }
+    assert final["motions"]["grow"]["spread"]["hard"]["iou"] == [0.6, 0.7]
+    recipes = [part["recipe"] for part in final["motions"].values()]
+    assert [recipe["alpha"] for recipe in recipes] == [0.5, 0.5]
+    # what is not given on the command line stays the motion's own
+    assert recipes[0]["adain"] == benchmark.RECIPES["grow"].adain
+    assert benchmark.parse(["--motions", "all"]).motions == list(motions.MOTIONS)
+    assert list(benchmark.MARKS) == list(benchmark.RECIPES) == list(motions.MOTIONS)
