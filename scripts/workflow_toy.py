@@ -12,26 +12,29 @@ _TOY = """## Train and generate, without a download
 A toy model of the same architecture as Stable Diffusion 1.x comes with the pack. It draws \
 coloured objects at 32 x 32 pixels, in seconds on a CPU.
 
-1. Eight clips show different objects moving right.
+1. Eight clips show different objects with one motion: they move right.
 2. *LAMP Trainer* learns what they share.
 3. *LAMP Toy Object* gives the first frame of an object that no clip shows.
 4. The learned motion moves it. Left: how it ought to move. Right: generated.
 
 Try another **number** or **hard** in *LAMP Toy Object*: the motion is not trained again. Keep its \
 seed equal to the one of *LAMP Toy Clips*, or the object may be one of the clips'.
+
+Try another **motion**, too: the same in *LAMP Toy Clips* and *LAMP Toy Object*. For `grow` set \
+**adain** of *LAMP KSampler* to `off`, or the growing object fades.
 """
 
 # The settings of benchmarks/motion.py, which measures what they give.
 TOY_TRAINING: dict[str, Any] = {
     "recipe": "fast",
-    "steps": 300,
+    "steps": 200,
     "batch": 2,
     "precision": "fp32",
     "checkpointing": "off",
     "sample_every": 100,
     "sample_cfg": 1.0,
 }
-TOY_SAMPLING: dict[str, Any] = {"steps": 25, "cfg": 1.0, "adain": "paper"}
+TOY_SAMPLING: dict[str, Any] = {"steps": 20, "cfg": 1.0, "adain": "paper"}
 TOY_SIZE = {"width": 32, "height": 32, "frames": 8}
 
 
