@@ -62,12 +62,14 @@ def losses(folder: Path) -> list[float]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_two_processes_learn_as_one_with_twice_the_batch(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     shared = ("recipe.accumulate=2", "recipe.hold_out=1", "output.sample_every=3")
     with launched(config, *shared, "output.name=two") as process:
         told, error = process.communicate()
     assert process.returncode == 0, error
+    assert told.count("2 processes on cpu, 4 clips a step") == 1
     assert told.count("training 3 of 3") == told.count("the motion: ") == 1
     changes = (*shared, "recipe.batch=2", "output.name=one")
     assert main(["train", str(config), *(p for c in changes for p in ("--set", c))]) == DONE
@@ -86,6 +88,7 @@ def test_two_processes_learn_as_one_with_twice_the_batch(tmp_path: Path) -> None
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_stopping_one_process_stops_all_after_the_same_step(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     with launched(config, "recipe.steps=99999") as process:

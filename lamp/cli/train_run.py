@@ -48,6 +48,11 @@ def train(settings: RunSettings) -> None:
     done = False
     try:
         with open_terminal() if _is_main(peers) else Silence() as terminal, _warnings(terminal):
+            if peers is not None:
+                clips = settings.config.batch * settings.config.accumulate * peers.count
+                terminal.say(
+                    f"{peers.count} processes on {peers.device.type}, {clips} clips a step"
+                )
             _train(settings, terminal, stop, peers)
         done = True
     finally:
