@@ -83,7 +83,7 @@ def _eight_bit_adamw() -> Any:
         return AdamW8bit
     raise LampError(
         "The optimiser adamw8bit needs the package bitsandbytes or torchao, and neither is "
-        "installed: install one into ComfyUI's Python, or choose adamw."
+        "installed: install one into the Python that runs this, or choose adamw."
     )
 
 
