@@ -13,16 +13,21 @@ from .motion import Motion
 
 @contextlib.contextmanager
 def checkpointed(unet: nn.Module, motion: Motion) -> Iterator[None]:
-    """Recompute the residual and transformer blocks in the backward pass instead of keeping their
-    activations. Hooks cannot do that, so the blocks' `forward` is wrapped while the block lasts."""
+    """Recompute residual blocks and transformers in the backward pass instead of keeping their
+    activations. Hooks cannot do that, so their `forward` is wrapped while the block lasts.
+
+    A transformer is taken with its norm and projections: these hold more than its blocks do,
+    being sites of the motion.
+    """
     from torch.utils.checkpoint import checkpoint
 
     def wrap(forward: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
     sites = motion.sites
-    names = [*sites.resnets, *(block.module for block in sites.blocks)]
-    blocks = [unet.get_submodule(name) for name in names]
+    # Several blocks of one transformer name it once.
+    transformers = dict.fromkeys(block.module.rsplit(".", 2)[0] for block in sites.blocks)
+    blocks = [unet.get_submodule(name) for name in (*sites.resnets, *transformers)]
     try:
         for block in blocks:
             block.forward = wrap(block.forward)
