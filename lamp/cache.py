@@ -22,6 +22,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .tensor_header import check_header
+
 log = logging.getLogger("lamp")
 
 FORMAT = 1
@@ -215,8 +217,10 @@ def _decode(name: str, data: bytes) -> dict[str, Tensor] | None:
     from safetensors.torch import load
 
     try:
+        length = int.from_bytes(data[:8], "little")
+        check_header(data[8 : 8 + length], length)
         tensors = load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        header = json.loads(data[8 : 8 + length])
         about = header["__metadata__"]
         sound = about["lamp.cache"] == name and about["sha256"] == digest(tensors)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError):

@@ -7,9 +7,12 @@ modelspec 1.0.0, and whatever the writer adds (ComfyUI's `prompt` and `workflow`
 from __future__ import annotations
 
 import json
+import logging
+import math
 import os
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -20,6 +23,9 @@ from torch import Tensor
 from .architecture import SiteMap, describe_family
 from .errors import IncompatibleModelError, MotionFileError
 from .motion import GROUPNORM_MODES, Motion
+from .tensor_header import MAX_HEADER, check_file
+
+_log = logging.getLogger("lamp")
 
 FORMAT = 1
 _MODELSPEC_ARCHITECTURE = {
@@ -29,6 +35,9 @@ _MODELSPEC_ARCHITECTURE = {
 }
 # A motion for SD-XL has about 1.1 G parameters; nothing honest is larger than this.
 _MAX_BYTES = 8 * 2**30
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_MAX_CONFIG = 2**19  # characters; as JSON of empty lists it takes twenty times as many bytes
+_MAX_EXTRA = MAX_HEADER // 2
 
 
 @dataclass(frozen=True)
@@ -111,9 +120,9 @@ def save_motion(
     tensors = {name: _stored(name, tensor, dtype) for name, tensor in state.items()}
     metadata = {
         "lamp.format": str(FORMAT),
-        "lamp.config": json.dumps(asdict(config), ensure_ascii=False),
+        "lamp.config": _config_text(config),
         **_modelspec(config, title or path.stem, license_name, thumbnail),
-        **(extra or {}),
+        **_fitting(extra or {}),
     }
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -144,17 +153,38 @@ def load_motion_file(path: Path) -> MotionFile:
     if path.stat().st_size > _MAX_BYTES:
         raise MotionFileError(f"{path.name} is larger than any motion can be (8 GiB).")
     try:
+        check_file(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            config = _read_config(path.name, metadata)
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, UnicodeDecodeError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise MotionFileError(
-            f"{path.name} is no readable .safetensors file ({error}): download it again."
+            f"{path.name} is no readable .safetensors file ({str(error)[:200]}): download it again."
         ) from error
+    config = _read_config(path.name, metadata)
     for name, tensor in state.items():
         _check_tensor(path.name, name, tensor)
     return MotionFile(state, config, metadata, path.name)
+
+
+def _config_text(config: MotionConfig) -> str:
+    text = json.dumps(asdict(config), ensure_ascii=False)
+    if len(text) <= _MAX_CONFIG:
+        return text
+    _log.warning("The captions are too long to be kept in the motion file: they are left out.")
+    return json.dumps(asdict(replace(config, captions=[])), ensure_ascii=False)
+
+
+def _fitting(extra: Mapping[str, str]) -> dict[str, str]:
+    """Further entries while there is room: a motion is worth more than the graph that made it."""
+    kept, size = {}, 0
+    for name, text in sorted(extra.items(), key=lambda item: len(item[1])):
+        size += len(json.dumps(text))
+        if size > _MAX_EXTRA:
+            _log.warning("'%s' is too long for the motion file: it is left out.", name)
+            break
+        kept[name] = text
+    return kept
 
 
 def _read_config(file: str, metadata: Mapping[str, str]) -> MotionConfig:
@@ -164,13 +194,16 @@ def _read_config(file: str, metadata: Mapping[str, str]) -> MotionConfig:
             "motion modules of other tools go to their own loaders."
         )
     version = metadata["lamp.format"]
-    if not version.isdecimal() or int(version) > FORMAT:
+    if not re.fullmatch("[0-9]{1,9}", version) or int(version) > FORMAT:
         raise MotionFileError(
             f"{file} has motion format '{version[:20]}', this version reads up to {FORMAT}: "
             "update LAMP Motion."
         )
     try:
-        raw = json.loads(metadata["lamp.config"])
+        text = metadata["lamp.config"]
+        if len(text) > _MAX_CONFIG:
+            raise ValueError(f"it has {len(text):,} characters")
+        raw = json.loads(text)
         known = {f.name: raw[f.name] for f in fields(MotionConfig) if f.name in raw}
         return MotionConfig(**_typed(known))
     except (KeyError, TypeError, ValueError, RecursionError) as error:
@@ -189,15 +222,27 @@ def _typed(raw: dict[str, Any]) -> dict[str, Any]:
             raw[name] = float(value)
         elif type(value) is not wanted:
             raise TypeError(f"{name} is no {wanted.__name__}")
+        if wanted is str:
+            value.encode()  # half a character, which JSON can hold, could never be shown
+    for name in ("frames", "width", "height", "fps"):
+        if name in raw and not 0 < raw[name] <= 10**6:
+            raise ValueError(f"{name} is out of range")
+    if not math.isfinite(raw.get("learning_rate", 0.0)):
+        raise ValueError("learning_rate is no number")
     if any(type(caption) is not str for caption in raw.get("captions", [])):
         raise TypeError("captions holds something else than text")
+    "".join(raw.get("captions", [])).encode()
     return raw
 
 
 def _check_tensor(file: str, name: str, tensor: Tensor) -> None:
-    if not tensor.is_floating_point():
-        raise MotionFileError(f"{file}: tensor '{name[:100]}' holds {tensor.dtype}, not floats.")
-    if not torch.isfinite(tensor).all():
+    if tensor.dtype not in _DTYPES:
+        raise MotionFileError(
+            f"{file}: tensor '{name[:100]}' holds {tensor.dtype}, not floats of 16 bits or more: "
+            "download it again."
+        )
+    # Not isfinite, which takes twice a tensor's own memory.
+    if tensor.numel() and not all(math.isfinite(end) for end in torch.aminmax(tensor)):
         raise MotionFileError(
             f"{file}: tensor '{name[:100]}' holds NaN or infinite values: the training diverged; "
             "use an earlier file or train again with a lower learning rate."

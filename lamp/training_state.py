@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .errors import LampError
 from .optimizers import optimizer_state, restore_optimizer
+from .tensor_header import check_file
 from .training import Training
 
 FORMAT = 1
@@ -112,12 +113,15 @@ def read_state(path: Path) -> TrainingState:
     from safetensors import SafetensorError, safe_open
 
     try:
+        check_file(path)
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {})["lamp.state"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if facts["format"] != FORMAT:
             raise ValueError(f"its format is {facts['format']}, this version reads {FORMAT}")
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        if type(facts["step"]) is not int:
+            raise TypeError("its step is no number")
+    except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise StateError(
             f"{path.name} is no readable state of a training ({str(error)[:100]}): resume from "
             "another one."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -169,10 +169,46 @@ def test_a_folder_is_no_file(path: Path) -> None:
         load_motion_file(path)
 
 
-@pytest.mark.parametrize("version", ["2", "99", "one", "-1", ""])
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ({"dtype": "F32", "shape": [1] * 300_000, "data_offsets": [0, 4]}, "more than 8 dimen"),
+        ({"dtype": "F32", "shape": ["a"] * 130_000, "data_offsets": [0, 4]}, "120,000 texts"),
+        ({"dtype": "F32", "shape": [], "data_offsets": [0, 4], "x": [0] * 10**6}, "lists too much"),
+        (
+            {"dtype": "F32", "shape": [], "data_offsets": [0, 4], "x": "x" * 2**23},
+            "8,389,\\d+ bytes",
+        ),
+    ],
+)
+def test_a_header_that_no_honest_file_has_is_named(
+    path: Path, entry: dict[str, object], reason: str
+) -> None:
+    text = json.dumps({"__metadata__": header(), "conv_in.conv1d.bias": entry}).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(4))
+    with pytest.raises(MotionFileError, match=f"no readable .safetensors file .*{reason}"):
+        load_motion_file(path)
+
+
+def test_what_does_not_fit_into_the_header_is_left_out(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A motion that was learned for hours is written whatever hangs on it, and can be read."""
+    long = replace(CONFIG, captions=["x" * 600_000])
+    extra = {"workflow": "w" * 5 * 2**20, "prompt": "p" * 2**20}
+    save_motion(path, motion_state(), long, extra=extra)
+    file = check(path)
+    assert file.config == replace(CONFIG, captions=[])
+    assert "workflow" not in file.metadata and file.metadata["prompt"] == extra["prompt"]
+    assert len(caplog.records) == 2
+
+
+@pytest.mark.parametrize("version", ["2", "99", "one", "-1", "", "٣", "1" * 5000])
 def test_a_newer_format_is_named(path: Path, version: str) -> None:
     save_file(motion_state(), path, metadata=header() | {"lamp.format": version})
-    with pytest.raises(MotionFileError, match=f"motion format '{version}'.*update LAMP Motion"):
+    with pytest.raises(
+        MotionFileError, match=f"motion format '{version[:20]}'.*update LAMP Motion"
+    ):
         load_motion_file(path)
 
 
@@ -190,6 +226,13 @@ def test_a_newer_format_is_named(path: Path, version: str) -> None:
         '{"family": "sd1", "frames": "16"}',
         '{"family": "sd1", "captions": [1]}',
         '{"family": "sd1", "fps": true}',
+        '{"family": "sd1", "fps": NaN}',
+        '{"family": "sd1", "frames": 0}',
+        '{"family": "sd1", "width": -512}',
+        '{"family": "sd1", "learning_rate": Infinity}',
+        '{"family": "sd1", "prompt": "\\ud83d"}',
+        '{"family": "sd1", "captions": ["\\ud83d"]}',
+        '{"family": "sd1", "x": [' + "[]," * 200_000 + "[]]}",
         "[" * 100_000,
         '{"family": ' + "[" * 100_000,
     ],
@@ -228,7 +271,9 @@ def test_not_a_number_is_named(path: Path, value: float) -> None:
         load_motion_file(path)
 
 
-@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+@pytest.mark.parametrize(
+    "dtype", [torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn, torch.complex64]
+)
 def test_whole_numbers_are_named(path: Path, dtype: torch.dtype) -> None:
     state = motion_state()
     state["conv_in.conv_gate.bias"] = torch.ones(1, dtype=dtype)

@@ -1,0 +1,46 @@
+"""The header of a safetensors file, looked at before a library takes it apart.
+
+Files come from strangers. Read blindly, a header of 1 MB that lists a tensor's shape as `[1, 1, 1,
+...]` keeps a processor busy for minutes, and one of many short texts takes twenty times its size.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+MAX_HEADER = 8 * 2**20
+"""Bytes; most of it is the graph that made a motion. One for SD 1.x has about 100 kB of its own."""
+_MAX_TEXTS = 120_000  # five for a tensor; the whole state of a run for SD-XL has 60,000
+_MAX_STRUCTURE = 2 * 2**20  # bytes outside of texts
+_LONG_LIST = re.compile(rb"\[(?:[^][,]*,){8}")  # no tensor has more than 8 dimensions
+
+
+class HeaderError(ValueError):
+    """A header that no honest file has; what is wrong with it, without an end."""
+
+
+def check_file(path: Path) -> None:
+    """See that a file's header is one that can be read.
+
+    Raises:
+        HeaderError: it is too long, too dense, or has tensors of too many dimensions.
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        check_header(file.read(min(length, MAX_HEADER)), length)
+
+
+def check_header(header: bytes, length: int) -> None:
+    """See that a header, which gives itself a `length`, can be read. See `check_file`."""
+    if length > MAX_HEADER:
+        raise HeaderError(f"its header has {length:,} bytes, more than {MAX_HEADER:,}")
+    plain = header.replace(rb"\\", b"").replace(rb"\"", b"")
+    if plain.count(b'"') > 2 * _MAX_TEXTS:
+        raise HeaderError(f"its header has more than {_MAX_TEXTS:,} texts")
+    structure = b"".join(plain.split(b'"')[::2])
+    if len(structure) > _MAX_STRUCTURE:
+        raise HeaderError("its header lists too much")
+    if _LONG_LIST.search(structure):
+        raise HeaderError("a tensor in its header has more than 8 dimensions")
