@@ -9,6 +9,8 @@ from .errors import ClipError
 MOTION = "{motion}"
 """Stands in a caption for the motion prompt, in a motion prompt for the folder's name."""
 
+_LARGEST = 100_000  # bytes; text encoders read a few hundred
+
 _SIDES = re.compile(
     r"\b(left|right|leftwards?|rightwards?|clockwise|counter-?clockwise|anti-?clockwise)\b"
     r"|[左右]|顺时针|逆时针|順時針|逆時針",
@@ -75,6 +77,11 @@ def names_a_side(caption: str) -> bool:
 
 def _read(file: Path) -> str:
     try:
+        if (size := file.stat().st_size) > _LARGEST:
+            raise ClipError(
+                f"The caption file '{file.name}' has {size:,} bytes, a caption at most "
+                f"{_LARGEST:,}. Put the text that describes the clip there, or take it away."
+            )
         return " ".join(file.read_text(encoding="utf-8-sig").split())
     except UnicodeDecodeError as error:
         raise ClipError(

@@ -84,6 +84,12 @@ def test_folder_of_images(tmp_path):
     assert find_caption(folder).text == "a man walks"
 
 
+def test_a_file_that_is_no_caption_is_refused_by_its_size(clip):
+    clip.with_suffix(".txt").write_text("a " * 60_000)
+    with pytest.raises(ClipError, match="'.*txt' has 120,000 bytes, a caption at most 100,000"):
+        find_caption(clip, "it runs")
+
+
 def test_other_encodings_are_refused_by_name(clip):
     write(clip, "läuft".encode("latin-1"))
     with pytest.raises(ClipError, match="'clip.one.txt' is not UTF-8"):
