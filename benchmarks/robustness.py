@@ -1,0 +1,125 @@
+"""Does it stand bad files, long use and sudden death? Files of strangers, mixed runs, kill -9.
+
+    python -m benchmarks.robustness --files 10000 --runs 200 --kills 50
+
+- files: so many damaged files go to everything that reads files of strangers (the table in
+  benchmarks/robustness_loaders.py). Each has to be refused with a sentence of ours or loaded, in
+  5 seconds of computing and three times the file's size of memory, with nothing written,
+  started or unpickled. File number n of a loader depends on --seed alone.
+
+Prints what was tried, and last one line of JSON. Exit status 0 only if nothing else happened.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import json
+import logging
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+_STUCK = 60  # seconds on the clock for one file: busy machines are slow
+_WORKER = "benchmarks.robustness"
+
+
+def try_files(count: int, seed: int) -> dict[str, Any]:
+    """Damaged files for every loader, read in a process of their own that may die."""
+    from benchmarks.robustness_loaders import LOADERS
+
+    tried, results = 0, {}
+    for loader in LOADERS:
+        share = max(round(count * loader.share), 1)
+        counts: Counter[str] = Counter()
+        problems: list[str] = []
+        for number, outcome in enumerate(_outcomes(loader.name, share, seed)):
+            counts[outcome["became"]] += 1
+            problems += [f"file {number} ({outcome['damage']}): {p}" for p in outcome["problems"]]
+        tried += share
+        results[loader.name] = {"tried": share, **counts, "problems": problems}
+        print(
+            f"{loader.name:12} {share:6} tried, {counts['refused']:6} refused, "
+            f"{counts['loaded']:6} loaded, {len(problems)} problems", flush=True
+        )  # fmt: skip
+        for problem in problems[:20]:
+            print(f"    {problem}")
+    return {"tried": tried, "loaders": results,
+            "problems": sum(len(result["problems"]) for result in results.values())}  # fmt: skip
+
+
+def _outcomes(loader: str, count: int, seed: int) -> Iterator[dict[str, Any]]:
+    """One a file; a worker that died or hung is one more problem, and the next one goes on."""
+    done = 0
+    while done < count:
+        command = [sys.executable, "-m", _WORKER, "--worker", loader, "--seed", str(seed)]
+        command += ["--first", str(done), "--files", str(count)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
+            assert worker.stdout is not None
+            for line in worker.stdout:
+                yield json.loads(line)
+                done += 1
+        if worker.returncode:
+            problem = f"the process ended with status {worker.returncode}"
+            yield {"became": "crashed", "damage": "?", "problems": [problem]}
+            done += 1
+
+
+def work(name: str, first: int, count: int, seed: int) -> None:
+    """Print one line of JSON for each file from `first` to `count`."""
+    import torch
+
+    from benchmarks.robustness_loaders import LOADERS, Trial
+
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder) / "files"
+        place.mkdir()
+        os.chdir(folder)
+        trial = Trial(next(loader for loader in LOADERS if loader.name == name), place, seed)
+        _limit_memory()
+        for number in range(first, count):
+            faulthandler.dump_traceback_later(_STUCK, exit=True)
+            outcome, damage = trial.run(number)
+            became = "loaded" if outcome.loaded else "refused" if outcome.refusal else "failed"
+            line = {"became": became, "damage": damage, "problems": outcome.problems}
+            print(json.dumps(line), flush=True)
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _limit_memory() -> None:
+    """Let demands for gigabytes fail, even those that are never touched."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    pages = int(Path("/proc/self/statm").read_text().split()[0]) if os.name == "posix" else 0
+    limit = pages * os.sysconf("SC_PAGE_SIZE") + 2**30
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+
+
+def main() -> int:
+    """Run what is asked for; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--files", type=int, default=10_000, help="damaged files")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.worker:
+        work(args.worker, args.first, args.files, args.seed)
+        return 0
+    result = {"files": try_files(args.files, args.seed)}
+    problems = sum(part["problems"] for part in result.values())
+    print(json.dumps({"benchmark": "robustness", "seed": args.seed, **result}))
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

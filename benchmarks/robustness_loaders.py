@@ -1,0 +1,175 @@
+"""Everything that reads files of strangers: one line each in `LOADERS`."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+
+import torch
+
+from benchmarks.robustness_mutations import damaged_tensors, damaged_text
+from benchmarks.robustness_watch import Outcome, watch
+from lamp.architecture import BlockSite, ConvSite, SiteMap, map_unet
+from lamp.cache import TensorCache, entry_name
+from lamp.captions import find_caption
+from lamp.checkpoint import MotionConfig, load_motion_file, save_motion
+from lamp.cli.train_config import read_settings
+from lamp.describe import describe_motion
+from lamp.errors import LampError
+from lamp.motion import Motion
+from lamp.recipe import TrainConfig
+from lamp.training import Training
+from lamp.training_state import read_state, restore, take_state, write_state
+
+_BLOCK = "mid_block.attentions.0.transformer_blocks.0"
+_SITES = SiteMap(
+    (ConvSite("conv_in", "conv_in", 6),), (BlockSite(_BLOCK, _BLOCK, 8, 2),), (), (), "sd1"
+)
+_ENTRY = entry_name("prompt", "some text")
+_IDENTITY = {"base": "abc", "clips": "def"}
+_TOML = """\
+[base]
+path = "toy"
+
+[data]
+folder = "."
+prompt = "a horse runs"
+frames = 16
+width = 512
+height = 320
+fps = 8.0
+fit = "crop"
+bucket = false
+
+[recipe]
+preset = "paper"
+steps = 100
+learning_rate = 3e-5
+betas = [0.9, 0.999]
+precision = "auto"
+
+[output]
+name = "horses/run"
+folder = "output"
+save_every = 10
+resume = "none"
+"""
+
+
+@dataclass(frozen=True)
+class Loader:
+    """How a kind of file is made, damaged and read.
+
+    `share` of the files goes to it; `sound` makes a good file under the name `file`.
+    """
+
+    name: str
+    file: str
+    share: float
+    sound: Callable[[Path], object]
+    damage: Callable[[Random, bytes], tuple[bytes, str]]
+    load: Callable[[Path], object]
+
+
+class _NotKept(LampError):
+    """The cache would compute the entry anew."""
+
+
+def _write_motion(path: Path) -> None:
+    config = MotionConfig(family="sd1", prompt="a horse runs", captions=["one", "two"], steps=7)
+    state = Motion(_SITES).initialise(0).state_dict()
+    save_motion(path, state, config, extra={"prompt": json.dumps({"1": asdict(config)})})
+
+
+def _load_motion(path: Path) -> None:
+    """Read it, and put it into a model as the nodes do."""
+    file = load_motion_file(path)
+    file.check_against(_SITES)
+    Motion(_SITES).load_state_dict(file.state)
+
+
+def _inspect_motion(path: Path) -> None:
+    """Describe it in words that can be shown and sent."""
+    file = load_motion_file(path)
+    json.dumps([describe_motion(file), asdict(file.config), file.metadata]).encode()
+    describe_motion(file).encode()
+
+
+@functools.cache
+def _small_run() -> Training:
+    from tests.small_training import FRAMES, small_clips, small_host  # imports diffusers
+
+    host = small_host()
+    settings = TrainConfig(steps=3, frames=FRAMES, ema=0.9)
+    return Training(host, Motion(map_unet(host.unet)).initialise(0), small_clips(), settings)
+
+
+def _write_state(path: Path) -> None:
+    training = _small_run()
+    if not training.step:
+        training.advance()
+    write_state(path, take_state(training, _IDENTITY))
+
+
+def _resume(path: Path) -> None:
+    restore(_small_run(), read_state(path), _IDENTITY)
+
+
+def _refuse() -> dict[str, torch.Tensor]:
+    raise _NotKept("It is computed anew.")
+
+
+def _write_entry(path: Path) -> None:
+    TensorCache(path.parent).get(path.name, lambda: {"mean": torch.randn(4, 8)})
+
+
+def _read_entry(path: Path) -> None:
+    TensorCache(path.parent).get(path.name, _refuse)
+
+
+def _read_caption(path: Path) -> None:
+    find_caption(path.with_suffix(".mp4")).text.encode()
+
+
+def _read_toml(path: Path) -> None:
+    settings = read_settings(path, [])
+    if not (settings.folder / settings.name).resolve().is_relative_to(settings.folder.resolve()):
+        raise AssertionError(f"the name {settings.name} leads out of the folder")
+
+
+LOADERS = (
+    Loader("motion", "m.safetensors", 0.45, _write_motion, damaged_tensors, _load_motion),
+    Loader("inspect", "m.safetensors", 0.25, _write_motion, damaged_tensors, _inspect_motion),
+    Loader("state", "s.safetensors", 0.03, _write_state, damaged_tensors, read_state),
+    Loader("resume", "s.safetensors", 0.02, _write_state, damaged_tensors, _resume),
+    Loader("cache", _ENTRY, 0.1, _write_entry, damaged_tensors, _read_entry),
+    Loader("caption", "clip.txt", 0.05, lambda path: path.write_text("a horse, {motion}\n"),
+           damaged_text, _read_caption),
+    Loader("toml", "run.toml", 0.1, lambda path: path.write_text(_TOML), damaged_text, _read_toml),
+)  # fmt: skip
+
+
+class Trial:
+    """Bad files for one loader, in a folder of its own.
+
+    File number n is the same whatever was tried before it.
+    """
+
+    def __init__(self, loader: Loader, folder: Path, seed: int) -> None:
+        self._loader, self._seed = loader, seed
+        self._file = folder / loader.file
+        loader.sound(self._file)
+        self._sound = self._file.read_bytes()
+        for _ in range(2):  # the first time, modules are imported
+            loader.load(self._file)
+
+    def run(self, number: int) -> tuple[Outcome, str]:
+        """Try one bad file; what became of it, and what was wrong with it."""
+        random = Random(f"{self._seed} {self._loader.name} {number}")
+        data, damage = self._loader.damage(random, self._sound)
+        self._file.write_bytes(data)
+        return watch(self._file, self._loader.load), damage
