@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .architecture import describe_family
 from .checkpoint import MotionFile
+from .history import LICENSE_KEY, parents
 from .motion import TRAINED
 
 _LISTED_CAPTIONS = 8
@@ -23,8 +24,11 @@ def describe_motion(file: MotionFile) -> str:
         "Base model": config.base_model or "not recorded",
         "GroupNorm": config.groupnorm,
         "Parameters": _count(file),
-        "License": file.metadata.get("modelspec.license", "not recorded"),
+        "License": file.metadata.get(LICENSE_KEY, "not recorded"),
     }
+    if merged := parents(file.metadata):
+        facts["Merged from"] = merged
+        del facts["Training"]
     lines = [f"{name}: {fact}" for name, fact in facts.items()]
     if config.captions:
         lines.append(f"Captions ({len(config.captions)} clips):")

@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import clips, custom_sampling, generate, motion, recipe, toy, train
+from . import (
+    clips,
+    custom_sampling,
+    generate,
+    motion,
+    motion_files,
+    recipe,
+    toy,
+    train,
+)
 from .common import register_motion_folder
 
 # Before anything asks for a schema: the list of motions is one of its menus.
@@ -15,5 +24,14 @@ class LampExtension(ComfyExtension):
     """LAMP for ComfyUI."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        modules = (clips, train, recipe, motion, generate, custom_sampling, toy)
+        modules = (
+            clips,
+            train,
+            recipe,
+            motion,
+            motion_files,
+            generate,
+            custom_sampling,
+            toy,
+        )
         return [node for module in modules for node in module.NODES]

@@ -13,6 +13,7 @@ from comfy_api.latest import io
 from ..lamp.checkpoint import MotionFile, load_motion_file, save_motion
 from ..lamp.describe import describe_motion
 from ..lamp.errors import LampError
+from ..lamp.history import history
 from ..lamp.hosts.comfy import BoundMotion, bind, load_motion, unet_of
 from ..lamp.hosts.comfy_training import base_hash
 from ..lamp.images import thumbnail_uri
@@ -236,7 +237,7 @@ class SaveMotion(io.ComfyNode):
             thumbnail=known.get("modelspec.thumbnail", "")
             if thumbnail is None
             else thumbnail_uri(thumbnail),
-            extra=workflow_metadata(cls.hidden),
+            extra={**history(known), **workflow_metadata(cls.hidden)},
         )
         shown = f"models/{MOTION_FOLDER}/{path.relative_to(motion_root()).as_posix()}"
         _log.info("LAMP: saved %s", shown)

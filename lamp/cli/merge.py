@@ -1,0 +1,40 @@
+"""`python -m lamp merge`: two motions in one file."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+NAME = "merge"
+HELP = "make one motion of two, each with its weight"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See `Command.add_arguments`."""
+    parser.description = "Make one motion of two that were trained for the same kind of model."
+    parser.add_argument("first", metavar="FIRST", type=Path, help="a motion, NAME.safetensors")
+    parser.add_argument("second", metavar="SECOND", type=Path, help="another one")
+    parser.add_argument("out", metavar="OUT", type=Path, help="the file to write")
+    parser.add_argument(
+        "--weights",
+        metavar=("W1", "W2"),
+        nargs=2,
+        type=float,
+        default=(0.5, 0.5),
+        help="how strong each is in the result; 1 is as it was trained (default: 0.5 0.5)",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """See `Command.run`."""
+    from ..checkpoint import load_motion_file
+    from ..describe import describe_motion
+    from ..history import save_motion_file
+    from ..merge import merge_motions
+    from .output import new_file
+
+    out = new_file(args.out)
+    first, second = load_motion_file(args.first), load_motion_file(args.second)
+    save_motion_file(out, merge_motions(first, second, tuple(args.weights)))
+    sys.stdout.write(describe_motion(load_motion_file(out)) + "\n")
