@@ -60,8 +60,7 @@ def _outcomes(loader: str, count: int, seed: int) -> Iterator[dict[str, Any]]:
         command = [sys.executable, "-m", _WORKER, "--worker", loader, "--seed", str(seed)]
         command += ["--first", str(done), "--files", str(count)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as worker:
-            assert worker.stdout is not None
-            for line in worker.stdout:
+            for line in worker.stdout or ():
                 yield json.loads(line)
                 done += 1
         if worker.returncode:

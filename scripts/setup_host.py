@@ -115,8 +115,7 @@ def pip(*arguments: str) -> None:
         encoding="utf-8",
         errors="replace",
     ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
+        for line in process.stdout or ():
             lines.append(line.rstrip())
             size = re.match(r"\s*(?:Downloading|Using cached) (\S+) \(([\d.]+) ([MG])B\)", line)
             if size and (size[3] == "G" or float(size[2]) >= _LARGE_MIB):
