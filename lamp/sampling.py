@@ -12,6 +12,7 @@ from .hosts import Host
 from .layout import FrameLayout
 from .motion import Motion
 from .schedule import ddim_step, ddim_timesteps, next_alpha
+from .windows import Windows, in_windows
 
 StepCallback = Callable[[int, Tensor], None]
 
@@ -29,6 +30,7 @@ def sample(
     guidance: float = 12.5,
     schedule: AdaINSchedule,
     groupnorm: str = "pooled",
+    windows: Windows | None = None,
     callback: StepCallback | None = None,
 ) -> Tensor:
     """Predict frames 2..f of videos from their first frames.
@@ -37,6 +39,7 @@ def sample(
         first: `b c h w`, clean latents of frame 1.
         noise: `(b f) c h w`, already shared (paper eq. 6); frame 1's slot is replaced by `first`.
         cond, uncond: `b n d` text embeddings; `uncond` is not needed at guidance 1.
+        windows: show the model a long video in pieces; without, all frames at once.
         callback: called with the step's index and the latents after it, AdaIN included.
 
     Returns:
@@ -46,10 +49,16 @@ def sample(
     frames = noise.shape[0] // videos
     x = with_first_frame(noise, first)
     guided = uncond is not None and guidance != 1.0
-    layout = FrameLayout(frames, videos * (2 if guided else 1))
+    seen = frames if windows is None else min(windows.length, frames)
+    layout = FrameLayout(seen, videos * (2 if guided else 1))
     with motion.attached(host.unet, layout, groupnorm=groupnorm):
         for step, timestep in enumerate(ddim_timesteps(steps)):
-            eps = predict_guided(host, x, timestep, cond, uncond if guided else None, guidance)
+
+            def predict(rows: Tensor, x: Tensor = x, timestep: int = timestep) -> Tensor:
+                unguided = uncond if guided else None
+                return predict_guided(host, x[rows], timestep, cond, unguided, guidance)
+
+            eps = in_windows(predict, x, windows, frames)
             alpha = host.alphas_cumprod[timestep]
             stepped = ddim_step(x, eps, alpha, next_alpha(host.alphas_cumprod, timestep, steps))
             x = schedule.after_step(with_first_frame(stepped, first), step, steps, frames)

@@ -7,7 +7,9 @@ from comfy_api.latest import ComfyExtension, io
 from . import (
     clips,
     custom_sampling,
+    edit,
     generate,
+    longer,
     motion,
     motion_files,
     recipe,
@@ -32,6 +34,8 @@ class LampExtension(ComfyExtension):
             motion_files,
             generate,
             custom_sampling,
+            edit,
+            longer,
             toy,
         )
         return [node for module in modules for node in module.NODES]

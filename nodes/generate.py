@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from ..lamp.adain import AdaINSchedule
 from ..lamp.errors import LampError
 from ..lamp.histogram import match_histograms
-from ..lamp.hosts.comfy_noise import SharedNoise
+from ..lamp.hosts.comfy_noise import NOISE_LEVEL, SharedNoise
 from ..lamp.hosts.comfy_sampler import OFFICIAL_SCHEDULER, sample_video, scheduler_names
 from ..lamp.hosts.comfy_vae import encode_first_frame
 from ..lamp.images import LATENT_STRIDE, Fit, check_size, fit_images
@@ -176,13 +176,55 @@ class SharedNoiseLatents(io.ComfyNode):
         return io.NodeOutput({"samples": noise.generate_noise(latent)}, noise)
 
 
+def sampling_inputs() -> list[Any]:
+    """How a video is sampled: steps, guidance, sampler, noise levels, AdaIN."""
+    import comfy.samplers
+
+    return [
+        io.Int.Input(
+            "steps",
+            default=50,
+            min=1,
+            max=1000,
+            tooltip="The number of denoising steps; the paper takes 50.",
+        ),
+        io.Float.Input(
+            "cfg",
+            default=12.5,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            round=0.01,
+            tooltip="How closely the video follows the prompt; the official scripts use "
+            "12.5, few-step LoRAs need 1 to 2.",
+        ),
+        io.Combo.Input(
+            "sampler_name",
+            options=list(comfy.samplers.SAMPLER_NAMES),
+            default="ddim",
+            tooltip="The sampling algorithm; ddim is the paper's.",
+        ),
+        io.Combo.Input(
+            "scheduler",
+            options=scheduler_names(),
+            default=OFFICIAL_SCHEDULER,
+            tooltip="The noise levels of the steps; ddim (official) is the paper's.",
+        ),
+        io.Combo.Input(
+            "adain",
+            options=["paper", "official", "off"],
+            default="paper",
+            tooltip="How the frames' statistics are aligned between the steps: as the "
+            "paper writes, as the official code does, or not at all.",
+        ),
+    ]
+
+
 class LampKSampler(io.ComfyNode):
     """Sample a video by supplement alg. 1."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        import comfy.samplers
-
         return io.Schema(
             node_id="LAMP_KSampler",
             display_name="LAMP KSampler",
@@ -200,42 +242,7 @@ class LampKSampler(io.ComfyNode):
                 ),
                 io.Latent.Input("latent", tooltip="The LATENT of LAMP First-Frame Condition."),
                 seed_input(_SEED),
-                io.Int.Input(
-                    "steps",
-                    default=50,
-                    min=1,
-                    max=1000,
-                    tooltip="The number of denoising steps; the paper takes 50.",
-                ),
-                io.Float.Input(
-                    "cfg",
-                    default=12.5,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="How closely the video follows the prompt; the official scripts use "
-                    "12.5, few-step LoRAs need 1 to 2.",
-                ),
-                io.Combo.Input(
-                    "sampler_name",
-                    options=list(comfy.samplers.SAMPLER_NAMES),
-                    default="ddim",
-                    tooltip="The sampling algorithm; ddim is the paper's.",
-                ),
-                io.Combo.Input(
-                    "scheduler",
-                    options=scheduler_names(),
-                    default=OFFICIAL_SCHEDULER,
-                    tooltip="The noise levels of the steps; ddim (official) is the paper's.",
-                ),
-                io.Combo.Input(
-                    "adain",
-                    options=["paper", "official", "off"],
-                    default="paper",
-                    tooltip="How the frames' statistics are aligned between the steps: as the "
-                    "paper writes, as the official code does, or not at all.",
-                ),
+                *sampling_inputs(),
                 io.Float.Input(
                     "denoise",
                     default=1.0,
@@ -253,8 +260,8 @@ class LampKSampler(io.ComfyNode):
                 io.Latent.Input(
                     "noise",
                     optional=True,
-                    tooltip="Starting noise to use as it is, from Shared Noise Latents; it takes "
-                    "the place of the seed's noise.",
+                    tooltip="Starting noise to use as it is, from Shared Noise Latents or LAMP "
+                    "DDIM Inversion; it takes the place of the seed's noise.",
                 ),
             ],
             outputs=[
@@ -298,6 +305,7 @@ class LampKSampler(io.ComfyNode):
             schedule=adain_schedule or AdaINSchedule(adain),
             denoise=denoise,
             noise=None if noise is None else noise["samples"],
+            noise_level=None if noise is None else noise.get(NOISE_LEVEL),
         )
         return io.NodeOutput(video)
 

@@ -132,7 +132,8 @@ def _outer_sample(bound: BoundMotion) -> Callable[..., Tensor]:
         if executor.class_obj.model_options.get("context_handler") is not None:
             raise LampError(
                 "Context windows cut the video into pieces that do not contain frame 1, which "
-                "a LAMP motion needs: remove the Context Windows node from this MODEL."
+                "a LAMP motion needs: remove the Context Windows node from this MODEL and use "
+                "LAMP Anchored Windows."
             )
         if not getattr(noise, SHARED_NOISE, False):
             noise = share_noise(noise, bound.alpha)

@@ -11,6 +11,10 @@ from ..errors import LampError
 from ..noise import draw_noise, share_noise
 from .comfy import SHARED_NOISE
 
+# Beside a LATENT of noise that is not meant for the beginning: the level (sigma) it belongs to.
+NOISE_LEVEL = "lamp_noise_level"
+_LEVEL_MARGIN = 1.25  # neighbouring levels of the usual schedules lie closer
+
 
 @dataclass(frozen=True)
 class SharedNoise:
@@ -39,6 +43,18 @@ def shared_noise(latent: Tensor, seed: int, alpha: float) -> Tensor:
     return mark_shared(share_noise(draw_noise(frames, channels, height, width, seed), alpha))
 
 
+@dataclass(frozen=True)
+class GivenNoise:
+    """A NOISE of the host that is there already, taken as it is."""
+
+    noise: Tensor
+    seed: int = 0
+
+    def generate_noise(self, input_latent: dict[str, Any]) -> Tensor:
+        """The noise, for a LATENT of its shape."""
+        return given_noise(self.noise, input_latent["samples"])
+
+
 def mark_shared(noise: Tensor) -> Tensor:
     """A view of the noise that a bound MODEL takes as it is."""
     noise = noise.view_as(noise)
@@ -58,6 +74,20 @@ def given_noise(noise: Tensor, latent: Tensor) -> Tensor:
             "the noise from the same latent (Shared Noise Latents), with the same number of frames."
         )
     return mark_shared(noise)
+
+
+def check_level(level: float, sigmas: Tensor) -> None:
+    """See that sampling begins at the noise level that a noise was made for.
+
+    Raises:
+        LampError: it begins elsewhere.
+    """
+    if len(sigmas) and not 1 / _LEVEL_MARGIN < sigmas[0].item() / level < _LEVEL_MARGIN:
+        raise LampError(
+            f"The noise was inverted to the noise level {level:.2f}, but sampling begins at "
+            f"{sigmas[0].item():.2f}: connect the outputs steps and denoise of LAMP DDIM "
+            "Inversion, too, and leave the scheduler at ddim (official)."
+        )
 
 
 def describe_latent(latent: Tensor) -> str:

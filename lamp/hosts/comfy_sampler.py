@@ -16,7 +16,7 @@ from ..adain import AdaINSchedule
 from ..errors import LampError
 from ..schedule import TRAIN_TIMESTEPS, ddim_timesteps
 from .comfy import bound_motion, clean_first_frame
-from .comfy_noise import given_noise, shared_noise
+from .comfy_noise import check_level, given_noise, shared_noise
 
 _log = logging.getLogger(__name__)
 
@@ -82,12 +82,14 @@ def sample_video(
     schedule: AdaINSchedule,
     denoise: float = 1.0,
     noise: Tensor | None = None,
+    noise_level: float | None = None,
 ) -> dict[str, Any]:
     """Predict frames 2.. of a LATENT from its first frame (supplement alg. 1), with previews.
 
     Args:
         model: a MODEL with a motion.
         noise: starting noise, used as it is; without it the seed's, shared as the motion says.
+        noise_level: the level (sigma) at which sampling has to begin with that noise, if any.
 
     Raises:
         LampError: the model has no motion, or latent, noise and sampler do not fit.
@@ -103,6 +105,8 @@ def sample_video(
         frames = _only_first(frames)
     noise = shared_noise(frames, seed, alpha) if noise is None else given_noise(noise, frames)
     sigmas = make_sigmas(model, scheduler, steps, denoise, sampler)
+    if noise_level is not None:
+        check_level(noise_level, sigmas)
     samples = comfy.sample.sample_custom(
         model,
         noise,

@@ -1,0 +1,82 @@
+"""Anchored windows inside ComfyUI: the UNet sees a long video piece by piece, with any sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from ..windows import Windows, in_windows
+from .comfy import bound_motion
+
+_KEY = "lamp_windows"
+
+
+def with_windows(patcher: Any, windows: Windows) -> Any:
+    """Clone a MODEL with a motion and let it see a video in `windows`; they replace earlier ones.
+
+    The host's own context windows leave frame 1 out and cut prompts and hints by themselves. Here
+    everything is cut after the host has laid it out frame by frame, prompts and ControlNets too.
+
+    Raises:
+        LampError: the MODEL has no motion.
+    """
+    from comfy.patcher_extension import WrappersMP
+
+    bound_motion(patcher)
+    model = patcher.clone()
+    for kind, wrapper in (
+        (WrappersMP.PREPARE_SAMPLING, _prepare_sampling(windows)),
+        (WrappersMP.APPLY_MODEL, _apply_model(windows)),
+    ):
+        model.remove_wrappers_with_key(kind, _KEY)
+        model.add_wrapper_with_key(kind, _KEY, wrapper)
+    return model
+
+
+def _prepare_sampling(windows: Windows) -> Callable[..., Any]:
+    def prepare_sampling(
+        executor: Any, model: Any, noise_shape: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Ask for the memory of one window only."""
+        frames, *rest = noise_shape
+        return executor(model, [min(frames, windows.length), *rest], *args, **kwargs)
+
+    return prepare_sampling
+
+
+def _apply_model(windows: Windows) -> Callable[..., Tensor]:
+    def apply_model(
+        executor: Any,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Tensor | None = None,
+        c_crossattn: Tensor | None = None,
+        control: Any = None,
+        transformer_options: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        options = transformer_options or {}
+        frames = len(x) // len(options.get("cond_or_uncond", [0]))
+        given = (t, c_concat, c_crossattn, control)
+
+        def predict(rows: Tensor) -> Tensor:
+            cut = [_rows_of(value, rows, len(x)) for value in given]
+            more = {name: _rows_of(value, rows, len(x)) for name, value in kwargs.items()}
+            return executor(x[rows], *cut, options, **more)
+
+        return in_windows(predict, x, windows, frames)
+
+    return apply_model
+
+
+def _rows_of(value: Any, rows: Tensor, batch: int) -> Any:
+    """The rows of whatever goes along with each frame, however it is packed."""
+    if isinstance(value, Tensor):
+        return value[rows.to(value.device)] if value.ndim and len(value) == batch else value
+    if isinstance(value, dict):
+        return {name: _rows_of(part, rows, batch) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_rows_of(part, rows, batch) for part in value]
+    return value
