@@ -164,13 +164,13 @@ def test_only_shapes_whose_turn_can_be_seen_turn(shape: str) -> None:
     assert fits == (shape in kind.shapes)
 
 
-def test_two_objects_can_be_told_from_each_other_and_from_the_ground() -> None:
-    """Each alone on the ground: no pixel of it, nor of its edge, is taken for the other."""
+def test_two_objects_are_alike_and_each_is_measured_in_its_own_half() -> None:
     for case in unseen("two_objects", 12):
-        for one, other in (case.targets, case.targets[::-1]):
-            alone, _ = world.draw(one.scenes)
-            found = measures.object_mask(alone, other.colour, case.ground, (one.colour,))
-            assert not found.any()
+        one, other = case.targets
+        assert one.colour == other.colour and (one.scenes.shape == other.scenes.shape).all()
+        assert not (one.field & other.field).any() and (one.field | other.field).all()
+        for target in case.targets:
+            assert not (target.masks & ~target.field).any()
 
 
 def test_a_number_of_clips_that_leaves_nothing_unseen_is_refused() -> None:

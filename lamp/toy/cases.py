@@ -12,17 +12,14 @@ from .motions import MOTIONS, Objects, Part, perform
 from .shapes import SHAPES
 from .world import (
     FRAMES,
-    GROUND_COLOURS,
     OBJECT_COLOURS,
     SIZE,
     Array,
     Scenes,
     captions_of_two,
-    contrast_table,
     coverage,
     draw,
     draw_ground,
-    far_apart,
     sample_scenes,
 )
 
@@ -38,11 +35,12 @@ class Clips:
 
 @dataclass(frozen=True)
 class Target:
-    """The truth about one object: its colour, and its scene and mask in every frame."""
+    """The truth about one object: its colour, its scene and mask in every frame, and its field."""
 
     colour: tuple[int, int, int]
     scenes: Scenes  # f
     masks: NDArray[np.bool_]  # (f, h, w)
+    field: NDArray[np.bool_]  # (h, w), where it may be: of two objects each has its half
 
 
 @dataclass(frozen=True)
@@ -100,21 +98,11 @@ def split_pairs(seed: int, clips: int = 8, motion: str = "moves_right") -> Split
     return Split(np.array(seen), np.array(unseen).reshape(-1, 2), np.array(hard))
 
 
-def _start(
-    rng: np.random.Generator, motion: str, pairs: NDArray[np.int64], pool: NDArray[np.int64]
-) -> Objects:
-    """Upright objects where the motion begins: ``pairs``, and a second one out of ``pool``."""
-    first, *others = MOTIONS[motion].parts
-    one = _place(rng, sample_scenes(rng, len(pairs), pairs), first)
-    if not others:
-        return (one,)
-    (second,) = others
-    companion = pool[_companions(rng, pairs[:, 1], pool[:, 1])]
-    scores = rng.random((len(pairs), len(GROUND_COLOURS)))
-    ground = (scores + told_apart()[pairs[:, 1], companion[:, 1]]).argmax(axis=1)
-    one = replace(one, ground=ground)
-    other = _place(rng, replace(one, shape=companion[:, 0], colour=companion[:, 1]), second)
-    return one, other
+def _start(rng: np.random.Generator, motion: str, pairs: NDArray[np.int64]) -> Objects:
+    """Upright objects where the motion begins: ``pairs``. Of two parts each moves one of two that
+    look alike: the small base mixes up two that do not, whatever moves them."""
+    scenes = sample_scenes(rng, len(pairs), pairs)
+    return tuple(_place(rng, scenes, part) for part in MOTIONS[motion].parts)
 
 
 def _place(rng: np.random.Generator, scenes: Scenes, part: Part) -> Scenes:
@@ -126,34 +114,6 @@ def _place(rng: np.random.Generator, scenes: Scenes, part: Part) -> Scenes:
         radius=rng.uniform(*part.radius, size=count),
         angle=np.zeros(count),
     )
-
-
-def _companions(
-    rng: np.random.Generator, colours: NDArray[np.int64], pool: NDArray[np.int64]
-) -> NDArray[np.int64]:
-    """For each object the index of one in ``pool`` that can be told apart from it by colour."""
-    apart = told_apart().max(axis=-1)[colours][:, pool]
-    # Among the few colours of a small number of clips there may be none: then any other will do.
-    return (rng.random(apart.shape) + apart).argmax(axis=1)
-
-
-def told_apart() -> NDArray[np.bool_]:
-    """(object colours, object colours, grounds): which two can be measured beside each other.
-
-    All three contrast, and no blend of one object with the ground, as its edges show it, is nearest
-    to the other object's colour.
-    """
-    paints = np.array(list(OBJECT_COLOURS.values()), dtype=float)
-    grounds = np.array(list(GROUND_COLOURS.values()), dtype=float)
-    share = np.linspace(0.0, 1.0, 21)[:, None, None, None]
-    blends = share * paints[:, None] + (1.0 - share) * grounds  # (shares, colours, grounds, 3)
-    to_other = np.linalg.norm(blends[:, :, None] - paints[:, None], axis=-1)
-    to_own = np.linalg.norm(blends - paints[:, None], axis=-1)
-    to_ground = np.linalg.norm(blends - grounds, axis=-1)
-    clear = (to_other >= np.minimum(to_own, to_ground)[:, :, None]).all(axis=0)
-    seen = contrast_table()
-    apart = far_apart(OBJECT_COLOURS, OBJECT_COLOURS)[..., None] & seen[:, None] & seen[None]
-    return apart & clear & clear.swapaxes(0, 1)
 
 
 def _captions(objects: Objects) -> list[str]:
@@ -169,7 +129,7 @@ def training_clips(
     """
     rng = np.random.default_rng([seed, 103])
     pairs = split_pairs(seed, clips, motion).clips
-    objects = _start(rng, motion, pairs, pairs)
+    objects = _start(rng, motion, pairs)
     images, _ = draw(*perform(objects, motion, frames, rng.uniform(0.9, 1.1, size=clips)))
     images = images.reshape(clips, frames, SIZE, SIZE, 3)
     return Clips(images, _captions(objects), MOTIONS[motion].prompt)
@@ -193,14 +153,17 @@ def evaluation_cases(
         raise LampError(f"{clips} clips show every combination: make six or more, or take 'hard'.")
     rng = np.random.default_rng([seed, 107 if which == "combination" else 109])
     order = np.concatenate([rng.permutation(len(pairs)) for _ in range(-(-count // len(pairs)))])
-    objects = _start(rng, motion, pairs[order[:count]], pairs)
+    objects = _start(rng, motion, pairs[order[:count]])
     placed = perform(objects, motion, frames)
     images = draw(*placed)[0].reshape(count, frames, SIZE, SIZE, 3)
     grounds = draw_ground(objects[0])
     return [
         Case(
             frames=images[i],
-            targets=tuple(_target(scenes[i * frames : (i + 1) * frames]) for scenes in placed),
+            targets=tuple(
+                _target(scenes[i * frames : (i + 1) * frames], field)
+                for scenes, field in zip(placed, _fields(len(placed)), strict=True)
+            ),
             caption=text,
             kind=motion,
             ground=grounds[i],
@@ -209,6 +172,12 @@ def evaluation_cases(
     ]
 
 
-def _target(scenes: Scenes) -> Target:
+def _target(scenes: Scenes, field: NDArray[np.bool_]) -> Target:
     colour = list(OBJECT_COLOURS.values())[scenes.colour[0]]
-    return Target(colour, scenes, coverage(scenes) > 0.5)
+    return Target(colour, scenes, coverage(scenes) > 0.5, field)
+
+
+def _fields(objects: int) -> list[NDArray[np.bool_]]:
+    """For each object, from the top, its equal share of the picture's rows."""
+    owner = np.arange(SIZE) * objects // SIZE
+    return [np.repeat((owner == i)[:, None], SIZE, axis=1) for i in range(objects)]

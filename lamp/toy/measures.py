@@ -23,17 +23,14 @@ Masks = NDArray[np.bool_]
 ANGLE_STEPS = np.deg2rad([6.0, 1.0])  # a coarse search, then a fine one around its best
 
 
-def object_mask(
-    frames: NDArray[np.uint8], colour: Colour, ground: Array, others: tuple[Colour, ...] = ()
-) -> Masks:
-    """Pixels nearer to the object's colour than to the ground's or another object's, (..., h, w).
+def object_mask(frames: NDArray[np.uint8], colour: Colour, ground: Array) -> Masks:
+    """Pixels nearer to the object's colour than to the ground's, (..., h, w).
 
     ``ground`` is the true ground without objects, (h, w, 3), so a texture counts as ground. A
-    further colour (a smear, a foreign object) far from all is not the object.
+    further colour (a smear, a foreign object) far from both is not the object.
     """
     to_object, to_ground = _distance(frames, colour), _distance(frames, ground)
-    nearest = np.minimum.reduce([to_ground, *(_distance(frames, other) for other in others)])
-    return (to_object < nearest) & (to_object < 0.6 * _distance(ground, colour))
+    return (to_object < to_ground) & (to_object < 0.6 * _distance(ground, colour))
 
 
 def object_cover(frames: NDArray[np.uint8], colour: Colour, ground: Array) -> Array:

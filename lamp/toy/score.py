@@ -156,8 +156,7 @@ def score_clip(frames: NDArray[np.uint8], case: Case) -> Score:
         raise ValueError(f"frames {frames.shape} do not fit the case {case.frames.shape}")
     parts, outside = [], np.ones(frames.shape[:3], dtype=bool)
     for target in case.targets:
-        others = tuple(other.colour for other in case.targets if other is not target)
-        masks = object_mask(frames, target.colour, case.ground, others)
+        masks = object_mask(frames, target.colour, case.ground) & target.field
         parts.append(_score_object(frames, masks, case, target))
         outside &= ~(masks | target.masks)
     ground = ground_psnr(frames[1:], case.frames[1:], outside[1:])
