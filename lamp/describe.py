@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .architecture import describe_family
 from .checkpoint import MotionFile
-from .history import LICENSE_KEY, parents
+from .history import LICENSE_KEY, SOURCE_KEY, parents
 from .motion import TRAINED
 
 _LISTED_CAPTIONS = 8
@@ -28,6 +28,9 @@ def describe_motion(file: MotionFile) -> str:
     }
     if merged := parents(file.metadata):
         facts["Merged from"] = merged
+        del facts["Training"]
+    if source := file.metadata.get(SOURCE_KEY):
+        facts["Converted from"] = source
         del facts["Training"]
     lines = [f"{name}: {fact}" for name, fact in facts.items()]
     if config.captions:

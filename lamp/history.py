@@ -12,6 +12,8 @@ from .checkpoint import MotionFile, save_motion
 
 PARENTS_KEY = "lamp.parents"
 """Header entry of a merged motion: JSON, a list of `{"name", "weight", "prompt"}`."""
+SOURCE_KEY = "lamp.source"
+"""Header entry of a converted motion: what it was converted from, for people."""
 LICENSE_KEY = "modelspec.license"
 
 
@@ -30,7 +32,7 @@ def save_motion_file(path: Path, file: MotionFile, *, dtype: torch.dtype = torch
 
 def history(metadata: Mapping[str, str]) -> dict[str, str]:
     """The header entries to keep when a motion is saved again."""
-    return {key: metadata[key] for key in (PARENTS_KEY,) if key in metadata}
+    return {key: metadata[key] for key in (PARENTS_KEY, SOURCE_KEY) if key in metadata}
 
 
 def parents(metadata: Mapping[str, str]) -> str:

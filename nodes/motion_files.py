@@ -1,14 +1,20 @@
-"""Make a motion of other files: merge two."""
+"""Make a motion of other files: merge two, convert an official one."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import folder_paths
 from comfy_api.latest import io
 
 from ..lamp.checkpoint import MotionFile
+from ..lamp.convert import convert_official
+from ..lamp.errors import LampError
+from ..lamp.hosts.comfy import unet_of
+from ..lamp.hosts.comfy_training import base_hash
 from ..lamp.merge import merge_motions
-from .common import LampMotion, aliases, named_errors
+from .common import LampMotion, aliases, named_errors, upstream_name
 
 
 def _weight(name: str, which: str) -> Any:
@@ -62,4 +68,76 @@ class MergeMotions(io.ComfyNode):
         return io.NodeOutput(merge_motions(first, second, (first_weight, second_weight)))
 
 
-NODES: list[type[io.ComfyNode]] = [MergeMotions]
+def official_folders() -> dict[str, Path]:
+    """Folders of `models/diffusers` that hold a UNet, by name."""
+    found: dict[str, Path] = {}
+    for root in folder_paths.get_folder_paths("diffusers"):
+        for folder in sorted(Path(root).glob("*/unet")):
+            found.setdefault(folder.parent.name, folder.parent)
+    return found
+
+
+class ConvertOfficial(io.ComfyNode):
+    """An official LAMP checkpoint as a motion."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LAMP_ConvertOfficial",
+            display_name="Convert Official LAMP Checkpoint",
+            category="LAMP/motion",
+            description="Takes the motion out of a folder that the official LAMP training wrote. "
+            "The authors' weights are CC BY-NC 4.0: not for commercial use.",
+            inputs=[
+                io.Model.Input(
+                    "model",
+                    tooltip="The checkpoint that the motion was trained on, as it is, without "
+                    "LoRAs: Stable Diffusion 1.4 for the authors' motions.",
+                ),
+                io.Combo.Input(
+                    "folder",
+                    options=list(official_folders()),
+                    tooltip="A folder in models/diffusers with unet/diffusion_pytorch_model.bin "
+                    "(or .safetensors) of the official training in it.",
+                ),
+                io.String.Input(
+                    "prompt",
+                    default="",
+                    tooltip="The words that the motion was trained with, such as a horse runs; "
+                    "they are kept in the file.",
+                ),
+            ],
+            outputs=[
+                LampMotion.Output(
+                    "motion",
+                    display_name="motion",
+                    tooltip="The motion: save it with Save LAMP Motion, then load it.",
+                ),
+            ],
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
+            **aliases("import official checkpoint", "convert checkpoint"),
+        )
+
+    @classmethod
+    @named_errors("Convert Official LAMP Checkpoint")
+    def execute(cls, model: Any, folder: str, prompt: str = "") -> io.NodeOutput:
+        place = official_folders().get(folder)
+        if place is None:
+            raise LampError(
+                f"There is no folder '{folder[:100]}' with unet in it in models/diffusers: put the "
+                "official one there and press R to refresh the list."
+            )
+        unet = unet_of(model)
+        file = convert_official(
+            place,
+            unet,
+            base_model=upstream_name(cls.hidden.prompt, cls.hidden.unique_id, "model")
+            if cls.hidden
+            else "",
+            base_hash=base_hash(unet),
+            prompt=prompt.strip(),
+        )
+        return io.NodeOutput(file)
+
+
+NODES: list[type[io.ComfyNode]] = [MergeMotions, ConvertOfficial]

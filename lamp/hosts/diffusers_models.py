@@ -133,6 +133,32 @@ def load_image_model(path: str | Path, tokenizer: str | Path = "") -> ImageModel
     return model
 
 
+def load_unet(path: str | Path) -> tuple[str, nn.Module]:
+    """The UNet alone of what `load_image_model` takes, and the model's name.
+
+    Raises:
+        LampError: something is missing or cannot be read.
+        IncompatibleModelError: it is not SD 1.x.
+    """
+    from diffusers import UNet2DConditionModel
+
+    _be_quiet()
+    place = Path(path)
+    if str(path) == TOY:
+        return TOY, load_toy_base().unet
+    if place.is_dir():
+        _check_predicts_noise(place)
+        return place.name, _load_part(place, "unet", UNet2DConditionModel)
+    _check_is_safetensors(place)
+    file = read_ldm_file(place)
+    unet = UNet2DConditionModel.from_config(file.unet_config)
+    try:
+        unet.load_state_dict(file.unet, assign=True)
+    except RuntimeError as error:
+        raise _not_whole(place, error) from error
+    return place.name, unet
+
+
 def find_tokenizer(folder: str | Path = "") -> Path:
     """The folder of CLIP's vocabulary: the given one, else that of the ComfyUI beside.
 
@@ -168,11 +194,7 @@ def _load_file(path: Path, tokenizer: str | Path) -> ImageModel:
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel
 
-    if path.suffix != ".safetensors":
-        raise LampError(
-            f"{path.name} is no .safetensors file, and other formats can run code when they are "
-            "opened: get the checkpoint as .safetensors."
-        )
+    _check_is_safetensors(path)
     tokens = _clip_tokens(find_tokenizer(tokenizer))
     file = read_ldm_file(path)
     unet = UNet2DConditionModel.from_config(file.unet_config)
@@ -183,10 +205,22 @@ def _load_file(path: Path, tokenizer: str | Path) -> ImageModel:
         vae.load_state_dict(file.vae)
         load_text_weights(text_encoder, file.text)
     except (RuntimeError, ValueError) as error:
-        raise LampError(
-            f"{path.name} is no whole SD 1.x checkpoint ({str(error)[:300]}): give another one."
-        ) from error
+        raise _not_whole(path, error) from error
     return ImageModel(path.name, unet, vae, text_encoder, tokens)
+
+
+def _check_is_safetensors(path: Path) -> None:
+    if path.suffix != ".safetensors":
+        raise LampError(
+            f"{path.name} is no .safetensors file, and other formats can run code when they are "
+            "opened: get the checkpoint as .safetensors."
+        )
+
+
+def _not_whole(path: Path, error: Exception) -> LampError:
+    return LampError(
+        f"{path.name} is no whole SD 1.x checkpoint ({str(error)[:300]}): give another one."
+    )
 
 
 def _load_folder(path: Path, tokenizer: str | Path) -> ImageModel:

@@ -1,0 +1,57 @@
+"""`python -m lamp convert`: an official LAMP checkpoint as a motion file."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+NAME = "convert"
+HELP = "make a motion file of an official LAMP checkpoint"
+
+_PRECISIONS = ("fp16", "fp32")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """See `Command.add_arguments`."""
+    parser.description = """\
+Make a motion file of what the official LAMP training wrote: a diffusers folder with unet/ in it.
+The authors' code and weights are CC BY-NC 4.0, not for commercial use: the file says so."""
+    parser.add_argument("folder", metavar="FOLDER", type=Path, help="the official folder")
+    parser.add_argument("out", metavar="OUT", type=Path, help="the motion file to write")
+    parser.add_argument(
+        "--base",
+        required=True,
+        metavar="CHECKPOINT",
+        help="the image model that it was trained on, SD 1.4 for the authors' motions: a diffusers "
+        "folder or a .safetensors file",
+    )
+    parser.add_argument("--prompt", default="", help="the words of the motion, 'a horse runs'")
+    parser.add_argument(
+        "--precision",
+        choices=_PRECISIONS,
+        default="fp16",
+        help="of the file; fp32 keeps every bit of the official one (default: fp16)",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """See `Command.run`."""
+    import torch
+
+    from ..checkpoint import load_motion_file
+    from ..convert import convert_official
+    from ..describe import describe_motion
+    from ..history import save_motion_file
+    from ..hosts.comfy_training import base_hash
+    from ..hosts.diffusers_models import load_unet
+    from .output import new_file
+
+    out = new_file(args.out)
+    name, unet = load_unet(args.base)
+    file = convert_official(
+        args.folder, unet, base_model=name, base_hash=base_hash(unet), prompt=args.prompt
+    )
+    dtype = torch.float32 if args.precision == "fp32" else torch.float16
+    save_motion_file(out, file, dtype=dtype)
+    sys.stdout.write(describe_motion(load_motion_file(out)) + "\n")
