@@ -1,6 +1,6 @@
 """Write the bundled workflows: `python -m scripts.make_workflows`, after `make setup`.
 
-Each graph of workflow_graphs.py and workflow_toy.py becomes workflows/NAME.json, which the canvas
+Each graph of the modules workflow_*.py becomes workflows/NAME.json, which the canvas
 opens, and workflows/api/NAME.json, which POST /prompt takes. A real server tells what the nodes
 have.
 """
@@ -14,6 +14,7 @@ from typing import Any
 
 from scripts.comfy_server import ComfyServer
 from scripts.host import ROOT, HostMissing
+from scripts.workflow_edit import edit_video
 from scripts.workflow_format import Graph, ObjectInfo, api_prompt, canvas
 from scripts.workflow_graphs import animate_image, text_to_video, train_motion
 from scripts.workflow_toy import toy_train_and_generate
@@ -23,7 +24,13 @@ API = "api"  # the canvas' template browser does not look into sub-folders
 
 
 def all_graphs() -> list[Graph]:
-    return [text_to_video(), animate_image(), train_motion(), toy_train_and_generate()]
+    return [
+        text_to_video(),
+        animate_image(),
+        edit_video(),
+        train_motion(),
+        toy_train_and_generate(),
+    ]
 
 
 def workflow_files(infos: ObjectInfo) -> dict[str, str]:

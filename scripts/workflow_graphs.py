@@ -5,30 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 from scripts.workflow_format import Graph, Group, Node, Note, Out
-from scripts.workflow_parts import BLUE, GREEN, ORANGE, TEXT, decode, encode, read_me, sample, video
+from scripts.workflow_parts import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    SD1,
+    SDXL,
+    TEXT,
+    WIDE,
+    decode,
+    draw,
+    encode,
+    first_frame,
+    read_me,
+    sample,
+    sd1,
+    sdxl,
+    video,
+)
 
-SD1 = "v1-5-pruned-emaonly-fp16.safetensors"
-SDXL = "sd_xl_base_1.0.safetensors"
 MOTION = "horse_run_00001.safetensors"
-_HUB = "https://huggingface.co"
-_SD1_URL = f"{_HUB}/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/{SD1}"
-_SDXL_URL = f"{_HUB}/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/{SDXL}"
-
-WIDE = (400, 0)
-
-
-def _checkpoint(key: str, file: str, url: str, title: str) -> Node:
-    models = [{"name": file, "url": url, "directory": "checkpoints"}]
-    return Node(key, "CheckpointLoaderSimple", {"ckpt_name": file}, title, size=WIDE, models=models)
-
-
-def _sd1() -> Node:
-    return _checkpoint("sd1", SD1, _SD1_URL, "Checkpoint: SD 1.x, moves the picture")
-
-
-def _first_frame(image: Out) -> Node:
-    inputs = {"vae": Out("sd1", "VAE"), "image": image, "width": 512, "height": 320, "frames": 16}
-    return Node("condition", "LAMP_FirstFrameCondition", inputs)
 
 
 def _load_motion() -> Node:
@@ -51,11 +47,11 @@ def _animate_groups(image: Out, text: Any, hint: str) -> list[Group]:
             "Motion: SD 1.x and LAMP",
             GREEN,
             [
-                [_sd1(), _load_motion(), Note(hint, (400, 100))],
+                [sd1(), _load_motion(), Note(hint, (400, 100))],
                 [
                     encode("positive", text, clip, "What happens (with the motion's words)"),
                     encode("negative", "", clip, "Negative"),
-                    _first_frame(image),
+                    first_frame(image),
                 ],
                 [
                     sample(Out("motion", "model"), steps=50, cfg=12.5),
@@ -93,22 +89,12 @@ seeds in *LAMP KSampler*.
 def text_to_video() -> Graph:
     """SD-XL draws the first frame, LAMP moves it."""
     clip, prompt = Out("sdxl", "CLIP"), Out("prompt", "STRING")
-    drawn = {
-        "model": Out("sdxl", "MODEL"),
-        "positive": Out("xl_positive", "CONDITIONING"),
-        "negative": Out("xl_negative", "CONDITIONING"),
-        "latent_image": Out("canvas", "LATENT"),
-        "steps": 30,
-        "cfg": 7.0,
-        "sampler_name": "dpmpp_2m",
-        "scheduler": "karras",
-    }
     picture = Group(
         "First frame: SD-XL",
         BLUE,
         [
             [
-                _checkpoint("sdxl", SDXL, _SDXL_URL, "Checkpoint: SD-XL, draws the first frame"),
+                sdxl(),
                 Node(
                     "prompt",
                     "PrimitiveStringMultiline",
@@ -123,7 +109,7 @@ def text_to_video() -> Graph:
             ],
             [
                 Node("canvas", "EmptyLatentImage", {"width": 1280, "height": 800}),
-                Node("draw", "KSampler", drawn),
+                draw(Out("xl_positive", "CONDITIONING"), Out("xl_negative", "CONDITIONING")),
             ],
             [
                 decode("picture", Out("draw", "LATENT"), Out("sdxl", "VAE")),
@@ -251,7 +237,7 @@ def train_motion() -> Graph:
                     GREEN,
                     [
                         [
-                            _checkpoint("sd1", SD1, _SD1_URL, "Checkpoint: SD 1.x"),
+                            sd1("Checkpoint: SD 1.x"),
                             Node("trainer", "LAMP_Trainer", trainer, size=(400, 620)),
                         ],
                         [Note(_SETTINGS, (420, 720))],

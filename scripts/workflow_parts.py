@@ -8,6 +8,46 @@ from scripts.workflow_format import Group, Node, Note, Out
 
 BLUE, GREEN, ORANGE, GREY = "#3f789e", "#5a8a5a", "#b06634", "#888888"
 TEXT = (400, 140)
+WIDE = (400, 0)
+
+SD1 = "v1-5-pruned-emaonly-fp16.safetensors"
+SDXL = "sd_xl_base_1.0.safetensors"
+HUB = "https://huggingface.co"
+_SD1_URL = f"{HUB}/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/{SD1}"
+_SDXL_URL = f"{HUB}/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/{SDXL}"
+
+
+def _checkpoint(key: str, file: str, url: str, title: str) -> Node:
+    models = [{"name": file, "url": url, "directory": "checkpoints"}]
+    return Node(key, "CheckpointLoaderSimple", {"ckpt_name": file}, title, size=WIDE, models=models)
+
+
+def sd1(title: str = "Checkpoint: SD 1.x, moves the picture") -> Node:
+    return _checkpoint("sd1", SD1, _SD1_URL, title)
+
+
+def sdxl(title: str = "Checkpoint: SD-XL, draws the first frame") -> Node:
+    return _checkpoint("sdxl", SDXL, _SDXL_URL, title)
+
+
+def first_frame(image: Out) -> Node:
+    inputs = {"vae": Out("sd1", "VAE"), "image": image, "width": 512, "height": 320, "frames": 16}
+    return Node("condition", "LAMP_FirstFrameCondition", inputs)
+
+
+def draw(positive: Out, negative: Out) -> Node:
+    """SD-XL's sampler for a first frame."""
+    inputs = {
+        "model": Out("sdxl", "MODEL"),
+        "positive": positive,
+        "negative": negative,
+        "latent_image": Out("canvas", "LATENT"),
+        "steps": 30,
+        "cfg": 7.0,
+        "sampler_name": "dpmpp_2m",
+        "scheduler": "karras",
+    }
+    return Node("draw", "KSampler", inputs)
 
 
 def encode(key: str, text: Any, clip: Out, title: str) -> Node:
@@ -29,7 +69,7 @@ def decode(key: str, samples: Out, vae: Out) -> Node:
     return Node(key, "VAEDecode", {"samples": samples, "vae": vae})
 
 
-def video(images: Out, fps: float, prefix: str) -> list[Node]:
+def video(images: Out, fps: float | Out, prefix: str) -> list[Node]:
     """Create Video and Save Video."""
     saved = {"video": Out("video", "VIDEO"), "filename_prefix": prefix}
     return [

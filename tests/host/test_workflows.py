@@ -27,6 +27,8 @@ USER_FILES = {
     ("LAMP_LoadMotion", "motion_name"),
     ("LAMP_TrainingClips", "folder"),
     ("LoadImage", "image"),
+    ("LoadVideo", "file"),
+    ("ControlNetLoader", "control_net_name"),
 }
 
 
