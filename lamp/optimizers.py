@@ -58,6 +58,16 @@ def make_optimizer(motion: Motion, config: TrainConfig) -> torch.optim.Optimizer
     return optimizer
 
 
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """The learning rate of the next step, which each group takes times its `factor`."""
+    for group in optimizer.param_groups:
+        own = rate * group["factor"]
+        if isinstance(group["lr"], Tensor):  # torchao's compiled step reads it from there
+            group["lr"].fill_(own)
+        else:
+            group["lr"] = own
+
+
 def rate_factor(name: str, parameter: Tensor, config: TrainConfig) -> float:
     """Factor on the learning rate of one learned tensor, by its canonical name and its width."""
     if ".attn_temp." in name:

@@ -20,7 +20,7 @@ from .hosts import Host
 from .latents import LatentClips
 from .layout import FrameLayout
 from .motion import Motion
-from .optimizers import Alone, Average, Peers, apply_gradients, make_optimizer
+from .optimizers import Alone, Average, Peers, apply_gradients, make_optimizer, set_rate
 from .recipe import PRECISIONS, TrainConfig, learning_rate_factor
 from .sampling import with_first_frame
 from .schedule import TRAIN_TIMESTEPS, add_noise
@@ -149,8 +149,7 @@ class Training:
         if not self._started[0]:
             self._started = (time.perf_counter(), self.step)
         rate = self.config.learning_rate * learning_rate_factor(self.step, self.config)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["factor"]
+        set_rate(self.optimizer, rate)
         loss = self._gradients(rate)
         self.updating = True  # from here to the end of the step the parameters are no whole state
         apply_gradients(self.optimizer, self.trained, self.config.clip_norm, self.scaler)

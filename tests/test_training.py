@@ -15,7 +15,7 @@ from lamp.hosts.diffusers import DiffusersHost
 from lamp.latents import SCALE, LatentClips, Posterior, cache_latents
 from lamp.layout import FrameLayout
 from lamp.motion import Motion
-from lamp.optimizers import make_optimizer, optimizer_step, rate_factor
+from lamp.optimizers import make_optimizer, optimizer_step, rate_factor, set_rate
 from lamp.recipe import TrainConfig, learning_rate_factor, preset
 from lamp.schedule import scaled_linear_alphas
 from lamp.training import StepReport, Training, noise_later_frames, predict_loss, train
@@ -201,6 +201,19 @@ def test_clipping_joins_all_gradients() -> None:
     norm = optimizer_step(3 * parameters[0] + 4 * parameters[1], optimizer, parameters, 1.0)
     assert norm.item() == pytest.approx(5.0)
     assert [p.item() for p in parameters] == pytest.approx([-0.6, -0.8], rel=1e-4)
+
+
+@pytest.mark.parametrize("kept", [0.1, torch.tensor(0.1)], ids=["number", "tensor"])
+def test_a_rate_is_set_as_the_optimiser_keeps_it(kept: float | Tensor) -> None:
+    """torchao's optimisers refuse a number where they keep a tensor."""
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    group = {"params": [parameter], "factor": 0.5, "lr": kept}
+    optimizer = torch.optim.SGD([group], foreach=False)
+    set_rate(optimizer, 0.4)
+    (parameter * 1).sum().backward()
+    optimizer.step()
+    assert parameter.item() == pytest.approx(-0.2)
+    assert isinstance(optimizer.param_groups[0]["lr"], type(kept))
 
 
 def test_posteriors_are_sampled_not_taken_at_their_mode() -> None:
