@@ -139,6 +139,8 @@ def restore(training: Training, state: TrainingState, identity: dict[str, str]) 
     try:
         _refuse_changes(training, state, identity)
         _restore(training, state)
+    except StateError:
+        raise
     except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise StateError(
             f"The state of step {state.facts.get('step')} does not fit this training "
