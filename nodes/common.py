@@ -16,6 +16,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..lamp.errors import LampError
+from ..lamp.names import is_plain_name
 
 _log = logging.getLogger(__name__)
 _P = ParamSpec("_P")
@@ -102,11 +103,11 @@ def motion_folder(name: str) -> Path:
     """
     name = name.strip().replace("\\", "/").removesuffix(".safetensors")
     root = motion_root()
-    inside = Path(os.path.abspath(root / name)).is_relative_to(root)
-    if not inside or name.endswith(("/", "..")) or not name.strip("./") or set(name) & set(":\0"):
+    if not is_plain_name(name):
         raise LampError(
             f"'{name[:100]}' names no file below models/{MOTION_FOLDER}: use a name such as "
-            "LAMP/motion, without '..', ':' or a leading '/'."
+            "LAMP/motion, without '..', a leading '/', a mark such as ':' or '?', or a dot at the "
+            "end."
         )
     try:
         folder, stem, *_ = folder_paths.get_save_image_path(name, str(root))

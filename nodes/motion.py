@@ -11,6 +11,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..lamp.checkpoint import MotionFile, load_motion_file, save_motion
+from ..lamp.compress import ENERGY
 from ..lamp.describe import describe_motion
 from ..lamp.errors import LampError
 from ..lamp.history import history
@@ -167,11 +168,14 @@ def _warn_of_another_base(model: Any, file: MotionFile) -> None:
 
 
 def _motion_path(name: str) -> Path:
-    path = folder_paths.get_full_path(MOTION_FOLDER, name)
+    try:
+        path = folder_paths.get_full_path(MOTION_FOLDER, name)
+    except (OSError, ValueError):  # another drive of Windows, a NUL, a name that is too long
+        path = None
     if path is None:
         raise LampError(
-            f"There is no motion file '{name}' in models/{MOTION_FOLDER}: put it there and press R "
-            "to refresh the list."
+            f"There is no motion file '{name[:100]}' in models/{MOTION_FOLDER}: put it there and "
+            "press R to refresh the list."
         )
     return Path(path)
 
@@ -207,6 +211,25 @@ class SaveMotion(io.ComfyNode):
                     tooltip="A picture that model browsers show for the file, made small; of "
                     "several images the first one.",
                 ),
+                io.Combo.Input(
+                    "compact",
+                    options=["off", "on"],
+                    default="off",
+                    optional=True,
+                    tooltip="on writes about a tenth of the full file, for sharing: it samples as "
+                    "fast, a little is left out. Keep the full one for merging.",
+                ),
+                io.Float.Input(
+                    "energy",
+                    default=ENERGY,
+                    min=0.1,
+                    max=0.99,
+                    step=0.01,
+                    optional=True,
+                    tooltip="How much of each tensor a compact file keeps, as the share of its "
+                    "squared size: more makes a larger file.",
+                    **advanced(io.Float.Input),
+                ),
             ],
             outputs=[
                 io.String.Output(
@@ -226,6 +249,8 @@ class SaveMotion(io.ComfyNode):
         filename_prefix: str,
         license: str = "",
         thumbnail: Any = None,
+        compact: str = "off",
+        energy: float = ENERGY,
     ) -> io.NodeOutput:
         known = motion.metadata
         path = motion_folder(filename_prefix)
@@ -233,6 +258,7 @@ class SaveMotion(io.ComfyNode):
             path.with_name(f"{path.name}.safetensors"),
             motion.state,
             motion.config,
+            energy=energy if compact == "on" else 1.0,
             license_name=license.strip() or known.get("modelspec.license", ""),
             thumbnail=known.get("modelspec.thumbnail", "")
             if thumbnail is None

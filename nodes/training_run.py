@@ -62,9 +62,12 @@ def find_place(name: str, resume: str) -> Place:
             return _new_place(fresh)
         path, state = found
     else:
+        # Of the list alone: not every version of the host checks what comes over its API.
+        if resume not in resume_choices():
+            raise LampError(
+                f"The state '{resume[:100]}' is gone: refresh the list and choose another."
+            )
         path = runs_root() / resume
-        if not path.is_file():
-            raise LampError(f"The state '{resume}' is gone: refresh the list and choose another.")
         state = read_state(path)
     relative = path.parent.relative_to(runs_root())
     return Place(path.parent, motion_root() / relative, state)

@@ -168,6 +168,7 @@ def test_paths_start_at_the_files_own_folder(
         ("[recipe]\ngroupnorm = 'x'", r"groupnorm must be 'pooled' or 'frame'"),
         ("[output]\nkeep = 0", r"line 6: \[output\] keep is 0: choose 1 or more"),
         ("[output]\nname = '../x'", r"\[output\] name is '\.\./x': use a name such as"),
+        ("[output]\nname = 'con.x'", r"\[output\] name is 'con\.x': use a name such as"),
         ("[output]\nresume = 'gone'", r"\[output\] resume is '.*gone', and there is no such file"),
         ("fps = nan", r"fps must be a number, not nan\."),
         ("fps = 1e999", r"fps must be a number, not inf\."),

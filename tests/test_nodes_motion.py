@@ -219,6 +219,8 @@ def test_files_that_are_no_motion_are_refused(
     check = node_classes["LAMP_LoadMotion"].validate_inputs
     assert "no motion file 'm.safetensors'" in check(motion_name="m.safetensors")
     assert check(motion_name=None) is True  # it comes over a link
+    for name in ("../../secret.safetensors", "a\0b", "x" * 5000, "C:\\x", "\\\\host\\x"):
+        assert "no motion file" in check(motion_name=name)
     path.write_bytes(b"not a safetensors file at all")
     refused(node_classes, plain, "m.safetensors is no readable .safetensors file")
     save_file({"lora_up.weight": torch.zeros(2)}, path)

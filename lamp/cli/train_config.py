@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_type_hints
 from ..clip_settings import ClipSettings
 from ..errors import LampError
 from ..motion import GROUPNORM_MODES
+from ..names import is_plain_name
 from ..recipe import OPTIMIZERS, PRECISIONS, PRESETS, RATE_SCHEDULES, TrainConfig, preset
 from ..session import Upkeep
 from .config_file import ConfigFile
@@ -125,11 +126,11 @@ def _existing(file: ConfigFile, table: str, key: str) -> Path:
 def _name(file: ConfigFile) -> str:
     """A name below the output folder; its parts may be folders."""
     name: str = file.tables["output"].get("name", "motion")
-    parts = name.split("/")
-    if any(not part.strip(". ") or set(part) & set(":\\\0") for part in parts):
+    if not is_plain_name(name):
         raise LampError(
             f"{file.where('output', 'name')} is '{name[:100]}': use a name such as 'horse' or "
-            "'horses/run', without '..', ':' or a leading '/'."
+            "'horses/run', without '..', a leading '/', a mark such as ':' or '?', or a dot at the "
+            "end."
         )
     return name
 
