@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("lamp")
 
+MAX_PIXELS = 2**26
+"""Of a frame: twice 8K. A file of a few bytes can claim any size, and would be given the memory."""
+_LIMITS = {"max_pixels": str(MAX_PIXELS)}
 IMAGE_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
@@ -178,6 +181,7 @@ def _video_stream(container: Any, clip: Readable) -> av.VideoStream:
         raise ClipError(f"'{clip.name}' has no picture, only sound. Leave it out.")
     stream = container.streams.video[0]
     stream.thread_type = "AUTO"
+    stream.codec_context.options = _LIMITS
     return stream
 
 
@@ -188,7 +192,9 @@ def _decoder(stream: av.VideoStream) -> Any:
     if stream.metadata.get("alpha_mode") == "1" and stream.codec_context.name in ("vp8", "vp9"):
         name = "libvpx" if stream.codec_context.name == "vp8" else "libvpx-vp9"
         with contextlib.suppress(ValueError):  # not every build of FFmpeg has them
-            return av.CodecContext.create(name, "r")
+            decoder = av.CodecContext.create(name, "r")
+            decoder.options = _LIMITS
+            return decoder
     return stream.codec_context
 
 
@@ -277,6 +283,7 @@ def _picture_frames(clip: Readable) -> Generator[SourceFrame, None, None]:
     from PIL import Image, ImageSequence
 
     with open_clip(clip) as file, Image.open(file) as picture:
+        _check_size(picture)
         time = 0.0
         for frame in ImageSequence.Iterator(picture):
             pixels = _image_pixels(frame)  # now: the next step overwrites the picture
@@ -299,7 +306,14 @@ def _file_pixels(file: Path) -> Tensor:
     from PIL import Image, ImageOps
 
     with reading(file, f"{file.parent.name}/{file.name}"), Image.open(file) as image:
+        _check_size(image)
         return _image_pixels(ImageOps.exif_transpose(image))
+
+
+def _check_size(image: Image.Image) -> None:
+    """Before its pixels are decoded."""
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"{image.width} x {image.height} is larger than twice 8K")
 
 
 def _image_pixels(image: Image.Image) -> Tensor:

@@ -52,7 +52,11 @@ def list_clips(folder: str | Path) -> list[Path]:
     root = Path(folder)
     if not root.is_dir():
         raise ClipError(f"There is no folder '{folder}'. Give the folder that holds the clips.")
-    clips = [path for path in root.iterdir() if not path.name.startswith(".") and _is_clip(path)]
+    try:
+        paths = list(root.iterdir())
+    except OSError as error:
+        raise ClipError(f"The folder '{folder}' cannot be read ({error.strerror}).") from error
+    clips = [path for path in paths if not path.name.startswith(".") and _is_clip(path)]
     if not clips:
         endings = " ".join(VIDEO_ENDINGS)
         raise ClipError(
@@ -151,7 +155,11 @@ def resample(frames: Iterator[SourceFrame], fps: float) -> Iterator[SourceFrame]
 
 def _is_clip(path: Path) -> bool:
     if path.is_dir():
-        return bool(image_files(path))
+        with reading(path):
+            return bool(image_files(path))
+    # Nobody would ever write into a pipe; a link to nothing is named when it is read.
+    if path.exists() and not path.is_file():
+        return False
     ending = path.suffix.lower()
     return ending in VIDEO_ENDINGS and (ending != ".webp" or _is_animated(path))
 

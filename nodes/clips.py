@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -164,8 +166,13 @@ class TrainingClips(io.ComfyNode):
         path = clip_folders().get(folder[0])
         if path is None:
             return folder[0]
-        files = sorted(p for p in path.rglob("*") if p.is_file())
-        return ";".join(f"{p.name}:{p.stat().st_mtime_ns}:{p.stat().st_size}" for p in files)
+        seen = []
+        for file in sorted(path.rglob("*")):
+            with contextlib.suppress(OSError):  # gone meanwhile, or a link to nothing
+                about = file.stat()
+                if stat.S_ISREG(about.st_mode):
+                    seen.append(f"{file.name}:{about.st_mtime_ns}:{about.st_size}")
+        return ";".join(seen)
 
     @classmethod
     @named_errors("LAMP Training Clips")
@@ -196,7 +203,10 @@ def find_sources(folder: str, images: list[Any], videos: list[Any]) -> list[Clip
     if folder != NO_FOLDER:
         if given:
             raise ClipError(f"Both {given} and the folder '{folder}' are given: choose one.")
-        return [FileSource(path) for path in list_clips(clip_folders()[folder])]
+        found = clip_folders().get(folder)
+        if found is None:
+            raise ClipError(f"There is no folder '{folder[:100]}': press R to refresh the list.")
+        return [FileSource(path) for path in list_clips(found)]
     if not given:
         raise ClipError("Choose a folder of clips, or connect images or videos.")
     return [

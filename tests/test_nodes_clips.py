@@ -123,6 +123,8 @@ def test_what_is_wrong_is_said(node: Any, api: Any, tmp_path: Path) -> None:
         read(node)
     with pytest.raises(ClipError, match="Both videos and the folder 'input/x' are given"):
         read(node, folder=["input/x"], videos=[object()])
+    with pytest.raises(ClipError, match="There is no folder 'input/../../etc': press R"):
+        read(node, folder=["input/../../etc"])
     gone = api.InputImpl.VideoFromFile(str(tmp_path / "gone.mp4"))
     with pytest.raises(ClipError, match="The clip 'gone.mp4' cannot be read: there is no such"):
         read(node, videos=[gone])
