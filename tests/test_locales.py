@@ -202,7 +202,10 @@ def test_help_lies_where_the_pack_says() -> None:
 
 
 ROOT = HELP.parent.parent
-TWINS = [("README.md", "README.zh.md"), ("docs/train_a_motion.md", "docs/train_a_motion.zh.md")]
+TWINS = [
+    (f"{name}.md", f"{name}.zh.md")
+    for name in ("README", "docs/train_a_motion", "docs/command_line")
+]
 
 
 @pytest.mark.parametrize("names", TWINS, ids=lambda names: names[0])
