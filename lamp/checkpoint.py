@@ -1,7 +1,8 @@
 """The motion file: only what was learned, as safetensors with a header that says what it is.
 
-Header keys: `lamp.format` (version), `lamp.config` (JSON of `MotionConfig`), the fields of
-modelspec 1.0.0, and whatever the writer adds (ComfyUI's `prompt` and `workflow`).
+Header keys: `lamp.format` (version), `lamp.config` (JSON of `MotionConfig`), `lamp.rank` in a
+compact file, the fields of modelspec 1.0.0, and whatever the writer adds (ComfyUI's `prompt` and
+`workflow`).
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ import torch
 from torch import Tensor
 
 from .architecture import SiteMap, describe_family
+from .compress import RANK_KEY, check_energy, compress, expand
 from .errors import IncompatibleModelError, MotionFileError
 from .motion import GROUPNORM_MODES, Motion
 from .tensor_header import MAX_HEADER, check_file
 
 _log = logging.getLogger("lamp")
 
-FORMAT = 1
+FORMAT = 2
+"""The newest that is read: 1 holds every tensor as it is, 2 some of them in the compact form."""
 _MODELSPEC_ARCHITECTURE = {
     "sd1": "stable-diffusion-v1/lamp-motion",
     "sd2": "stable-diffusion-v2-768-v/lamp-motion",
@@ -100,6 +103,7 @@ def save_motion(
     config: MotionConfig,
     *,
     dtype: torch.dtype = torch.float16,
+    energy: float = 1.0,
     title: str = "",
     license_name: str = "",
     thumbnail: str = "",
@@ -109,21 +113,28 @@ def save_motion(
 
     Args:
         dtype: fp16 keeps a SD 1.x motion at 508 MB. A tensor that overflows it stays in fp32.
+        energy: below 1, the share of each tensor that the compact form keeps, see `compress`.
         thumbnail: a `data:image/jpeg;base64,...` picture that model browsers show.
         extra: further header entries.
 
     Raises:
         MotionFileError: a tensor holds NaN or infinite values, or the disk refuses the file.
+        LampError: the energy is out of range.
     """
     from safetensors.torch import save_file
 
     tensors = {name: _stored(name, tensor, dtype) for name, tensor in state.items()}
     metadata = {
-        "lamp.format": str(FORMAT),
+        "lamp.format": "1",
         "lamp.config": _config_text(config),
         **_modelspec(config, title or path.stem, license_name, thumbnail),
         **_fitting(extra or {}),
     }
+    check_energy(energy)
+    if energy < 1.0:
+        smaller, forms = compress(state, energy)
+        tensors |= smaller
+        metadata |= {"lamp.format": "2", RANK_KEY: forms}
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -162,6 +173,8 @@ def load_motion_file(path: Path) -> MotionFile:
             f"{path.name} is no readable .safetensors file ({str(error)[:200]}): download it again."
         ) from error
     config = _read_config(path.name, metadata)
+    if RANK_KEY in metadata:
+        state = expand(path.name, state, metadata[RANK_KEY])
     for name, tensor in state.items():
         _check_tensor(path.name, name, tensor)
     return MotionFile(state, config, metadata, path.name)

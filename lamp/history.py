@@ -17,13 +17,16 @@ SOURCE_KEY = "lamp.source"
 LICENSE_KEY = "modelspec.license"
 
 
-def save_motion_file(path: Path, file: MotionFile, *, dtype: torch.dtype = torch.float16) -> Path:
+def save_motion_file(
+    path: Path, file: MotionFile, *, dtype: torch.dtype = torch.float16, energy: float = 1.0
+) -> Path:
     """`save_motion` with what the motion's own header tells: licence, picture and history."""
     return save_motion(
         path,
         file.state,
         file.config,
         dtype=dtype,
+        energy=energy,
         license_name=file.metadata.get(LICENSE_KEY, ""),
         thumbnail=file.metadata.get("modelspec.thumbnail", ""),
         extra=history(file.metadata),

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NoReturn, Protocol
 
 from ..errors import LampError
-from . import convert, inspect_motion, merge, train
+from . import compress, convert, inspect_motion, merge, train
 
 DONE, FAILED, CANCELLED = 0, 1, 130
 
@@ -33,7 +33,7 @@ class Command(Protocol):
         ...
 
 
-COMMANDS: tuple[Command, ...] = (train, inspect_motion, merge, convert)
+COMMANDS: tuple[Command, ...] = (train, inspect_motion, merge, convert, compress)
 
 _ABOUT = """\
 LAMP: learn a motion from a few clips, without ComfyUI.
