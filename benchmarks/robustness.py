@@ -6,6 +6,11 @@
   benchmarks/robustness_loaders.py). Each has to be refused with a sentence of ours or loaded, in
   5 seconds of computing and three times the file's size of memory, with nothing written,
   started or unpickled. File number n of a loader depends on --seed alone.
+- runs: so many runs in one ComfyUI: plain, with a motion, with a LoRA, cloned, of few and many
+  frames, refused, cancelled, ended by an error. No hook, patch or wrapper may be left, the plain
+  model must give the same picture to the bit, objects and memory must not grow.
+- kills: kill -9 at so many random moments of training, of saving and of caching. All files that
+  are there must be whole, and the training must end with the same bits as one never killed.
 
 Prints what was tried, and last one line of JSON. Exit status 0 only if nothing else happened.
 """
@@ -26,6 +31,8 @@ from pathlib import Path
 from typing import Any
 
 _STUCK = 60  # seconds on the clock for one file: busy machines are slow
+_KINDS_OF_RUNS = 9
+_OBJECTS, _BYTES = 5, 100 * 1024  # that may be more after each run: the noise of caches
 _WORKER = "benchmarks.robustness"
 
 
@@ -103,10 +110,52 @@ def _limit_memory() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
+def run_mixed(count: int, seed: int) -> dict[str, Any]:
+    """Mixed runs in ComfyUI, in this process."""
+    from scripts.host import make_base_directory, use_host
+
+    with tempfile.TemporaryDirectory() as folder:
+        use_host(make_base_directory(Path(folder)))
+        logging.disable(logging.WARNING)
+        from benchmarks.robustness_host import soak
+
+        result = soak(max(count // _KINDS_OF_RUNS, 1), seed)
+    if result.objects_per_run > _OBJECTS or result.bytes_per_run > _BYTES:
+        result.problems.append("memory grows")
+    print(
+        f"{sum(result.runs.values())} mixed runs: {result.objects_per_run:.1f} objects and "
+        f"{result.bytes_per_run / 1024:.1f} kB more a run, {len(result.problems)} problems"
+    )
+    return _told(vars(result))
+
+
+def run_kills(count: int, seed: int) -> dict[str, Any]:
+    """Kills, in processes of their own."""
+    import torch
+
+    from benchmarks.robustness_kills import kill_often
+
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        result = kill_often(count, seed, Path(folder))
+    killed = ", ".join(f"{name} {times}" for name, times in result.killed.items())
+    print(f"{sum(result.killed.values())} killed ({killed}), {len(result.problems)} problems")
+    return _told(vars(result))
+
+
+def _told(result: dict[str, Any]) -> dict[str, Any]:
+    for problem in result["problems"][:20]:
+        print(f"    {problem}")
+    return {**result, "first_problems": result["problems"][:20],
+            "problems": len(result["problems"])}  # fmt: skip
+
+
 def main() -> int:
     """Run what is asked for; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--files", type=int, default=10_000, help="damaged files")
+    parser.add_argument("--runs", type=int, default=200, help="mixed runs in ComfyUI")
+    parser.add_argument("--kills", type=int, default=50, help="kills")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)
@@ -114,7 +163,9 @@ def main() -> int:
     if args.worker:
         work(args.worker, args.first, args.files, args.seed)
         return 0
-    result = {"files": try_files(args.files, args.seed)}
+    parts = (("kills", args.kills, run_kills), ("files", args.files, try_files),
+             ("runs", args.runs, run_mixed))  # fmt: skip
+    result = {name: part(count, args.seed) for name, count, part in parts if count}
     problems = sum(part["problems"] for part in result.values())
     print(json.dumps({"benchmark": "robustness", "seed": args.seed, **result}))
     return 1 if problems else 0
