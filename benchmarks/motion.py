@@ -88,7 +88,7 @@ MARKS: dict[str, dict[str, dict[str, float]]] = {
         "combination": {"iou": 0.65, "nrmse": 0.15, "followed": 0.85},
         "hard": {"iou": 0.40},
     },
-    "rotate": {"combination": {"iou": 0.75, "nrmse": 0.35, "followed": 0.65}},
+    "rotate": {"combination": {"iou": 0.80, "nrmse": 0.35, "followed": 0.65}},
     "grow": {
         "combination": {"iou": 0.75, "nrmse": 0.35, "followed": 0.75},
         "hard": {"iou": 0.60, "nrmse": 0.45},
