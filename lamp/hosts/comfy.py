@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..architecture import map_unet
 from ..checkpoint import MotionFile
-from ..errors import LampError
+from ..errors import LampError, MotionFileError
 from ..layout import FrameLayout
 from ..motion import Motion
 from ..noise import share_noise
@@ -55,6 +55,7 @@ def load_motion(patcher: Any, file: MotionFile) -> Motion:
 
     Raises:
         IncompatibleModelError: the motion was trained for another family of models.
+        MotionFileError: a value is too large for the precision in which the MODEL computes.
     """
     import comfy.ops
 
@@ -63,6 +64,12 @@ def load_motion(patcher: Any, file: MotionFile) -> Motion:
     dtype = patcher.model.manual_cast_dtype or patcher.model.get_dtype()
     motion = Motion(sites, comfy.ops.manual_cast, dtype=dtype, device="cpu")
     motion.load_state_dict(file.state)
+    for name, tensor in motion.state_dict().items():
+        if tensor.dtype != file.state[name].dtype and not tensor.isfinite().all():
+            raise MotionFileError(
+                f"{file.name}: '{name}' holds values too large for {tensor.dtype}, in which the "
+                "MODEL computes: start ComfyUI with --force-fp32."
+            )
     return motion.requires_grad_(False).eval()
 
 
