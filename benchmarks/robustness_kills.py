@@ -43,8 +43,8 @@ class Kills:
 
 
 def kill_often(count: int, seed: int, folder: Path) -> Kills:
-    """`count` kills at random moments, of each kind in turn; each goes on where the last one was
-    killed, in `folder`."""
+    """`count` kills at random moments, of each kind in turn, below `folder`; a training goes on
+    where the last one was killed."""
     random, result = Random(seed), Kills()
     works: tuple[tuple[Callable[[Path], None], Callable[[Path], list[str]]], ...] = (
         (_train, _check_states), (_save, _check_motion), (_fill_cache, _check_cache)
@@ -53,7 +53,7 @@ def kill_often(count: int, seed: int, folder: Path) -> Kills:
     for number in range(count):
         work, check = works[number % len(works)]
         name = work.__name__.strip("_")
-        place = folder / f"{name}{runs}" if work is _train else folder / name
+        place = folder / f"{name}{runs if work is _train else number}"
         place.mkdir(exist_ok=True)
         if _kill(work, place, random):
             result.killed[name] = result.killed.get(name, 0) + 1
