@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import os
+import signal
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,6 +18,12 @@ from scripts.host import ROOT, HostMissing, load_pack, make_base_directory, use_
 # A second thread spins while it waits, which on a busy machine costs far more than it gains;
 # and one thread gives the same sums on every machine.
 torch.set_num_threads(1)
+
+
+def pytest_configure() -> None:
+    # A shell's background job ignores Ctrl-C, and so would the processes that the tests interrupt.
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
