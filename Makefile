@@ -39,4 +39,4 @@ check: setup
 		--config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache \
 		-p comfyui_lamp.lamp -p comfyui_lamp.nodes \
 		-m scripts.comfy_server -m scripts.setup_host -m scripts.run_host
-	$(RUN) -m pytest -m "not host and not slow"
+	$(RUN) -m pytest -n 2 -m "not host and not slow"

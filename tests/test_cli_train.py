@@ -154,6 +154,7 @@ def test_what_cannot_be_trained_is_a_sentence(
     assert set(folder.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_half_precision_keeps_the_learned_parts_in_fp32(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     changes = ("recipe.precision=bf16", "recipe.checkpointing=on", "recipe.steps=1")
@@ -163,6 +164,7 @@ def test_half_precision_keeps_the_learned_parts_in_fp32(tmp_path: Path) -> None:
     assert kinds == {torch.float32}
 
 
+@pytest.mark.slow
 def test_interrupting_keeps_what_was_learned(tmp_path: Path) -> None:
     """A real process and a real signal."""
     config = write_config(tmp_path)

@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.mark.slow
 def test_no_package_comes_in_that_comfyui_has_not_imported(comfy) -> None:
     command = [sys.executable, "-m", "benchmarks.import_cost", "--worker"]
     done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)

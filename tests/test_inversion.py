@@ -90,6 +90,7 @@ def test_comfyui_inverts_as_the_reference(model: Any, file: MotionFile, strength
     assert torch.equal(latent["samples"], clip())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("steps", "strength"), [(4, 1.0), (10, 0.6), (50, 0.96), (70, 0.9)])
 def test_the_sampler_starts_where_the_inversion_ended(
     node_classes: Nodes, model: Any, steps: int, strength: float

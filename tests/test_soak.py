@@ -10,6 +10,7 @@ import torch
 pytestmark = pytest.mark.usefixtures("comfy")
 
 
+@pytest.mark.slow
 def test_nothing_of_eighteen_mixed_runs_is_left(comfy: Any) -> None:
     from benchmarks.robustness_host import soak
 
