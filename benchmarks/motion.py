@@ -78,7 +78,7 @@ RECIPES = {
     "grow": Recipe(steps=300, adain="off"),
     "bounce": Recipe(steps=700),
     "wave": Recipe(steps=700),
-    "two_objects": Recipe(steps=400),
+    "two_objects": Recipe(steps=600),
 }
 # By set: the mean overlap and the share followed must reach their marks, the median path error must
 # stay below its own. A still video has an error of 1 and is never followed. A shape that no clip
