@@ -125,10 +125,9 @@ def movement_hints(names: list[str], movements: list[Movement]) -> list[str]:
 
 
 def _unlike_the_others(names: list[str], movements: list[Movement]) -> list[str]:
-    by_flow = all(movement.flow is not None for movement in movements)
-    amounts = [m.flow or 0.0 if by_flow else m.change for m in movements]
-    unit = " px" if by_flow else " %"
-    if len(amounts) < 3:
+    # Without flow nothing is said: a fast clip of pale colours changes them less than a slow one.
+    amounts = [movement.flow for movement in movements if movement.flow is not None]
+    if len(amounts) < max(len(movements), 3):
         return []
     hints = []
     for number, (name, amount) in enumerate(zip(names, amounts, strict=True)):
@@ -138,13 +137,13 @@ def _unlike_the_others(names: list[str], movements: list[Movement]) -> list[str]
         little = 0 < change <= statistics.median(m.change for m in movements)
         if little and amount * UNLIKE < others:
             hints.append(
-                f"'{name}' moves much less than the others ({amount:.1f}{unit}, the others "
-                f"{others:.1f}{unit}) and teaches little. Consider leaving it out."
+                f"'{name}' moves much less than the others ({amount:.1f} px, the others "
+                f"{others:.1f} px) and teaches little. Consider leaving it out."
             )
         if amount > UNLIKE * max(others, STILL_FLOW):
             hints.append(
-                f"'{name}' moves far more than the others ({amount:.1f}{unit}, the others "
-                f"{others:.1f}{unit}): a shaking camera, or another speed? Consider leaving it out."
+                f"'{name}' moves far more than the others ({amount:.1f} px, the others "
+                f"{others:.1f} px): a shaking camera, or another speed? Consider leaving it out."
             )
     return hints
 

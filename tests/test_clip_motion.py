@@ -149,6 +149,7 @@ def test_clips_that_stand_out_are_named(opencv):
         ((3.0, 4.0, 0.5), ["'c' moves much less than the others (0.5 px, the others 3.5 px)"]),
         ((3.0, 12.0, 3.0), ["'b' moves far more than the others (12.0 px, the others 3.0 px)"]),
         ((3.0, 30.0), []),  # which of two is the odd one?
+        ((None, None, None), ["'a' hardly moves", "'b' hardly moves", "'c' hardly moves"]),
         ((0.1, 0.1, 0.1), ["'a' hardly moves", "'b' hardly moves", "'c' hardly moves"]),
     ],
 )
@@ -156,6 +157,11 @@ def test_hints(flows, words):
     found = movement_hints(list("abc")[: len(flows)], [Movement(flow, 0.1) for flow in flows])
     assert len(found) == len(words)
     assert all(hint.startswith(word) for hint, word in zip(found, words, strict=True))
+
+
+def test_without_flow_clips_are_not_compared_by_their_colours():
+    pale_and_strong = [Movement(None, change) for change in (1.5, 4.8, 4.9, 30.0)]
+    assert movement_hints(list("abcd"), pale_and_strong) == []
 
 
 def test_a_clip_that_only_gets_brighter_is_no_slow_clip(opencv):

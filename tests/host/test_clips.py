@@ -61,7 +61,8 @@ def test_a_folder_of_clips(server: ComfyServer, folder: Path) -> None:
     assert first.endswith("'it moves' (prompt)") and second.endswith("'a 画, it moves' (file)")
     assert third.startswith("3. c.mp4: 48 x 64, 10 fps, 6 frames, 3 windows, ")
     assert warnings[0] == "Warning: 'c.mp4': The caption file 'c.txt' is empty: 'it moves' is used."
-    told = f"{head}; {len(warnings)} warnings in the report"
+    count = f"{len(warnings)} warning{'s' if len(warnings) > 1 else ''}"
+    told = f"{head}; {count} in the report"
     assert told in result.texts["clips"]
     shown = sheet(server, result)
     numbers = [round((int(shown[50, 20 + 132 * place, 0]) - 4) / 8) for place in range(6)]
