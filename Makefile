@@ -29,7 +29,7 @@ run: setup
 	$(RUN) -m scripts.run_host $(ARGS)
 
 test: setup
-	$(RUN) -m pytest
+	$(RUN) -m pytest -n 2 --dist loadgroup
 
 # Types are checked through a link named as a package, because the pack's imports are relative to
 # its root and the folder of a clone may have any name.
