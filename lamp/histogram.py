@@ -57,7 +57,8 @@ def _level_maps(counts: Tensor, reference: Tensor) -> Tensor:
     """
     shares = _cumulated_shares(counts)
     target = _cumulated_shares(reference).expand_as(shares).contiguous()
-    # a running sum may end a little above the reference's: the search then runs past the end
+    # A running sum may end a little above the reference's: the search then runs past the end, and
+    # a frame's brightest level turns white, in the official results too.
     return torch.searchsorted(target, shares, side="left").clamp_(max=LEVELS - 1)
 
 

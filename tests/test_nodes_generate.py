@@ -250,7 +250,9 @@ def test_histograms_follow_a_reference_of_any_size(node_classes: Nodes) -> None:
     frames = torch.rand(3, 16, 16, 3)
     dark = torch.rand(2, 40, 30, 3) * 0.2
     out = node.execute(frames, 1.0, dark)[0]
-    assert out.max() <= 0.2 and out.mean() == pytest.approx(0.1, abs=0.01)
+    # The official rounding may send a frame's brightest level to white, one pixel in 85 here.
+    assert (out <= 0.2).float().mean() > 0.98
+    assert out.mean() == pytest.approx(0.1, abs=0.02)
     assert torch.equal(node.execute(frames, 0.0, dark)[0], frames)
 
 
