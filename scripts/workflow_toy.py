@@ -27,7 +27,7 @@ Try another **motion**, too: the same in *LAMP Toy Clips* and *LAMP Toy Object*.
 # The settings of benchmarks/motion.py, which measures what they give.
 TOY_TRAINING: dict[str, Any] = {
     "recipe": "fast",
-    "steps": 200,
+    "steps": 300,
     "batch": 2,
     "precision": "fp32",
     "checkpointing": "off",

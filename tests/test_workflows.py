@@ -150,10 +150,11 @@ def test_a_thumbnail_belongs_to_a_workflow_and_is_small(picture: Path) -> None:
 
 
 def test_the_toy_workflow_uses_the_measured_settings() -> None:
+    """But for more steps: here all depends on one object."""
     recipe = Recipe()
     nodes = {node["class_type"]: node["inputs"] for node in api(TOY).values()}
     trainer, sampler = nodes["LAMP_Trainer"], nodes["LAMP_KSampler"]
-    assert (trainer["recipe"], trainer["steps"]) == (recipe.preset, recipe.steps)
+    assert trainer["recipe"] == recipe.preset and trainer["steps"] >= recipe.steps
     assert (trainer["batch"], trainer["accumulate"]) == (recipe.clips_per_step, 1)
     assert [sampler[k] for k in ("steps", "cfg", "adain")] == [
         recipe.sample_steps,
