@@ -53,6 +53,7 @@ def log(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
 
 
+@pytest.mark.slow
 def test_it_learns_what_the_same_settings_teach_without_it(folder: Path) -> None:
     """The toy base used by hand, through diffusers' own functions."""
     toy = load_toy_base()
@@ -103,6 +104,7 @@ def test_the_runs_folder_holds_states_samples_log_and_loss(folder: Path) -> None
     assert len(list((folder / "cache").glob("posterior-*"))) == 3
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_in_its_folder_as_if_it_had_never_stopped(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

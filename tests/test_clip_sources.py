@@ -49,6 +49,7 @@ def test_chunks_are_the_frames_in_order(shared_dir, count):
     assert torch.equal(torch.cat(list(clips.chunks(0, count, mirrored=True))), fixture.flip(2))
 
 
+@pytest.mark.slow
 def test_every_real_clip_has_the_frames_that_are_in_the_file(shared_dir):
     paths = [path for path in sorted((shared_dir / "data").rglob("*.mp4"))]
     assert len(paths) > 3
@@ -82,6 +83,7 @@ def test_a_looped_clip_is_played_again(tmp_path):
     assert numbers_of(clips.frames(0, [4, 5, 11])) == [4, 0, 1]
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_film(tmp_path):
     """250 frames of 640 x 384, 184 MB as a whole, read in a process of its own."""
     pytest.importorskip("resource")

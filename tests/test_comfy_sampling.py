@@ -41,6 +41,7 @@ def in_inference_mode() -> Any:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("mode", "steps"), [("official", 34), ("paper", 12), ("off", 12)])
 def test_the_sampler_equals_the_reference_on_diffusers(
     plain: Any, file: MotionFile, mode: Any, steps: int

@@ -59,6 +59,7 @@ def test_periods_double() -> None:
     assert periods(8) == [(1, 8)] and periods(24)[-1] == (16, 24)
 
 
+@pytest.mark.slow
 def test_every_method_draws_all_frames_in_calls_of_its_size() -> None:
     toy = load_toy_base()
     recipe = replace(RECIPES[KIND], sample_steps=1)

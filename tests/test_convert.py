@@ -114,6 +114,7 @@ def test_on_its_base_it_gives_what_the_tuned_queries_give(case: Case, tmp_path: 
     assert ((ours - theirs).norm() / theirs.norm()).item() < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "host", "ending"),
     [

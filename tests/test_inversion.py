@@ -124,6 +124,7 @@ def test_the_sampler_starts_where_the_inversion_ended(
     assert worst(seen[0][:1], video_latent()[:1] * 0.18215) < 1e-6
 
 
+@pytest.mark.slow
 def test_editing_with_the_clips_own_first_frame_gives_the_clip_back(
     node_classes: Nodes, model: Any
 ) -> None:

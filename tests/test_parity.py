@@ -185,6 +185,7 @@ def inverted_and_edited(
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["diffusers", "comfy"])
 def test_a_model_of_another_shape(capsys, comfy, other_shape: Path, host: str) -> None:
     status, lines = compare(capsys, other_shape, host)

@@ -50,6 +50,7 @@ def keep_a_model(mixed: Any) -> None:
     kept.append(random_motion(mixed.plain))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "noticed"),
     [

@@ -111,6 +111,7 @@ def test_more_frames_than_trained_run_on_both_hosts(plain: Any, file: MotionFile
     assert worst(ours, expected) < 1e-4
 
 
+@pytest.mark.slow
 def test_windows_give_the_same_video_on_both_hosts(plain: Any, file: MotionFile) -> None:
     ours, expected = both_hosts(plain, file, 13, Windows(6, 2))
     assert worst(ours, expected) < 1e-4
