@@ -54,7 +54,7 @@ class MotionMeter:
     def __init__(self, width: int, height: int, stride: int) -> None:
         looked = look_size(width, height)
         self._scale = torch.tensor([width / looked[0], height / looked[1]])
-        self._engine = _flow_engine()
+        self._engine = flow_engine()
         self._seen: deque[Tensor] = deque(maxlen=stride)
         self._coarse: Tensor | None = None
         self._jumps: list[float] = []
@@ -87,7 +87,7 @@ class MotionMeter:
     def _flow(self, before: Tensor, after: Tensor) -> float:
         if self._engine is None:
             return 0.0
-        flow = torch.from_numpy(self._engine.calc(_grey(before), _grey(after), None))
+        flow = torch.from_numpy(self._engine.calc(grey(before), grey(after), None))
         speed = (flow * self._scale).norm(dim=-1).flatten()
         return speed.topk(max(len(speed) // 10, 1)).values.mean().item()
 
@@ -148,12 +148,13 @@ def _unlike_the_others(names: list[str], movements: list[Movement]) -> list[str]
     return hints
 
 
-def _grey(picture: Tensor) -> Any:
+def grey(picture: Tensor) -> Any:
+    """``h w`` bytes of a picture ``h w 3``, for the flow engine."""
     weights = torch.tensor([0.299, 0.587, 0.114])
     return (picture.float() @ weights).round().byte().numpy()
 
 
-def _flow_engine() -> Any:
+def flow_engine() -> Any:
     """OpenCV's dense inverse search; None where OpenCV is missing or, as happens, half there."""
     try:
         import cv2

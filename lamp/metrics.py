@@ -1,0 +1,302 @@
+"""How good videos are: the paper's three measures (section 4.2), and two by optical flow.
+
+The paper's are made of CLIP embeddings and stand in its table 1 times 100, as here. It calls the
+third a distance, but what is lower for more diverse videos, and what the table shows, is the
+cosine similarity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .clip_motion import MotionMeter, flow_engine, grey, look_size
+from .errors import LampError
+from .images import fit_small
+
+UNCHANGED = 80.0
+"""Decibels of a ground that does not change at all; more is not told apart from it."""
+_GRAIN = 12
+_MARGIN = 5
+# Frames that are embedded together: enough to keep a device busy, few enough to fit on it.
+_CHUNK = 16
+
+See = Callable[[Tensor], Tensor]
+"""CLIP's image encoder: frames ``f h w 3`` in 0..1 -> embeddings ``f d``."""
+Read = Callable[[str], Tensor]
+"""CLIP's text encoder: a prompt -> its embedding ``d``, in the same space."""
+
+
+# --- the paper's ----------------------------------------------------------------------------
+
+
+def text_alignment(frames: Tensor, text: Tensor) -> float:
+    """Mean CLIP score of the frames: 100 x the cosine of embeddings ``f d`` and ``d``.
+
+    Higher is better. Section 4.2: "we average each frame's CLIP score".
+    """
+    return 100 * (_unit(frames) @ _unit(text)).mean().item()
+
+
+def frame_consistency(frames: Tensor) -> float:
+    """100 x the mean cosine over all pairs of frames, of embeddings ``f d``.
+
+    Higher is better; a still video has 100. Section 4.2: "the mean cosine similarity of CLIP image
+    embedding across all frame pairs", which are not only the neighbours.
+
+    Raises:
+        LampError: there is only one frame.
+    """
+    if len(frames) < 2:
+        raise LampError("Frame consistency compares frames: a video needs at least 2, not 1.")
+    return 100 * _mean_over_pairs(_unit(frames))
+
+
+def diversity(videos: Sequence[Tensor]) -> float:
+    """100 x the mean cosine over all pairs of videos, of embeddings ``f d`` each (or ``n f d``).
+
+    A video is the mean of its frames' embeddings, each of unit length. Lower is better: the videos
+    differ more. Section 4.2: "the average CLIP image embedding of all frames to represent a video,
+    subsequently computing and averaging the cosine distance across all video pairs".
+
+    Raises:
+        LampError: there is only one video.
+    """
+    if len(videos) < 2:
+        raise LampError("Diversity compares videos: it needs at least 2, not 1.")
+    return 100 * _mean_over_pairs(_unit(torch.stack([_unit(video).mean(0) for video in videos])))
+
+
+def _unit(embeddings: Tensor) -> Tensor:
+    vectors = embeddings.detach().cpu().double()
+    if not vectors.isfinite().all():
+        raise LampError(
+            "CLIP gave embeddings with NaN or Inf: its weights are damaged, or fp16 is too coarse "
+            "for it. Load it anew, in fp32 if it can be chosen."
+        )
+    return F.normalize(vectors, dim=-1)
+
+
+def _mean_over_pairs(vectors: Tensor) -> float:
+    """Mean product of any two different ones of ``n d``; the sum of all less that with itself."""
+    count = len(vectors)
+    products = vectors.sum(0).square().sum() - vectors.square().sum()
+    return products.item() / (count * (count - 1))
+
+
+# --- by optical flow ------------------------------------------------------------------------
+
+
+def motion_amount(frames: Tensor) -> float | None:
+    """Pixels by which the fastest tenth of the picture moves from frame to frame.
+
+    Of frames ``f h w 3`` in 0..1, or bytes. Steps across cuts do not count. None without OpenCV.
+    """
+    height, width = frames.shape[1:3]
+    meter = MotionMeter(width, height, 1)
+    for picture in _looked_at(frames):
+        meter.see(picture)
+    return meter.result().flow
+
+
+def background_stability(frames: Tensor) -> float | None:
+    """How well the ground stays as it is in frame 1, in dB; `UNCHANGED` at the most.
+
+    The ground is the stillest half of the picture: the places where the flow between neighbouring
+    frames, there and back, is never large. There the frames from the second on are compared with
+    the first: 10 log10 (1 / mean squared difference). Noise of deviation s in those frames gives
+    -20 log10 s; a ground that drifts or changes its colour is told, too. An object that fills more
+    than half of the picture counts in part.
+
+    Of frames ``f h w 3`` in 0..1, or bytes. None without OpenCV.
+
+    Raises:
+        LampError: there is only one frame.
+    """
+    if len(frames) < 2:
+        raise LampError("Background stability compares frames: a video needs at least 2, not 1.")
+    ground = _ground(frames)
+    if ground is None:
+        return None
+    first = _floats(frames[0])[ground]
+    errors = [(_floats(frame)[ground] - first).square().mean() for frame in frames[1:]]
+    error = torch.stack(errors).double().mean().clamp(min=10 ** (-UNCHANGED / 10))
+    return -10 * error.log10().item()
+
+
+def _ground(frames: Tensor) -> Tensor | None:
+    """Where the stillest half of the picture is, ``h w``; a little more where many places tie."""
+    engine = flow_engine()
+    if engine is None:
+        return None
+    speed, before = torch.zeros(()), None
+    for picture in _looked_at(frames):
+        after = grey(_with_grain(picture))
+        if before is not None:
+            for pair in ((before, after), (after, before)):
+                flow = torch.from_numpy(engine.calc(*pair, None))
+                speed = torch.maximum(speed, flow.norm(dim=-1))
+        before = after
+    # The flow's edges are blurred, and an object's shadow goes with it.
+    speed = F.max_pool2d(speed[None, None], _MARGIN, 1, _MARGIN // 2)
+    full = F.interpolate(speed, tuple(frames.shape[1:3]), mode="nearest")[0, 0]
+    return full <= full.flatten().kthvalue((full.numel() + 1) // 2).values
+
+
+def _with_grain(picture: Tensor) -> Tensor:
+    """Faint grain, the same in every frame: without it the flow takes flicker on plain ground,
+    which it has nothing to hold on to, for motion."""
+    seeded = torch.Generator().manual_seed(0)
+    grain = torch.rand(picture.shape[:2], generator=seeded)[..., None] * 2 * _GRAIN
+    return (picture * (1 - 2 * _GRAIN / 255) + grain).round().byte()
+
+
+def _looked_at(frames: Tensor) -> list[Tensor]:
+    height, width = frames.shape[1:3]
+    size = look_size(width, height)
+    small = (fit_small(_floats(frame)[None, ..., :3], *size, "stretch")[0] for frame in frames)
+    return [(picture * 255).round().byte() for picture in small]
+
+
+def _floats(frames: Tensor) -> Tensor:
+    """``... 3`` in 0..1 on the CPU."""
+    values = frames.cpu().float() if frames.is_floating_point() else frames.cpu().float() / 255
+    return values.clamp(0, 1)
+
+
+# --- several videos at once -----------------------------------------------------------------
+
+
+MEASURES = {
+    "text_alignment": "text alignment {:.2f}",
+    "frame_consistency": "frame consistency {:.2f}",
+    "motion": "motion {:.2f} px",
+    "background": "background {:.1f} dB",
+}
+"""The measures of a video by their names in `VideoScore`, as text."""
+
+
+@dataclass(frozen=True)
+class VideoScore:
+    """Measures of one video; None is one that could not be taken."""
+
+    name: str
+    text_alignment: float | None
+    frame_consistency: float | None
+    motion: float | None
+    background: float | None
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Measures of some videos; ``missing`` tells of each that could not be taken what it needs."""
+
+    videos: tuple[VideoScore, ...]
+    diversity: float | None
+    missing: dict[str, str]
+
+    def mean(self, measure: str) -> float | None:
+        """Over the videos, of one of `MEASURES`."""
+        values = [getattr(video, measure) for video in self.videos]
+        known = [value for value in values if value is not None]
+        return sum(known) / len(known) if known else None
+
+    def report(self) -> str:
+        """All of it in words, a line for each video."""
+        lines = [
+            f"{video.name}: {_in_words({name: getattr(video, name) for name in MEASURES})}"
+            for video in self.videos
+        ]
+        if len(self.videos) > 1:
+            lines.append(f"mean: {_in_words({name: self.mean(name) for name in MEASURES})}")
+        if self.diversity is not None:
+            lines.append(f"diversity: {self.diversity:.2f} (lower: the videos differ more)")
+        return "\n".join([*lines, *dict.fromkeys(self.missing.values())])
+
+
+def measure(
+    videos: Sequence[Tensor],
+    names: Sequence[str],
+    prompts: Sequence[str] = (),
+    see: See | None = None,
+    read: Read | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Metrics:
+    """All measures of videos ``f h w 3`` (in 0..1, or bytes) for which there is what they need.
+
+    Args:
+        names: what the videos are called.
+        prompts: one for all videos, or one for each.
+        see, read: CLIP's image and text encoder.
+
+    Raises:
+        LampError: a video has one frame, or NaN in it, or the prompts are as many as neither.
+    """
+    _check(videos, names, prompts)
+    asked = [prompt.strip() for prompt in prompts if prompt.strip()]
+    texts = {prompt: read(prompt) for prompt in asked} if see and read else {}
+    each = asked * len(videos) if len(asked) == 1 else asked
+    scores, embeddings = [], []
+    for number, (video, name) in enumerate(zip(videos, names, strict=True)):
+        progress(number, len(videos))
+        seen = _embed(video, see) if see else None
+        scores.append(
+            VideoScore(
+                name,
+                text_alignment(seen, texts[each[number]]) if seen is not None and texts else None,
+                None if seen is None else frame_consistency(seen),
+                motion_amount(video),
+                background_stability(video),
+            )
+        )
+        embeddings += [] if seen is None else [seen]
+    progress(len(videos), len(videos))
+    found = diversity(embeddings) if len(embeddings) > 1 else None
+    return Metrics(tuple(scores), found, _missing(scores, found, see, read))
+
+
+def _check(videos: Sequence[Tensor], names: Sequence[str], prompts: Sequence[str]) -> None:
+    given = len([prompt for prompt in prompts if prompt.strip()])
+    if given not in (0, 1, len(videos)):
+        raise LampError(
+            f"There are {given} prompts for {len(videos)} videos: give one for all, or one each."
+        )
+    for video, name in zip(videos, names, strict=True):
+        if len(video) < 2:
+            raise LampError(
+                f"'{name}' has one frame: a video has at least 2. Is it a picture, or a batch that "
+                "was taken apart?"
+            )
+        if not video.isfinite().all():
+            raise LampError(f"'{name}' has NaN or Inf in it: make it anew, with the VAE in fp32.")
+
+
+@torch.no_grad()
+def _embed(video: Tensor, see: See) -> Tensor:
+    return torch.cat([see(_floats(chunk)[..., :3]).cpu() for chunk in video.split(_CHUNK)])
+
+
+def _missing(
+    scores: Sequence[VideoScore], found: float | None, see: See | None, read: Read | None
+) -> dict[str, str]:
+    lost = {name for name in MEASURES if getattr(scores[0], name) is None}
+    flow = "Motion and background need OpenCV: pip install opencv-python-headless."
+    missing: dict[str, str] = {name: flow for name in ("motion", "background") if name in lost}
+    image = "Frame consistency and diversity need CLIP's image encoder."
+    if "frame_consistency" in lost:
+        missing["frame_consistency"] = image
+    if "text_alignment" in lost:
+        both = "Text alignment needs CLIP's image and text encoder."
+        missing["text_alignment"] = "Text alignment needs a prompt." if see and read else both
+    if found is None:
+        missing["diversity"] = "Diversity needs two videos or more." if see else image
+    return missing
+
+
+def _in_words(values: dict[str, float | None]) -> str:
+    found = [MEASURES[name].format(v) for name, v in values.items() if v is not None]
+    return ", ".join(found) or "nothing could be measured"
