@@ -73,6 +73,7 @@ _LDM_TOP = {
     "out.0": "conv_norm_out",
     "out.2": "conv_out",
 }
+_LDM_SIZE_WIDTH = 256  # of each number about the picture's size; fixed in the LDM layout
 _FAMILY_OF_TEXT_WIDTH = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 _FAMILY_LABEL = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SD-XL"}
 
@@ -107,7 +108,7 @@ def map_unet(unet: nn.Module) -> SiteMap:
                     attention.heads,
                 )
             )
-    return SiteMap(tuple(convs), tuple(blocks), tuple(norms), tuple(resnets), _family(unet, names))
+    return SiteMap(tuple(convs), tuple(blocks), tuple(norms), tuple(resnets), unet_family(unet))
 
 
 def canonical_names(unet: nn.Module) -> dict[str, str]:
@@ -133,9 +134,48 @@ def to_host_state(unet: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor
     return renamed
 
 
+def family_of_text(width: int) -> str:
+    """`sd1`, `sd2`, `sdxl`, or `text<width>` for other widths of the text embeddings."""
+    return _FAMILY_OF_TEXT_WIDTH.get(width, f"text{width}")
+
+
+def unet_family(unet: nn.Module) -> str:
+    """`family_of_text` of the text that the UNet attends to.
+
+    Raises:
+        IncompatibleModelError: it attends to none.
+    """
+    return family_of_text(text_width(unet))
+
+
 def describe_family(family: str) -> str:
     """The family's name for people."""
     return _FAMILY_LABEL.get(family, f"'{family[:40]}' (a small model, not SD 1.x)")
+
+
+def text_width(unet: nn.Module) -> int:
+    """Width of the text embeddings that the UNet attends to: 768 in SD 1.x, 2048 in SD-XL.
+
+    Raises:
+        IncompatibleModelError: it attends to no text.
+    """
+    for name, module in unet.named_modules():
+        if name.endswith(".attn2.to_k"):
+            return int(module.in_features)
+    raise IncompatibleModelError(
+        "The UNet has no text cross-attention: connect a Stable Diffusion 1.x MODEL."
+    )
+
+
+def pooled_width(unet: nn.Module) -> int:
+    """Width of the pooled text embedding that the UNet takes beside the text: 1280 in SD-XL, 0 in
+    SD 1.x and 2.x. Six numbers about the picture's size stand behind it in the same input."""
+    for name, module in unet.named_modules():
+        if name in ("add_embedding.linear_1", "label_emb.0.0"):
+            config = getattr(unet, "config", None)
+            size = _LDM_SIZE_WIDTH if config is None else config.addition_time_embed_dim
+            return int(module.in_features) - 6 * size
+    return 0
 
 
 def _parameter_owners(unet: nn.Module) -> Iterator[str]:
@@ -208,15 +248,3 @@ def _kinds(block: nn.Module | tuple) -> list[str]:
         else:
             kinds.append("upsamplers")
     return kinds
-
-
-def _family(unet: nn.Module, names: dict[str, str]) -> str:
-    """`sd1`, `sd2`, `sdxl`, or `text<width>` for other widths of the text conditioning."""
-    modules = dict(unet.named_modules())
-    for host_name, name in names.items():
-        if name.endswith(".attn2.to_k"):
-            width = modules[host_name].in_features
-            return _FAMILY_OF_TEXT_WIDTH.get(width, f"text{width}")
-    raise IncompatibleModelError(
-        "The UNet has no text cross-attention: connect a Stable Diffusion 1.x MODEL."
-    )
