@@ -292,7 +292,7 @@ def _family_error(name: str, trained: str, connected: str) -> IncompatibleModelE
             f"{describe_family(trained)} checkpoint to Load LAMP Motion"
         )
     else:
-        cure = f"Connect a {describe_family(trained)} checkpoint"
+        cure = f"Connect a {describe_family(trained)} checkpoint, with its own CLIP and VAE"
     return IncompatibleModelError(
         f"{name} was trained for {describe_family(trained)}; the connected MODEL is "
         f"{describe_family(connected)}. {cure}."

@@ -13,7 +13,8 @@ from .clips import ClipSet, Window
 from .errors import ClipError, LampError
 
 SCALE = 0.18215
-"""Latents of the SD 1.x VAE times this have about unit variance; the UNet works on those."""
+"""Latents of the VAE of SD 1.x and 2.x times this have about unit variance; the UNet works on
+those. SD-XL's has another one."""
 
 EncodePosterior = Callable[[Tensor], tuple[Tensor, Tensor]]
 EmbedPrompts = Callable[[list[str]], dict[str, Tensor]]
@@ -26,21 +27,26 @@ class Posterior:
     mean: Tensor
     deviation: Tensor
 
-    def sample(self, frames: slice, generator: torch.Generator) -> Tensor:
+    def sample(self, frames: slice, generator: torch.Generator, scale: float = SCALE) -> Tensor:
         """Scaled latents `f c h w`, drawn from the posterior as in the method (not its mode)."""
         mean = self.mean[frames]
         noise = torch.randn(mean.shape, generator=generator)
-        return (mean + self.deviation[frames] * noise) * SCALE
+        return (mean + self.deviation[frames] * noise) * scale
 
 
 @dataclass(frozen=True)
 class LatentClips:
-    """A `ClipSet` ready for tuning: the VAE and the text encoder are no longer needed."""
+    """A `ClipSet` ready for tuning: the VAE and the text encoder are no longer needed.
+
+    `text`: a prompt's embedding as `Host.predict` takes it; `scale`: what latents are multiplied
+    by for the UNet.
+    """
 
     clips: ClipSet
     posteriors: list[Posterior]
     mirrored: list[Posterior]
     text: dict[str, Tensor]
+    scale: float = SCALE
 
     def check(self, frames: int) -> None:
         """See that the windows have as many frames as the run asks for."""
@@ -53,7 +59,7 @@ class LatentClips:
     def draw(self, window: Window, generator: torch.Generator) -> Tensor:
         """A window's latents `f c h w`, scaled, drawn from the posterior."""
         source = self.mirrored if window.flipped else self.posteriors
-        return source[window.clip].sample(self.clips.frame_numbers(window), generator)
+        return source[window.clip].sample(self.clips.frame_numbers(window), generator, self.scale)
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,7 @@ def cache_latents(
     embed: EmbedPrompts,
     on_clip: Callable[[int, int, bool], None] = lambda done, total, cached: None,
     cache: LatentCache | None = None,
+    scale: float = SCALE,
 ) -> LatentClips:
     """Encode every frame and every prompt once, before the first step.
 
@@ -90,6 +97,7 @@ def cache_latents(
         embed: prompts -> `1 n d` for each; for one prompt at a time, so that an embedding does not
             depend on the others.
         on_clip: called with (clips done, clips in all, whether this one came from the cache).
+        scale: of the model's latents.
 
     Raises:
         ClipError: the VAE returned NaN for a clip, or a clip cannot be read.
@@ -103,7 +111,7 @@ def cache_latents(
         on_clip(number + 1, len(clips), all(cached for _, cached in found))
     prompts = dict.fromkeys([*clips.captions, ""])  # the empty one is what samples guide away from
     text = {prompt: _embedding(prompt, embed, cache) for prompt in prompts}
-    return LatentClips(clips, posteriors[False], posteriors[True], text)
+    return LatentClips(clips, posteriors[False], posteriors[True], text, scale)
 
 
 def _posterior(

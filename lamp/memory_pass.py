@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .architecture import SiteMap
+from .architecture import SiteMap, pooled_width, text_width
 from .checkpointing import checkpointed
 from .hosts import Host
 from .hosts.diffusers import DiffusersHost
@@ -118,7 +118,8 @@ def _follow(
         stack.enter_context(trace)
         size = (shapes.batch * shapes.frames, 4, shapes.height, shapes.width)
         latents, noise = (torch.empty(size, device="meta") for _ in range(2))
-        text = torch.empty(shapes.batch, shapes.text_tokens, text_width, device="meta")
+        prompt_width = text_width + pooled_width(unet)
+        text = torch.empty(shapes.batch, shapes.text_tokens, prompt_width, device="meta")
         with rules:
             loss = predict_loss(host, latents, noise, timesteps, text)
         rules.end_forward()
@@ -145,8 +146,9 @@ class _ComfyShadow:
     """ComfyUI's UNet as `ComfyHost` runs it, with the attention that it takes on `device`."""
 
     def __init__(self, unet: nn.Module, device: str) -> None:
-        self.unet, self._device = unet, device
+        self.unet, self._device, self.velocity = unet, device, False
         self.alphas_cumprod = scaled_linear_alphas()
+        self._text_width = text_width(unet)
         own = next(unet.parameters()).dtype
         self._dtype = own if own.itemsize > 1 else torch.bfloat16  # fp8 is never computed in
 
@@ -156,13 +158,22 @@ class _ComfyShadow:
         noise = self.unet(
             x.to(self._dtype),
             timesteps.to(x.device).repeat_interleave(frames).float(),
-            context=text.to(self._dtype).repeat_interleave(frames, dim=0),
+            context=text[..., : self._text_width].to(self._dtype).repeat_interleave(frames, dim=0),
+            y=self._vector(x),
             transformer_options={
                 "cond_or_uncond": [0] * videos,
                 "optimized_attention_override": self._attend,
             },
         )
         return noise.float()
+
+    def _vector(self, x: Tensor) -> Tensor | None:
+        """What SD-XL is told beside the text."""
+        if self.unet.num_classes is None:
+            return None
+        return torch.empty(x.shape[0], self.unet.label_emb[0][0].in_features, device="meta").to(
+            self._dtype
+        )
 
     def _attend(
         self, chosen: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, *_: Any, **__: Any

@@ -52,12 +52,13 @@ def predict_loss(
 ) -> Tensor:
     """Paper eq. 4: frame 1 stays clean, the loss counts frames 2..l.
 
-    The motion must be attached to the host's UNet.
+    The motion must be attached to the host's UNet. Of a model that predicts velocity it is the
+    loss on that, as in its own training.
 
     Args:
         latents, noise: `(b f) c h w`.
         timesteps: `b`, one for all frames of a video.
-        text: `b n d`.
+        text: as `Host.predict` takes it.
         min_snr: see `TrainConfig`; 0 weighs all timesteps alike.
     """
     videos = timesteps.shape[0]
@@ -65,10 +66,15 @@ def predict_loss(
     predicted = host.predict(noise_later_frames(latents, noise, alphas), timesteps, text)
     target = noise.unflatten(0, (videos, -1))[:, 1:]
     guess = predicted.float().unflatten(0, (videos, -1))[:, 1:]
-    if not min_snr:
+    if not min_snr and not host.velocity:
         return nn.functional.mse_loss(guess, target)
+    errors = (guess - target).square().flatten(1).mean(1)
+    if not min_snr:
+        # At the same x the noise is off by sqrt(alpha) times what the velocity is off by.
+        return (errors / alphas.to(guess)).mean()
+    # These weights are one and the same for noise and velocity: they stand for the error of x_0.
     snr = (alphas / (1 - alphas)).to(guess)
-    return ((guess - target).square().flatten(1).mean(1) * snr.clamp(max=min_snr) / snr).mean()
+    return (errors * snr.clamp(max=min_snr) / snr).mean()
 
 
 def noise_later_frames(latents: Tensor, noise: Tensor, alphas: Tensor) -> Tensor:

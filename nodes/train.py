@@ -10,7 +10,7 @@ from comfy_api.latest import io, ui
 from torch import Tensor
 
 from ..lamp.clips import ClipSet
-from ..lamp.latents import SCALE, LatentClips
+from ..lamp.latents import LatentClips
 from ..lamp.outcome import Outcome, describe_training, train_to_file
 from ..lamp.recipe import OPTIMIZERS, PRECISIONS, PRESETS, TrainConfig, preset
 from ..lamp.session import RunFolder, Upkeep, identity
@@ -88,8 +88,10 @@ class Trainer(io.ComfyNode):
         place = find_place(name, resume)
         comfy_training.check_untouched(model)
         progress = NodeProgress(cls.hidden.unique_id)
-        given = None if first_frame is None else _encoded(vae, first_frame, clips)
-        latents = comfy_training.prepare_clips(vae, clip, clips, progress.update, progress.say)
+        given = None if first_frame is None else _encoded(model, vae, first_frame, clips)
+        latents = comfy_training.prepare_clips(
+            model, vae, clip, clips, progress.update, progress.say
+        )
         with comfy_training.tuning_host(model) as host:
             config = replace(config, precision=comfy_training.choose_precision(host, precision))
             config = plan_memory(host, latents, config, checkpointing, progress.say)
@@ -135,20 +137,23 @@ def _results(
     )
 
 
-def _encoded(vae: Any, first_frame: Tensor, clips: ClipSet) -> Tensor:
+def _encoded(model: Any, vae: Any, first_frame: Tensor, clips: ClipSet) -> Tensor:
     """Scaled latents `c h w` of the picture that the samples start from."""
+    from ..lamp.architecture import unet_family
     from ..lamp.hosts.comfy_vae import encode_first_frame
     from ..lamp.images import fit_images
 
     width, height = clips.size(0)
     picture = fit_images(first_frame[:1, ..., :3], width, height, "crop")
-    return encode_first_frame(vae, picture)[0].float().cpu() * SCALE
+    family = unet_family(model.model.diffusion_model)
+    latent = encode_first_frame(vae, picture, family)[0].float().cpu()
+    return latent * model.model.latent_format.scale_factor
 
 
 def _sample_case(latents: LatentClips, given: Tensor | None, guidance: float) -> SampleCase:
     """What the samples show: the first clip's motion from the given picture or its own."""
     clips = latents.clips
-    first = latents.posteriors[0].mean[0] * SCALE if given is None else given
+    first = latents.posteriors[0].mean[0] * latents.scale if given is None else given
     fps = clips.settings.fps or clips.infos[0].fps or 8.0
     text = latents.text[clips.captions[0]]
     return SampleCase(first, text, latents.text[""], guidance, float(fps))
@@ -156,7 +161,11 @@ def _sample_case(latents: LatentClips, given: Tensor | None, guidance: float) ->
 
 def _models() -> list[Any]:
     return [
-        io.Model.Input("model", tooltip="A SD 1.x checkpoint's MODEL (not SD-XL)."),
+        io.Model.Input(
+            "model",
+            tooltip="A SD 1.x checkpoint's MODEL. One of SD 2.x or SD-XL gives a motion for that "
+            "family.",
+        ),
         io.Clip.Input("clip", tooltip="The same checkpoint's text encoder."),
         io.Vae.Input("vae", tooltip="The same checkpoint's VAE."),
         LampClips.Input("clips", tooltip="From LAMP Training Clips."),

@@ -27,12 +27,12 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def random_state(seed: int = 0) -> dict[str, Tensor]:
+def random_state(seed: int = 0, config: dict[str, Any] = CONFIG) -> dict[str, Tensor]:
     """Weights of the image model, by canonical name."""
     from diffusers import UNet2DConditionModel
 
     torch.manual_seed(seed)
-    return UNet2DConditionModel.from_config(CONFIG).state_dict()
+    return UNet2DConditionModel.from_config(config).state_dict()
 
 
 def build(host: str, state: dict[str, Tensor]) -> Host:

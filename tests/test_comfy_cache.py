@@ -70,7 +70,9 @@ def prepare(
     toy: Any, clips: ClipSet, say: Callable[[str], None] = lambda text: None
 ) -> LatentClips:
     with torch.inference_mode():  # in which the host runs its nodes
-        return comfy_training.prepare_clips(toy.vae, toy.clip, clips, lambda done, total: None, say)
+        return comfy_training.prepare_clips(
+            toy.model, toy.vae, toy.clip, clips, lambda done, total: None, say
+        )
 
 
 def copied(clip: Any) -> Any:
@@ -122,7 +124,7 @@ def test_without_a_text_encoder_nothing_is_encoded_first(
     toy: Any, folder: Path, loads: list[str]
 ) -> None:
     with pytest.raises(LampError, match="no text encoder"):
-        prepare(SimpleNamespace(vae=toy.vae, clip=None), make_clips())
+        prepare(SimpleNamespace(model=toy.model, vae=toy.vae, clip=None), make_clips())
     assert loads == []
 
 
@@ -230,7 +232,9 @@ def test_code_in_a_model_cannot_be_told_and_is_said(
 
 def test_a_lora_reaches_the_embedding_through_the_cache(toy: Any, folder: Path) -> None:
     plain = prepare(toy, make_clips()).text[PROMPT]
-    changed = prepare(SimpleNamespace(vae=toy.vae, clip=lora(toy.clip)), make_clips()).text[PROMPT]
+    changed = prepare(
+        SimpleNamespace(model=toy.model, vae=toy.vae, clip=lora(toy.clip)), make_clips()
+    ).text[PROMPT]
     again = prepare(toy, make_clips()).text[PROMPT]
     assert torch.equal(plain, again)
     assert not torch.allclose(plain, changed)

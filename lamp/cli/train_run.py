@@ -19,7 +19,7 @@ from ..hosts.accelerate import AcceleratePeers, Bystander, is_launched
 from ..hosts.comfy_training import base_hash
 from ..hosts.diffusers import DiffusersHost
 from ..hosts.diffusers_models import ImageModel, decode, load_image_model, on_device
-from ..latents import SCALE, LatentClips, cache_latents
+from ..latents import LatentClips, cache_latents
 from ..memory_plan import free_memory, settle_memory
 from ..motion import Motion
 from ..outcome import Outcome, describe_training, train_to_file
@@ -146,7 +146,7 @@ class Samples:
     def __call__(self, training: Training) -> None:
         """A sample of the motion as it is now, and the losses so far."""
         clips, latents = training.clips.clips, training.clips
-        first = latents.posteriors[0].mean[0] * SCALE
+        first = latents.posteriors[0].mean[0] * latents.scale
         text = latents.text[clips.captions[0]]
         video = sample_clip(training, first, text, latents.text[""], guidance=self._guidance)
         fps = clips.settings.fps or clips.infos[0].fps or 8.0

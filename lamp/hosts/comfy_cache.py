@@ -12,9 +12,15 @@ from ..latents import LatentCache
 log = logging.getLogger("lamp")
 
 
-def latent_cache(vae: Any, clip: Any) -> LatentCache:
-    """The cache for what a VAE and a CLIP of the host make; neither is loaded for it."""
+def latent_cache(vae: Any, clip: Any, pooled: bool = False) -> LatentCache:
+    """The cache for what a VAE and a CLIP of the host make; neither is loaded for it.
+
+    Args:
+        pooled: the embeddings hold the pooled one, too (`lamp.pooled`).
+    """
     text_encoder = clip_digest(clip)
+    if pooled and text_encoder is not None:
+        text_encoder = digest(text_encoder, "pooled")
     return LatentCache(
         TensorCache(cache_folder()),
         vae_digest(vae),

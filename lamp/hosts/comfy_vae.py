@@ -1,4 +1,4 @@
-"""The first frame through ComfyUI's VAE, and the VAE told apart from that of SD-XL."""
+"""The first frame through ComfyUI's VAE, and the VAEs of the families told apart."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..architecture import describe_family
 from ..errors import IncompatibleModelError, LampError
 
-_SDXL_STRIDE = 8
-# SD-XL's colours must be explained well, and far better than SD 1.x's. Both margins are wide: an
-# unusual picture or a fine-tuned SD 1.x VAE must never be taken for one of SD-XL.
+_STRIDE = 8
+# A family's colours must be explained well, and far better than by the other's map. Both margins
+# are wide: an unusual picture or a fine-tuned VAE must never be taken for one of the other family.
 _MIN_EXPLAINED = 0.5
 _MIN_LEAD = 0.4
 # Standard deviation of the colour (channels in -1..1, brightness taken out) below which a picture
@@ -21,40 +22,50 @@ _MIN_COLOUR = 0.04
 _PATCHES = 8  # along the shorter side
 
 
-def check_image_vae(vae: Any) -> None:
-    """See that a VAE has the latents of SD 1.x: 4 channels, one latent image for each image.
+def name_family(family: str) -> str:
+    """The family's name in a sentence; small models have the latents of SD 1.x."""
+    return describe_family(family if family in ("sd2", "sdxl") else "sd1")
+
+
+def check_image_vae(vae: Any, family: str = "sd1") -> None:
+    """See that a VAE has 4 latent channels, and one latent image for each image, as the VAEs of
+    SD 1.x, 2.x and SD-XL have.
+
+    Args:
+        family: of the MODEL that the latents are for.
 
     Raises:
         IncompatibleModelError: it has not; the commonest is a Flux, SD 3 or video VAE.
     """
+    name = name_family(family)
     if vae is None:
-        raise IncompatibleModelError(
-            "The checkpoint has no VAE: load one with Load VAE (SD 1.x: vae-ft-mse-840000)."
-        )
+        known = " (SD 1.x: vae-ft-mse-840000)" if name == "SD 1.x" else f" (of {name})"
+        raise IncompatibleModelError(f"The checkpoint has no VAE: load one with Load VAE{known}.")
     channels = getattr(vae, "latent_channels", 4)
     if channels != 4 or vae.latent_dim != 2:
         kind = "video VAE" if vae.latent_dim == 3 else "VAE"
         raise IncompatibleModelError(
-            f"The connected {kind} has {channels} latent channels; SD 1.x has 4. Connect the VAE "
-            "of the SD 1.x checkpoint, not that of the model which drew the first frame."
+            f"The connected {kind} has {channels} latent channels; {name} has 4. Connect the VAE "
+            f"of the {name} checkpoint, not that of the model which drew the first frame."
         )
 
 
-def encode_first_frame(vae: Any, picture: Tensor) -> Tensor:
+def encode_first_frame(vae: Any, picture: Tensor, family: str = "sd1") -> Tensor:
     """Encode one picture.
 
     Args:
-        vae: a VAE of the host, for SD 1.x.
+        vae: a VAE of the host.
         picture: `1 h w c` in 0..1.
+        family: of the motion that will move the picture.
 
     Returns:
         `1 4 h/8 w/8`, in the host's unscaled latents.
 
     Raises:
-        IncompatibleModelError: the VAE is not that of SD 1.x.
+        IncompatibleModelError: the VAE is that of another family.
         LampError: the picture or its latent holds NaN.
     """
-    check_image_vae(vae)
+    check_image_vae(vae, family)
     if not torch.isfinite(picture).all():
         raise LampError(
             "The first frame's image contains NaN or infinite values: look at the node that made "
@@ -63,16 +74,31 @@ def encode_first_frame(vae: Any, picture: Tensor) -> Tensor:
     latent = vae.encode(_rgb(picture))
     if not torch.isfinite(latent).all():
         raise LampError(
-            "The VAE returned NaN for the first frame: SD 1.x VAEs can overflow in fp16; start "
-            "ComfyUI with --fp32-vae, or use another VAE."
+            f"The VAE returned NaN for the first frame: {name_family(family)} VAEs can overflow in "
+            "fp16; start ComfyUI with --fp32-vae, or use another VAE."
         )
-    if is_sdxl_latent(latent, picture):
+    check_latent_family(latent, picture, family)
+    return latent
+
+
+def check_latent_family(latent: Tensor, picture: Tensor, family: str) -> None:
+    """See that a latent `1 4 h w` of a picture `1 H W c` is what the UNets of a family work on.
+
+    Raises:
+        IncompatibleModelError: it was made by the VAE of another one.
+    """
+    if is_sdxl_latent(latent, picture) and family != "sdxl":
+        name = name_family(family)
         raise IncompatibleModelError(
             "The connected VAE encodes for SD-XL, whose latents mean other colours than those of "
-            "SD 1.x: connect the VAE of the SD 1.x checkpoint, and use SD-XL's only to decode the "
+            f"{name}: connect the VAE of the {name} checkpoint, and use SD-XL's only to decode the "
             "first frame."
         )
-    return latent
+    if is_sd1_latent(latent, picture) and family == "sdxl":
+        raise IncompatibleModelError(
+            "The connected VAE encodes for SD 1.x and 2.x, whose latents mean other colours than "
+            "those of SD-XL: connect the VAE of the SD-XL checkpoint."
+        )
 
 
 def is_sdxl_latent(latent: Tensor, picture: Tensor) -> bool:
@@ -81,20 +107,31 @@ def is_sdxl_latent(latent: Tensor, picture: Tensor) -> bool:
     Both families' VAEs have the same shape, so they are told by what they do: the host knows, for
     its previews, the colour that each latent channel stands for.
     """
+    return _explains_better(latent, picture, "SDXL", "SD15")
+
+
+def is_sd1_latent(latent: Tensor, picture: Tensor) -> bool:
+    """The same for the VAE of SD 1.x, which SD 2.x has, too."""
+    return _explains_better(latent, picture, "SD15", "SDXL")
+
+
+def _explains_better(latent: Tensor, picture: Tensor, family: str, other: str) -> bool:
     import comfy.latent_formats
 
-    if [size * _SDXL_STRIDE for size in latent.shape[2:]] != list(picture.shape[1:3]):
+    if [size * _STRIDE for size in latent.shape[2:]] != list(picture.shape[1:3]):
         return False
     # Coarse patches: what latents say of fine texture is no colour, and averages out.
     patch = max(min(latent.shape[2:]) // _PATCHES, 1)
     latent = F.avg_pool2d(latent.float().cpu(), patch)
     colours = _rgb(picture).movedim(-1, 1).float().cpu() * 2 - 1
-    colours = _chroma(F.avg_pool2d(colours, patch * _SDXL_STRIDE))
+    colours = _chroma(F.avg_pool2d(colours, patch * _STRIDE))
     if colours.std() < _MIN_COLOUR:
         return False
-    sd1 = _explained(latent, comfy.latent_formats.SD15(), colours)
-    sdxl = _explained(latent, comfy.latent_formats.SDXL(), colours)
-    return sdxl > _MIN_EXPLAINED and sdxl > sd1 + _MIN_LEAD
+    told, others = (
+        _explained(latent, getattr(comfy.latent_formats, name)(), colours)
+        for name in (family, other)
+    )
+    return told > _MIN_EXPLAINED and told > others + _MIN_LEAD
 
 
 def _rgb(images: Tensor) -> Tensor:

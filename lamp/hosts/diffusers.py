@@ -4,28 +4,53 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
-from ..schedule import scaled_linear_alphas
+from ..architecture import pooled_width, text_width
+from ..images import LATENT_STRIDE
+from ..pooled import split_pooled
+from ..schedule import noise_of_velocity, scaled_linear_alphas
 
 
 class DiffusersHost:
-    """Runs a `UNet2DConditionModel` on batches of frames `(b f) c h w`."""
+    """Runs a `UNet2DConditionModel` on batches of frames `(b f) c h w`.
 
-    def __init__(self, unet: nn.Module) -> None:
-        self.unet = unet
+    Args:
+        velocity: the UNet predicts velocity, and not noise.
+    """
+
+    def __init__(self, unet: nn.Module, velocity: bool = False) -> None:
+        self.unet, self.velocity = unet, velocity
+        self._text_width = text_width(unet) if pooled_width(unet) else None
         self.alphas_cumprod = scaled_linear_alphas()
 
     def predict(self, x: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
         """See `Host.predict`."""
         frames = x.shape[0] // timesteps.shape[0]
+        alphas = self.alphas_cumprod[timesteps.cpu()] if self.velocity else None
         timesteps = timesteps.to(x.device).repeat_interleave(frames)
-        context = text.repeat_interleave(frames, dim=0)
-        noise = self.unet(x, timesteps, encoder_hidden_states=context, return_dict=False)[0]
-        return noise.float()
+        text = text.repeat_interleave(frames, dim=0)
+        added = None
+        if self._text_width is not None:
+            text, pooled = split_pooled(text, self._text_width)
+            added = {"text_embeds": pooled, "time_ids": _sizes(x)}
+        predicted = self.unet(
+            x, timesteps, encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False
+        )[0].float()
+        return predicted if alphas is None else noise_of_velocity(predicted, x, alphas)
 
 
-def build_host(config: dict[str, Any], state: dict[str, Tensor]) -> DiffusersHost:
+def _sizes(x: Tensor) -> Tensor:
+    """What SD-XL is told of a picture: its size, no cropping, the size asked for; as ComfyUI."""
+    height, width = (side * LATENT_STRIDE for side in x.shape[-2:])
+    sizes = torch.tensor([height, width, 0, 0, height, width], device=x.device)
+    return sizes.float().expand(x.shape[0], -1)
+
+
+def build_host(
+    config: dict[str, Any], state: dict[str, Tensor], *, velocity: bool = False
+) -> DiffusersHost:
     """The UNet of a diffusers config with `state` (canonical names) as its weights, frozen.
 
     `attention_head_dim` of SD 1.x configs is the NUMBER of heads, as diffusers reads it.
@@ -34,4 +59,4 @@ def build_host(config: dict[str, Any], state: dict[str, Tensor]) -> DiffusersHos
 
     unet = UNet2DConditionModel.from_config(config)
     unet.load_state_dict(state)
-    return DiffusersHost(unet.requires_grad_(False).eval())
+    return DiffusersHost(unet.requires_grad_(False).eval(), velocity)

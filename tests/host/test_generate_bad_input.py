@@ -39,7 +39,7 @@ def test_an_sdxl_model_with_an_sd1_motion(server: ComfyServer) -> None:
         "Use SD-XL only for the first frame",
     )
     graph["model"] = node("TinyModel", text_width=1024, seed=0)
-    refused(server, graph, "the connected MODEL is SD 2.x. Connect a SD 1.x checkpoint.")
+    refused(server, graph, "the connected MODEL is SD 2.x. Connect a SD 1.x checkpoint, with its")
 
 
 def test_files_that_are_no_motion(server: ComfyServer) -> None:
