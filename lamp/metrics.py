@@ -158,14 +158,14 @@ def _with_grain(picture: Tensor) -> Tensor:
 def _looked_at(frames: Tensor) -> list[Tensor]:
     height, width = frames.shape[1:3]
     size = look_size(width, height)
-    small = (fit_small(_floats(frame)[None, ..., :3], *size, "stretch")[0] for frame in frames)
+    small = (fit_small(_floats(frame)[None], *size, "stretch")[0] for frame in frames)
     return [(picture * 255).round().byte() for picture in small]
 
 
 def _floats(frames: Tensor) -> Tensor:
     """``... 3`` in 0..1 on the CPU."""
-    values = frames.cpu().float() if frames.is_floating_point() else frames.cpu().float() / 255
-    return values.clamp(0, 1)
+    values = frames[..., :3].cpu().float()
+    return (values if frames.is_floating_point() else values / 255).clamp(0, 1)
 
 
 # --- several videos at once -----------------------------------------------------------------
@@ -277,7 +277,7 @@ def _check(videos: Sequence[Tensor], names: Sequence[str], prompts: Sequence[str
 
 @torch.no_grad()
 def _embed(video: Tensor, see: See) -> Tensor:
-    return torch.cat([see(_floats(chunk)[..., :3]).cpu() for chunk in video.split(_CHUNK)])
+    return torch.cat([see(_floats(chunk)).cpu() for chunk in video.split(_CHUNK)])
 
 
 def _missing(

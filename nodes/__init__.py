@@ -10,6 +10,7 @@ from . import (
     edit,
     generate,
     longer,
+    metrics,
     motion,
     motion_files,
     recipe,
@@ -36,6 +37,7 @@ class LampExtension(ComfyExtension):
             custom_sampling,
             edit,
             longer,
+            metrics,
             toy,
         )
         return [node for module in modules for node in module.NODES]
