@@ -15,6 +15,9 @@ class FrameLayout:
 
     frames: int
     videos: int = 1
+    # Of a window of a longer video: where its frames stand (from 0), and how many there are in all.
+    places: tuple[int, ...] | None = None
+    total: int | None = None
 
     def check(self, x: Tensor) -> None:
         """Raises LampError if the batch `x` does not hold whole videos."""

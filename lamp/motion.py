@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -13,10 +13,12 @@ from .architecture import BlockSite, SiteMap
 from .attention import first_frame_kv
 from .layers import MotionConv, TemporalAttention, initialise, initialise_attention
 from .layout import FrameLayout
+from .masks import Extent
 
 # What is tuned (paper sec. 4.1); norm_temp is new as well, but stays at its initial value.
 TRAINED = ("conv1d", "conv_gate", "attn_temp", "attn1.to_q")
 GROUPNORM_MODES = ("pooled", "frame")
+_TokenFactor = Callable[[Tensor], Tensor]
 
 
 class Motion(nn.Module):
@@ -72,6 +74,7 @@ class Motion(nn.Module):
         strength: float = 1.0,
         groupnorm: str = "pooled",
         first_frame: bool = True,
+        extent: Extent | None = None,
     ) -> Iterator[None]:
         """Attach to `unet` by forward hooks; all are gone when the block ends, however it ends.
 
@@ -81,17 +84,25 @@ class Motion(nn.Module):
             strength: factor on every residual; 0 is the image model, 1 the motion as trained.
             groupnorm: `pooled` (statistics over all frames of a video, official) or `frame`.
             first_frame: keys and values from frame 1 (paper eq. 5).
+            extent: a further factor, place by place and frame by frame; without, 1 everywhere.
         """
+        if extent is not None and extent.is_whole:
+            extent = None
         with ExitStack() as stack:
             if groupnorm == "pooled":
                 for norm in self.sites.norms:
                     _pool_norm(unet.get_submodule(norm.module), layout, stack)
             for site in self.sites.convs:
                 layer = self.get_submodule(site.name)
-                _add_conv(unet.get_submodule(site.module), layer, layout, strength, stack)
+                conv = unet.get_submodule(site.module)
+                _add_conv(conv, layer, layout, strength, extent, stack)
             for block in self.sites.blocks:
                 host_block = unet.get_submodule(block.module)
-                self._add_block(host_block, block, layout, strength, stack)
+                factor: _TokenFactor | None = None
+                if extent is not None:
+                    transformer = unet.get_submodule(block.module.rsplit(".", 2)[0])
+                    factor = _token_factor(transformer, layout, extent, strength, stack)
+                self._add_block(host_block, block, layout, factor or strength, stack)
                 if first_frame:
                     first_frame_kv(host_block.attn1, layout, stack)
             yield
@@ -101,30 +112,60 @@ class Motion(nn.Module):
         host_block: nn.Module,
         site: BlockSite,
         layout: FrameLayout,
-        strength: float,
+        factor: float | _TokenFactor,
         stack: ExitStack,
     ) -> None:
         parts = self.get_submodule(site.name)
 
         def tuned_query(_: nn.Module, args: tuple[Any, ...], q: Tensor) -> Tensor:
-            return torch.add(q, parts.attn1.to_q(args[0]), alpha=strength)
+            return _added(q, parts.attn1.to_q(args[0]), factor)
 
         def temporal_attention(_: nn.Module, args: tuple[Any, ...], x: Tensor) -> Tensor:
             residual = parts.attn_temp(parts.norm_temp(x), layout.frames)
-            return torch.add(x, residual, alpha=strength)
+            return _added(x, residual, factor)
 
         stack.callback(host_block.attn1.to_q.register_forward_hook(tuned_query).remove)
         stack.callback(host_block.register_forward_hook(temporal_attention).remove)
 
 
 def _add_conv(
-    conv: nn.Module, layer: MotionConv, layout: FrameLayout, strength: float, stack: ExitStack
+    conv: nn.Module,
+    layer: MotionConv,
+    layout: FrameLayout,
+    strength: float,
+    extent: Extent | None,
+    stack: ExitStack,
 ) -> None:
     def motion(_: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor:
         layout.check(y)
-        return layer(y, layout.frames, strength)
+        if extent is None:
+            return layer(y, layout.frames, strength)
+        return layer(y, layout.frames, extent.of_pixels(y, layout) * strength)
 
     stack.callback(conv.register_forward_hook(motion).remove)
+
+
+def _token_factor(
+    transformer: nn.Module,
+    layout: FrameLayout,
+    extent: Extent,
+    strength: float,
+    stack: ExitStack,
+) -> _TokenFactor:
+    """The factor for tokens of a spatial transformer, whose input tells how they lie."""
+    size: list[int] = []
+
+    def see(_: nn.Module, args: tuple[Any, ...]) -> None:
+        size[:] = args[0].shape[-2:]
+
+    stack.callback(transformer.register_forward_pre_hook(see).remove)
+    return lambda x: extent.of_tokens(x, layout, (size[0], size[1])) * strength
+
+
+def _added(x: Tensor, residual: Tensor, factor: float | _TokenFactor) -> Tensor:
+    if callable(factor):
+        return torch.addcmul(x, residual, factor(x))
+    return torch.add(x, residual, alpha=factor)
 
 
 def _pool_norm(norm: nn.Module, layout: FrameLayout, stack: ExitStack) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 from .adain import AdaINSchedule
 from .hosts import Host
 from .layout import FrameLayout
+from .masks import Extent
 from .motion import Motion
 from .schedule import ddim_step, ddim_timesteps, next_alpha
 from .windows import Windows, in_windows
@@ -31,6 +32,7 @@ def sample(
     schedule: AdaINSchedule,
     groupnorm: str = "pooled",
     windows: Windows | None = None,
+    extent: Extent | None = None,
     callback: StepCallback | None = None,
 ) -> Tensor:
     """Predict frames 2..f of videos from their first frames.
@@ -40,31 +42,47 @@ def sample(
         noise: `(b f) c h w`, already shared (paper eq. 6); frame 1's slot is replaced by `first`.
         cond, uncond: `b n d` text embeddings; `uncond` is not needed at guidance 1.
         windows: show the model a long video in pieces; without, all frames at once.
+        extent: where and in which frames the motion acts; without, everywhere.
         callback: called with the step's index and the latents after it, AdaIN included.
 
     Returns:
         `(b f) c h w`; frame 1 is `first`, bit for bit.
+
+    Raises:
+        LampError: the extent is for another number of frames.
     """
     videos = first.shape[0]
     frames = noise.shape[0] // videos
     x = with_first_frame(noise, first)
     guided = uncond is not None and guidance != 1.0
     seen = frames if windows is None else min(windows.length, frames)
-    layout = FrameLayout(seen, videos * (2 if guided else 1))
-    with motion.attached(host.unet, layout, groupnorm=groupnorm):
+    layout = FrameLayout(seen, videos * (2 if guided else 1), total=frames)
+    if extent is not None:
+        extent.check(frames)
+    with motion.attached(host.unet, layout, groupnorm=groupnorm, extent=extent):
         for step, timestep in enumerate(ddim_timesteps(steps)):
 
             def predict(rows: Tensor, x: Tensor = x, timestep: int = timestep) -> Tensor:
+                if extent is not None:
+                    layout.places = tuple((rows[:seen] % frames).tolist())
                 unguided = uncond if guided else None
                 return predict_guided(host, x[rows], timestep, cond, unguided, guidance)
 
             eps = in_windows(predict, x, windows, frames)
             alpha = host.alphas_cumprod[timestep]
+            if extent is not None and extent.holds:
+                eps = _held(extent, x, eps, first, alpha)
             stepped = ddim_step(x, eps, alpha, next_alpha(host.alphas_cumprod, timestep, steps))
             x = schedule.after_step(with_first_frame(stepped, first), step, steps, frames)
             if callback is not None:
                 callback(step, x)
     return schedule.after_loop(x, frames)
+
+
+def _held(extent: Extent, x: Tensor, eps: Tensor, first: Tensor, alpha: Tensor) -> Tensor:
+    """The noise `(b f) c h w` in `x` of which frame 1 is left where the extent holds it."""
+    predicted = extent.held((x - (1 - alpha).sqrt() * eps) / alpha.sqrt(), first)
+    return (x - alpha.sqrt() * predicted) / (1 - alpha).sqrt()
 
 
 def predict_guided(

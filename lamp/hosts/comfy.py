@@ -18,12 +18,15 @@ from ..architecture import map_unet
 from ..checkpoint import MotionFile
 from ..errors import LampError, MotionFileError
 from ..layout import FrameLayout
+from ..masks import Extent
 from ..motion import Motion
 from ..noise import share_noise
 
 KEY = "lamp_motion"
 # Set on a noise tensor that has been mixed already (paper eq. 6), so that it is never mixed twice.
 SHARED_NOISE = "lamp_shared_noise"
+# In the options of a call that shows a window only: where its frames stand, of how many.
+WINDOW = "lamp_window"
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class BoundMotion:
     alpha: float = 0.2
     start_percent: float = 0.0
     end_percent: float = 1.0
+    extent: Extent | None = None
 
 
 def unet_of(patcher: Any) -> torch.nn.Module:
@@ -103,7 +107,7 @@ def bind(patcher: Any, bound: BoundMotion) -> Any:
     for kind, wrapper in (
         (WrappersMP.OUTER_SAMPLE, _outer_sample(bound)),
         (WrappersMP.SAMPLER_SAMPLE, _sampler_sample),
-        (WrappersMP.PREDICT_NOISE, _predict_noise),
+        (WrappersMP.PREDICT_NOISE, _predict_noise(bound.extent)),
         (WrappersMP.DIFFUSION_MODEL, _diffusion_model(bound, (start, end))),
     ):
         model.add_wrapper_with_key(kind, KEY, wrapper)
@@ -142,6 +146,8 @@ def _outer_sample(bound: BoundMotion) -> Callable[..., Tensor]:
                 "a LAMP motion needs: remove the Context Windows node from this MODEL and use "
                 "LAMP Anchored Windows."
             )
+        if bound.extent is not None:
+            bound.extent.check(len(latent_image))
         if not getattr(noise, SHARED_NOISE, False):
             noise = share_noise(noise, bound.alpha)
         out = executor(noise, latent_image, *args, **kwargs)
@@ -212,24 +218,30 @@ def _preview_middle_frame(callback: Callable[..., Any] | None) -> Callable[..., 
     return preview
 
 
-def _predict_noise(
-    executor: Any,
-    x: Tensor,
-    timestep: Tensor,
-    model_options: dict[str, Any] | None = None,
-    seed: int | None = None,
-) -> Tensor:
-    """Show the model the clean frame 1 (paper sec. 3.3), and keep it: its prediction is itself."""
-    options = model_options or {}
-    first = clean_first_frame(options)
-    if first is None:
-        return executor(x, timestep, options, seed)
-    first = first.to(x)
-    sampling = executor.class_obj.inner_model.model_sampling
-    input_scale = sampling.calculate_input(timestep[:1], torch.ones_like(first))
-    shown = torch.cat([first / input_scale, x[1:]])
-    out = executor(shown, timestep, options, seed)
-    return torch.cat([first, out[1:]])
+def _predict_noise(extent: Extent | None) -> Callable[..., Tensor]:
+    def predict_noise(
+        executor: Any,
+        x: Tensor,
+        timestep: Tensor,
+        model_options: dict[str, Any] | None = None,
+        seed: int | None = None,
+    ) -> Tensor:
+        """Show the model the clean frame 1 (paper sec. 3.3), and keep it: its prediction is
+        itself. So is that of all frames where the extent holds them."""
+        options = model_options or {}
+        first = clean_first_frame(options)
+        if first is None:
+            return executor(x, timestep, options, seed)
+        first = first.to(x)
+        sampling = executor.class_obj.inner_model.model_sampling
+        input_scale = sampling.calculate_input(timestep[:1], torch.ones_like(first))
+        shown = torch.cat([first / input_scale, x[1:]])
+        out = executor(shown, timestep, options, seed)
+        if extent is not None:
+            out = extent.held(out, first)
+        return torch.cat([first, out[1:]])
+
+    return predict_noise
 
 
 def _diffusion_model(bound: BoundMotion, sigmas: tuple[float, float]) -> Callable[..., Tensor]:
@@ -247,7 +259,10 @@ def _diffusion_model(bound: BoundMotion, sigmas: tuple[float, float]) -> Callabl
     ) -> Tensor:
         options = transformer_options or {}
         videos = len(options.get("cond_or_uncond", [0]))
-        layout = FrameLayout(x.shape[0] // videos, videos)
+        frames = x.shape[0] // videos
+        places, total = options.get(WINDOW, (None, frames))
+        layout = FrameLayout(frames, videos, places, total)
+        _check_whole_picture(bound.extent, x, options)
         strength = bound.strength if _within(options.get("sigmas"), sigmas) else 0.0
         with bound.motion.attached(
             executor.class_obj,
@@ -255,10 +270,23 @@ def _diffusion_model(bound: BoundMotion, sigmas: tuple[float, float]) -> Callabl
             strength=strength,
             groupnorm=bound.groupnorm,
             first_frame=bound.first_frame,
+            extent=bound.extent,
         ):
             return executor(x, timesteps, context, y, control, options, **kwargs)
 
     return diffusion_model
+
+
+def _check_whole_picture(extent: Extent | None, x: Tensor, options: dict[str, Any]) -> None:
+    first = clean_first_frame({"transformer_options": options})
+    if extent is None or extent.mask is None or first is None:
+        return
+    if x.shape[-2:] != first.shape[-2:]:
+        raise LampError(
+            "A mask on the motion needs the whole picture in every call, and a prompt for an area "
+            "shows the model a part of it: use Conditioning (Set Mask) in place of Conditioning "
+            "(Set Area), or take the mask off."
+        )
 
 
 def _within(sigma: Tensor | None, bounds: tuple[float, float]) -> bool:

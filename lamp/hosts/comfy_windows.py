@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from ..windows import Windows, in_windows
-from .comfy import bound_motion
+from .comfy import WINDOW, bound_motion
 
 _KEY = "lamp_windows"
 
@@ -64,7 +64,8 @@ def _apply_model(windows: Windows) -> Callable[..., Tensor]:
         def predict(rows: Tensor) -> Tensor:
             cut = [_rows_of(value, rows, len(x)) for value in given]
             more = {name: _rows_of(value, rows, len(x)) for name, value in kwargs.items()}
-            return executor(x[rows], *cut, options, **more)
+            places = tuple(rows[: len(rows) * frames // len(x)].tolist())
+            return executor(x[rows], *cut, {**options, WINDOW: (places, frames)}, **more)
 
         return in_windows(predict, x, windows, frames)
 

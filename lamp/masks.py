@@ -1,0 +1,166 @@
+"""Where in the picture, and in which frames of a video, a motion acts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .errors import LampError
+from .layout import FrameLayout
+
+
+class Extent:
+    """A factor on every residual of a motion, place by place and frame by frame.
+
+    The residuals also hold the ground still, so taking them away there makes it flicker. Hence what
+    lies outside the mask is held, too: the prediction of the clean frames is frame 1 there, as
+    frame 1's own prediction always is.
+
+    Args:
+        mask: `h w` or `n h w` in 0..1, of any size: one for all frames, or one for each. A mask of
+            ones is the same as none.
+        feather: how far the mask's edges fade to both sides, as a share of its shorter side.
+        hold: how firmly the picture outside the mask stays frame 1's; 0 leaves it to the image
+            model.
+        strengths: factors for the frames; fewer than frames are interpolated linearly.
+
+    Raises:
+        LampError: the mask is empty or has NaN, or there is no strength or an infinite one.
+    """
+
+    def __init__(
+        self,
+        mask: Tensor | None = None,
+        *,
+        feather: float = 0.0,
+        hold: float = 1.0,
+        strengths: Sequence[float] = (1.0,),
+    ) -> None:
+        self.mask = None if mask is None else _whole_mask(mask, feather)
+        self.hold = hold
+        self.strengths = torch.tensor(strengths, dtype=torch.float32)
+        if not len(strengths) or not self.strengths.isfinite().all():
+            raise LampError(
+                f"The strengths of the frames are {list(strengths)[:8]}: give plain numbers such "
+                "as 1, 1, 0.5."
+            )
+        self._made: dict[tuple[object, ...], Tensor] = {}
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the motion acts everywhere and always, as without an extent."""
+        return self.mask is None and bool((self.strengths == 1).all())
+
+    @property
+    def holds(self) -> bool:
+        """Whether the picture outside the mask is held."""
+        return self.mask is not None and self.hold > 0.0
+
+    def check(self, frames: int) -> None:
+        """Raises LampError if masks or strengths do not fit a video of `frames` frames."""
+        if self.mask is not None and len(self.mask) not in (1, frames):
+            raise LampError(
+                f"There are {len(self.mask)} masks for a video of {frames} frames: give one mask "
+                f"for all frames, or {frames}."
+            )
+        if len(self.strengths) > frames:
+            raise LampError(
+                f"There are {len(self.strengths)} strengths for a video of {frames} frames: give "
+                "at most one a frame."
+            )
+
+    def of_pixels(self, y: Tensor, layout: FrameLayout) -> Tensor:
+        """The factor for features `(b f) c h w`, as `(b f) 1 h w` or `(b f) 1 1 1`."""
+        return self._factor(layout, (y.shape[-2], y.shape[-1]), y)
+
+    def of_tokens(self, x: Tensor, layout: FrameLayout, size: tuple[int, int]) -> Tensor:
+        """The factor for tokens `(b f) n c` of a grid of `size`, as `(b f) n 1` or `(b f) 1 1`.
+
+        Raises:
+            LampError: there is a mask, and another patch has cut or merged the tokens.
+        """
+        if self.mask is not None and x.shape[1] != size[0] * size[1]:
+            raise LampError(
+                "A mask on the motion does not go with patches that cut the picture into tiles or "
+                "merge its tokens (HyperTile, Token Merging): take them off, or the mask."
+            )
+        factor = self._factor(layout, size, x).flatten(2).transpose(1, 2)
+        return factor.repeat_interleave(len(x) // len(factor), dim=0)
+
+    def held(self, predicted: Tensor, first: Tensor) -> Tensor:
+        """Predicted clean latents `(b f) c h w` of b whole videos, held to `first` (b c h w)."""
+        if self.mask is None:
+            return predicted
+        frames = len(predicted) // len(first)
+        free = _resized(self.mask, (predicted.shape[-2], predicted.shape[-1]))
+        free = (1 - self.hold * (1 - free)).expand(frames, -1, -1, -1).to(predicted)
+        video = predicted.unflatten(0, (-1, frames))
+        still = first[:, None].to(predicted)
+        # lerp and no sum of products: exact where the mask is 0 or 1
+        return torch.lerp(still, video, free).flatten(0, 1)
+
+    def _factor(self, layout: FrameLayout, size: tuple[int, int], like: Tensor) -> Tensor:
+        """The same in every layer of a size and in every step, so each is made once."""
+        size = (1, 1) if self.mask is None else size
+        total = layout.frames if layout.total is None else layout.total
+        key = (size, layout.frames, layout.videos, layout.places, total, like.dtype, like.device)
+        if key not in self._made:
+            self.check(total)
+            every = F.interpolate(
+                self.strengths[None, None], total, mode="linear", align_corners=True
+            ).reshape(total, 1, 1, 1)
+            if self.mask is not None:
+                every = every * _resized(self.mask, size)
+            shown = every if layout.places is None else every[list(layout.places)]
+            self._made[key] = shown.to(like).repeat(layout.videos, 1, 1, 1)
+        return self._made[key]
+
+
+def parse_strengths(text: str) -> list[float]:
+    """Numbers between commas, blanks or line breaks.
+
+    Raises:
+        LampError: something else stands there.
+    """
+    words = text.replace(",", " ").replace(";", " ").split()
+    try:
+        return [float(word) for word in words]
+    except ValueError as error:
+        raise LampError(
+            f"'{text[:60]}' is no list of strengths: write numbers such as 1, 1, 0.5."
+        ) from error
+
+
+def soft_edges(masks: Tensor, feather: float) -> Tensor:
+    """`n h w`, blurred by a Gaussian that reaches `feather` of the shorter side."""
+    reach = round(feather * min(masks.shape[-2:]))
+    if reach == 0:
+        return masks
+    offsets = torch.arange(-reach, reach + 1, dtype=masks.dtype)
+    weights = torch.exp(-2 * (offsets / reach) ** 2)
+    weights = (weights / weights.sum())[None, None, None]
+    for _ in range(2):  # rows, then columns
+        padded = F.pad(masks[:, None], (reach, reach, 0, 0), mode="replicate")
+        masks = F.conv2d(padded, weights)[:, 0].transpose(1, 2)
+    return masks.clamp(0, 1)
+
+
+def _whole_mask(mask: Tensor, feather: float) -> Tensor | None:
+    """`n 1 h w` on the CPU, or None if it leaves everything as it is."""
+    if mask.ndim < 2 or not mask.numel() or not mask.isfinite().all():
+        raise LampError(
+            f"The mask of shape {tuple(mask.shape)} is empty or holds NaN: connect a mask of the "
+            "picture, white where motion may happen."
+        )
+    masks = mask.detach().reshape(-1, *mask.shape[-2:]).float().cpu().clamp(0, 1)
+    if (masks == 1).all():
+        return None
+    return soft_edges(masks, feather)[:, None]
+
+
+def _resized(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """`n 1 h w` at another size: each value the soft mean of the place it stands for."""
+    return F.interpolate(masks, size, mode="bilinear", antialias=True).clamp(0, 1)
