@@ -9,13 +9,14 @@ import torch
 from comfy_api.latest import io
 
 from ..lamp.adain import AdaINSchedule
+from ..lamp.checkpoint import MotionFile
 from ..lamp.errors import LampError
 from ..lamp.histogram import match_histograms
 from ..lamp.hosts.comfy_noise import NOISE_LEVEL, SharedNoise
 from ..lamp.hosts.comfy_sampler import OFFICIAL_SCHEDULER, sample_video, scheduler_names
 from ..lamp.hosts.comfy_vae import encode_first_frame
 from ..lamp.images import LATENT_STRIDE, Fit, check_size, fit_images
-from .common import LampAdaIN, aliases, named_errors, seed_input
+from .common import LampAdaIN, LampMotion, aliases, named_errors, seed_input
 
 _log = logging.getLogger(__name__)
 
@@ -38,7 +39,11 @@ class FirstFrameCondition(io.ComfyNode):
             description="Makes the LATENT of a video from its first frame: frame 1 holds the "
             "picture, the others are empty. The sampler keeps frame 1 exactly as it is.",
             inputs=[
-                io.Vae.Input("vae", tooltip="The VAE of the SD 1.x checkpoint (not SD-XL's)."),
+                io.Vae.Input(
+                    "vae",
+                    tooltip="The VAE of the checkpoint that makes the video: SD 1.x's, not "
+                    "SD-XL's.",
+                ),
                 io.Image.Input(
                     "image",
                     tooltip="The first frame, from any image model or a photo; of several images "
@@ -76,6 +81,12 @@ class FirstFrameCondition(io.ComfyNode):
                     tooltip="How a picture of other proportions is fitted: crop cuts the sides, "
                     "pad adds black bars, stretch changes the proportions.",
                 ),
+                LampMotion.Input(
+                    "motion",
+                    optional=True,
+                    tooltip="From Load LAMP Motion. Only needed for a motion that was trained for "
+                    "SD-XL: vae has to be SD-XL's then.",
+                ),
             ],
             outputs=[
                 io.Latent.Output(
@@ -112,11 +123,14 @@ class FirstFrameCondition(io.ComfyNode):
         height: int = 320,
         frames: int = 16,
         fit: Fit = "crop",
+        motion: MotionFile | None = None,
     ) -> io.NodeOutput:
         _check_video(width, height, frames)
         if image.shape[0] > 1:
             _log.warning("LAMP First-Frame Condition: took the first of %d images.", len(image))
-        first = encode_first_frame(vae, fit_images(image[:1], width, height, fit))
+        picture = fit_images(image[:1], width, height, fit)
+        family = "sd1" if motion is None else motion.config.family
+        first = encode_first_frame(vae, picture, family)
         others = first.new_zeros(frames - 1, *first.shape[1:])
         return io.NodeOutput({"samples": torch.cat([first, others])})
 

@@ -85,3 +85,43 @@ def text_of(kind: str, seed: int, tokens: int = 7) -> Tensor:
 
 def pooled_of(seed: int) -> Tensor:
     return drawn(seed + 100, 1, POOLED)
+
+
+class SmallClip:
+    """ComfyUI's own text encoder of a family, small, its text then widened to the family's width.
+
+    Full width would take 400 MB for the vocabulary alone.
+    """
+
+    def __init__(self, kind: str) -> None:
+        import comfy.sdxl_clip
+        import comfy.text_encoders.sd2_clip
+        from comfy.sd import CLIP
+        from comfy.supported_models_base import ClipTarget
+
+        if is_xl(kind):
+            classes = comfy.sdxl_clip.SDXLTokenizer, comfy.sdxl_clip.SDXLClipModel
+        else:
+            sd2 = comfy.text_encoders.sd2_clip
+            classes = sd2.SD2Tokenizer, sd2.SD2ClipModel
+        config = {
+            "hidden_size": POOLED,
+            "intermediate_size": 32,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "projection_dim": POOLED,
+        }
+        names = [f"clip_{letter}_model_config" for letter in "lgh"]
+        options = {"dtype": torch.float32, **dict.fromkeys(names, config)}
+        self._clip = CLIP(ClipTarget(*classes), model_options=options)
+        generator = torch.Generator().manual_seed(0)
+        for parameter in self._clip.cond_stage_model.parameters():
+            parameter.data.normal_(std=0.3, generator=generator)
+        self._width = KINDS[kind][0]["cross_attention_dim"]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._clip, name)
+
+    def encode_from_tokens_scheduled(self, *args: Any, **options: Any) -> Any:
+        found = self._clip.encode_from_tokens_scheduled(*args, **options)
+        return [[text @ drawn(9, text.shape[-1], self._width), about] for text, about in found]

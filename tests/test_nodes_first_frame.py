@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lamp.checkpoint import MotionConfig, MotionFile
 from lamp.errors import IncompatibleModelError, LampError
 
 Nodes = dict[str, Any]
@@ -174,3 +175,30 @@ def test_a_grey_picture_is_not_judged(comfy: Any) -> None:
     assert not is_sdxl_latent(vae.encode(grey), grey)
     half = F.avg_pool2d(colourful.movedim(-1, 1), 2).movedim(1, -1)
     assert not is_sdxl_latent(vae.encode(colourful), half)  # no 8x VAE
+
+
+def motion_of(family: str) -> MotionFile:
+    return MotionFile({}, MotionConfig(family=family))
+
+
+@pytest.mark.parametrize(("family", "other"), [("sdxl", "SD15"), ("sd2", "SDXL"), ("sd1", "SDXL")])
+def test_the_motions_family_decides_which_vae_is_right(
+    node_classes: Nodes, family: str, other: str
+) -> None:
+    import comfy.latent_formats
+
+    right = {"SD15": "SDXL", "SDXL": "SD15"}[other]
+    name = {"sdxl": "SD-XL", "sd2": "SD 2.x", "sd1": "SD 1.x"}[family]
+    for seed in range(5):
+        case = (painting(seed=seed), 128, 96, 2, "crop", motion_of(family))
+        vae = vae_of(getattr(comfy.latent_formats, right)())
+        assert condition(node_classes, vae, *case).shape == (2, 4, 12, 16)
+        wrong = vae_of(getattr(comfy.latent_formats, other)())
+        with pytest.raises(IncompatibleModelError, match=f"connect the VAE of the {name} check"):
+            condition(node_classes, wrong, *case)
+
+
+def test_other_vaes_are_named_with_the_motions_family(node_classes: Nodes) -> None:
+    vae = fake_vae(shrink, latent_channels=16)
+    with pytest.raises(IncompatibleModelError, match="has 16 latent channels; SD-XL has 4"):
+        condition(node_classes, vae, painting(), 128, 96, 2, "crop", motion_of("sdxl"))

@@ -92,7 +92,8 @@ def check_latent_family(latent: Tensor, picture: Tensor, family: str) -> None:
         raise IncompatibleModelError(
             "The connected VAE encodes for SD-XL, whose latents mean other colours than those of "
             f"{name}: connect the VAE of the {name} checkpoint, and use SD-XL's only to decode the "
-            "first frame."
+            "first frame. If the motion itself was trained for SD-XL, connect it to the input "
+            "motion of LAMP First-Frame Condition."
         )
     if is_sd1_latent(latent, picture) and family == "sdxl":
         raise IncompatibleModelError(
