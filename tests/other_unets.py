@@ -1,4 +1,7 @@
-"""UNets of the shapes of SD 2.x and SD-XL in miniature, with random weights, for both hosts."""
+"""UNets of the shapes of SD 2.x and SD-XL in miniature, with random weights, for both hosts.
+
+The real server loads this file by its path: it imports nothing else of the tests.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,6 @@ import torch
 from torch import Tensor
 
 from lamp.pooled import join_pooled
-from tests.small_models import random_state
 
 POOLED = 24  # SD-XL: 1280
 FRAMES = 4
@@ -53,7 +55,11 @@ KINDS: dict[str, tuple[dict[str, Any], bool]] = {
 
 def state_of(kind: str) -> dict[str, Tensor]:
     """Weights by canonical name."""
-    return random_state(0, KINDS[kind][0])
+    from diffusers import UNet2DConditionModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return UNet2DConditionModel.from_config(KINDS[kind][0]).state_dict()
 
 
 def patcher_of(kind: str) -> Any:

@@ -14,16 +14,20 @@ _ROOT = Path(__file__).resolve().parents[3]
 _MOTION = io.Custom("LAMP_MOTION")
 
 
-def _tiny_models():
-    """The helpers of the tests; they import the method, which lies in the repository."""
+def _helpers(file):
+    """Helpers of the tests; they import the method, which lies in the repository."""
     if str(_ROOT) not in sys.path:
         sys.path.append(str(_ROOT))  # last: the host has modules of the same names
-    name = "lamp_tests_tiny_models"
+    name = f"lamp_tests_{file}"
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, _ROOT / "tests" / "tiny_models.py")
+        spec = importlib.util.spec_from_file_location(name, _ROOT / "tests" / f"{file}.py")
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]
+
+
+def _tiny_models():
+    return _helpers("tiny_models")
 
 
 class TinyModel(io.ComfyNode):
@@ -40,6 +44,27 @@ class TinyModel(io.ComfyNode):
         tiny = _tiny_models()
         text = [[tiny.text(1, width=text_width), {}]]
         return io.NodeOutput(tiny.tiny_patcher(text_width, seed), text)
+
+
+class OtherModel(io.ComfyNode):
+    """A small SD 2.x or SD-XL with the toy's VAE."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="OtherModel",
+            inputs=[io.String.Input("kind")],
+            outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
+        )
+
+    @classmethod
+    def execute(cls, kind):
+        other = _helpers("other_unets")
+        from lamp.hosts.comfy_toy import load_toy_models
+        from lamp.toy.base import toy_state
+
+        vae = load_toy_models(toy_state()).vae
+        return io.NodeOutput(other.patcher_of(kind), other.SmallClip(kind), vae)
 
 
 class TinyMotion(io.ComfyNode):
@@ -225,6 +250,7 @@ class TinyExtension(ComfyExtension):
     async def get_node_list(self):
         return [
             TinyModel,
+            OtherModel,
             TinyMotion,
             TinyVae,
             TinyLatent,
