@@ -95,7 +95,7 @@ class Extent:
         if self.mask is None:
             return predicted
         frames = len(predicted) // len(first)
-        free = _resized(self.mask, (predicted.shape[-2], predicted.shape[-1]))
+        free = resized(self.mask, (predicted.shape[-2], predicted.shape[-1])).clamp(0, 1)
         free = (1 - self.hold * (1 - free)).expand(frames, -1, -1, -1).to(predicted)
         video = predicted.unflatten(0, (-1, frames))
         still = first[:, None].to(predicted)
@@ -113,7 +113,7 @@ class Extent:
                 self.strengths[None, None], total, mode="linear", align_corners=True
             ).reshape(total, 1, 1, 1)
             if self.mask is not None:
-                every = every * _resized(self.mask, size)
+                every = every * resized(self.mask, size).clamp(0, 1)
             shown = every if layout.places is None else every[list(layout.places)]
             self._made[key] = shown.to(like).repeat(layout.videos, 1, 1, 1)
         return self._made[key]
@@ -161,6 +161,6 @@ def _whole_mask(mask: Tensor, feather: float) -> Tensor | None:
     return soft_edges(masks, feather)[:, None]
 
 
-def _resized(masks: Tensor, size: tuple[int, int]) -> Tensor:
+def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """`n 1 h w` at another size: each value the soft mean of the place it stands for."""
-    return F.interpolate(masks, size, mode="bilinear", antialias=True).clamp(0, 1)
+    return F.interpolate(maps, size, mode="bilinear", antialias=True)

@@ -18,6 +18,7 @@ from ..lamp.history import history
 from ..lamp.hosts.comfy import BoundMotion, bind, load_motion, unet_of
 from ..lamp.hosts.comfy_training import base_hash
 from ..lamp.images import thumbnail_uri
+from ..lamp.masks import Extent, parse_strengths
 from .common import (
     MOTION_FOLDER,
     LampMotion,
@@ -92,6 +93,43 @@ class LoadMotion(io.ComfyNode):
                     tooltip="The share of the sampling after which the motion stops to act.",
                     **advanced(io.Float.Input),
                 ),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="White where the picture may move, of any size: one mask for all "
+                    "frames or one for each. Leave room for the way of the object. LAMP Motion "
+                    "Map makes one.",
+                ),
+                io.Float.Input(
+                    "feather",
+                    default=0.05,
+                    min=0.0,
+                    max=0.5,
+                    step=0.01,
+                    optional=True,
+                    tooltip="How far the mask's edges fade to both sides, as a share of its "
+                    "shorter side.",
+                ),
+                io.Float.Input(
+                    "hold_still",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    optional=True,
+                    tooltip="How firmly the picture outside the mask stays as in frame 1. At 0 the "
+                    "motion is only left out there, and the ground may flicker.",
+                    **advanced(io.Float.Input),
+                ),
+                io.String.Input(
+                    "frame_strengths",
+                    default="",
+                    optional=True,
+                    tooltip="Factors on strength along the video, such as 1, 1, 0.5: one a frame, "
+                    "or fewer, which are spread over the video with straight lines between. Empty "
+                    "is 1 throughout.",
+                    **advanced(io.String.Input),
+                ),
             ],
             outputs=[
                 io.Model.Output(
@@ -135,12 +173,18 @@ class LoadMotion(io.ComfyNode):
         alpha: float = 0.2,
         start_percent: float = 0.0,
         end_percent: float = 1.0,
+        mask: Any = None,
+        feather: float = 0.05,
+        hold_still: float = 1.0,
+        frame_strengths: str = "",
     ) -> io.NodeOutput:
         if start_percent >= end_percent:
             raise LampError(
                 f"start_percent is {start_percent:g} and end_percent {end_percent:g}, so the "
                 "motion would never act: set start_percent below end_percent (0 and 1)."
             )
+        strengths = parse_strengths(frame_strengths) or [1.0]
+        extent = Extent(mask, feather=feather, hold=hold_still, strengths=strengths)
         file = load_motion_file(_motion_path(motion_name))
         _warn_of_another_base(model, file)
         bound = BoundMotion(
@@ -150,6 +194,7 @@ class LoadMotion(io.ComfyNode):
             alpha=alpha,
             start_percent=start_percent,
             end_percent=end_percent,
+            extent=None if extent.is_whole else extent,
         )
         return io.NodeOutput(bind(model, bound), file)
 
