@@ -46,10 +46,14 @@ def tiny_clip(width: int = WIDTH, seed: int = 0) -> Any:
     return model
 
 
+def normalised(frames: Tensor) -> Tensor:
+    """``f h w 3`` in 0..1 -> what CLIP takes, ``f 3 h w``."""
+    return ((frames - _MEAN) / _STD).movedim(-1, 1)
+
+
 def image_features(model: Any, frames: Tensor) -> Tensor:
     """``f h w 3`` of the model's own size -> ``f d``."""
-    pixels = ((frames - _MEAN) / _STD).movedim(-1, 1)
-    return model.get_image_features(pixel_values=pixels).pooler_output
+    return model.get_image_features(pixel_values=normalised(frames)).pooler_output
 
 
 def text_features(model: Any, tokenizer: Any, prompts: list[str]) -> Tensor:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import NoReturn, Protocol
 
 from ..errors import LampError
-from . import compress, convert, inspect_motion, merge, train
+from . import compress, convert, inspect_motion, merge, metrics, train
 
 DONE, FAILED, CANCELLED = 0, 1, 130
 
@@ -33,7 +33,7 @@ class Command(Protocol):
         ...
 
 
-COMMANDS: tuple[Command, ...] = (train, inspect_motion, merge, convert, compress)
+COMMANDS: tuple[Command, ...] = (train, inspect_motion, merge, convert, compress, metrics)
 
 _ABOUT = """\
 LAMP: learn a motion from a few clips, without ComfyUI.
