@@ -61,7 +61,8 @@ def diversity(videos: Sequence[Tensor]) -> float:
 
     A video is the mean of its frames' embeddings, each of unit length. Lower is better: the videos
     differ more. Section 4.2: "the average CLIP image embedding of all frames to represent a video,
-    subsequently computing and averaging the cosine distance across all video pairs".
+    subsequently computing and averaging the cosine distance across all video pairs". The paper's
+    second version does so for the videos of each motion, so give those of one motion.
 
     Raises:
         LampError: there is only one video.
