@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from safetensors.torch import load_file
 
 from lamp.architecture import map_unet
 from lamp.checkpoint import load_motion_file
-from lamp.cli import CANCELLED, DONE, FAILED, main
+from lamp.cli import CANCELLED, DONE, FAILED, main, train_run
 from lamp.cli.config_file import tomllib
 from lamp.cli.train_config import SCHEMA
 from lamp.cli.train_run import choose_device, choose_precision
@@ -26,11 +27,12 @@ from lamp.clips import load_clips
 from lamp.errors import LampError
 from lamp.hosts.comfy_training import base_hash
 from lamp.hosts.diffusers import DiffusersHost
+from lamp.hosts.diffusers_models import load_image_model
 from lamp.latents import cache_latents
 from lamp.motion import Motion
 from lamp.recipe import TrainConfig
 from lamp.toy.base import load_toy_base
-from lamp.training import train
+from lamp.training import Training, train
 from tests.toy_runs import write_clips, write_config
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,6 +80,23 @@ def test_it_learns_what_the_same_settings_teach_without_it(folder: Path) -> None
     expected = {name: value.half() for name, value in motion.state_dict().items()}
     assert saved.keys() == expected.keys()
     assert all(torch.equal(saved[name], expected[name]) for name in saved)
+
+
+@pytest.mark.slow
+def test_a_model_that_predicts_velocity_is_trained_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, hosts = replace(load_image_model("toy"), velocity=True), []
+
+    class Watched(Training):
+        def __init__(self, host: Any, *args: Any, **options: Any) -> None:
+            hosts.append(host)
+            super().__init__(host, *args, **options)
+
+    monkeypatch.setattr(train_run, "load_image_model", lambda *_: model)
+    monkeypatch.setattr(train_run, "Training", Watched)
+    assert run(write_config(tmp_path), "recipe.steps=1") == DONE
+    assert [(host.unet, host.velocity) for host in hosts] == [(model.unet, True)]
 
 
 def test_the_motion_file_tells_how_it_was_made(folder: Path) -> None:

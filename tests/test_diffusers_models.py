@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from lamp.errors import IncompatibleModelError, LampError
@@ -22,7 +23,7 @@ from lamp.hosts.diffusers_models import (
 )
 from lamp.latents import SCALE
 from lamp.toy.base import load_toy_base
-from tests.sd1_files import Source, ldm_state, random_source, write_file, write_folder
+from tests.sd1_files import UNET, Source, ldm_state, random_source, write_file, write_folder
 
 
 @pytest.fixture(scope="module")
@@ -252,11 +253,43 @@ def test_a_folder_without_safetensors_is_refused(folder: Path, tmp_path: Path) -
         load_image_model(tmp_path)
 
 
-def test_a_folder_that_predicts_velocity_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "scheduler").mkdir()
-    file = tmp_path / "scheduler" / "scheduler_config.json"
-    file.write_text('{"prediction_type": "v_prediction"}')
-    with pytest.raises(IncompatibleModelError, match="predicts 'v_prediction'"):
+def predicting(folder: Path, kind: str) -> Path:
+    (folder / "scheduler").mkdir()
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(f'{{"prediction_type": "{kind}"}}')
+    return folder
+
+
+def test_a_folder_that_predicts_something_else_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(IncompatibleModelError, match="predicts 'sample'"):
+        load_image_model(predicting(tmp_path, "sample"))
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_a_folder_tells_whether_it_predicts_velocity(
+    folder: Path, tmp_path: Path, kind: str
+) -> None:
+    for name in ("unet", "vae", "text_encoder", "tokenizer"):
+        (tmp_path / name).symlink_to(folder / name)
+    assert load_image_model(predicting(tmp_path, kind)).velocity == (kind == "v_prediction")
+
+
+def test_sd_2_pads_prompts_as_its_tokenizer_says(folder: Path, tmp_path: Path) -> None:
+    for name in ("unet", "vae", "text_encoder"):
+        (tmp_path / name).symlink_to(folder / name)
+    (tmp_path / "tokenizer").mkdir()
+    for file in (folder / "tokenizer").iterdir():
+        (tmp_path / "tokenizer" / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "tokenizer" / "tokenizer_config.json").write_text('{"pad_token": "!"}')
+    tokens = load_image_model(tmp_path).tokens("A horse runs")
+    assert tokens.tolist() == [[49406, 320, 4558, 5586, 49407, *[0] * 72]]
+
+
+def test_sd_xl_is_sent_to_comfyui(folder: Path, tmp_path: Path) -> None:
+    for name in ("vae", "text_encoder", "tokenizer"):
+        (tmp_path / name).symlink_to(folder / name)
+    UNet2DConditionModel(**{**UNET, "cross_attention_dim": 2048}).save_pretrained(tmp_path / "unet")
+    with pytest.raises(IncompatibleModelError, match="is SD-XL: the command line.*LAMP Trainer"):
         load_image_model(tmp_path)
 
 

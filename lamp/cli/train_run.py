@@ -77,7 +77,8 @@ def _train(
     with peers.main_first() if peers and settings.cache else contextlib.nullcontext():
         latents = encode(model, clips, device, settings.cache, terminal)
     base = base_hash(model.unet)
-    training = new_training(settings, model.unet, latents, device, peers, terminal)
+    host = DiffusersHost(model.unet, model.velocity)
+    training = new_training(settings, host, latents, device, peers, terminal)
     who = identity(base, clips)
     if place.state is not None:
         restore(training, place.state, who)
@@ -112,7 +113,7 @@ def encode(
 
 def new_training(
     settings: RunSettings,
-    unet: Any,
+    host: DiffusersHost,
     latents: LatentClips,
     device: torch.device,
     peers: AcceleratePeers | None,
@@ -124,6 +125,7 @@ def new_training(
         OutOfMemoryPlanError: it cannot fit.
     """
     config = replace(settings.config, precision=choose_precision(device, settings.precision))
+    unet = host.unet
     unet.to(device, PRECISIONS[config.precision] or torch.float32)
     free = free_memory(device)
     if free is None:
@@ -133,7 +135,7 @@ def new_training(
             unet, latents, config, settings.checkpointing, device, free, terminal.say
         )
     motion = Motion(map_unet(unet)).initialise(config.seed).to(device)
-    return Training(DiffusersHost(unet), motion, latents, config, peers)
+    return Training(host, motion, latents, config, peers)
 
 
 class Samples:

@@ -1,4 +1,4 @@
-"""A whole image model without ComfyUI: UNet, VAE, text encoder and tokenizer of SD 1.x.
+"""A whole image model without ComfyUI: UNet, VAE, text encoder and tokenizer of SD 1.x or 2.x.
 
 From a diffusers folder, from one .safetensors file in the original layout, or the toy base; never
 from the network, and never from a pickle.
@@ -35,10 +35,11 @@ _TOKENS = 77  # of a chunk, its first and last token included
 
 @dataclass
 class ImageModel:
-    """SD 1.x as diffusers and transformers build it, in fp32, frozen, on the CPU.
+    """SD 1.x or 2.x as diffusers and transformers build it, in fp32, frozen, on the CPU.
 
     - ``name``: what a motion's file calls it;
-    - ``tokens``: a text's token ids, `k 77` in as many chunks as it takes.
+    - ``tokens``: a text's token ids, `k 77` in as many chunks as it takes;
+    - ``velocity``: the UNet predicts velocity, and not noise.
     """
 
     name: str
@@ -46,6 +47,7 @@ class ImageModel:
     vae: Any
     text_encoder: Any
     tokens: Tokens
+    velocity: bool = False
 
     @torch.no_grad()
     def encode_posterior(self, frames: Tensor) -> tuple[Tensor, Tensor]:
@@ -112,7 +114,7 @@ def load_image_model(path: str | Path, tokenizer: str | Path = "") -> ImageModel
 
     Raises:
         LampError: something is missing or cannot be read.
-        IncompatibleModelError: it is not SD 1.x.
+        IncompatibleModelError: it is neither SD 1.x nor, in a folder, SD 2.x.
     """
     _be_quiet()
     if str(path) == TOY:
@@ -125,8 +127,8 @@ def load_image_model(path: str | Path, tokenizer: str | Path = "") -> ImageModel
     family = map_unet(model.unet).family
     if family == "sdxl":
         raise IncompatibleModelError(
-            f"{model.name} is {describe_family(family)}: a motion is trained on SD 1.x, give such "
-            "a model."
+            f"{model.name} is {describe_family(family)}: the command line trains on SD 1.x and "
+            "2.x, give such a model, or train in ComfyUI with LAMP Trainer."
         )
     for part in (model.unet, model.vae, model.text_encoder):
         part.float().eval().requires_grad_(False)
@@ -147,7 +149,7 @@ def load_unet(path: str | Path) -> tuple[str, nn.Module]:
     if str(path) == TOY:
         return TOY, load_toy_base().unet
     if place.is_dir():
-        _check_predicts_noise(place)
+        _predicts_velocity(place)
         return place.name, _load_part(place, "unet", UNet2DConditionModel)
     _check_is_safetensors(place)
     file = read_ldm_file(place)
@@ -228,16 +230,17 @@ def _load_folder(path: Path, tokenizer: str | Path) -> ImageModel:
     from transformers import CLIPTextModel
 
     parts = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
-    _check_predicts_noise(path)
+    velocity = _predicts_velocity(path)
     models = {name: _load_part(path, name, kind) for name, kind in parts.items()}
     channels = models["unet"].config.in_channels
     if channels != 4 or models["vae"].config.scaling_factor != SCALE:
         raise IncompatibleModelError(
-            f"{path.name} is not SD 1.x: its UNet takes {channels} channels and its VAE scales by "
-            f"{models['vae'].config.scaling_factor} (SD 1.x: 4, {SCALE})."
+            f"{path.name} is not SD 1.x or 2.x: its UNet takes {channels} channels and its VAE "
+            f"scales by {models['vae'].config.scaling_factor} (theirs: 4, {SCALE}). Give such a "
+            "model, or train in ComfyUI with LAMP Trainer."
         )
     tokens = _clip_tokens(_with_vocabulary(Path(tokenizer or path / "tokenizer")))
-    return ImageModel(path.name, tokens=tokens, **models)
+    return ImageModel(path.name, tokens=tokens, velocity=velocity, **models)
 
 
 def _load_part(folder: Path, name: str, kind: Any) -> Any:
@@ -259,33 +262,34 @@ def _load_part(folder: Path, name: str, kind: Any) -> Any:
         ) from error
 
 
-def _check_predicts_noise(folder: Path) -> None:
+def _predicts_velocity(folder: Path) -> bool:
     file = folder / "scheduler" / "scheduler_config.json"
     if not file.is_file():
-        return
+        return False
     try:
         predicts = json.loads(file.read_text(encoding="utf-8")).get("prediction_type", "epsilon")
     except ValueError as error:
         raise LampError(f"{file} is damaged ({error}): download it again.") from error
-    if predicts != "epsilon":
+    if predicts not in ("epsilon", "v_prediction"):
         raise IncompatibleModelError(
             f"{folder.name} predicts '{predicts}', a motion is trained on a model that predicts "
-            "noise (epsilon), as SD 1.x does: give such a model."
+            "noise (epsilon), as SD 1.x does, or velocity (v_prediction): give such a model."
         )
+    return bool(predicts == "v_prediction")
 
 
 def _clip_tokens(folder: Path) -> Tokens:
     from transformers import CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    begin, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
 
     def tokens(text: str) -> Tensor:
         ids = tokenizer(text, add_special_tokens=False).input_ids
         room = _TOKENS - 2
         chunks = [ids[i : i + room] for i in range(0, len(ids), room)] or [[]]
         return torch.tensor(
-            [[begin, *chunk, *[end] * (_TOKENS - 1 - len(chunk))] for chunk in chunks]
+            [[begin, *chunk, end, *[pad] * (room - len(chunk))] for chunk in chunks]
         )
 
     return tokens

@@ -24,6 +24,11 @@ State = dict[str, Tensor]
 _UNET, _VAE = "model.diffusion_model.", "first_stage_model."
 _TEXT = "cond_stage_model.transformer."
 _UNET_HEADS, _TEXT_HEAD_WIDTH = 8, 64
+# Where a motion for another family can be trained.
+_ELSEWHERE = {
+    "SD-XL": ", or train in ComfyUI with LAMP Trainer",
+    "SD 2.x": ", or the model as a folder of diffusers",
+}
 
 _VAE_NAMES = (
     (r"^(encoder|decoder)\.mid\.block_1\.", r"\1.mid_block.resnets.0."),
@@ -110,8 +115,8 @@ def _check_family(file: str, names: list[str]) -> None:
     ):
         if has(sign):
             raise IncompatibleModelError(
-                f"{file} is a checkpoint of {family}: a motion is trained on SD 1.x, give such a "
-                "checkpoint."
+                f"{file} is a checkpoint of {family}, of single files only SD 1.x is read: give "
+                f"such a checkpoint{_ELSEWHERE.get(family, '')}."
             )
     for prefix, part in ((_UNET, "UNet"), (_VAE, "VAE"), (_TEXT, "text encoder")):
         if not has(prefix):
