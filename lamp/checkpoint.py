@@ -36,7 +36,7 @@ _MODELSPEC_ARCHITECTURE = {
     "sd2": "stable-diffusion-v2-768-v/lamp-motion",
     "sdxl": "stable-diffusion-xl-v1-base/lamp-motion",
 }
-# A motion for SD-XL has about 1.1 G parameters; nothing honest is larger than this.
+# A motion for SD-XL in fp32 takes 2.5 GB; nothing honest is larger than this.
 _MAX_BYTES = 8 * 2**30
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MAX_CONFIG = 2**19  # characters; as JSON of empty lists it takes twenty times as many bytes

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from torch import Tensor
 
 from lamp.adain import AdaINSchedule
-from lamp.architecture import map_unet
+from lamp.architecture import map_unet, pooled_width
 from lamp.checkpoint import MotionConfig, MotionFile, load_motion_file, save_motion
 from lamp.clips import ClipSet, clips_from_images
 from lamp.errors import IncompatibleModelError
@@ -112,6 +113,25 @@ def test_sdxl_is_told_of_each_videos_prompt_and_of_the_size() -> None:
             },
         ).sample
         assert worst(out[rows], expected) < 1e-5
+
+
+def test_the_sites_of_sdxl_at_full_size() -> None:
+    config = {
+        **KINDS["sdxl"][0],
+        "block_out_channels": [320, 640, 1280],
+        "layers_per_block": 2,
+        "transformer_layers_per_block": [1, 2, 10],
+        "attention_head_dim": [5, 10, 20],
+        "projection_class_embeddings_input_dim": 2816,
+    }
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**config)
+    assert sum(p.numel() for p in unet.parameters()) == 2_567_463_684  # as published
+    sites = map_unet(unet)
+    assert (len(sites.convs), len(sites.blocks), len(sites.norms)) == (51, 70, 35)
+    assert pooled_width(unet) == 1280
+    trained = Motion(sites, device="meta").trained_parameters().values()
+    assert sum(parameter.numel() for parameter in trained) == 630_134_539
 
 
 # --- velocity ---------------------------------------------------------------------------------
