@@ -34,6 +34,7 @@ from torch.nn import functional
 
 from lamp.extend import extend
 from lamp.hosts.diffusers import DiffusersHost
+from lamp.masks import Extent
 from lamp.motion import Motion
 from lamp.noise import draw_noise, share_noise
 from lamp.sampling import sample
@@ -68,6 +69,7 @@ class Studio:
         frames: int,
         number: int = 0,
         windows: Windows | None = None,
+        extent: Extent | None = None,
     ) -> Tensor:
         """Latents `f c h w` of a video that begins with `first` (1 c h w)."""
         noise = draw_noise(frames, *first.shape[1:], seed=self.seed + number)
@@ -81,6 +83,7 @@ class Studio:
             guidance=1.0,
             schedule=self.recipe.schedule,
             windows=windows,
+            extent=extent,
         )
 
 
@@ -223,7 +226,7 @@ def print_row(name: str, figures: Figures) -> None:
     print(f"{name:<24}" + "".join(f"{value:>11}" for value in values), flush=True)
 
 
-def learned(toy: ToyBase, recipe: Recipe, seed: int, keep: Path | None) -> Motion:
+def learned(toy: ToyBase, recipe: Recipe, seed: int, keep: Path | None, kind: str = KIND) -> Motion:
     """Tuned, or read from the file where an earlier run kept it."""
     from safetensors.torch import load_file, save_file
 
@@ -231,7 +234,7 @@ def learned(toy: ToyBase, recipe: Recipe, seed: int, keep: Path | None) -> Motio
         motion = fresh_motion(toy, seed)
         motion.load_state_dict(load_file(keep))
         return motion.requires_grad_(False)
-    motion = tune(toy, recipe, seed, KIND)
+    motion = tune(toy, recipe, seed, kind)
     if keep is not None:
         save_file({k: v.contiguous() for k, v in motion.state_dict().items()}, keep)
     return motion
