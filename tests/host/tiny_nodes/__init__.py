@@ -76,15 +76,16 @@ class TinyMotion(io.ComfyNode):
                 io.Model.Input("model"),
                 io.String.Input("family", default=""),
                 io.Boolean.Input("broken", default=False),
+                io.Int.Input("seed", default=1, optional=True),
             ],
             outputs=[_MOTION.Output()],
         )
 
     @classmethod
-    def execute(cls, model, family, broken):
+    def execute(cls, model, family, broken, seed=1):
         import dataclasses
 
-        file = _tiny_models().random_motion(model)
+        file = _tiny_models().random_motion(model, seed)
         config = dataclasses.replace(file.config, family=family or file.config.family)
         if broken:
             next(iter(file.state.values()))[0] = float("nan")
