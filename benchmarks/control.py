@@ -159,13 +159,13 @@ def measure(video: NDArray[np.uint8], case: Case, seams: Seams) -> Figures:
     }
     for start, end in periods(len(video)):
         part = slice(start, end)
-        outside = ~_around(masks[part] | masks[0])
+        outside = ~around(masks[part] | masks[0])
         still = np.repeat(video[:1], end - start, axis=0)
         figures[drift_name(start, end)] = ground_psnr(video[part], still, outside)
     return figures
 
 
-def _around(masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def around(masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Masks and one pixel more to all sides: the object's soft edge is no ground."""
     wider = functional.max_pool2d(torch.from_numpy(masks).float()[:, None], 3, 1, 1)
     return wider[:, 0].bool().numpy()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
@@ -19,6 +20,11 @@ from .motion import Motion
 _SETTLED = 2
 # Otsu's threshold parts the moving from the still; below this share of it nothing moves.
 _RAMP = 0.8
+# In the corners the layers see their padding, and what they add varies several times more than
+# anywhere else: a few places that must rule neither the threshold (hence logarithms) nor the
+# colours.
+_BRIGHTEST = 0.97
+_LEAST = 1e-6
 # Of the heat-map, from still to moving.
 _COLOURS = (
     (0.0, 0.0, 0.02),
@@ -86,7 +92,7 @@ def motion_mask(activity: Tensor, sensitivity: float = 1.0, margin: float = 0.1)
         sensitivity: more than 1 takes in fainter activity.
         margin: how far the mask reaches beyond it, as a share of the shorter side.
     """
-    whole = otsu_threshold(activity) / sensitivity
+    whole = math.exp(otsu_threshold(activity.clamp(min=_LEAST).log())) / sensitivity
     mask = ((activity / whole - _RAMP) / (1 - _RAMP)).clamp(0, 1)
     reach = round(margin * min(mask.shape))
     wider = F.max_pool2d(mask[None], (2 * reach + 1, 1), 1, (reach, 0))
@@ -105,8 +111,9 @@ def otsu_threshold(values: Tensor) -> float:
 
 def heat_map(activity: Tensor) -> Tensor:
     """Colours `h w 3` in 0..1 of an activity `h w`: dark where it is least, bright where most."""
-    low, high = activity.min(), activity.max()
-    place = (activity - low) / (high - low).clamp(min=1e-6) * (len(_COLOURS) - 1)
+    low, high = activity.min(), activity.quantile(_BRIGHTEST)
+    share = ((activity - low) / (high - low).clamp(min=_LEAST)).clamp(0, 1)
+    place = share * (len(_COLOURS) - 1)
     below = place.floor().clamp(max=len(_COLOURS) - 2).long()
     colours = torch.tensor(_COLOURS)
     return torch.lerp(colours[below], colours[below + 1], (place - below)[..., None])

@@ -19,24 +19,28 @@ def case() -> Case:
     return evaluation_cases(0, "combination", FIRST, 1)[0]
 
 
+def figures_of(video: Any, case: Case, extent: Extent | None = None) -> Any:
+    return measure(video, case, extent, np.rint(case.ground).astype(np.uint8))
+
+
 def test_the_truth_has_no_error_and_travels_as_it_should(case: Case) -> None:
-    figures = measure(case.frames, case, None)
+    figures = figures_of(case.frames, case)
     assert figures["error"] < 0.01 and figures["overlap"] > 0.95
     assert figures["travel"] == pytest.approx(1.0, abs=0.05) and figures["white"] is None
-    assert measure(static_video(case), case, None)["travel"] == 0.0
+    assert figures_of(static_video(case), case)["travel"] == 0.0
 
 
 def test_the_error_is_the_mean_square_off_the_object(case: Case) -> None:
     video = case.frames.copy()
     video[1:] = np.where(video[1:] < 128, video[1:] + 4, video[1:] - 4)
-    assert measure(video, case, None)["error"] == pytest.approx(16.0)
+    assert figures_of(video, case)["error"] == pytest.approx(16.0)
 
 
 def test_the_painted_mask_covers_the_path_and_a_margin(case: Case) -> None:
     mask, path = painted(case), case.targets[0].masks.any(0)
     assert (mask[torch.from_numpy(path)] == 1).all() and set(mask.unique().tolist()) == {0.0, 1.0}
     assert path.mean() < mask.mean() < 0.8
-    figures = measure(case.frames, case, Extent(mask))
+    figures = figures_of(case.frames, case, Extent(mask))
     assert figures["white"] == pytest.approx(mask.mean().item())
 
 
