@@ -205,7 +205,8 @@ def test_progress_and_previews_reach_the_host(
         comfy.utils, "PROGRESS_BAR_HOOK", lambda value, total, *_, **__: seen.append((value, total))
     )
     ksample(node_classes, model)
-    assert seen == [(1, 3), (2, 3), (3, 3)]
+    # Newer hosts leave out what comes too soon after the last one, but never the end.
+    assert seen in ([(1, 3), (2, 3), (3, 3)], [(1, 3), (3, 3)])
 
 
 def test_lamp_sampler_needs_a_motion(node_classes: Nodes, comfy: Any) -> None:
