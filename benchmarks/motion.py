@@ -77,7 +77,7 @@ RECIPES = {
     "rotate": Recipe(steps=500),
     # AdaIN to frame 1 holds a growing object's share of the picture: it fades instead.
     "grow": Recipe(steps=300, adain="off"),
-    "bounce": Recipe(steps=700),
+    "bounce": Recipe(steps=1000),
     "wave": Recipe(steps=1000),
     "two_objects": Recipe(steps=1000),
 }
