@@ -83,8 +83,8 @@ RECIPES = {
 }
 # By set: the mean overlap and the share followed must reach their marks, the median path error must
 # stay below its own. A still video has an error of 1 and is never followed. A shape that no clip
-# shows is not turned, so 'rotate' has no mark there. Of 'wave', some clips teach a path whose error is
-# about 0.35, the bound of 'followed': its share swings between 0.4 and 1 there.
+# shows is not turned, so 'rotate' has no mark there. Of 'wave', some clips teach a path whose error
+# is about 0.35, the bound of 'followed': its share swings between 0.4 and 1 there.
 MARKS: dict[str, dict[str, dict[str, float]]] = {
     "moves_right": {
         "combination": {"iou": 0.65, "nrmse": 0.15, "followed": 0.85},
