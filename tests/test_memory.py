@@ -192,6 +192,7 @@ def estimates() -> Iterator[Estimates]:
     yield Estimates()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=Case.describe)
 def test_estimate_is_what_the_allocator_says(case: Case, estimates: Estimates) -> None:
     measured = measure(case, "cpu")
@@ -248,6 +249,7 @@ def test_kept_gradients_stay_for_the_whole_forward_pass(
     assert 0 < several.total - single.total <= 1.1 * trained
 
 
+@pytest.mark.slow
 def test_estimate_grows_with_frames_batch_and_size(estimator: Estimator, plan: MemoryPlan) -> None:
     plan = replace(plan, frames=4, height=8, width=8)
     smallest = estimator(plan)

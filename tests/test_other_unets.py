@@ -200,6 +200,7 @@ def trained(host: Host, kind: str) -> tuple[Motion, list[float]]:
     return motion, train(host, motion, latent_clips(kind), config)
 
 
+@pytest.mark.slow
 def test_both_hosts_train_alike_and_sample_alike(kind: str, comfy_host: Host) -> None:
     ours = diffusers_of(kind)
     motion, losses = trained(ours, kind)
@@ -258,6 +259,7 @@ def test_the_clips_latents_have_the_models_scale() -> None:
     torch.testing.assert_close(seen, drawn_here * XL_SCALE)
 
 
+@pytest.mark.slow
 def test_comfyuis_own_sampling_equals_the_reference(kind: str) -> None:
     """The whole of ComfyUI's loop with its own conditioning against ours on diffusers."""
     from lamp.hosts.comfy import BoundMotion, bind, load_motion

@@ -220,6 +220,7 @@ def small_run() -> tuple[Any, Any]:
     return small_host(), small_clips()
 
 
+@pytest.mark.slow
 @settings(max_examples=2)
 @given(stop=some.integers(1, 4), seed=some.integers(0, 99))
 def test_a_resumed_run_equals_a_straight_one(stop: int, seed: int) -> None:

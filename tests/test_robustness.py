@@ -21,6 +21,7 @@ from lamp.errors import LampError
 FEW = {"motion": 250, "inspect": 150, "state": 25, "resume": 15, "cache": 80}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loader", LOADERS, ids=[loader.name for loader in LOADERS])
 def test_bad_files_are_refused_with_a_sentence_or_loaded(
     loader: Loader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

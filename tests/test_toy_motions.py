@@ -120,6 +120,7 @@ def test_clips_and_cases_of_moves_right_are_those_of_former_releases() -> None:
 # --- who is seen, who is not -------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("motion", NEW)
 @pytest.mark.parametrize("seed", range(4))
 def test_no_unseen_object_is_in_the_clips(motion: str, seed: int) -> None:
@@ -234,6 +235,7 @@ def test_a_swinging_path_at_another_speed_has_the_formulas_error(motion: str, sp
     assert np.median(found) == pytest.approx(wanted, abs=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("motion", [name for name in motions.MOTIONS if name != "two_objects"])
 @pytest.mark.parametrize("other", [name for name in motions.MOTIONS if name != "two_objects"])
 def test_another_motion_fails(motion: str, other: str) -> None:
@@ -299,6 +301,7 @@ def test_of_two_objects_both_must_move(lost: int) -> None:
 # --- the benchmark ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "motion, which", [(motion, which) for motion, sets in benchmark.MARKS.items() for which in sets]
 )

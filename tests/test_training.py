@@ -281,6 +281,7 @@ def test_min_snr_weighs_each_video_by_its_noise_level() -> None:
     assert loss.item() == pytest.approx((1 * 5 / snr[0] + 4 * 1) / 2, rel=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_learns_nearly_the_same_and_keeps_fp32_masters(
     host: DiffusersHost, clips: LatentClips, precision: str

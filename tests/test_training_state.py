@@ -59,6 +59,7 @@ def quiet(report: StepReport) -> None:
     """Nobody listens."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, RICH], ids=["paper", "everything"])
 def test_a_run_in_two_halves_equals_one_run_bit_for_bit(
     host: DiffusersHost, clips: LatentClips, tmp_path: Path, settings: dict[str, Any]

@@ -104,6 +104,7 @@ def both_hosts(
     return ours * 0.18215, expected
 
 
+@pytest.mark.slow
 def test_more_frames_than_trained_run_on_both_hosts(plain: Any, file: MotionFile) -> None:
     assert file.config.frames == 16
     ours, expected = both_hosts(plain, file, 40, None)
