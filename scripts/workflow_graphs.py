@@ -238,7 +238,7 @@ def train_motion() -> Graph:
                     [
                         [
                             sd1("Checkpoint: SD 1.x"),
-                            Node("trainer", "LAMP_Trainer", trainer, size=(400, 620)),
+                            Node("trainer", "LAMP_Trainer", trainer, size=(400, 800)),
                         ],
                         [Note(_SETTINGS, (420, 720))],
                     ],
