@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from lamp.checkpoint import MotionFile
 from scripts.host import ROOT, HostMissing, load_pack, make_base_directory, use_host
 
 # A second thread spins while it waits, which on a busy machine costs far more than it gains;
@@ -66,3 +67,19 @@ def node_classes(pack: ModuleType) -> dict[str, Any]:
         return await (await pack.comfy_entrypoint()).get_node_list()
 
     return {node.GET_SCHEMA().node_id: node for node in asyncio.run(listed())}
+
+
+@pytest.fixture(scope="module")
+def plain(comfy: ModuleType) -> Any:
+    """ComfyUI's MODEL of a tiny UNet of SD 1.x's shape."""
+    from tests.tiny_models import tiny_patcher
+
+    return tiny_patcher()
+
+
+@pytest.fixture(scope="module")
+def file(plain: Any) -> MotionFile:
+    """A random motion for `plain`, as read from a file."""
+    from tests.tiny_models import random_motion
+
+    return random_motion(plain)

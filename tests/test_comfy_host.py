@@ -38,16 +38,6 @@ SAMPLERS = [
 pytestmark = pytest.mark.usefixtures("comfy")
 
 
-@pytest.fixture(scope="module")
-def plain(comfy: Any) -> Any:
-    return tiny_patcher()
-
-
-@pytest.fixture(scope="module")
-def file(plain: Any) -> MotionFile:
-    return random_motion(plain)
-
-
 @pytest.fixture(autouse=True)
 def no_hook_is_left(plain: Any) -> Any:
     """Whatever a test does, the UNet is as it was."""

@@ -13,25 +13,13 @@ from lamp.checkpoint import MotionFile
 from lamp.noise import draw_noise, share_noise
 from tests.comfy_runs import SEED, STEPS, advanced, conditioning, lamp_ksampler, moving, worst
 from tests.tiny_models import (
-    random_motion,
     text,
     tiny_config,
-    tiny_patcher,
     tiny_state,
     video_latent,
 )
 
 pytestmark = pytest.mark.usefixtures("comfy")
-
-
-@pytest.fixture(scope="module")
-def plain(comfy: Any) -> Any:
-    return tiny_patcher()
-
-
-@pytest.fixture(scope="module")
-def file(plain: Any) -> MotionFile:
-    return random_motion(plain)
 
 
 @pytest.fixture(autouse=True)

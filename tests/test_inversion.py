@@ -14,26 +14,14 @@ from lamp.errors import LampError
 from lamp.inversion import inversion_timesteps, invert
 from tests.comfy_runs import conditioning, count_hooks, lamp_ksampler, moving, worst
 from tests.tiny_models import (
-    random_motion,
     text,
     tiny_config,
-    tiny_patcher,
     tiny_state,
     video_latent,
 )
 
 Nodes = dict[str, Any]
 EMPTY = [[text(2), {}]]
-
-
-@pytest.fixture(scope="module")
-def plain(comfy: Any) -> Any:
-    return tiny_patcher()
-
-
-@pytest.fixture(scope="module")
-def file(plain: Any) -> MotionFile:
-    return random_motion(plain)
 
 
 @pytest.fixture(scope="module")

@@ -28,10 +28,8 @@ from tests.comfy_runs import SEED, STEPS, conditioning, count_hooks, ksampler, l
 from tests.comfy_runs import worst as difference
 from tests.small_models import hook_count
 from tests.tiny_models import (
-    random_motion,
     text,
     tiny_config,
-    tiny_patcher,
     tiny_state,
     video_latent,
 )
@@ -127,16 +125,6 @@ def test_the_heat_map_goes_from_dark_to_bright() -> None:
 
 
 # --- inside ComfyUI -------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def plain(comfy: Any) -> Any:
-    return tiny_patcher()
-
-
-@pytest.fixture(scope="module")
-def file(plain: Any) -> MotionFile:
-    return random_motion(plain)
 
 
 @pytest.fixture(autouse=True)

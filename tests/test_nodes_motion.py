@@ -26,11 +26,6 @@ Nodes = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def plain(comfy: Any) -> Any:
-    return tiny_patcher()
-
-
-@pytest.fixture(scope="module")
 def motion(plain: Any) -> MotionFile:
     file = random_motion(plain)
     config = dataclasses.replace(file.config, prompt="a horse runs", frames=6, captions=["one"] * 9)

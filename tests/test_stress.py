@@ -12,20 +12,10 @@ from lamp.adain import AdaINMode, AdaINSchedule
 from lamp.checkpoint import MotionFile
 from lamp.layers import MotionConv, TemporalAttention
 from tests.comfy_runs import lamp_ksampler, moving
-from tests.tiny_models import random_motion, text, tiny_patcher, video_latent
+from tests.tiny_models import text, video_latent
 
 MODES: tuple[AdaINMode, ...] = ("paper", "official", "off", "custom")
 slow = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def plain(comfy: Any) -> Any:
-    return tiny_patcher()
-
-
-@pytest.fixture(scope="module")
-def file(plain: Any) -> MotionFile:
-    return random_motion(plain)
 
 
 def sound(out: Tensor, latent: Tensor) -> None:

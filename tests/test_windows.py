@@ -16,18 +16,7 @@ from lamp.sampling import sample
 from lamp.windows import Windows, in_windows
 from tests.comfy_runs import SEED, STEPS, conditioning, lamp_ksampler, moving, worst
 from tests.test_inversion import reference
-from tests.tiny_models import random_motion, text, tiny_patcher, video_latent
-
-
-@pytest.fixture(scope="module")
-def plain(comfy: Any) -> Any:
-    return tiny_patcher()
-
-
-@pytest.fixture(scope="module")
-def file(plain: Any) -> MotionFile:
-    return random_motion(plain)
-
+from tests.tiny_models import text, video_latent
 
 # --- the windows themselves -----------------------------------------------------------------------
 
