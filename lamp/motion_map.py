@@ -111,7 +111,8 @@ def otsu_threshold(values: Tensor) -> float:
 
 def heat_map(activity: Tensor) -> Tensor:
     """Colours `h w 3` in 0..1 of an activity `h w`: dark where it is least, bright where most."""
-    low, high = activity.min(), activity.quantile(_BRIGHTEST)
+    values = activity.flatten()  # torch.quantile takes no more than 16 million
+    low, high = values.min(), values.kthvalue(math.ceil(_BRIGHTEST * len(values))).values
     share = ((activity - low) / (high - low).clamp(min=_LEAST)).clamp(0, 1)
     place = share * (len(_COLOURS) - 1)
     below = place.floor().clamp(max=len(_COLOURS) - 2).long()

@@ -7,12 +7,10 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..lamp.hosts.comfy_motion_map import motion_activity
+from ..lamp.images import LATENT_STRIDE
 from ..lamp.masks import resized
 from ..lamp.motion_map import heat_map, motion_mask
 from .common import advanced, aliases, named_errors, seed_input
-
-# Of a latent, in SD's own VAE. A mask may be of any size, so for other ones it need not be exact.
-_PIXELS = 8
 
 
 class MotionMap(io.ComfyNode):
@@ -105,7 +103,7 @@ class MotionMap(io.ComfyNode):
         activity = motion_activity(
             model, positive, negative, latent, seed=seed, steps=steps, cfg=cfg
         )
-        size = (activity.shape[0] * _PIXELS, activity.shape[1] * _PIXELS)
+        size = (activity.shape[0] * LATENT_STRIDE, activity.shape[1] * LATENT_STRIDE)
         activity = resized(activity[None, None], size)[0, 0]
         picture = heat_map(activity)[None]
         mask = motion_mask(activity, sensitivity, margin)[None]
