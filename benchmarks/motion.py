@@ -3,11 +3,13 @@
     python -m benchmarks.motion --seed 3 --save-sheet sheet.png
     python -m benchmarks.motion --motions all --seeds 3
     python -m benchmarks.motion --motions grow,rotate --seed 7
+    python -m benchmarks.motion --ablations --seeds 3
 
 The whole method on the toy base (see lamp/toy): few-shot tuning, shared noise, the AdaIN schedule,
 on 8 clips of 8 frames of a motion, 'moves right' unless others are named. Two sets of unseen
 objects, and beside them what must fail: the model before tuning, and a static video. Prints a
-table and, last, one line of JSON. Exit status 0 only if every mark holds.
+table and, last, one line of JSON. Exit status 0 only if every mark holds. The ablations of the
+paper are in benchmarks/ablations.py.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from lamp.adain import AdaINSchedule
 from lamp.architecture import map_unet
@@ -119,12 +122,12 @@ def latent_clips(toy: ToyBase, clips: Clips, prompts: str) -> LatentClips:
     frames, height, width = clips.frames.shape[1:4]
     chosen = clips_from_images(images, texts, frames, width, height)
 
-    def encode(pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode(pixels: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             posterior = toy.vae.encode(pixels.permute(0, 3, 1, 2) * 2.0 - 1.0).latent_dist
         return posterior.mean, posterior.std
 
-    def embed(prompts: list[str]) -> dict[str, torch.Tensor]:
+    def embed(prompts: list[str]) -> dict[str, Tensor]:
         return {text: toy.encode_text([text]) for text in prompts}
 
     return cache_latents(chosen, encode, embed)
@@ -134,11 +137,8 @@ def fresh_motion(toy: ToyBase, seed: int) -> Motion:
     return Motion(map_unet(toy.unet)).initialise(seed)
 
 
-def tune(toy: ToyBase, recipe: Recipe, seed: int, kind: str = FIRST, quiet: bool = False) -> Motion:
-    """A motion learned from the eight clips of this kind and seed."""
-    clips = training_clips(seed, kind)
-    motion = fresh_motion(toy, seed)
-    config = TrainConfig(
+def train_config(recipe: Recipe, seed: int) -> TrainConfig:
+    return TrainConfig(
         steps=recipe.steps,
         frames=FRAMES,
         batch=recipe.clips_per_step,
@@ -146,11 +146,17 @@ def tune(toy: ToyBase, recipe: Recipe, seed: int, kind: str = FIRST, quiet: bool
         **{**preset(recipe.preset, recipe.steps), "groupnorm": recipe.groupnorm},
     )
 
+
+def tune(toy: ToyBase, recipe: Recipe, seed: int, kind: str = FIRST, quiet: bool = False) -> Motion:
+    """A motion learned from the eight clips of this kind and seed."""
+    clips = latent_clips(toy, training_clips(seed, kind), recipe.prompts)
+    motion = fresh_motion(toy, seed)
+
     def tell(report: StepReport) -> None:
         if not quiet and report.step % 50 == 0:
             print(f"  step {report.step}/{report.steps} loss {report.loss:.4f}", flush=True)
 
-    train(DiffusersHost(toy.unet), motion, latent_clips(toy, clips, recipe.prompts), config, tell)
+    train(DiffusersHost(toy.unet), motion, clips, train_config(recipe, seed), tell)
     return motion.requires_grad_(False)
 
 
@@ -158,29 +164,36 @@ def render(
     toy: ToyBase, motion: Motion, cases: list[Case], recipe: Recipe, seed: int, batch: int = 4
 ) -> NDArray[np.uint8]:
     """Videos (n, f, h, w, 3) of the cases, from their first frames and prompts."""
-    host, videos = DiffusersHost(toy.unet), []
-    frames = len(cases[0].frames)
+    videos = []
     for start in range(0, len(cases), batch):
         part = cases[start : start + batch]
-        first = toy.encode(np.stack([case.first_frame for case in part]))
-        noise = draw_noise(frames, *first.shape[1:], seed=seed + start, videos=len(part))
-        latents = sample(
-            host,
-            motion,
-            first,
-            share_noise(noise, recipe.alpha, frames),
-            toy.encode_text([case.prompt for case in part]),
-            toy.encode_text([""] * len(part)) if recipe.guidance != 1.0 else None,
-            steps=recipe.sample_steps,
-            guidance=recipe.guidance,
-            schedule=recipe.schedule,
-            groupnorm=recipe.groupnorm,
-        )
+        latents = draw_latents(toy, motion, part, recipe, seed + start)
         decoded = (toy.decode(latents) * 255.0).round().to(torch.uint8).numpy()
-        decoded = decoded.reshape(len(part), frames, *decoded.shape[1:])
+        decoded = decoded.reshape(len(part), -1, *decoded.shape[1:])
         decoded[:, 0] = np.stack([case.first_frame for case in part])
         videos.append(decoded)
     return np.concatenate(videos)
+
+
+def draw_latents(
+    toy: ToyBase, motion: Motion, cases: list[Case], recipe: Recipe, seed: int
+) -> Tensor:
+    """Latents `(b f) c h w` of the cases as one batch."""
+    first = toy.encode(np.stack([case.first_frame for case in cases]))
+    frames = len(cases[0].frames)
+    noise = draw_noise(frames, *first.shape[1:], seed=seed, videos=len(cases))
+    return sample(
+        DiffusersHost(toy.unet),
+        motion,
+        first,
+        share_noise(noise, recipe.alpha, frames),
+        toy.encode_text([case.prompt for case in cases]),
+        toy.encode_text([""] * len(cases)) if recipe.guidance != 1.0 else None,
+        steps=recipe.sample_steps,
+        guidance=recipe.guidance,
+        schedule=recipe.schedule,
+        groupnorm=recipe.groupnorm,
+    )
 
 
 def measure(videos: NDArray[np.uint8], cases: list[Case]) -> dict[str, float]:
@@ -339,7 +352,16 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--base", type=Path, default=PATH)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--save-sheet", type=Path)
-    return parser.parse_args(arguments)
+    ablations = parser.add_argument_group("the paper's ablations, of one motion")
+    ablations.add_argument("--ablations", action="store_true")
+    ablations.add_argument(
+        "--keep", type=Path, help="folder of what is done, so that a stopped run goes on"
+    )
+    ablations.add_argument("--save-plot", type=Path, help="an SVG file")
+    args = parser.parse_args(arguments)
+    if args.ablations and len(args.motions) > 1:
+        parser.error("the ablations take one motion")
+    return args
 
 
 def chosen_recipes(args: argparse.Namespace) -> dict[str, Recipe]:
@@ -352,6 +374,11 @@ def main() -> int:
     args = parse()
     torch.set_num_threads(args.threads)
     toy, recipes, results = load_toy_base(path=args.base), chosen_recipes(args), []
+    if args.ablations:
+        from .ablations import main as compare  # which is built of what this module has
+
+        (kind,) = args.motions
+        return compare(toy, kind, recipes[kind], args)
     for kind, recipe in recipes.items():
         for seed in range(args.seed, args.seed + args.seeds):
             result = run(toy, kind, seed, recipe, args)

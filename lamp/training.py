@@ -66,7 +66,19 @@ def predict_loss(
     predicted = host.predict(noise_later_frames(latents, noise, alphas), timesteps, text)
     target = noise.unflatten(0, (videos, -1))[:, 1:]
     guess = predicted.float().unflatten(0, (videos, -1))[:, 1:]
-    if not min_snr and not host.velocity:
+    return noise_error(guess, target, alphas, host.velocity, min_snr)
+
+
+def noise_error(
+    guess: Tensor, target: Tensor, alphas: Tensor, velocity: bool = False, min_snr: float = 0.0
+) -> Tensor:
+    """How far predicted noise `b f c h w` is off, weighted as `predict_loss` tells.
+
+    Args:
+        alphas: cumulative, `b`.
+        velocity: see `Host`.
+    """
+    if not min_snr and not velocity:
         return nn.functional.mse_loss(guess, target)
     errors = (guess - target).square().flatten(1).mean(1)
     if not min_snr:
