@@ -52,12 +52,18 @@ class MotionConv(nn.Module):
         self.conv1d = _causal_conv_class(ops)(channels, channels, 3, **factory)
         self.conv_gate = ops.Conv2d(channels, 1, 3, padding=1, **factory)
 
-    def forward(self, y: Tensor, frames: int, strength: float | Tensor = 1.0) -> Tensor:
-        """y: `(b f) c h w` -> the same shape."""
+    def forward(
+        self,
+        y: Tensor,
+        frames: int,
+        strength: float | Tensor = 1.0,
+        onto: Tensor | None = None,
+    ) -> Tensor:
+        """y: `(b f) c h w` -> the same shape: the residual added to `onto`, without to y."""
         video = y.unflatten(0, (-1, frames))
         gate = torch.sigmoid(self.conv_gate(y)) * strength
         temporal = self.conv1d(video).flatten(0, 1)
-        return torch.addcmul(y, temporal, gate)
+        return torch.addcmul(y if onto is None else onto, temporal, gate)
 
 
 class TemporalAttention(nn.Module):

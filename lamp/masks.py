@@ -90,17 +90,11 @@ class Extent:
         factor = self._factor(layout, size, x).flatten(2).transpose(1, 2)
         return factor.repeat_interleave(len(x) // len(factor), dim=0)
 
-    def held(self, predicted: Tensor, first: Tensor) -> Tensor:
-        """Predicted clean latents `(b f) c h w` of b whole videos, held to `first` (b c h w)."""
+    def free(self, size: tuple[int, int]) -> Tensor:
+        """How far the picture is left to the motion, `n 1 h w` (n is 1 or frames) in 0..1."""
         if self.mask is None:
-            return predicted
-        frames = len(predicted) // len(first)
-        free = resized(self.mask, (predicted.shape[-2], predicted.shape[-1])).clamp(0, 1)
-        free = (1 - self.hold * (1 - free)).expand(frames, -1, -1, -1).to(predicted)
-        video = predicted.unflatten(0, (-1, frames))
-        still = first[:, None].to(predicted)
-        # lerp and no sum of products: exact where the mask is 0 or 1
-        return torch.lerp(still, video, free).flatten(0, 1)
+            return torch.ones(1, 1, *size)
+        return 1 - self.hold * (1 - resized(self.mask, size).clamp(0, 1))
 
     def _factor(self, layout: FrameLayout, size: tuple[int, int], like: Tensor) -> Tensor:
         """The same in every layer of a size and in every step, so each is made once."""
@@ -117,6 +111,24 @@ class Extent:
             shown = every if layout.places is None else every[list(layout.places)]
             self._made[key] = shown.to(like).repeat(layout.videos, 1, 1, 1)
         return self._made[key]
+
+
+def held(predicted: Tensor, first: Tensor, extents: Sequence[Extent | None]) -> Tensor:
+    """Predicted clean latents `(b f) c h w`, held to `first` (b c h w) where every extent holds.
+
+    A motion without an extent acts everywhere, and so nothing is held.
+    """
+    holding = [extent for extent in extents if extent is not None and extent.holds]
+    if len(holding) < len(extents) or not holding:
+        return predicted
+    size = (predicted.shape[-2], predicted.shape[-1])
+    video = predicted.unflatten(0, (len(first), -1))
+    free = holding[0].free(size)
+    for extent in holding[1:]:
+        free = torch.maximum(free, extent.free(size))
+    still = first[:, None].to(predicted)
+    # lerp and no sum of products: exact where the mask is 0 or 1
+    return torch.lerp(still, video, free.expand(video.shape[1], -1, -1, -1).to(video)).flatten(0, 1)
 
 
 def parse_strengths(text: str) -> list[float]:

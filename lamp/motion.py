@@ -1,15 +1,16 @@
-"""A motion: everything LAMP learns, as one module that attaches to a UNet by forward hooks."""
+"""A motion: everything LAMP learns, as one module, and how motions attach to a UNet."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .architecture import BlockSite, SiteMap
+from .architecture import BlockSite, ConvSite, SiteMap
 from .attention import first_frame_kv
 from .layers import MotionConv, TemporalAttention, initialise, initialise_attention
 from .layout import FrameLayout
@@ -18,7 +19,6 @@ from .masks import Extent
 # What is tuned (paper sec. 4.1); norm_temp is new as well, but stays at its initial value.
 TRAINED = ("conv1d", "conv_gate", "attn_temp", "attn1.to_q")
 GROUPNORM_MODES = ("pooled", "frame")
-_TokenFactor = Callable[[Tensor], Tensor]
 
 
 class Motion(nn.Module):
@@ -76,95 +76,132 @@ class Motion(nn.Module):
         first_frame: bool = True,
         extent: Extent | None = None,
     ) -> Iterator[None]:
-        """Attach to `unet` by forward hooks; all are gone when the block ends, however it ends.
-
-        Args:
-            unet: the host's own UNet, whose site map equals this motion's.
-            layout: frames and videos of the batches to come; may be changed in between.
-            strength: factor on every residual; 0 is the image model, 1 the motion as trained.
-            groupnorm: `pooled` (statistics over all frames of a video, official) or `frame`.
-            first_frame: keys and values from frame 1 (paper eq. 5).
-            extent: a further factor, place by place and frame by frame; without, 1 everywhere.
-        """
-        if extent is not None and extent.is_whole:
-            extent = None
-        with ExitStack() as stack:
-            if groupnorm == "pooled":
-                for norm in self.sites.norms:
-                    _pool_norm(unet.get_submodule(norm.module), layout, stack)
-            for site in self.sites.convs:
-                layer = self.get_submodule(site.name)
-                conv = unet.get_submodule(site.module)
-                _add_conv(conv, layer, layout, strength, extent, stack)
-            for block in self.sites.blocks:
-                host_block = unet.get_submodule(block.module)
-                factor: _TokenFactor | None = None
-                if extent is not None:
-                    transformer = unet.get_submodule(block.module.rsplit(".", 2)[0])
-                    factor = _token_factor(transformer, layout, extent, strength, stack)
-                self._add_block(host_block, block, layout, factor or strength, stack)
-                if first_frame:
-                    first_frame_kv(host_block.attn1, layout, stack)
+        """Let this motion alone act in `unet`; see `attached`."""
+        acting = Acting(self, strength, extent)
+        with attached(unet, [acting], layout, groupnorm=groupnorm, first_frame=first_frame):
             yield
 
-    def _add_block(
-        self,
-        host_block: nn.Module,
-        site: BlockSite,
-        layout: FrameLayout,
-        factor: float | _TokenFactor,
-        stack: ExitStack,
-    ) -> None:
-        parts = self.get_submodule(site.name)
 
-        def tuned_query(_: nn.Module, args: tuple[Any, ...], q: Tensor) -> Tensor:
-            return _added(q, parts.attn1.to_q(args[0]), factor)
+@dataclass(frozen=True)
+class Acting:
+    """A motion at work.
 
-        def temporal_attention(_: nn.Module, args: tuple[Any, ...], x: Tensor) -> Tensor:
-            residual = parts.attn_temp(parts.norm_temp(x), layout.frames)
-            return _added(x, residual, factor)
+    Args:
+        strength: factor on every residual; 0 is the image model, 1 the motion as trained.
+        extent: a further factor, place by place and frame by frame; without, 1 everywhere.
+    """
 
-        stack.callback(host_block.attn1.to_q.register_forward_hook(tuned_query).remove)
-        stack.callback(host_block.register_forward_hook(temporal_attention).remove)
+    motion: Motion
+    strength: float = 1.0
+    extent: Extent | None = None
+
+
+@contextmanager
+def attached(
+    unet: nn.Module,
+    motions: Sequence[Acting],
+    layout: FrameLayout,
+    *,
+    groupnorm: str = "pooled",
+    first_frame: bool = True,
+) -> Iterator[None]:
+    """Attach motions to `unet` by forward hooks; all are gone when the block ends, however it ends.
+
+    Several motions act side by side: each reads what the image model's own layer gives, as in its
+    training, and their residuals add up.
+
+    Args:
+        unet: the host's own UNet, whose site map equals that of the motions.
+        motions: at least one.
+        layout: frames and videos of the batches to come; may be changed in between.
+        groupnorm: `pooled` (statistics over all frames of a video, official) or `frame`.
+        first_frame: keys and values from frame 1 (paper eq. 5).
+    """
+    sites = motions[0].motion.sites
+    motions = [acting for acting in motions if acting.strength]
+    with ExitStack() as stack:
+        if groupnorm == "pooled":
+            for norm in sites.norms:
+                _pool_norm(unet.get_submodule(norm.module), layout, stack)
+        for site in sites.convs:
+            _add_conv(unet, site, motions, layout, stack)
+        for block in sites.blocks:
+            _add_block(unet, block, motions, layout, stack)
+            if first_frame:
+                first_frame_kv(unet.get_submodule(block.module).attn1, layout, stack)
+        yield
 
 
 def _add_conv(
-    conv: nn.Module,
-    layer: MotionConv,
+    unet: nn.Module,
+    site: ConvSite,
+    motions: Sequence[Acting],
     layout: FrameLayout,
-    strength: float,
-    extent: Extent | None,
     stack: ExitStack,
 ) -> None:
+    layers = [(acting, acting.motion.get_submodule(site.name)) for acting in motions]
+
     def motion(_: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor:
         layout.check(y)
-        if extent is None:
-            return layer(y, layout.frames, strength)
-        return layer(y, layout.frames, extent.of_pixels(y, layout) * strength)
+        out = y
+        for acting, layer in layers:
+            factor: float | Tensor = acting.strength
+            if acting.extent is not None:
+                factor = acting.extent.of_pixels(y, layout) * factor
+            out = layer(y, layout.frames, factor, out)
+        return out
 
-    stack.callback(conv.register_forward_hook(motion).remove)
+    stack.callback(unet.get_submodule(site.module).register_forward_hook(motion).remove)
+
+
+def _add_block(
+    unet: nn.Module,
+    site: BlockSite,
+    motions: Sequence[Acting],
+    layout: FrameLayout,
+    stack: ExitStack,
+) -> None:
+    host_block = unet.get_submodule(site.module)
+    factor = _token_factor(unet.get_submodule(site.module.rsplit(".", 2)[0]), layout, stack)
+    layers = [(acting, acting.motion.get_submodule(site.name)) for acting in motions]
+
+    def tuned_query(_: nn.Module, args: tuple[Any, ...], q: Tensor) -> Tensor:
+        for acting, parts in layers:
+            q = _added(q, parts.attn1.to_q(args[0]), factor(acting, q))
+        return q
+
+    def temporal_attention(_: nn.Module, args: tuple[Any, ...], x: Tensor) -> Tensor:
+        out = x
+        for acting, parts in layers:
+            residual = parts.attn_temp(parts.norm_temp(x), layout.frames)
+            out = _added(out, residual, factor(acting, x))
+        return out
+
+    stack.callback(host_block.attn1.to_q.register_forward_hook(tuned_query).remove)
+    stack.callback(host_block.register_forward_hook(temporal_attention).remove)
 
 
 def _token_factor(
-    transformer: nn.Module,
-    layout: FrameLayout,
-    extent: Extent,
-    strength: float,
-    stack: ExitStack,
-) -> _TokenFactor:
+    transformer: nn.Module, layout: FrameLayout, stack: ExitStack
+) -> Callable[[Acting, Tensor], float | Tensor]:
     """The factor for tokens of a spatial transformer, whose input tells how they lie."""
     size: list[int] = []
 
     def see(_: nn.Module, args: tuple[Any, ...]) -> None:
         size[:] = args[0].shape[-2:]
 
+    def factor(acting: Acting, x: Tensor) -> float | Tensor:
+        if acting.extent is None:
+            return acting.strength
+        return acting.extent.of_tokens(x, layout, (size[0], size[1])) * acting.strength
+
     stack.callback(transformer.register_forward_pre_hook(see).remove)
-    return lambda x: extent.of_tokens(x, layout, (size[0], size[1])) * strength
+    return factor
 
 
-def _added(x: Tensor, residual: Tensor, factor: float | _TokenFactor) -> Tensor:
-    if callable(factor):
-        return torch.addcmul(x, residual, factor(x))
+def _added(x: Tensor, residual: Tensor, factor: float | Tensor) -> Tensor:
+    if isinstance(factor, Tensor):
+        return torch.addcmul(x, residual, factor)
     return torch.add(x, residual, alpha=factor)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -70,17 +71,20 @@ class Activity:
 
 
 @contextmanager
-def watched(motion: Motion) -> Iterator[Activity]:
-    """Watch the temporal convolutions of `motion` at work; their hooks go when the block ends."""
+def watched(*motions: Motion) -> Iterator[Activity]:
+    """Watch the temporal convolutions of motions at work; their hooks go when the block ends."""
     activity = Activity()
 
-    def see(_: nn.Module, args: tuple[Tensor, int], out: Tensor) -> None:
-        activity.add(out - args[0], args[1])
+    def see(_: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
+        y, frames, *more = args
+        onto = more[1] if len(more) > 1 else y
+        activity.add(out - onto, frames)
 
     with ExitStack() as stack:
-        for layer in motion.modules():
-            if isinstance(layer, MotionConv):
-                stack.callback(layer.register_forward_hook(see).remove)
+        for motion in motions:
+            for layer in motion.modules():
+                if isinstance(layer, MotionConv):
+                    stack.callback(layer.register_forward_hook(see).remove)
         yield activity
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,8 +10,8 @@ from torch import Tensor
 from .adain import AdaINSchedule
 from .hosts import Host
 from .layout import FrameLayout
-from .masks import Extent
-from .motion import Motion
+from .masks import Extent, held
+from .motion import Acting, Motion, attached
 from .schedule import ddim_step, ddim_timesteps, next_alpha
 from .windows import Windows, in_windows
 
@@ -33,6 +33,7 @@ def sample(
     groupnorm: str = "pooled",
     windows: Windows | None = None,
     extent: Extent | None = None,
+    others: Sequence[Acting] = (),
     callback: StepCallback | None = None,
 ) -> Tensor:
     """Predict frames 2..f of videos from their first frames.
@@ -43,13 +44,14 @@ def sample(
         cond, uncond: `b n d` text embeddings; `uncond` is not needed at guidance 1.
         windows: show the model a long video in pieces; without, all frames at once.
         extent: where and in which frames the motion acts; without, everywhere.
+        others: further motions, which act beside it.
         callback: called with the step's index and the latents after it, AdaIN included.
 
     Returns:
         `(b f) c h w`; frame 1 is `first`, bit for bit.
 
     Raises:
-        LampError: the extent is for another number of frames.
+        LampError: an extent is for another number of frames.
     """
     videos = first.shape[0]
     frames = noise.shape[0] // videos
@@ -57,21 +59,22 @@ def sample(
     guided = uncond is not None and guidance != 1.0
     seen = frames if windows is None else min(windows.length, frames)
     layout = FrameLayout(seen, videos * (2 if guided else 1), total=frames)
-    if extent is not None:
-        extent.check(frames)
-    with motion.attached(host.unet, layout, groupnorm=groupnorm, extent=extent):
+    motions = [*others, Acting(motion, extent=extent)]
+    extents = [acting.extent for acting in motions]
+    for each in extents:
+        if each is not None:
+            each.check(frames)
+    with attached(host.unet, motions, layout, groupnorm=groupnorm):
         for step, timestep in enumerate(ddim_timesteps(steps)):
 
             def predict(rows: Tensor, x: Tensor = x, timestep: int = timestep) -> Tensor:
-                if extent is not None:
-                    layout.places = tuple((rows[:seen] % frames).tolist())
+                layout.places = tuple((rows[:seen] % frames).tolist())
                 unguided = uncond if guided else None
                 return predict_guided(host, x[rows], timestep, cond, unguided, guidance)
 
             eps = in_windows(predict, x, windows, frames)
             alpha = host.alphas_cumprod[timestep]
-            if extent is not None and extent.holds:
-                eps = _held(extent, x, eps, first, alpha)
+            eps = _held(extents, x, eps, first, alpha)
             stepped = ddim_step(x, eps, alpha, next_alpha(host.alphas_cumprod, timestep, steps))
             x = schedule.after_step(with_first_frame(stepped, first), step, steps, frames)
             if callback is not None:
@@ -79,10 +82,13 @@ def sample(
     return schedule.after_loop(x, frames)
 
 
-def _held(extent: Extent, x: Tensor, eps: Tensor, first: Tensor, alpha: Tensor) -> Tensor:
-    """The noise `(b f) c h w` in `x` of which frame 1 is left where the extent holds it."""
-    predicted = extent.held((x - (1 - alpha).sqrt() * eps) / alpha.sqrt(), first)
-    return (x - alpha.sqrt() * predicted) / (1 - alpha).sqrt()
+def _held(
+    extents: Sequence[Extent | None], x: Tensor, eps: Tensor, first: Tensor, alpha: Tensor
+) -> Tensor:
+    """The noise `(b f) c h w` in `x` of which frame 1 is left where the extents hold it."""
+    predicted = (x - (1 - alpha).sqrt() * eps) / alpha.sqrt()
+    still = held(predicted, first, extents)
+    return eps if still is predicted else (x - alpha.sqrt() * still) / (1 - alpha).sqrt()
 
 
 def predict_guided(

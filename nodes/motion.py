@@ -43,13 +43,15 @@ class LoadMotion(io.ComfyNode):
             node_id="LAMP_LoadMotion",
             display_name="Load LAMP Motion",
             category="LAMP/motion",
-            description="Gives a SD 1.x MODEL a learned motion. The MODEL then moves the first "
-            "frame of the latent in any sampler, with LoRAs and ControlNets.",
+            description="Gives a MODEL a learned motion. The MODEL then moves the first frame of "
+            "the latent in any sampler, with LoRAs and ControlNets. Several of these nodes in a "
+            "row let their motions act side by side, each in its own place and time.",
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The SD 1.x MODEL that draws the video; LoRAs may come before or "
-                    "after this node. SD-XL belongs only to the drawing of the first frame.",
+                    tooltip="The MODEL that draws the video, of the family that the motion was "
+                    "trained for, mostly SD 1.x; then SD-XL only draws the first frame. LoRAs may "
+                    "come before or after this node, and so may another Load LAMP Motion.",
                 ),
                 io.Combo.Input(
                     "motion_name",
@@ -73,7 +75,8 @@ class LoadMotion(io.ComfyNode):
                     step=0.05,
                     tooltip="How much of its noise every frame shares with the others; 0.2 is "
                     "the paper's value, 0 turns it off. Noise from Shared Noise Latents is "
-                    "shared already and stays as it is.",
+                    "shared already and stays as it is. Of several motions on one MODEL the "
+                    "last one's counts.",
                 ),
                 io.Float.Input(
                     "start_percent",

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lamp.adain import AdaINSchedule
 from lamp.checkpoint import MotionFile
+from lamp.masks import Extent
 from tests.comfy_runs import (
     SEED,
     STEPS,
@@ -313,11 +314,37 @@ def test_a_latent_that_is_no_video_is_refused(plain: Any, file: MotionFile) -> N
     refused(model, broken, "NaN or infinite")
 
 
-def test_a_second_motion_is_refused(plain: Any, file: MotionFile) -> None:
+def test_motions_on_one_model_add_up(plain: Any, file: MotionFile) -> None:
+    """Residuals add up: a motion at 0.5 and again at 0.3 is the motion at 0.8."""
+    once = ksampler(moving(plain, file, strength=0.8))
+    lower = moving(plain, file, strength=0.5)
+    half = ksampler(lower)
+    both = moving(lower, file, strength=0.3)
+    assert worst(ksampler(both), once) < 1e-5 < 1e-2 < worst(half, once)
+    assert torch.equal(ksampler(lower), half)  # it stays as it was
+    assert count_hooks(plain) == 0
+
+
+def test_motions_on_one_model_act_side_by_side(plain: Any, file: MotionFile) -> None:
+    """Each in its own place and time; in either order."""
+    other = random_motion(plain, seed=5)
+    left = torch.zeros(8, 8)
+    left[:, :4] = 1.0
+    options = {"strength": 0.7, "extent": Extent(left, hold=0.0)}, {"end_percent": 0.5}
+    one = moving(moving(plain, file, **options[0]), other, **options[1])
+    two = moving(moving(plain, other, **options[1]), file, **options[0])
+    assert worst(ksampler(one), ksampler(two)) < 1e-5
+    alone = moving(moving(plain, file), other, strength=0.0)
+    assert torch.equal(ksampler(alone), ksampler(moving(plain, file)))
+    for single in (moving(plain, file, **options[0]), moving(plain, other, **options[1])):
+        assert worst(ksampler(single), ksampler(one)) > 1e-3
+
+
+def test_motions_of_other_norms_do_not_go_together(plain: Any, file: MotionFile) -> None:
     from lamp.errors import LampError
 
-    with pytest.raises(LampError, match="already carries a LAMP motion"):
-        moving(moving(plain, file), file)
+    with pytest.raises(LampError, match="groupnorm 'pooled', this one with 'frame'"):
+        moving(moving(plain, file), file, groupnorm="frame")
 
 
 def test_context_windows_are_refused(plain: Any, file: MotionFile) -> None:

@@ -16,7 +16,7 @@ from lamp.errors import LampError
 from lamp.hosts import Host
 from lamp.layers import MotionConv
 from lamp.layout import FrameLayout
-from lamp.masks import Extent, parse_strengths, soft_edges
+from lamp.masks import Extent, held, parse_strengths, soft_edges
 from lamp.motion import Motion
 from lamp.sampling import sample
 from lamp.windows import Windows
@@ -176,11 +176,16 @@ def test_holding_is_a_mean_of_the_prediction_and_frame_1() -> None:
     predicted, first = torch.rand(2 * FRAMES, 4, 8, 8), torch.rand(2, 4, 8, 8)
     mask = random_mask(height=8, width=8)
     still = first.repeat_interleave(FRAMES, 0)
-    held = Extent(mask, hold=0.5).held(predicted, first)
     share = 0.5 + 0.5 * mask
-    torch.testing.assert_close(held, share * predicted + (1 - share) * still)
-    assert torch.equal(Extent(torch.zeros(4, 4)).held(predicted, first), still)
-    assert torch.equal(Extent(strengths=[0.5]).held(predicted, first), predicted)
+    half = held(predicted, first, [Extent(mask, hold=0.5)])
+    torch.testing.assert_close(half, share * predicted + (1 - share) * still)
+    black = Extent(torch.zeros(4, 4))
+    assert torch.equal(held(predicted, first, [black]), still)
+    assert torch.equal(held(predicted, first, [Extent(strengths=[0.5])]), predicted)
+    assert torch.equal(held(predicted, first, [black, None]), predicted)
+    both = held(predicted, first, [black, Extent(mask), Extent(mask.flip(-1))])
+    share = torch.maximum(mask, mask.flip(-1))
+    torch.testing.assert_close(both, share * predicted + (1 - share) * still)
 
 
 def test_windows_show_each_frame_its_own_mask(hosts: Callable[[str], Host]) -> None:

@@ -8,7 +8,7 @@ after a success, an error or a cancel.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -18,8 +18,8 @@ from ..architecture import map_unet
 from ..checkpoint import MotionFile
 from ..errors import LampError, MotionFileError
 from ..layout import FrameLayout
-from ..masks import Extent
-from ..motion import Motion
+from ..masks import Extent, held
+from ..motion import Acting, Motion, attached
 from ..noise import share_noise
 
 KEY = "lamp_motion"
@@ -31,7 +31,10 @@ WINDOW = "lamp_window"
 
 @dataclass(frozen=True)
 class BoundMotion:
-    """What `bind` attaches to a MODEL; also the state of one sampling run."""
+    """A motion and how it acts, as `bind` attaches it to a MODEL.
+
+    Of several on one MODEL, `others` are the earlier ones; `alpha` is that of the last.
+    """
 
     motion: Motion
     groupnorm: str = "pooled"
@@ -41,6 +44,17 @@ class BoundMotion:
     start_percent: float = 0.0
     end_percent: float = 1.0
     extent: Extent | None = None
+    others: tuple[BoundMotion, ...] = ()
+
+    @property
+    def all(self) -> tuple[BoundMotion, ...]:
+        """Every motion on the MODEL, in the order of their nodes."""
+        return *self.others, self
+
+    @property
+    def extents(self) -> list[Extent | None]:
+        """One for each motion on the MODEL."""
+        return [each.extent for each in self.all]
 
 
 def unet_of(patcher: Any) -> torch.nn.Module:
@@ -78,20 +92,16 @@ def load_motion(patcher: Any, file: MotionFile) -> Motion:
 
 
 def bind(patcher: Any, bound: BoundMotion) -> Any:
-    """Clone a MODEL and let `bound` act in it, with any sampler.
+    """Clone a MODEL and let `bound` act in it, with any sampler, beside motions that it has.
 
     Raises:
-        LampError: the MODEL carries a motion already.
+        LampError: a motion on the MODEL normalises in another way.
     """
     import comfy.model_management as management
     import comfy.model_patcher
     from comfy.patcher_extension import WrappersMP
 
-    if patcher.get_attachment(KEY) is not None:
-        raise LampError(
-            "This MODEL already carries a LAMP motion: connect the checkpoint's own MODEL to "
-            "Load LAMP Motion."
-        )
+    bound = _beside(patcher.get_attachment(KEY), bound)
     model = patcher.clone()
     # Newer hosts stream the weights of core models through a patcher class of their own.
     patcher_class = getattr(
@@ -100,18 +110,30 @@ def bind(patcher: Any, bound: BoundMotion) -> Any:
     weights = patcher_class(
         bound.motion, management.get_torch_device(), management.unet_offload_device()
     )
-    model.set_additional_models(KEY, [weights])
+    model.set_additional_models(KEY, [*model.get_additional_models_with_key(KEY), weights])
     model.set_attachments(KEY, bound)
     sampling = patcher.get_model_object("model_sampling")
-    start, end = (sampling.percent_to_sigma(p) for p in (bound.start_percent, bound.end_percent))
     for kind, wrapper in (
         (WrappersMP.OUTER_SAMPLE, _outer_sample(bound)),
         (WrappersMP.SAMPLER_SAMPLE, _sampler_sample),
-        (WrappersMP.PREDICT_NOISE, _predict_noise(bound.extent)),
-        (WrappersMP.DIFFUSION_MODEL, _diffusion_model(bound, (start, end))),
+        (WrappersMP.PREDICT_NOISE, _predict_noise(bound)),
+        (WrappersMP.DIFFUSION_MODEL, _diffusion_model(bound, sampling)),
     ):
+        model.remove_wrappers_with_key(kind, KEY)
         model.add_wrapper_with_key(kind, KEY, wrapper)
     return model
+
+
+def _beside(present: BoundMotion | None, bound: BoundMotion) -> BoundMotion:
+    if present is None:
+        return bound
+    if (present.groupnorm, present.first_frame) != (bound.groupnorm, bound.first_frame):
+        raise LampError(
+            f"The motion on this MODEL was trained with groupnorm '{present.groupnorm}', this one "
+            f"with '{bound.groupnorm}', and a video is drawn one way: use one of them, or train "
+            "one again."
+        )
+    return replace(bound, others=present.all)
 
 
 def bound_motion(patcher: Any) -> BoundMotion:
@@ -146,8 +168,9 @@ def _outer_sample(bound: BoundMotion) -> Callable[..., Tensor]:
                 "a LAMP motion needs: remove the Context Windows node from this MODEL and use "
                 "LAMP Anchored Windows."
             )
-        if bound.extent is not None:
-            bound.extent.check(len(latent_image))
+        for extent in bound.extents:
+            if extent is not None:
+                extent.check(len(latent_image))
         if not getattr(noise, SHARED_NOISE, False):
             noise = share_noise(noise, bound.alpha)
         out = executor(noise, latent_image, *args, **kwargs)
@@ -218,7 +241,7 @@ def _preview_middle_frame(callback: Callable[..., Any] | None) -> Callable[..., 
     return preview
 
 
-def _predict_noise(extent: Extent | None) -> Callable[..., Tensor]:
+def _predict_noise(bound: BoundMotion) -> Callable[..., Tensor]:
     def predict_noise(
         executor: Any,
         x: Tensor,
@@ -227,7 +250,7 @@ def _predict_noise(extent: Extent | None) -> Callable[..., Tensor]:
         seed: int | None = None,
     ) -> Tensor:
         """Show the model the clean frame 1 (paper sec. 3.3), and keep it: its prediction is
-        itself. So is that of all frames where the extent holds them."""
+        itself. So is that of all frames where the extents hold them."""
         options = model_options or {}
         first = clean_first_frame(options)
         if first is None:
@@ -236,16 +259,18 @@ def _predict_noise(extent: Extent | None) -> Callable[..., Tensor]:
         sampling = executor.class_obj.inner_model.model_sampling
         input_scale = sampling.calculate_input(timestep[:1], torch.ones_like(first))
         shown = torch.cat([first / input_scale, x[1:]])
-        out = executor(shown, timestep, options, seed)
-        if extent is not None:
-            out = extent.held(out, first)
+        out = held(executor(shown, timestep, options, seed), first, bound.extents)
         return torch.cat([first, out[1:]])
 
     return predict_noise
 
 
-def _diffusion_model(bound: BoundMotion, sigmas: tuple[float, float]) -> Callable[..., Tensor]:
-    """Attach the motion for one UNet call; it acts between the two `sigmas` (high, low)."""
+def _diffusion_model(bound: BoundMotion, sampling: Any) -> Callable[..., Tensor]:
+    """Attach the motions for one UNet call; each acts from its start to its end percent."""
+    bounds = [
+        tuple(sampling.percent_to_sigma(p) for p in (each.start_percent, each.end_percent))
+        for each in bound.all
+    ]
 
     def diffusion_model(
         executor: Any,
@@ -262,26 +287,28 @@ def _diffusion_model(bound: BoundMotion, sigmas: tuple[float, float]) -> Callabl
         frames = x.shape[0] // videos
         places, total = options.get(WINDOW, (None, frames))
         layout = FrameLayout(frames, videos, places, total)
-        _check_whole_picture(bound.extent, x, options)
-        strength = bound.strength if _within(options.get("sigmas"), sigmas) else 0.0
-        with bound.motion.attached(
+        _check_whole_picture(bound.extents, x, options)
+        sigma = options.get("sigmas")
+        motions = [
+            Acting(each.motion, each.strength if _within(sigma, span) else 0.0, each.extent)
+            for each, span in zip(bound.all, bounds, strict=True)
+        ]
+        with attached(
             executor.class_obj,
+            motions,
             layout,
-            strength=strength,
             groupnorm=bound.groupnorm,
             first_frame=bound.first_frame,
-            extent=bound.extent,
         ):
             return executor(x, timesteps, context, y, control, options, **kwargs)
 
     return diffusion_model
 
 
-def _check_whole_picture(extent: Extent | None, x: Tensor, options: dict[str, Any]) -> None:
+def _check_whole_picture(extents: list[Extent | None], x: Tensor, options: dict[str, Any]) -> None:
     first = clean_first_frame({"transformer_options": options})
-    if extent is None or extent.mask is None or first is None:
-        return
-    if x.shape[-2:] != first.shape[-2:]:
+    masked = any(extent is not None and extent.mask is not None for extent in extents)
+    if masked and first is not None and x.shape[-2:] != first.shape[-2:]:
         raise LampError(
             "A mask on the motion needs the whole picture in every call, and a prompt for an area "
             "shows the model a part of it: use Conditioning (Set Mask) in place of Conditioning "
@@ -289,6 +316,6 @@ def _check_whole_picture(extent: Extent | None, x: Tensor, options: dict[str, An
         )
 
 
-def _within(sigma: Tensor | None, bounds: tuple[float, float]) -> bool:
+def _within(sigma: Tensor | None, bounds: tuple[float, ...]) -> bool:
     """Whether the noise level of this call lies in the bounds (high, low]; always without one."""
     return sigma is None or bounds[0] >= sigma[0].item() > bounds[1]

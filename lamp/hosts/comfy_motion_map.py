@@ -33,7 +33,7 @@ def motion_activity(
         LampError: the model has no motion, the latent is no video, or the motion does nothing.
     """
     height, width = latent["samples"].shape[-2:]
-    with watched(bound_motion(model).motion) as activity:
+    with watched(*(each.motion for each in bound_motion(model).all)) as activity:
         sample_video(
             model,
             positive,

@@ -55,6 +55,21 @@ def test_the_stock_sampler_runs(server: ComfyServer, motion: str, sampler: str) 
     assert result.outputs["hooks"]["hooks"] == [0]
 
 
+def test_two_motions_act_on_one_model(server: ComfyServer, motion: str) -> None:
+    graph = base(motion) | {"sample": ksampler()} | looking()
+    once = digest(server.queue(graph))
+    settings = graph["load"]["inputs"] | {"model": ["load", 0]}
+
+    def beside(**changes: Any) -> RunResult:
+        second = node("LAMP_LoadMotion", **{**settings, **changes})
+        return server.queue({**graph, "second": second, "sample": ksampler(model=["second", 0])})
+
+    assert digest(beside(strength=0.0)) == once
+    both = beside(strength=0.5)
+    assert digest(both) != once
+    assert both.outputs["hooks"]["hooks"] == [0]
+
+
 def test_custom_sampling_equals_the_lamp_sampler(server: ComfyServer, motion: str) -> None:
     custom = base(motion) | {
         "noise": node("LAMP_SharedNoise", latent=["latent", 0], seed=7, alpha=0.2),

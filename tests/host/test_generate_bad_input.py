@@ -56,20 +56,6 @@ def test_files_that_are_no_motion(server: ComfyServer) -> None:
     path.unlink()
 
 
-def test_a_second_motion_on_one_model(server: ComfyServer, motion: str) -> None:
-    graph = base(motion) | {"sample": ksampler(model=["second", 0])} | looking()
-    graph["second"] = node(
-        "LAMP_LoadMotion",
-        model=["load", 0],
-        motion_name=motion,
-        strength=1.0,
-        alpha=0.2,
-        start_percent=0.0,
-        end_percent=1.0,
-    )
-    refused(server, graph, "Load LAMP Motion: This MODEL already carries a LAMP motion")
-
-
 def test_sampling_without_a_motion(server: ComfyServer) -> None:
     graph = base("unused")
     del graph["load"]
