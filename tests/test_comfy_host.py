@@ -208,16 +208,16 @@ def test_the_motion_acts_between_its_two_percentages(
     end: float,
     active: int,
 ) -> None:
-    from lamp.motion import Motion
+    import lamp.hosts.comfy as host
 
     strengths: list[float] = []
-    attached = Motion.attached
+    attached = host.attached
 
-    def recorded(self: Motion, *args: Any, **options: Any) -> Any:
-        strengths.append(options["strength"])
-        return attached(self, *args, **options)
+    def recorded(unet: Any, motions: Any, *args: Any, **options: Any) -> Any:
+        strengths.extend(acting.strength for acting in motions)
+        return attached(unet, motions, *args, **options)
 
-    monkeypatch.setattr(Motion, "attached", recorded)
+    monkeypatch.setattr(host, "attached", recorded)
     ksampler(moving(plain, file, start_percent=start, end_percent=end), cfg=1.0)
     assert len(strengths) == STEPS
     expected = [1.0] * active + [0.0] * (STEPS - active)

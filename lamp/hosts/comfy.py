@@ -27,6 +27,8 @@ KEY = "lamp_motion"
 SHARED_NOISE = "lamp_shared_noise"
 # In the options of a call that shows a window only: where its frames stand, of how many.
 WINDOW = "lamp_window"
+# In the options of a run: its model sampling, which a node behind ours may have set.
+SAMPLING = "lamp_sampling"
 
 
 @dataclass(frozen=True)
@@ -112,12 +114,11 @@ def bind(patcher: Any, bound: BoundMotion) -> Any:
     )
     model.set_additional_models(KEY, [*model.get_additional_models_with_key(KEY), weights])
     model.set_attachments(KEY, bound)
-    sampling = patcher.get_model_object("model_sampling")
     for kind, wrapper in (
         (WrappersMP.OUTER_SAMPLE, _outer_sample(bound)),
         (WrappersMP.SAMPLER_SAMPLE, _sampler_sample),
         (WrappersMP.PREDICT_NOISE, _predict_noise(bound)),
-        (WrappersMP.DIFFUSION_MODEL, _diffusion_model(bound, sampling)),
+        (WrappersMP.DIFFUSION_MODEL, _diffusion_model(bound)),
     ):
         model.remove_wrappers_with_key(kind, KEY)
         model.add_wrapper_with_key(kind, KEY, wrapper)
@@ -162,12 +163,7 @@ def _outer_sample(bound: BoundMotion) -> Callable[..., Tensor]:
         executor: Any, noise: Tensor, latent_image: Tensor, *args: Any, **kwargs: Any
     ) -> Tensor:
         _check_latent(latent_image, executor.class_obj.model_patcher.model.latent_format)
-        if executor.class_obj.model_options.get("context_handler") is not None:
-            raise LampError(
-                "Context windows cut the video into pieces that do not contain frame 1, which "
-                "a LAMP motion needs: remove the Context Windows node from this MODEL and use "
-                "LAMP Anchored Windows."
-            )
+        _check_patches(executor.class_obj)
         for extent in bound.extents:
             if extent is not None:
                 extent.check(len(latent_image))
@@ -178,6 +174,22 @@ def _outer_sample(bound: BoundMotion) -> Callable[..., Tensor]:
         return torch.cat([latent_image[:1].to(out), out[1:]])
 
     return outer_sample
+
+
+def _check_patches(guider: Any) -> None:
+    from comfy.patcher_extension import WrappersMP
+
+    if guider.model_options.get("context_handler") is not None:
+        raise LampError(
+            "Context windows cut the video into pieces that do not contain frame 1, which "
+            "a LAMP motion needs: remove the Context Windows node from this MODEL and use "
+            "LAMP Anchored Windows."
+        )
+    if guider.model_patcher.get_wrappers(WrappersMP.APPLY_MODEL, "torch.compile"):
+        raise LampError(
+            "torch.compile would start anew at every layer to which a LAMP motion attaches, for "
+            "minutes and to no gain: remove TorchCompileModel from this MODEL."
+        )
 
 
 def _check_latent(latent: Tensor, latent_format: Any) -> None:
@@ -218,6 +230,7 @@ def _sampler_sample(
     """Keep the clean frame 1 for the run, in the run's own copy of the options."""
     options = extra_args["model_options"].setdefault("transformer_options", {})
     options[KEY] = {"first": latent_image[:1].clone()}
+    options[SAMPLING] = guider.inner_model.model_sampling
     return executor(
         guider,
         sigmas,
@@ -265,12 +278,8 @@ def _predict_noise(bound: BoundMotion) -> Callable[..., Tensor]:
     return predict_noise
 
 
-def _diffusion_model(bound: BoundMotion, sampling: Any) -> Callable[..., Tensor]:
+def _diffusion_model(bound: BoundMotion) -> Callable[..., Tensor]:
     """Attach the motions for one UNet call; each acts from its start to its end percent."""
-    bounds = [
-        tuple(sampling.percent_to_sigma(p) for p in (each.start_percent, each.end_percent))
-        for each in bound.all
-    ]
 
     def diffusion_model(
         executor: Any,
@@ -288,10 +297,9 @@ def _diffusion_model(bound: BoundMotion, sampling: Any) -> Callable[..., Tensor]
         places, total = options.get(WINDOW, (None, frames))
         layout = FrameLayout(frames, videos, places, total)
         _check_whole_picture(bound.extents, x, options)
-        sigma = options.get("sigmas")
         motions = [
-            Acting(each.motion, each.strength if _within(sigma, span) else 0.0, each.extent)
-            for each, span in zip(bound.all, bounds, strict=True)
+            Acting(each.motion, each.strength if _within(each, options) else 0.0, each.extent)
+            for each in bound.all
         ]
         with attached(
             executor.class_obj,
@@ -316,6 +324,10 @@ def _check_whole_picture(extents: list[Extent | None], x: Tensor, options: dict[
         )
 
 
-def _within(sigma: Tensor | None, bounds: tuple[float, ...]) -> bool:
-    """Whether the noise level of this call lies in the bounds (high, low]; always without one."""
-    return sigma is None or bounds[0] >= sigma[0].item() > bounds[1]
+def _within(bound: BoundMotion, options: dict[str, Any]) -> bool:
+    """Whether the noise level of this call lies where the motion acts; always without one."""
+    sampling, sigmas = options.get(SAMPLING), options.get("sigmas")
+    if sampling is None or sigmas is None:
+        return True
+    start, end = (sampling.percent_to_sigma(p) for p in (bound.start_percent, bound.end_percent))
+    return start >= sigmas[0].item() > end

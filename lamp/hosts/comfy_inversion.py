@@ -15,6 +15,7 @@ from ..sampling import StepCallback
 from ..schedule import ddim_step, ddim_timesteps
 from .comfy import KEY, bound_motion
 from .comfy_noise import describe_latent, mark_shared
+from .comfy_sampler import sigmas_at
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def invert_video(
     _check_whole(video)
     timesteps = inversion_timesteps(steps, strength)
     count = len(timesteps)
-    sigmas = model.get_model_object("model_sampling").sigmas[[0, *timesteps]].float().cpu()
+    sigmas = sigmas_at(model, [0, *timesteps])
     states: list[Tensor] = []
 
     def keep(step: int, x: Tensor) -> None:

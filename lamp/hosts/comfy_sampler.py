@@ -42,7 +42,8 @@ def make_sigmas(
     leaves out the last level but one for some samplers; tell their name for the same levels.
 
     Raises:
-        LampError: the scheduler is unknown, or the official one does not have that many steps.
+        LampError: the scheduler is unknown, or the official one does not have that many steps or
+            is not for this MODEL.
     """
     import comfy.samplers
 
@@ -57,8 +58,7 @@ def make_sigmas(
                 f"{steps} steps at denoise {denoise:g} would need {total} noise levels, the "
                 f"official schedule has {TRAIN_TIMESTEPS}: use fewer steps."
             )
-        visited = [*ddim_timesteps(total), 0]
-        sigmas = sampling.sigmas[visited].float().cpu()
+        sigmas = sigmas_at(patcher, [*ddim_timesteps(total), 0])
     elif sampler in comfy.samplers.KSampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS:
         sigmas = comfy.samplers.calculate_sigmas(sampling, scheduler, total + 1).cpu()
         sigmas = torch.cat([sigmas[:-2], sigmas[-1:]])
@@ -66,6 +66,22 @@ def make_sigmas(
         sigmas = comfy.samplers.calculate_sigmas(sampling, scheduler, total).cpu()
     # At full denoise some schedulers of the host give a level more than steps: all are taken.
     return sigmas if denoise >= 1.0 else sigmas[-(steps + 1) :]
+
+
+def sigmas_at(patcher: Any, timesteps: list[int]) -> Tensor:
+    """The noise levels of timesteps 0 .. 999.
+
+    Raises:
+        LampError: the MODEL has other timesteps, such as the 50 of LCM's.
+    """
+    levels = patcher.get_model_object("model_sampling").sigmas
+    if len(levels) != TRAIN_TIMESTEPS:
+        raise LampError(
+            f"'{OFFICIAL_SCHEDULER}' takes its steps among {TRAIN_TIMESTEPS} noise levels, and "
+            f"this MODEL has {len(levels)}, as ModelSamplingDiscrete gives it for LCM: choose "
+            "another scheduler, such as sgm_uniform (BasicScheduler in place of LAMP Scheduler)."
+        )
+    return levels[timesteps].float().cpu()
 
 
 def sample_video(
@@ -212,8 +228,10 @@ class _BetweenSteps:
 
     def _is_whole_schedule(self) -> bool:
         """Whether the official schedule runs from its beginning (denoise 1)."""
-        first = self._model_sampling().sigmas[ddim_timesteps(self._steps)[0]]
-        return bool(self._sigmas[0] > 0.9999 * first)
+        levels = self._model_sampling().sigmas
+        if len(levels) != TRAIN_TIMESTEPS:
+            return False
+        return bool(self._sigmas[0] > 0.9999 * levels[ddim_timesteps(self._steps)[0]])
 
     def finish(self, x: Tensor) -> Tensor:
         """AdaIN after the last step and after the loop, in the scale of the clean latent."""
