@@ -17,6 +17,7 @@ from scripts.workflow_parts import (
     draw,
     encode,
     first_frame,
+    matched,
     read_me,
     sample,
     sd1,
@@ -232,7 +233,7 @@ def _editing() -> Group:
             [
                 sample(Out("trainer", "model"), after="fixed", **back),
                 decode("frames", Out("sample", "latent"), Out("sd1", "VAE")),
-                Node("matched", "LAMP_HistogramMatch", {"images": Out("frames", "IMAGE")}),
+                matched(Out("frames", "IMAGE")),
             ],
         ],
     )

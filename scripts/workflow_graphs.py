@@ -8,29 +8,25 @@ from scripts.workflow_format import Graph, Group, Node, Note, Out
 from scripts.workflow_parts import (
     BLUE,
     GREEN,
+    MOTION,
     ORANGE,
+    PICTURE_TABLE,
     SD1,
     SDXL,
     TEXT,
-    WIDE,
     decode,
     draw,
     encode,
     first_frame,
+    load_motion,
+    matched,
+    picture,
     read_me,
     sample,
     sd1,
     sdxl,
     video,
 )
-
-MOTION = "horse_run_00001.safetensors"
-
-
-def _load_motion() -> Node:
-    inputs = {"model": Out("sd1", "MODEL"), "motion_name": MOTION}
-    return Node("motion", "LAMP_LoadMotion", inputs, size=WIDE)
-
 
 _MISTAKE = """**The commonest mistake:** SD-XL's MODEL in *Load LAMP Motion*. A motion is made for \
 SD 1.x, so MODEL, CLIP and VAE of the SD 1.x checkpoint belong here. SD-XL only draws frame 1."""
@@ -47,7 +43,7 @@ def _animate_groups(image: Out, text: Any, hint: str) -> list[Group]:
             "Motion: SD 1.x and LAMP",
             GREEN,
             [
-                [sd1(), _load_motion(), Note(hint, (400, 100))],
+                [sd1(), load_motion(), Note(hint, (400, 100))],
                 [
                     encode("positive", text, clip, "What happens (with the motion's words)"),
                     encode("negative", "", clip, "Negative"),
@@ -56,7 +52,7 @@ def _animate_groups(image: Out, text: Any, hint: str) -> list[Group]:
                 [
                     sample(Out("motion", "model"), steps=50, cfg=12.5),
                     decode("frames", Out("sample", "latent"), Out("sd1", "VAE")),
-                    Node("matched", "LAMP_HistogramMatch", {"images": Out("frames", "IMAGE")}),
+                    matched(Out("frames", "IMAGE")),
                 ],
             ],
         ),
@@ -89,7 +85,7 @@ seeds in *LAMP KSampler*.
 def text_to_video() -> Graph:
     """SD-XL draws the first frame, LAMP moves it."""
     clip, prompt = Out("sdxl", "CLIP"), Out("prompt", "STRING")
-    picture = Group(
+    still = Group(
         "First frame: SD-XL",
         BLUE,
         [
@@ -126,7 +122,7 @@ def text_to_video() -> Graph:
     return Graph(
         "lamp_text_to_video_sdxl",
         [
-            [read_me(_TEXT_TO_VIDEO, (420, 360)), picture],
+            [read_me(_TEXT_TO_VIDEO, (420, 360)), still],
             _animate_groups(Out("picture", "IMAGE"), prompt, _MISTAKE),
         ],
     )
@@ -136,10 +132,7 @@ _ANIMATE = f"""## Animate an image
 
 A LAMP motion moves your picture: 16 frames, 512 x 320. Frame 1 of the video is your picture.
 
-| File | Folder |
-|---|---|
-| `{SD1}` (or another SD 1.x checkpoint) | `models/checkpoints` |
-| a motion, such as `{MOTION}` | `models/lamp_motion` |
+{PICTURE_TABLE}
 
 1. **Choose your picture** in *Load Image*. It should show the start of the motion, from the side \
 and in the size that the training clips show.
@@ -151,8 +144,7 @@ and in the size that the training clips show.
 
 def animate_image() -> Graph:
     """LAMP moves a picture of the user's."""
-    image = Node("image", "LoadImage", {"image": "example.png"}, "Your picture", size=(400, 320))
-    start = Group("Picture", BLUE, [[image]])
+    start = Group("Picture", BLUE, [[picture()]])
     return Graph(
         "lamp_animate_image",
         [

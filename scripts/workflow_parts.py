@@ -13,6 +13,12 @@ WIDE = (400, 0)
 SD1 = "v1-5-pruned-emaonly-fp16.safetensors"
 SDXL = "sd_xl_base_1.0.safetensors"
 HUB = "https://huggingface.co"
+MOTION = "horse_run_00001.safetensors"
+# What a workflow needs that moves a picture of the user's.
+PICTURE_TABLE = f"""| File | Folder |
+|---|---|
+| `{SD1}` (or another SD 1.x checkpoint) | `models/checkpoints` |
+| a motion, such as `{MOTION}` | `models/lamp_motion` |"""
 _SD1_URL = f"{HUB}/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/{SD1}"
 _SDXL_URL = f"{HUB}/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/{SDXL}"
 
@@ -30,9 +36,25 @@ def sdxl(title: str = "Checkpoint: SD-XL, draws the first frame") -> Node:
     return _checkpoint("sdxl", SDXL, _SDXL_URL, title)
 
 
-def first_frame(image: Out) -> Node:
-    inputs = {"vae": Out("sd1", "VAE"), "image": image, "width": 512, "height": 320, "frames": 16}
-    return Node("condition", "LAMP_FirstFrameCondition", inputs)
+def picture() -> Node:
+    """A picture of the user's."""
+    return Node("image", "LoadImage", {"image": "example.png"}, "Your picture", size=(400, 320))
+
+
+def load_motion(model: Out | None = None) -> Node:
+    inputs = {"model": model or Out("sd1", "MODEL"), "motion_name": MOTION}
+    return Node("motion", "LAMP_LoadMotion", inputs, size=WIDE)
+
+
+def first_frame(image: Out, frames: int = 16) -> Node:
+    size = {"width": 512, "height": 320, "frames": frames}
+    return Node(
+        "condition", "LAMP_FirstFrameCondition", {"vae": Out("sd1", "VAE"), **size, "image": image}
+    )
+
+
+def matched(frames: Out) -> Node:
+    return Node("matched", "LAMP_HistogramMatch", {"images": frames})
 
 
 def draw(positive: Out, negative: Out) -> Node:
@@ -54,7 +76,9 @@ def encode(key: str, text: Any, clip: Out, title: str) -> Node:
     return Node(key, "CLIPTextEncode", {"text": text, "clip": clip}, title, size=TEXT)
 
 
-def sample(model: Out, after: str = "randomize", **settings: Any) -> Node:
+def sample(
+    model: Out, after: str = "randomize", key: str = "sample", title: str = "", **settings: Any
+) -> Node:
     inputs = {
         "model": model,
         "positive": Out("positive", "CONDITIONING"),
@@ -62,7 +86,7 @@ def sample(model: Out, after: str = "randomize", **settings: Any) -> Node:
         "latent": Out("condition", "latent"),
         **settings,
     }
-    return Node("sample", "LAMP_KSampler", inputs, after=after)
+    return Node(key, "LAMP_KSampler", inputs, title, after=after)
 
 
 def decode(key: str, samples: Out, vae: Out) -> Node:

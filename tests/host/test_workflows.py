@@ -15,8 +15,8 @@ from PIL import Image, ImageSequence
 from scripts.comfy_run import PromptRejected, RunResult
 from scripts.comfy_server import ComfyServer
 from scripts.demo import node_of
-from scripts.host import PACK_FOLDER
-from scripts.make_workflows import FOLDER, all_graphs, load_api, workflow_files
+from scripts.host import PACK_FOLDER, ROOT
+from scripts.make_workflows import all_graphs, load_api, workflow_files
 from scripts.workflow_format import CORE_VERSION, input_specs
 
 NAMES = sorted(graph.name for graph in all_graphs())
@@ -42,7 +42,7 @@ def test_the_files_are_what_the_script_makes(server: ComfyServer, infos: dict[st
     if version != CORE_VERSION:
         pytest.skip(f"the files were made with ComfyUI {CORE_VERSION}, this is {version}")
     for name, text in workflow_files(infos).items():
-        found = (FOLDER / name).read_text(encoding="utf-8")
+        found = (ROOT / name).read_text(encoding="utf-8")
         assert found == text, f"{name}: run `python -m scripts.make_workflows`"
 
 
