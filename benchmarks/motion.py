@@ -67,6 +67,7 @@ class Recipe:
     first_strength: float = 1.0
     second_strength: float = 1.0
     groupnorm: str = "pooled"
+    rank: int = 0
     prompts: str = "caption"  # or 'motion': one prompt for all clips
 
     @property
@@ -143,6 +144,7 @@ def train_config(recipe: Recipe, seed: int) -> TrainConfig:
         frames=FRAMES,
         batch=recipe.clips_per_step,
         seed=seed,
+        rank=recipe.rank,
         **{**preset(recipe.preset, recipe.steps), "groupnorm": recipe.groupnorm},
     )
 

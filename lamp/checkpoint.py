@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from .architecture import SiteMap, describe_family
-from .compress import RANK_KEY, check_energy, compress, expand
+from .compress import RANK_KEY, Factors, check_energy, compress, compress_factors, expand
 from .errors import IncompatibleModelError, MotionFileError
 from .motion import GROUPNORM_MODES, Motion
 from .tensor_header import MAX_HEADER, check_file
@@ -104,6 +104,7 @@ def save_motion(
     *,
     dtype: torch.dtype = torch.float16,
     energy: float = 1.0,
+    factors: Mapping[str, Factors] | None = None,
     title: str = "",
     license_name: str = "",
     thumbnail: str = "",
@@ -114,6 +115,7 @@ def save_motion(
     Args:
         dtype: fp16 keeps a SD 1.x motion at 508 MB. A tensor that overflows it stays in fp32.
         energy: below 1, the share of each tensor that the compact form keeps, see `compress`.
+        factors: of tensors that were learned as such; they are stored in their place.
         thumbnail: a `data:image/jpeg;base64,...` picture that model browsers show.
         extra: further header entries.
 
@@ -131,8 +133,8 @@ def save_motion(
         **_fitting(extra or {}),
     }
     check_energy(energy)
-    if energy < 1.0:
-        smaller, forms = compress(state, energy)
+    if energy < 1.0 or factors:
+        smaller, forms = compress_factors(factors) if factors else compress(state, energy)
         tensors |= smaller
         metadata |= {"lamp.format": "2", RANK_KEY: forms}
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")

@@ -11,8 +11,7 @@ from torch import nn
 
 from .architecture import SiteMap
 from .errors import LampError
-from .memory_pass import Shapes, StepMemory, measure_step, meta_copy
-from .motion import Motion
+from .memory_pass import Shapes, StepMemory, measure_step, meta_copy, shadow_motion
 from .recipe import PRECISIONS, TrainConfig
 
 GB = 2**30
@@ -50,6 +49,7 @@ class MemoryPlan:
     checkpointing: bool = False
     optimizer: str = "adamw"
     ema: bool = False
+    rank: int = 0
     groupnorm: str = "pooled"
     device: str = "cuda"
     pixels: int = 8
@@ -81,6 +81,7 @@ class MemoryPlan:
         return (
             f"{self.frames} frames of {size}, batch {self.batch}, precision {self.precision}, "
             f"checkpointing {state}, optimizer {self.optimizer}"
+            + (f", rank {self.rank}" if self.rank else "")
         )
 
 
@@ -149,9 +150,6 @@ class Estimator:
         self._loaded = block.attn2.to_k.weight.dtype
         self._copies: dict[torch.dtype | None, nn.Module] = {}
         self._passes: dict[tuple[torch.dtype | None, Shapes], StepMemory] = {}
-        motion = Motion(sites, device="meta")
-        self._learned = [p.numel() * 4 for p in motion.parameters()]
-        self._trained = [p.numel() * 4 for p in motion.trained_parameters().values()]
 
     def __call__(self, plan: MemoryPlan) -> MemoryEstimate:
         """The estimate for one plan.
@@ -167,8 +165,10 @@ class Estimator:
             )
         unet = self._copy(plan.weights_dtype)
         step = self._step(unet, plan)
-        trained = sum(self._trained)
-        update = self._update_scratch(plan)
+        motion = shadow_motion(self._sites, plan.rank)
+        each = [p.numel() * 4 for p in motion.trained_parameters().values()]
+        trained = sum(each)
+        update = _update_scratch(each, plan)
         if trained + update > step.peak:
             step = StepMemory(0, trained + update, trained)
         activations = step.peak - step.gradients
@@ -178,7 +178,7 @@ class Estimator:
         return MemoryEstimate(
             plan,
             weights=sum(p.nbytes for p in [*unet.parameters(), *unet.buffers()]),
-            learned=sum(self._learned),
+            learned=sum(p.numel() * 4 for p in motion.parameters()),
             gradients=step.gradients,
             optimizer=int(trained / 4 * OPTIMIZER_BYTES[plan.optimizer]),
             ema=trained if plan.ema else 0,
@@ -202,12 +202,14 @@ class Estimator:
             self._passes[key] = measure_step(unet, self._sites, self._text_width, shapes)
         return self._passes[key]
 
-    def _update_scratch(self, plan: MemoryPlan) -> int:
-        """AdamW's own intermediate values: of all parameters together on a GPU, one by one on the
-        CPU (a square root and its quotient); the 8-bit one has a kernel that needs none."""
-        if plan.optimizer != "adamw":
-            return 0
-        return sum(self._trained) if plan.device == "cuda" else 2 * max(self._trained)
+
+def _update_scratch(trained: list[int], plan: MemoryPlan) -> int:
+    """AdamW's own intermediate values for parameters of so many bytes: of all together on a GPU,
+    one by one on the CPU (a square root and its quotient); the 8-bit one has a kernel that needs
+    none."""
+    if plan.optimizer != "adamw":
+        return 0
+    return sum(trained) if plan.device == "cuda" else 2 * max(trained)
 
 
 def estimate(unet: nn.Module, sites: SiteMap, plan: MemoryPlan) -> MemoryEstimate:

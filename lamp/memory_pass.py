@@ -17,6 +17,7 @@ from .checkpointing import checkpointed
 from .hosts import Host
 from .hosts.diffusers import DiffusersHost
 from .layout import FrameLayout
+from .low_rank import factorise
 from .memory_trace import DeviceRules, MemoryTrace
 from .motion import Motion
 from .recipe import PRECISIONS
@@ -38,6 +39,7 @@ class Shapes:
     groupnorm: str
     device: str
     gradients_kept: bool
+    rank: int
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,14 @@ def meta_copy(module: nn.Module, dtype: torch.dtype | None = None) -> Any:
     return copy(module)
 
 
+def shadow_motion(sites: SiteMap, rank: int) -> Motion:
+    """The motion that a run learns, in shapes only."""
+    motion = Motion(sites, device="meta")
+    if rank:
+        factorise(motion, rank, seed=0)
+    return motion
+
+
 def measure_step(unet: nn.Module, sites: SiteMap, text_width: int, shapes: Shapes) -> StepMemory:
     """The memory of one step.
 
@@ -91,7 +101,7 @@ def measure_step(unet: nn.Module, sites: SiteMap, text_width: int, shapes: Shape
         sites: of the UNet.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        motion = Motion(sites, device="meta").requires_grad_(False)
+        motion = shadow_motion(sites, shapes.rank).requires_grad_(False)
         learned = list(motion.trained_parameters().values())
         for parameter in learned:
             parameter.requires_grad_(True)

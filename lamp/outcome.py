@@ -10,6 +10,7 @@ from typing import Any
 
 from .checkpoint import MotionConfig, MotionFile, save_motion
 from .clips import ClipSet
+from .low_rank import factors, whole_state
 from .recipe import TrainConfig
 from .run_pictures import save_loss_plot
 from .session import RunFolder, Upkeep, conduct
@@ -51,20 +52,21 @@ class Outcome:
 
     def file(self, training: Training) -> MotionFile:
         """The motion as it is now, in fp32 on the CPU."""
-        state = training.motion.state_dict()
+        state = whole_state(training.motion)
         state = {name: value.detach().float().cpu().clone() for name, value in state.items()}
         about = MotionConfig(**self.about, steps=training.step)
         return MotionFile(state, about, name=self.target.name)
 
     def write(self, training: Training, mark: str = "") -> Path:
-        """Save it.
+        """Save it; what was learned as factors stays in factors.
 
         Raises:
             MotionFileError: it holds NaN, or the disk refuses it.
         """
         file = self.file(training)
         path = self.target.with_name(f"{self.target.name}{mark}.safetensors")
-        return save_motion(path, file.state, file.config, extra=self.extra)
+        parts = factors(training.motion)
+        return save_motion(path, file.state, file.config, factors=parts, extra=self.extra)
 
 
 def train_to_file(

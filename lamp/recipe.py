@@ -24,6 +24,8 @@ class TrainConfig:
       motion convolutions with their gates, of temporal attention, and of the tuned queries;
     - ``reference_width``: the learning rate is meant for layers of so many channels and falls as
       1/width in wider ones (the rule for Adam of Yang et al. 2021); 0 takes it as it is;
+    - ``rank``: each matrix is learned as two factors of this rank (`lamp.low_rank`), which makes a
+      small file; 0 learns it as a whole;
     - ``min_snr`` (Hang et al. 2023) caps the weight of clean timesteps at this signal-to-noise
       ratio; 0 weighs all alike, as the paper does;
     - ``ema`` averages the parameters over the steps, 0 is off;
@@ -49,6 +51,7 @@ class TrainConfig:
     ema: float = 0.0
     min_snr: float = 0.0
     optimizer: str = "adamw"
+    rank: int = 0
     hold_out: int = 0
     seed: int = 0
     groupnorm: str = "pooled"
@@ -71,6 +74,7 @@ class TrainConfig:
             ("warmup", 0, self.steps),
             ("ema", 0.0, 0.99999),
             ("min_snr", 0.0, 1e6),
+            ("rank", 0, 1024),
             ("hold_out", 0, 1024),
             ("seed", 0, 2**64 - 1),
         ):

@@ -19,6 +19,7 @@ from .errors import LampError
 from .hosts import Host
 from .latents import LatentClips
 from .layout import FrameLayout
+from .low_rank import factorise
 from .motion import Motion
 from .optimizers import Alone, Average, Peers, apply_gradients, make_optimizer, set_rate
 from .recipe import PRECISIONS, TrainConfig, learning_rate_factor
@@ -105,7 +106,7 @@ class Training:
 
     Args:
         host: the image model, frozen, on the device of `motion`.
-        motion: fp32 parameters, initialised.
+        motion: fp32 parameters, initialised; with a `rank` they become factors.
         peers: other processes that train the same motion on their shares of each batch.
 
     Raises:
@@ -124,6 +125,8 @@ class Training:
         self.host, self.motion, self.clips, self.config = host, motion, clips, config
         self.peers: Peers = peers or Alone()
         self.device = next(motion.parameters()).device
+        if config.rank:
+            factorise(motion, config.rank, config.seed)
         self.optimizer = make_optimizer(motion, config)
         self.trained = list(motion.trained_parameters().values())
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")

@@ -302,6 +302,16 @@ def _optional() -> list[Any]:
             optional=True,
             tooltip="What the samples start from; by default the first clip's first frame.",
         ),
+        io.Int.Input(
+            "rank",
+            default=0,
+            min=0,
+            max=1024,
+            optional=True,
+            tooltip="Learn each matrix as two factors of this rank. 64 makes the file a twentieth "
+            "of its size at SD 1.x size, and the kept states small. 0 learns it whole (paper).",
+            **advanced(io.Int.Input),
+        ),
     ]
 
 
