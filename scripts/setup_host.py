@@ -19,6 +19,7 @@ import time
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from scripts.host import (
     BASE_DIRECTORY,
@@ -165,11 +166,14 @@ def host_requirements() -> list[str]:
 
 def extras() -> list[str]:
     """The packages of the extras `diffusers` and `dev`, and what the host's client needs."""
+    groups = read_toml(ROOT / "pyproject.toml")["project"]["optional-dependencies"]
+    return sorted({*groups["diffusers"], *groups["dev"]})
+
+
+def read_toml(path: Path) -> dict[str, Any]:
     # Python 3.10 has no TOML reader of its own, but pip brings one.
     reader = "tomllib" if sys.version_info >= (3, 11) else "pip._vendor.tomli"
-    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    groups = importlib.import_module(reader).loads(text)["project"]["optional-dependencies"]
-    return sorted({*groups["diffusers"], *groups["dev"]})
+    return importlib.import_module(reader).loads(path.read_text(encoding="utf-8"))
 
 
 if __name__ == "__main__":
