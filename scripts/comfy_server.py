@@ -204,6 +204,10 @@ class ComfyServer:
         """The JSON answer to GET `path`."""
         return self._request("GET", path, params=params).json()
 
+    def fetch(self, path: str) -> bytes:
+        """The bytes of the answer to GET `path`."""
+        return self._request("GET", path).content
+
     def object_info(self, node: str | None = None) -> dict[str, Any]:
         return self.get("/object_info" + (f"/{node}" if node else ""))
 
@@ -246,9 +250,12 @@ class ComfyServer:
         prompt: Prompt,
         on_event: Callable[[Event], None] | None = None,
         timeout: float = 300.0,
+        canvas: Mapping[str, Any] | None = None,
     ) -> RunResult:
         """Run an API-format graph to its end. `on_event` sees every event as {"type", "data"};
         previews and texts under nodes come as types "preview" (data: bytes) and "progress_text".
+        `canvas` is the workflow that the front end sends with a graph, which nodes write into
+        their files.
         """
         started = time.monotonic()
         # A new name for each run: the server forgets a name when its former connection ends, also
@@ -256,7 +263,7 @@ class ComfyServer:
         client = uuid.uuid4().hex
         address = f"ws{self.url[4:]}/ws?clientId={client}"
         with contextlib.closing(websocket.create_connection(address, timeout=30)) as channel:
-            result = RunResult(self._post(prompt, client))
+            result = RunResult(self._post(prompt, client, canvas))
             try:
                 while not result.status:
                     left = timeout - (time.monotonic() - started)
@@ -276,8 +283,10 @@ class ComfyServer:
         result.seconds = time.monotonic() - started
         return result
 
-    def _post(self, prompt: Prompt, client: str) -> str:
+    def _post(self, prompt: Prompt, client: str, canvas: Mapping[str, Any] | None) -> str:
         body: Any = {"prompt": prompt, "client_id": client}
+        if canvas is not None:
+            body["extra_data"] = {"extra_pnginfo": {"workflow": canvas}}
         answer = self._http.post(f"{self.url}/prompt", json=body, timeout=120)
         if answer.status_code == 400:
             raise PromptRejected(answer.json())
