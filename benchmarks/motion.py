@@ -69,6 +69,7 @@ class Recipe:
     groupnorm: str = "pooled"
     rank: int = 0
     prompts: str = "caption"  # or 'motion': one prompt for all clips
+    fade: float = 0.0  # see lamp.toy.cases.training_clips
 
     @property
     def schedule(self) -> AdaINSchedule:
@@ -151,7 +152,7 @@ def train_config(recipe: Recipe, seed: int) -> TrainConfig:
 
 def tune(toy: ToyBase, recipe: Recipe, seed: int, kind: str = FIRST, quiet: bool = False) -> Motion:
     """A motion learned from the eight clips of this kind and seed."""
-    clips = latent_clips(toy, training_clips(seed, kind), recipe.prompts)
+    clips = latent_clips(toy, training_clips(seed, kind, fade=recipe.fade), recipe.prompts)
     motion = fresh_motion(toy, seed)
 
     def tell(report: StepReport) -> None:

@@ -99,6 +99,15 @@ def test_the_same_seed_gives_the_same_clips_and_cases() -> None:
     np.testing.assert_array_equal(again[0][2].frames, again[1][2].frames)
 
 
+def test_the_light_fades_on_the_ground_alone() -> None:
+    clips, faded = cases.training_clips(5), cases.training_clips(5, fade=0.5)
+    np.testing.assert_array_equal(clips.frames[:, 0], faded.frames[:, 0])
+    last, dark = clips.frames[:, -1].astype(float), faded.frames[:, -1].astype(float)
+    ground = (slice(None), slice(None), slice(0, 2))  # the object has left the first columns
+    assert np.abs(dark[ground] - last[ground] / 2).max() <= 1.0
+    assert (np.abs(dark - last).max(-1) == 0).any((1, 2)).all()  # the object keeps its colour
+
+
 @pytest.mark.parametrize("seed", range(8))
 def test_unseen_objects_are_unseen(seed: int) -> None:
     clips = [text.split()[1:3] for text in cases.training_clips(seed).captions]

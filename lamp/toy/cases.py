@@ -121,16 +121,22 @@ def _captions(objects: Objects) -> list[str]:
 
 
 def training_clips(
-    seed: int, motion: str = "moves_right", clips: int = 8, frames: int = FRAMES
+    seed: int,
+    motion: str = "moves_right",
+    clips: int = 8,
+    frames: int = FRAMES,
+    fade: float = 0.0,
 ) -> Clips:
     """The few shots: every clip moves at its own speed, within a tenth of the nominal one.
 
+    ``fade`` is the share of the ground's light that is gone in the last frame.
     Raises LampError as ``split_pairs`` does.
     """
     rng = np.random.default_rng([seed, 103])
     pairs = split_pairs(seed, clips, motion).clips
     objects = _start(rng, motion, pairs)
-    images, _ = draw(*perform(objects, motion, frames, rng.uniform(0.9, 1.1, size=clips)))
+    placed = perform(objects, motion, frames, rng.uniform(0.9, 1.1, size=clips))
+    images, _ = draw(*placed, light=np.tile(np.linspace(1.0, 1.0 - fade, frames), clips))
     images = images.reshape(clips, frames, SIZE, SIZE, 3)
     return Clips(images, _captions(objects), MOTIONS[motion].prompt)
 

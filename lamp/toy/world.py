@@ -244,12 +244,13 @@ def draw_ground(scenes: Scenes) -> Array:
     return base[:, None, None, :] + TEXTURE_DEPTH * texture_field(scenes)[..., None]
 
 
-def draw(*objects: Scenes) -> tuple[NDArray[np.uint8], Array]:
+def draw(*objects: Scenes, light: Array | float = 1.0) -> tuple[NDArray[np.uint8], Array]:
     """Images (n, h, w, 3) as bytes and the coverage of the last object, (n, h, w).
 
-    Several objects share the first one's ground; later ones are painted over earlier ones.
+    Several objects share the first one's ground; later ones are painted over earlier ones. `light`
+    (n) is a factor on the ground's brightness.
     """
-    image = draw_ground(objects[0])
+    image = draw_ground(objects[0]) * np.reshape(light, (-1, 1, 1, 1))
     for scenes in objects:
         cover = coverage(scenes)
         paint = np.array(list(OBJECT_COLOURS.values()), dtype=float)[scenes.colour]
