@@ -147,38 +147,6 @@ def test_a_lora_before_or_after_gives_the_same(plain: Any, file: MotionFile) -> 
     assert torch.equal(ksampler(moving(plain, file)), without)
 
 
-@pytest.mark.parametrize("hints", [1, 6])
-def test_a_controlnet_runs(plain: Any, file: MotionFile, hints: int) -> None:
-    import comfy.model_management as management
-    import comfy.ops
-    from comfy.cldm.cldm import ControlNet as ControlModel
-    from comfy.controlnet import ControlNet
-
-    unet = plain.model.model_config.unet_config
-    drop = ("out_channels", "transformer_depth_output", "use_temporal_attention")
-    shape = {k: v for k, v in unet.items() if k not in (*drop, "use_temporal_resblock")}
-    shape |= {"num_heads": 2, "num_head_channels": -1, "dtype": torch.float32}
-    operations = comfy.ops.disable_weight_init
-    control = ControlModel(hint_channels=3, operations=operations, **shape)
-    generator = torch.Generator().manual_seed(9)
-    with torch.no_grad():
-        for parameter in control.parameters():
-            parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
-    net = ControlNet(control, load_device=management.get_torch_device(), manual_cast_dtype=None)
-    hint = torch.rand(hints, 3, 64, 64, generator=generator)
-    positive, negative = conditioning()
-    guided = [[positive[0][0], {"control": net.set_cond_hint(hint, 1.0, (0.0, 1.0))}]]
-
-    import nodes
-
-    model = moving(plain, file)
-    latent = {"samples": video_latent()}
-    arguments = (STEPS, 5.0, "euler", "normal")
-    (out,) = nodes.common_ksampler(model, SEED, *arguments, guided, negative, latent)
-    assert torch.equal(out["samples"][0], latent["samples"][0])
-    assert worst(out["samples"], ksampler(model)) > 1e-3
-
-
 # --- how much motion ------------------------------------------------------------------------------
 
 

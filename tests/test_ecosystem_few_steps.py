@@ -13,8 +13,9 @@ from lamp.adain import AdaINSchedule
 from lamp.checkpoint import MotionFile
 from lamp.errors import LampError
 from tests.comfy_runs import SEED, advanced, conditioning, lamp_ksampler, moving, worst
-from tests.ecosystem import FRAMES, Patch, host_node, lora_state, sample
+from tests.ecosystem import FRAMES, Patch, host_node, sample
 from tests.tiny_models import video_latent
+from tests.tiny_patches import lora_state
 
 pytestmark = pytest.mark.usefixtures("comfy")
 LCM = Patch("model_advanced", "ModelSamplingDiscrete", {"sampling": "lcm", "zsnr": False})

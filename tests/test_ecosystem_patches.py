@@ -10,8 +10,9 @@ import torch
 from lamp.checkpoint import MotionFile
 from lamp.errors import LampError
 from tests.comfy_runs import count_hooks, moving, worst
-from tests.ecosystem import PATCHES, host_node, image_tokens, sample
+from tests.ecosystem import PATCHES, WINDOWS, host_node, sample
 from tests.tiny_models import random_motion, text, video_latent
+from tests.tiny_patches import image_tokens
 
 pytestmark = pytest.mark.usefixtures("comfy")
 EVERY_PATCH = pytest.mark.parametrize("kind", PATCHES)
@@ -124,21 +125,10 @@ def test_image_tokens_in_cross_attention(plain: Any, file: MotionFile, way: str)
 
 
 def test_the_hosts_context_windows_are_refused_with_the_cure(plain: Any, file: MotionFile) -> None:
-    import comfy.context_windows as windows
-
-    inputs = {
-        "context_length": 3,
-        "context_overlap": 1,
-        "context_schedule": windows.ContextSchedules.STATIC_STANDARD,
-        "context_stride": 1,
-        "closed_loop": False,
-        "fuse_method": windows.ContextFuseMethods.PYRAMID,
-        "dim": 0,
-    }
     node = ("context_windows", "ContextWindowsManualNode")
     for model in (
-        host_node(*node, model=moving(plain, file), **inputs),
-        moving(host_node(*node, model=plain, **inputs), file),
+        host_node(*node, model=moving(plain, file), **WINDOWS),
+        moving(host_node(*node, model=plain, **WINDOWS), file),
     ):
         with pytest.raises(LampError, match="use LAMP Anchored Windows"):
             sample(model)

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import folder_paths
 import torch
 from comfy_api.latest import ComfyExtension, InputImpl, io
+from safetensors.torch import save_file
 
 _ROOT = Path(__file__).resolve().parents[3]
 _MOTION = io.Custom("LAMP_MOTION")
@@ -90,6 +91,59 @@ class TinyMotion(io.ComfyNode):
         if broken:
             next(iter(file.state.values()))[0] = float("nan")
         return io.NodeOutput(dataclasses.replace(file, config=config))
+
+
+class TinyControl(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="TinyControl",
+            inputs=[io.Model.Input("model")],
+            outputs=[io.ControlNet.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model):
+        return io.NodeOutput(_helpers("tiny_patches").tiny_control(model))
+
+
+class TinyLora(io.ComfyNode):
+    """Writes a LoRA for the tiny model among the server's files."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="TinyLora",
+            inputs=[io.Model.Input("model"), io.String.Input("name")],
+            outputs=[],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, model, name):
+        folder = Path(folder_paths.get_folder_paths("loras")[0])
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(_helpers("tiny_patches").lora_state(model), folder / name)
+        return io.NodeOutput()
+
+
+class ImageTokens(io.ComfyNode):
+    """A MODEL that looks at the tokens of a picture beside the text's, as with an IP-Adapter."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="ImageTokens",
+            inputs=[io.Model.Input("model"), io.Int.Input("seed", default=0)],
+            outputs=[io.Model.Output()],
+        )
+
+    @classmethod
+    def execute(cls, model, seed):
+        tokens = _tiny_models().text(seed, tokens=4)[0]
+        model = model.clone()
+        model.set_model_attn2_patch(_helpers("tiny_patches").image_tokens(tokens)[0])
+        return io.NodeOutput(model)
 
 
 class TinyVae(io.ComfyNode):
@@ -253,6 +307,9 @@ class TinyExtension(ComfyExtension):
             TinyModel,
             OtherModel,
             TinyMotion,
+            TinyControl,
+            TinyLora,
+            ImageTokens,
             TinyVae,
             TinyLatent,
             NanImage,
