@@ -6,9 +6,10 @@
   benchmarks/robustness_loaders.py). Each has to be refused with a sentence of ours or loaded, in
   5 seconds of computing and three times the file's size of memory, with nothing written,
   started or unpickled. File number n of a loader depends on --seed alone.
-- runs: so many runs in one ComfyUI: plain, with a motion, with a LoRA, cloned, of few and many
-  frames, refused, cancelled, ended by an error. No hook, patch or wrapper may be left, the plain
-  model must give the same picture to the bit, objects and memory must not grow.
+- runs: so many runs in one ComfyUI: plain, with a motion, with a LoRA, a ControlNet, patches such
+  as FreeU, cloned, of few and many frames, refused, cancelled, ended by an error. No hook, patch or
+  wrapper may be left, the plain model must give the same picture to the bit, objects and memory
+  must not grow.
 - kills: kill -9 at so many random moments of training, of saving and of caching. All files that
   are there must be whole, and the training must end with the same bits as one never killed.
 
@@ -31,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 _STUCK = 60  # seconds on the clock for one file: busy machines are slow
-_KINDS_OF_RUNS = 9
+_KINDS_OF_RUNS = 11
 _OBJECTS, _BYTES = 5, 100 * 1024  # that may be more after each run: the noise of caches
 _WORKER = "benchmarks.robustness"
 

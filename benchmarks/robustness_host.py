@@ -14,8 +14,10 @@ from torch import Tensor
 
 from lamp.adain import AdaINSchedule
 from lamp.errors import LampError
-from tests.comfy_runs import count_hooks, ksampler, lamp_ksampler, moving
+from tests.comfy_runs import conditioning, count_hooks, ksampler, lamp_ksampler, moving
+from tests.ecosystem import PATCHES, host_node, sample
 from tests.tiny_models import random_motion, tiny_patcher, video_latent
+from tests.tiny_patches import tiny_control
 
 Run = Callable[[Random], object]
 
@@ -31,6 +33,7 @@ class MixedRuns:
         self.plain = tiny_patcher()
         self._files = [random_motion(self.plain, seed) for seed in (1, 2)]
         self._lora = _lora(self.plain)
+        self._control = tiny_control(self.plain)
         self.kinds: dict[str, Run] = {
             "plain": lambda random: ksampler(self.plain),
             "stock sampler": lambda random: ksampler(
@@ -44,6 +47,13 @@ class MixedRuns:
             "clone": lambda random: ksampler(self._moving(random).clone().clone()),
             "LoRA": lambda random: ksampler(self._with_lora(self._moving(random))),
             "LoRA alone": lambda random: ksampler(self._with_lora(self.plain)),
+            "ControlNet": lambda random: sample(
+                self._moving(random), positive=self._hinted(random),
+                samples=video_latent(random.choice((2, 4, 7)))
+            ),
+            "patch": lambda random: sample(PATCHES[random.choice(sorted(PATCHES))](
+                self._moving(random)
+            )),
             "error": self._fail,
             "cancel": self._cancel,
             "refused": self._be_refused,
@@ -51,6 +61,13 @@ class MixedRuns:
 
     def _moving(self, random: Random) -> Any:
         return moving(self.plain, random.choice(self._files), strength=random.choice((0.5, 1.0)))
+
+    def _hinted(self, random: Random) -> Any:
+        hints = torch.rand(
+            random.choice((1, 3, 7)), 64, 64, 3, generator=torch.Generator().manual_seed(1)
+        )
+        node = {"control_net": self._control, "image": hints, "strength": random.choice((0.5, 1.0))}
+        return host_node("nodes", "ControlNetApply", conditioning=conditioning()[0], **node)
 
     def _with_lora(self, model: Any) -> Any:
         from comfy.sd import load_lora_for_models

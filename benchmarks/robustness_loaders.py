@@ -11,15 +11,17 @@ from random import Random
 
 import torch
 
-from benchmarks.robustness_mutations import damaged_tensors, damaged_text
+from benchmarks.robustness_mutations import damaged_pickle, damaged_tensors, damaged_text
 from benchmarks.robustness_watch import Outcome, watch
 from lamp.architecture import BlockSite, ConvSite, SiteMap, map_unet
 from lamp.cache import TensorCache, entry_name
 from lamp.captions import find_caption
-from lamp.checkpoint import MotionConfig, load_motion_file, save_motion
+from lamp.checkpoint import MotionConfig, MotionFile, load_motion_file, save_motion
 from lamp.cli.train_config import read_settings
+from lamp.convert import canonical_state, convert_official
 from lamp.describe import describe_motion
 from lamp.errors import LampError
+from lamp.merge import merge_motions
 from lamp.motion import Motion
 from lamp.recipe import TrainConfig
 from lamp.training import Training
@@ -101,6 +103,57 @@ def _inspect_motion(path: Path) -> None:
 
 
 @functools.cache
+def _sound_motion() -> MotionFile:
+    state = Motion(_SITES).initialise(1).state_dict()
+    moved = {name: torch.full_like(tensor, 0.1) for name, tensor in state.items()}
+    return MotionFile(moved, MotionConfig(family="sd1"), name="sound.safetensors")
+
+
+def _merge(path: Path) -> None:
+    """Merge it with a sound one, on either side."""
+    file = load_motion_file(path)
+    for pair in ((file, _sound_motion()), (_sound_motion(), file)):
+        merged = merge_motions(*pair, (0.5, 1.5))
+        if not all(tensor.isfinite().all() for tensor in merged.state.values()):
+            raise AssertionError("the merged motion is not finite")
+
+
+@functools.cache
+def _base() -> torch.nn.Module:
+    from diffusers import UNet2DConditionModel
+
+    torch.manual_seed(0)
+    return UNet2DConditionModel(
+        block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4, cross_attention_dim=16,
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), attention_head_dim=2,
+    ).requires_grad_(False)  # fmt: skip
+
+
+def _write_official(path: Path) -> None:
+    from safetensors.torch import save_file
+
+    base, sites = canonical_state(_base()), map_unet(_base())
+    learned = Motion(sites).initialise(0).state_dict()
+    convs = {site.name for site in sites.convs}
+    state = {_inflated(name, convs): tensor.contiguous() for name, tensor in base.items()}
+    # the tuned query stands in place of the base's own, to which a fresh motion is no change
+    state |= {name: tensor.contiguous() for name, tensor in learned.items() if name not in base}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
+
+
+def _inflated(name: str, convs: set[str]) -> str:
+    module, _, parameter = name.rpartition(".")
+    return f"{module}.conv2d.{parameter}" if module in convs else name
+
+
+def _convert(path: Path) -> None:
+    file = convert_official(path.parent, _base())
+    file.check_against(map_unet(_base()))
+
+
+@functools.cache
 def _small_run() -> Training:
     from tests.small_training import FRAMES, small_clips, small_host  # imports diffusers
 
@@ -143,16 +196,21 @@ def _read_toml(path: Path) -> None:
 
 
 LOADERS = (
-    Loader("motion", "m.safetensors", 0.45, _write_motion, damaged_tensors, _load_motion),
+    Loader("motion", "m.safetensors", 0.25, _write_motion, damaged_tensors, _load_motion),
     Loader("compact", "m.safetensors", 0.1, functools.partial(_write_motion, energy=0.9),
            damaged_tensors, _load_motion),
-    Loader("inspect", "m.safetensors", 0.15, _write_motion, damaged_tensors, _inspect_motion),
+    Loader("inspect", "m.safetensors", 0.1, _write_motion, damaged_tensors, _inspect_motion),
     Loader("state", "s.safetensors", 0.03, _write_state, damaged_tensors, read_state),
     Loader("resume", "s.safetensors", 0.02, _write_state, damaged_tensors, _resume),
     Loader("cache", _ENTRY, 0.1, _write_entry, damaged_tensors, _read_entry),
+    Loader("merge", "m.safetensors", 0.15, _write_motion, damaged_tensors, _merge),
+    Loader("convert", "unet/diffusion_pytorch_model.safetensors", 0.08, _write_official,
+           damaged_tensors, _convert),
+    Loader("pickle", "unet/diffusion_pytorch_model.bin", 0.07, _write_official, damaged_pickle,
+           _convert),
     Loader("caption", "clip.txt", 0.05, lambda path: path.write_text("a horse, {motion}\n"),
            damaged_text, _read_caption),
-    Loader("toml", "run.toml", 0.1, lambda path: path.write_text(_TOML), damaged_text, _read_toml),
+    Loader("toml", "run.toml", 0.05, lambda path: path.write_text(_TOML), damaged_text, _read_toml),
 )  # fmt: skip
 
 
