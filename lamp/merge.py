@@ -41,7 +41,7 @@ def merge_motions(
 
     Raises:
         IncompatibleModelError: they are for different models, or run in different ways.
-        MotionFileError: their tensors differ in name or shape.
+        MotionFileError: their tensors differ in name or shape, or are too large to be added.
         LampError: both weights are 0.
     """
     if not any(weights):
@@ -58,6 +58,12 @@ def merge_motions(
         if name.endswith(".attn_temp.to_q.weight"):
             block = name.removesuffix(".to_q.weight")
             state |= merged.attention(block, heads or state[name].shape[0] // _HEAD_WIDTH)
+    for name, tensor in state.items():
+        if not tensor.isfinite().all():
+            raise MotionFileError(
+                f"{first.name} and {second.name} cannot be merged: the sum of their tensors "
+                f"'{name}' is too large for fp32. One of them has absurd values."
+            )
     name = f"{first.name} + {second.name}"
     return MotionFile(state, _config(first, second), _metadata(first, second, weights), name)
 
@@ -112,7 +118,7 @@ class _Merge:
     def _shares(self, measure: str) -> Weights:
         """How much each motion has to say, by its weight and the size of the tensor `measure`."""
         sizes = [
-            abs(weight) * tensor.norm().item()
+            abs(weight) * tensor.double().norm().item()
             for weight, tensor in zip(self._weights, self._pair(measure), strict=True)
         ]
         if not any(sizes):

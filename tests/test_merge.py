@@ -213,6 +213,22 @@ def test_what_does_not_fit_is_named_with_both_files(first: MotionFile, second: M
         merge_motions(first, replace(second, state=narrow))
 
 
+def test_absurd_values_are_merged_or_named(first: MotionFile, second: MotionFile) -> None:
+    """Squares of 1e30 are beyond fp32, sums of two 3e38 as well."""
+
+    def with_convolution(value: float) -> MotionFile:
+        large = torch.full_like(first.state["conv_in.conv1d.weight"], value)
+        return replace(first, state={**first.state, "conv_in.conv1d.weight": large})
+
+    merged = merge_motions(with_convolution(1e30), second, (1.0, 1.0))
+    assert all(tensor.isfinite().all() for tensor in merged.state.values())
+    # the gate follows the one that says everything
+    gate = "conv_in.conv_gate.weight"
+    assert torch.equal(merged.state[gate], first.state[gate])
+    with pytest.raises(MotionFileError, match="'conv_in.conv1d.weight' is too large for fp32"):
+        merge_motions(with_convolution(3e38), with_convolution(3e38), (1.0, 1.0))
+
+
 def test_weights_of_0_are_refused(first: MotionFile, second: MotionFile) -> None:
     with pytest.raises(LampError, match="Both weights are 0"):
         merge_motions(first, second, (0.0, 0.0))
