@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..lamp.motion import GROUPNORM_MODES
 from ..lamp.recipe import RATE_SCHEDULES
-from .common import named_errors
+from .common import aliases, named_errors
 
 LampRecipe = io.Custom("LAMP_RECIPE")
 
@@ -89,6 +89,7 @@ class Recipe(io.ComfyNode):
             outputs=[
                 LampRecipe.Output(display_name="recipe", tooltip="For LAMP Trainer's own_recipe.")
             ],
+            **aliases("learning rate", "training settings", "hyperparameters"),
         )
 
     @classmethod

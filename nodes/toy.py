@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from .common import named_errors
+from .common import aliases, named_errors
 from .progress import show_text
 
 ToyCase = io.Custom("LAMP_TOY_CASE")
@@ -51,6 +51,7 @@ class LoadToyBase(io.ComfyNode):
                 io.Clip.Output(display_name="clip", tooltip="The toy text encoder."),
                 io.Vae.Output(display_name="vae", tooltip="The toy VAE, 2 pixels a latent."),
             ],
+            **aliases("demo model", "test model", "try without download"),
         )
 
     @classmethod
@@ -89,6 +90,7 @@ class ToyClips(io.ComfyNode):
                     tooltip="Each clip's caption with the motion, for LAMP Training Clips.",
                 ),
             ],
+            **aliases("demo clips", "test clips", "sprites"),
         )
 
     @classmethod
@@ -128,6 +130,7 @@ class ToyObject(io.ComfyNode):
                 io.Image.Output(display_name="truth", tooltip="The frames as they ought to be."),
                 ToyCase.Output(display_name="case", tooltip="The truth, for LAMP Toy Score."),
             ],
+            **aliases("demo picture", "test first frame"),
         )
 
     @classmethod
@@ -162,6 +165,7 @@ class ToyScore(io.ComfyNode):
                 io.Float.Output(display_name="iou", tooltip="Overlap with the true place, 0..1."),
                 io.String.Output(display_name="score", tooltip="All measures in words."),
             ],
+            **aliases("demo score", "did it learn"),
         )
 
     @classmethod

@@ -17,7 +17,7 @@ from ..lamp.session import RunFolder, Upkeep, identity
 from ..lamp.training import Training
 from ..lamp.training_state import restore
 from .clips import LampClips
-from .common import LampMotion, advanced, named_errors, upstream_name, workflow_metadata
+from .common import LampMotion, advanced, aliases, named_errors, upstream_name, workflow_metadata
 from .progress import NodeProgress
 from .recipe import LampRecipe
 from .training_run import SampleCase, Show, find_place, resume_choices
@@ -52,6 +52,7 @@ class Trainer(io.ComfyNode):
                     tooltip="The losses, for the core node Plot Loss Graph.",
                 ),
             ],
+            **aliases("train motion", "motion lora", "few-shot video", "fine-tune video"),
         )
 
     @classmethod

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+from scripts.make_help_pictures import PICTURE
 from scripts.make_locales import (
     FOLDER,
     HELP,
@@ -124,7 +126,29 @@ def test_values_of_menus_are_not_translated(node_classes: dict[str, Any]) -> Non
 
 def test_every_node_has_both_pages_and_no_page_is_left_over(node_classes: dict[str, Any]) -> None:
     found = {path.relative_to(HELP).as_posix() for path in HELP.rglob("*") if path.is_file()}
-    assert found == {page for node in node_classes for page in help_pages(node).values()}
+    pages = {page for node in node_classes for page in help_pages(node).values()}
+    assert found == pages | {f"{node}/{PICTURE}" for node in node_classes}
+
+
+@pytest.mark.parametrize("language", PAGES)
+def test_every_page_shows_its_node(node_classes: dict[str, Any], language: str) -> None:
+    """The front end looks for pictures from web/docs on, in both languages."""
+    for name in node_classes:
+        shown = re.findall(r"!\[([^\]]*)\]\(([^)]+)\)", page(name, language))
+        assert [place for _, place in shown] == [f"{name}/{PICTURE}"]
+        assert shown[0][0] and is_chinese(shown[0][0]) == (language == "zh")
+        with Image.open(HELP / shown[0][1]) as picture:
+            assert picture.width >= 300
+        assert (HELP / shown[0][1]).stat().st_size < 40_000
+
+
+def test_every_node_is_found_by_other_words(node_classes: dict[str, Any]) -> None:
+    """The words that people type for it, where the host's search knows of them."""
+    for name, node in node_classes.items():
+        words = getattr(node.GET_SCHEMA(), "search_aliases", None)
+        if words is None:
+            pytest.skip("this host's search takes no other words")
+        assert words and words == [word.lower() for word in dict.fromkeys(words)], name
 
 
 def page(node: str, language: str) -> str:
