@@ -219,14 +219,12 @@ def _convolution_backward(device: str, args: Any, out: Any) -> int:
 
 
 def _convolution_scratch(device: str, x: Tensor, weight: Tensor, y: Tensor) -> int:
-    """cuDNN's and oneDNN's fast kernels work on a layout of their own: they copy all three. The
-    CPU's 3-D convolution unfolds its input instead, and 1 x 1 kernels need nothing."""
+    """cuDNN's and oneDNN's fast kernels work on a layout of their own: they copy all three. On a
+    CPU 1 x 1 kernels need nothing."""
     if device == "cuda":
         return x.nbytes + weight.nbytes + y.nbytes
     if max(weight.shape[2:]) == 1:
         return 0
-    if weight.ndim == 5:
-        return y.nbytes // y.shape[1] * weight[0].numel()
     return max(x.nbytes + weight.nbytes, y.nbytes)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -34,6 +35,30 @@ def test_causal_conv_is_the_formula() -> None:
             if past >= 0:
                 expected[:, frame] += torch.einsum("oc,bchw->bohw", weight[..., tap], y[:, past])
     torch.testing.assert_close(causal_conv1d(y, weight, bias), expected)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5])
+def test_causal_conv_has_the_gradients_of_its_numbers(frames: int) -> None:
+    y, weight, bias = randn(2, frames, 3, 2, 1), randn(4, 3, 3, seed=1), randn(4, seed=2)
+    given = tuple(tensor.requires_grad_() for tensor in (y, weight, bias))
+    assert torch.autograd.gradcheck(causal_conv1d, given)
+
+
+def test_taps_are_matrices_in_memory_whatever_is_loaded() -> None:
+    """So that no step copies them; the shape is that of a convolution all the same."""
+    conv = MotionConv(4)
+    conv.load_state_dict({name: randn(*p.shape).float() for name, p in conv.named_parameters()})
+    weight = copy.deepcopy(conv).conv1d.weight
+    assert weight.shape == (4, 4, 3)
+    assert all(weight[..., tap].is_contiguous() for tap in range(3))
+    conv(randn(2, 4, 3, 3).float(), 2).sum().backward()
+    assert conv.conv1d.weight.grad.stride() == weight.stride()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_result_lies_in_memory_as_the_image_model_has_it(layout: torch.memory_format) -> None:
+    conv, y = randomised(MotionConv(3)), randn(4, 3, 4, 4).contiguous(memory_format=layout)
+    assert conv(y, 2).is_contiguous(memory_format=layout)
 
 
 def test_motion_conv_is_the_formula() -> None:
