@@ -129,7 +129,8 @@ def _stage(number: int) -> Group:
         "first_frame": _frames(number - 1) if number else Out("image", "IMAGE"),
     }
     key, kept = f"trainer{number}", f"horse_run_{steps}"
-    save = {"motion": Out(key, "motion"), "filename_prefix": kept}
+    # Whole files: `energy` counts for compact ones only.
+    save = {"motion": Out(key, "motion"), "filename_prefix": kept, "energy": 0.8}
     model = Out(key, "model")
     return Group(
         f"{number + 3}. {steps} steps",

@@ -98,7 +98,7 @@ def _clip() -> Group:
         BLUE,
         [
             [
-                Node("load", "LoadVideo", {"file": "clip.mp4"}, "Your clip", size=(400, 320)),
+                Node("load", "LoadVideo", {"file": "clip.mp4"}, "Your clip", size=(400, 360)),
                 Node("parts", "GetVideoComponents", {"video": Out("load", "VIDEO")}),
             ],
             [

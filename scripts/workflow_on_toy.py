@@ -23,6 +23,20 @@ LEFT_OUT: dict[str, dict[int, str]] = {
     "CLIPLoader": {},
     "CLIPVisionLoader": {},
 }
+# The rates of the recipe `fast`, without their fall to zero: a training in stages has to go on.
+_STAGES = {
+    "learning_rate": 2e-3,
+    "conv_rate": 1.0,
+    "attention_rate": 1.0,
+    "query_rate": 1.0,
+    "reference_width": 64,
+    "rate_schedule": "constant",
+    "warmup": 0,
+    "weight_decay": 0.01,
+    "ema": 0.0,
+    "min_snr": 1.0,
+    "groupnorm": "pooled",
+}
 # The toy's latent has 16 x 16 places; this node counts eight pixels for each.
 _EMPTY = {"width": 128, "height": 128}
 
@@ -31,7 +45,8 @@ _EMPTY = {"width": 128, "height": 128}
 class Toy:
     """What stands in for the user's files, by the names that the server knows.
 
-    `training` and `steps` are the settings of trainers and samplers.
+    `training` and `steps` are the settings of trainers and samplers; a trainer takes `training`'s
+    steps for each 1000 of its own.
     """
 
     motion: str
@@ -49,6 +64,7 @@ def on_toy(prompt: Mapping[str, Mapping[str, Any]], toy: Toy) -> Prompt:
     for node in list(changed.values()):
         _change(node, toy)
     _feed_clips(changed, toy)
+    _keep_rate(changed)
     return _without_left_out(changed)
 
 
@@ -101,6 +117,15 @@ def _feed_clips(prompt: Prompt, toy: Toy) -> None:
             prompt["toy_clips"] = {"class_type": "LAMP_ToyClips", "inputs": world}
             made = {"images": ["toy_clips", 0], "prompt": ["toy_clips", 1]}
             node["inputs"] |= {"folder": "(from images)", **made}
+
+
+def _keep_rate(prompt: Prompt) -> None:
+    """Trainers of a training in stages get a recipe that can go on."""
+    trainers = [node["inputs"] for node in prompt.values() if node["class_type"] == "LAMP_Trainer"]
+    if any(inputs["resume"] != "none" for inputs in trainers):
+        prompt["toy_recipe"] = {"class_type": "LAMP_TrainingRecipe", "inputs": dict(_STAGES)}
+        for inputs in trainers:
+            inputs["own_recipe"] = ["toy_recipe", 0]
 
 
 def _without_left_out(prompt: Prompt) -> Prompt:

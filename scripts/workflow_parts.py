@@ -38,7 +38,7 @@ def sdxl(title: str = "Checkpoint: SD-XL, draws the first frame") -> Node:
 
 def picture() -> Node:
     """A picture of the user's."""
-    return Node("image", "LoadImage", {"image": "example.png"}, "Your picture", size=(400, 320))
+    return Node("image", "LoadImage", {"image": "example.png"}, "Your picture", size=(400, 360))
 
 
 def load_motion(model: Out | None = None) -> Node:

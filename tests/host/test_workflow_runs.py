@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import io
 import json
-from pathlib import Path
 from typing import Any
 
 import av
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
 
 from lamp.toy.cases import evaluation_cases
 from scripts.comfy_server import ComfyServer
+from scripts.demo_pictures import write_lossless
 from scripts.host import PACK_FOLDER
 from scripts.make_workflows import BLUEPRINT, all_graphs, load_api
 from scripts.workflow_on_toy import LEFT_OUT, Prompt, Toy, on_toy
@@ -35,7 +33,7 @@ def toy(server: ComfyServer) -> Toy:
     case = evaluation_cases(0, "combination")[0]
     folder = server.base / "input"
     Image.fromarray(case.first_frame).save(folder / "toy_picture.png")
-    write_clip(case.frames, folder / "toy_clip.mp4")
+    write_lossless(case.frames, folder / "toy_clip.mp4")
     graph = {
         "base": node("LAMP_LoadToyBase"),
         "random": node("TinyMotion", model=["base", 0], family="", broken=False),
@@ -50,17 +48,6 @@ def toy(server: ComfyServer) -> Toy:
         training={**TOY_TRAINING, "recipe": "paper", "steps": 2, "sample_every": 2},
         steps=2,
     )
-
-
-def write_clip(frames: NDArray[np.uint8], path: Path) -> None:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=6)
-        stream.height, stream.width = frames.shape[1:3]
-        stream.pix_fmt, stream.options = "yuv444p", {"crf": "0"}
-        for frame in frames:
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode())
 
 
 def frames_of(server: ComfyServer, prompt: Prompt, outputs: dict[str, Any]) -> list[Any]:

@@ -16,7 +16,7 @@ from scripts.comfy_run import PromptRejected, RunResult
 from scripts.comfy_server import ComfyServer
 from scripts.demo import node_of
 from scripts.host import PACK_FOLDER, ROOT
-from scripts.make_workflows import all_graphs, load_api, workflow_files
+from scripts.make_workflows import FOLDER, all_graphs, load_api, workflow_files
 from scripts.workflow_format import CORE_VERSION, input_specs
 
 NAMES = sorted(graph.name for graph in all_graphs())
@@ -29,6 +29,9 @@ USER_FILES = {
     ("LoadImage", "image"),
     ("LoadVideo", "file"),
     ("ControlNetLoader", "control_net_name"),
+    ("LoraLoaderModelOnly", "lora_name"),
+    ("CLIPLoader", "clip_name"),
+    ("CLIPVisionLoader", "clip_name"),
 }
 
 
@@ -72,6 +75,13 @@ def test_only_the_users_files_are_missing(server: ComfyServer, name: str) -> Non
 
 def test_the_template_browser_lists_them(server: ComfyServer) -> None:
     assert sorted(server.get("/workflow_templates")[PACK_FOLDER]) == NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_template_browser_has_file_and_picture(server: ComfyServer, name: str) -> None:
+    for ending, head in ((".json", b"{"), (".jpg", b"\xff\xd8\xff")):
+        found = server.fetch(f"/api/workflow_templates/{PACK_FOLDER}/{name}{ending}")
+        assert found.startswith(head) and found == (FOLDER / f"{name}{ending}").read_bytes()
 
 
 def frames_of(server: ComfyServer, result: RunResult, prompt: dict[str, Any]) -> NDArray[np.uint8]:
