@@ -117,8 +117,11 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, states: list[dict[str, A
         for name, value in state.items():
             if isinstance(value, Tensor):
                 # Copies, because a host may have read them in inference mode, where nothing made
-                # can be changed later.
-                value = value.to("cpu" if name == "step" else parameter.device, copy=True)
+                # can be changed later; laid out as the parameter, which fused optimisers rely on.
+                if value.shape == parameter.shape:
+                    value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+                else:
+                    value = value.to("cpu" if name == "step" else parameter.device, copy=True)
             if "/" in name:
                 name, part = name.split("/")
                 quantised.setdefault(name, {})[part] = value
