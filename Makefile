@@ -3,6 +3,7 @@
 # make run     ComfyUI with this pack, for a browser
 # make test    every test, those against a real ComfyUI server too
 # make check   style, types and the fast tests
+# make test-browser   the front end in a real chromium, which apt-get installs where it may
 #
 # COMFYUI_PATH=/path/to/ComfyUI uses that ComfyUI instead of fetching one.
 
@@ -16,7 +17,7 @@ RUN := $(VENV)/bin/python
 # hundred times slower.
 export OMP_NUM_THREADS = 1
 
-.PHONY: setup demo run test check
+.PHONY: setup demo run test test-browser check
 
 setup:
 	@test -n "$(PYTHON)" || { echo "setup needs Python 3.10 or newer"; exit 1; }
@@ -30,6 +31,10 @@ run: setup
 
 test: setup
 	$(RUN) -m pytest -n 2 --dist loadgroup
+
+test-browser: setup
+	$(RUN) -m scripts.browser
+	$(RUN) -m pytest tests/browser
 
 # Types are checked through a link named as a package, because the pack's imports are relative to
 # its root and the folder of a clone may have any name.

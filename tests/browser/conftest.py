@@ -1,0 +1,97 @@
+"""Fixtures for tests of ComfyUI's own front end in a real browser."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from scripts.browser import BrowserMissing, browser_path, open_page
+from scripts.comfy_server import ComfyServer
+from scripts.host import ROOT, HostMissing, host_path
+from scripts.make_workflows import all_graphs, load_api
+
+_HERE = Path(__file__).parent
+# Where each node's menu finds what the user has to bring.
+_FOLDERS = {
+    ("CheckpointLoaderSimple", "ckpt_name"): "models/checkpoints",
+    ("LAMP_LoadMotion", "motion_name"): "models/lamp_motion",
+    ("ControlNetLoader", "control_net_name"): "models/controlnet",
+    ("LoraLoaderModelOnly", "lora_name"): "models/loras",
+    ("CLIPLoader", "clip_name"): "models/text_encoders",
+    ("CLIPVisionLoader", "clip_name"): "models/clip_vision",
+    ("LoadImage", "image"): "input",
+    ("LoadVideo", "file"): "input",
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if _HERE in item.path.parents:
+            item.add_marker(pytest.mark.host)
+            item.add_marker(pytest.mark.slow)
+            # After the server's other tests, not beside them: a browser takes a core of its own.
+            item.add_marker(pytest.mark.xdist_group("host"))
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[ComfyServer]:
+    """ComfyUI with the pack alone, and every file that the workflows name, though empty."""
+    try:
+        host_path(), browser_path()
+    except HostMissing as error:
+        pytest.skip(f"needs ComfyUI: {error}")
+    except BrowserMissing as error:
+        pytest.skip(f"needs a browser: {error}")
+    with ComfyServer() as running:
+        for graph in all_graphs():
+            for node in load_api(graph.name).values():
+                _lay_out(running.base, node["class_type"], node["inputs"])
+        yield running
+
+
+def _lay_out(base: Path, kind: str, inputs: dict[str, Any]) -> None:
+    for (of, name), folder in _FOLDERS.items():
+        if of == kind:
+            path = base / folder / inputs[name]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            if kind == "LoadImage":
+                Image.new("RGB", (64, 40), "teal").save(path)
+    folder = inputs.get("folder", "(")
+    if kind == "LAMP_TrainingClips" and not folder.startswith("("):
+        (base / folder).mkdir(parents=True, exist_ok=True)
+        (base / folder / "clip_1.mp4").touch()
+
+
+class Talk:
+    """What the page said: errors of scripts, and error messages on its console."""
+
+    def __init__(self, page: Any) -> None:
+        self.errors: list[str] = []
+        page.on("pageerror", lambda error: self.errors.append(f"script: {error}"))
+        page.on("console", self._hear)
+
+    def _hear(self, message: Any) -> None:
+        words = f"{message.text} ({message.location.get('url', '')})"
+        # Of every pack on the canvas the front end asks the registry, which is not reached here.
+        if message.type == "error" and "lamp" in words.lower() and "api.comfy.org" not in words:
+            self.errors.append(f"console: {words}")
+
+
+@pytest.fixture(scope="session")
+def page(server: ComfyServer) -> Iterator[Any]:
+    with open_page(server.url) as opened:
+        opened.talk = Talk(opened)
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def shots() -> Path:
+    """Where pictures of the page go, to be looked at."""
+    folder = ROOT / "build" / "screenshots"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
