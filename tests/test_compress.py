@@ -71,7 +71,12 @@ def test_each_tensor_keeps_its_energy(state: dict[str, Tensor], energy: float) -
         assert found[name].shape == tensor.shape
         if tensor.any():
             # The losses of the components add up but for what their rounding has in common.
-            assert energy_kept(found[name], tensor) >= energy - 0.01, name
+            noise = {"to_q": 8, "to_k": 8, "to_v": 4}  # less of what begins as noise
+            power = noise.get(name.split(".")[-2], 1) if ".attn_temp." in name else 1
+            kept = energy_kept(found[name], tensor)
+            assert kept >= energy**power - 0.01, name
+            if power > 1:
+                assert kept < energy + 0.05, name
         else:
             assert not found[name].any()
 
@@ -115,14 +120,14 @@ def test_any_shape_and_size_comes_back(
 
 
 def test_a_matrix_of_low_rank_takes_factors_and_noise_does_not(state: dict[str, Tensor]) -> None:
-    _, header = compress(state, 0.9)
-    forms = json.loads(header)
+    forms = json.loads(compress(state, 0.9)[1])
     bits, rank, *shape = forms[CONV]
     assert (bits, shape) == (4, [96, 96, 3])
     values = torch.linalg.svdvals(state[CONV].flatten(1)).square()
     least = int((values.cumsum(0) < 0.9 * values.sum()).sum()) + 1
     assert least <= rank <= least + 3
-    assert forms[f"{BLOCK}.attn_temp.to_q.weight"][:2] == [4, 0]
+    noise = f"{BLOCK}.attn_temp.to_q.weight"
+    assert json.loads(compress(state, 0.99)[1])[noise][:2] == [4, 0]
     assert all(state[name].ndim > 1 for name in forms)
 
 
