@@ -7,6 +7,7 @@ compact file, the fields of modelspec 1.0.0, and whatever the writer adds (Comfy
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -149,7 +150,8 @@ def save_motion(
             "choose another name."
         ) from error
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink()
     return path
 
 

@@ -10,11 +10,13 @@ from typing import Any
 
 from .checkpoint import MotionConfig, MotionFile, save_motion
 from .clips import ClipSet
+from .errors import LampError, MotionFileError
 from .low_rank import factors, whole_state
 from .recipe import TrainConfig
 from .run_pictures import save_loss_plot
 from .session import RunFolder, Upkeep, conduct
 from .training import StepReport, Training
+from .training_state import StateError
 
 logger = logging.getLogger("lamp")
 
@@ -79,7 +81,12 @@ def train_to_file(
     say: Callable[[str], None] = logger.warning,
 ) -> Path:
     """Train to the end and write the motion; on a cancel or an error write what there is, as
-    `NAME-step000123-stopped.safetensors`, say so, then let it through. See `conduct`."""
+    `NAME-step000123-stopped.safetensors`, say so, then let it through. See `conduct`.
+
+    Raises:
+        MotionFileError: the disk refuses the motion; what was learned is kept as a state then, if
+            the disk has room for one.
+    """
     folder.forget_after(training.step)
     begun = training.step
     try:
@@ -88,8 +95,32 @@ def train_to_file(
         # BaseException: a host's cancel is none of Exception's children on every version.
         if training.step > begun and not training.updating:
             training.finish()
-            path = outcome.write(training, f"-step{training.step:06}-stopped")
-            say(f"stopped after step {training.step}, saved as {path.name}")
+            _write_stopped(training, outcome, say)
         raise
-    save_loss_plot(folder.path / "loss.png", training.losses, training.validation)
-    return outcome.write(training)
+    try:
+        path = outcome.write(training)
+    except MotionFileError as error:
+        raise MotionFileError(f"{error}{_kept(training, folder)}") from error
+    try:
+        save_loss_plot(folder.path / "loss.png", training.losses, training.validation)
+    except LampError as error:  # the motion is there, and a picture is no reason to fail
+        say(str(error))
+    return path
+
+
+def _write_stopped(training: Training, outcome: Outcome, say: Callable[[str], None]) -> None:
+    try:
+        path = outcome.write(training, f"-step{training.step:06}-stopped")
+    except MotionFileError as error:  # why the run stopped matters more
+        say(str(error))
+    else:
+        say(f"stopped after step {training.step}, saved as {path.name}")
+
+
+def _kept(training: Training, folder: RunFolder) -> str:
+    """Keep the state of a run whose motion could not be written; says where it is."""
+    try:
+        state = folder.save_state(training)
+    except StateError:
+        return ""
+    return f" What was learned is kept as {folder.path.name}/{state.name}: resume from it."

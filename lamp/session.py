@@ -48,6 +48,7 @@ class RunFolder:
     def __init__(self, path: Path, identity: dict[str, str], keep: int = 2) -> None:
         self.path, self.identity, self._keep = path, identity, max(keep, 1)
         self._writer: Any = None
+        self._logs = True
 
     def save_state(self, training: Training) -> Path:
         """Keep the run as it is, then let go of all but the newest states.
@@ -64,32 +65,51 @@ class RunFolder:
         return path
 
     def log(self, report: StepReport, **more: float) -> None:
-        """One line of JSON for a step, and TensorBoard's curves where it is installed."""
+        """One line of JSON for a step, and TensorBoard's curves where it is installed.
+
+        A disk that refuses them is no reason to stop: it is said once, and the run goes on.
+        """
         record = {"loss": report.loss, "learning_rate": report.learning_rate, **more}
         line = {"step": report.step, **record, "seconds_per_step": report.seconds_per_step}
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        if self._writer is None:
-            self._writer = _tensorboard(self.path / "tensorboard")
-        for name, value in record.items():
-            self._writer.add_scalar(name, value, report.step)
+        if not self._logs:
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            if self._writer is None:
+                self._writer = _tensorboard(self.path / "tensorboard")
+            for name, value in record.items():
+                self._writer.add_scalar(name, value, report.step)
+        except OSError as error:
+            self._stop_logging(error)
 
     def forget_after(self, step: int) -> None:
         """Drop the log's lines of steps that a resumed run will do again."""
         path = self.path / "log.jsonl"
         if not path.exists():
             return
-        kept = [line for line in _lines(path) if line["step"] <= step]
         beside = path.with_suffix(".part")
-        beside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        os.replace(beside, path)
+        try:
+            kept = [line for line in _lines(path) if line["step"] <= step]
+            beside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            os.replace(beside, path)
+        except OSError as error:
+            self._stop_logging(error)
+        finally:
+            with contextlib.suppress(OSError):
+                beside.unlink()
+
+    def _stop_logging(self, error: OSError) -> None:
+        self._logs = False
+        logger.warning("the steps of %s are not logged any more: %s", self.path.name, error)
 
     def close(self) -> None:
         """Let go of what is open."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with contextlib.suppress(OSError):
+                writer.close()
 
 
 def identity(base: str, clips: ClipSet) -> dict[str, str]:
@@ -210,10 +230,12 @@ def _name(path: Path) -> tuple[int, str] | None:
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
-    for line in path.read_text(encoding="utf-8").splitlines():
-        # The last line of a killed run may be cut short.
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        # The last line of a killed run may be cut short, or lie within another one.
         with contextlib.suppress(ValueError):
-            yield json.loads(line)
+            line = json.loads(text)
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                yield line
 
 
 class _NoCurves:

@@ -7,6 +7,7 @@ in it is ever unpickled.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from dataclasses import asdict, dataclass
@@ -100,7 +101,8 @@ def write_state(path: Path, state: TrainingState) -> Path:
             "space; what was kept before is still there."
         ) from error
     finally:
-        beside.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            beside.unlink()
     return path
 
 
