@@ -63,11 +63,13 @@ def row(way: float, growth: float) -> dict[str, float]:
     return {"way": way, "growth": growth, "both": 0.0, "seen": 1.0}
 
 
-def test_it_passes_only_if_both_act_and_each_by_its_weight() -> None:
+def test_it_passes_only_if_each_acts_alone_and_by_its_weight() -> None:
     table = {label(weights): row(*weights) for weights in WEIGHTS}
     assert passes(table)
-    assert not passes(table | {"1, 1": row(1.0, 0.4)})
-    assert not passes(table | {"1, 0": row(1.0, 0.5)})
+    assert passes(table | {"1, 1": row(0.6, 0.7)})
+    assert not passes(table | {"1, 1": row(1.0, 0.5)})
+    assert not passes(table | {"0.5, 1": row(0.0, 1.0)})
+    assert not passes(table | {"1, 0": row(0.4, 0.0)})
 
 
 @pytest.mark.slow
