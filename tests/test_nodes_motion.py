@@ -251,7 +251,8 @@ def test_nan_in_a_file_is_refused(
     node_classes: Nodes, motion: MotionFile, folder: Path, plain: Any
 ) -> None:
     path = save_motion(folder / "m.safetensors", motion.state, motion.config)
-    state = {name: tensor.clone() for name, tensor in motion.state.items()}
+    kept = torch.contiguous_format
+    state = {name: value.clone(memory_format=kept) for name, value in motion.state.items()}
     state["conv_in.conv1d.weight"][0, 0, 0] = float("nan")
     save_file(state, path, metadata=header(path))
     refused(node_classes, plain, "'conv_in.conv1d.weight' holds NaN")
