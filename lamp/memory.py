@@ -166,9 +166,8 @@ class Estimator:
         unet = self._copy(plan.weights_dtype)
         step = self._step(unet, plan)
         motion = shadow_motion(self._sites, plan.rank)
-        each = [p.numel() * 4 for p in motion.trained_parameters().values()]
-        trained = sum(each)
-        update = _update_scratch(each, plan)
+        trained = sum(p.numel() * 4 for p in motion.trained_parameters().values())
+        update = _update_scratch(trained, plan)
         if trained + update > step.peak:
             step = StepMemory(0, trained + update, trained)
         activations = step.peak - step.gradients
@@ -203,13 +202,10 @@ class Estimator:
         return self._passes[key]
 
 
-def _update_scratch(trained: list[int], plan: MemoryPlan) -> int:
-    """AdamW's own intermediate values for parameters of so many bytes: of all together on a GPU,
-    one by one on the CPU (a square root and its quotient); the 8-bit one has a kernel that needs
-    none."""
-    if plan.optimizer != "adamw":
-        return 0
-    return sum(trained) if plan.device == "cuda" else 2 * max(trained)
+def _update_scratch(trained: int, plan: MemoryPlan) -> int:
+    """AdamW's own intermediate values for parameters of so many bytes in all: as many on a GPU;
+    the fused kernel of the CPU and the 8-bit one need none."""
+    return trained if plan.optimizer == "adamw" and plan.device == "cuda" else 0
 
 
 def estimate(unet: nn.Module, sites: SiteMap, plan: MemoryPlan) -> MemoryEstimate:

@@ -51,10 +51,13 @@ def make_optimizer(motion: Motion, config: TrainConfig) -> torch.optim.Optimizer
         {"params": members, "factor": factor, "lr": config.learning_rate * factor}
         for factor, members in groups.items()
     ]
-    kind: Any = torch.optim.AdamW if config.optimizer == "adamw" else _eight_bit_adamw()
-    optimizer: torch.optim.Optimizer = kind(
-        described, lr=config.learning_rate, betas=config.betas, weight_decay=config.weight_decay
-    )
+    settings: dict[str, Any] = {"betas": config.betas, "weight_decay": config.weight_decay}
+    kind: Any = torch.optim.AdamW
+    if config.optimizer != "adamw":
+        kind = _eight_bit_adamw()
+    elif next(motion.parameters()).device.type == "cpu":
+        settings["fused"] = True  # one pass over memory; GPUs take all parameters at once anyway
+    optimizer: torch.optim.Optimizer = kind(described, lr=config.learning_rate, **settings)
     return optimizer
 
 
