@@ -17,10 +17,11 @@ from torch import Tensor
 
 from lamp.adain import AdaINMode, AdaINSchedule, adain
 from lamp.architecture import BlockSite, ConvSite, SiteMap
-from lamp.checkpoint import MotionConfig, load_motion_file, save_motion
+from lamp.checkpoint import MotionConfig, MotionFile, load_motion_file, save_motion
 from lamp.clips import clips_from_images
 from lamp.histogram import match_histograms
 from lamp.layers import MotionConv, TemporalAttention, initialise, initialise_attention
+from lamp.merge import merge_motions
 from lamp.motion import Motion
 from lamp.noise import draw_noise, share_noise
 from lamp.sampling import with_first_frame
@@ -165,6 +166,7 @@ _BLOCK = "mid_block.attentions.0.transformer_blocks.0"
 _SITES = SiteMap(
     (ConvSite("conv_in", "conv_in", 3),), (BlockSite(_BLOCK, _BLOCK, 4, 2),), (), (), "sd1"
 )
+_HEADS_OF_SD1 = MotionConfig("sd1")
 _NUMBERS = some.floats(0, 1e6, allow_nan=False, exclude_min=True)
 _TEXTS = some.text(some.characters(exclude_categories=("Cs",)), max_size=30)
 
@@ -190,6 +192,32 @@ def test_what_is_saved_comes_back(
     for name, tensor in half.state.items():
         # 10 bits of fraction, and nothing below the smallest number of fp16; too large stays fp32.
         torch.testing.assert_close(tensor.float(), state[name], rtol=2**-11, atol=2**-25)
+
+
+_WEIGHTS = some.floats(-2, 2).filter(lambda weight: abs(weight) > 1e-3)
+
+
+@given(seed=SEEDS, one=_WEIGHTS, other=_WEIGHTS)
+def test_merging_is_a_weighted_sum_where_parts_add_up(seed: int, one: float, other: float) -> None:
+    """And a motion merged with itself, or with one of weight 0, is itself at that strength."""
+    empty = Motion(_SITES).state_dict()
+    first, second = (
+        MotionFile({n: randn(*t.shape, seed=seed + i) for n, t in empty.items()}, _HEADS_OF_SD1)
+        for i in (0, 1)
+    )
+    both = merge_motions(first, second, (one, other)).state
+    twice = merge_motions(first, first, (one, other)).state
+    alone = merge_motions(first, second, (one, 0.0)).state
+    for name in empty:
+        if ".conv1d." in name or ".attn1.to_q." in name or name.endswith("to_out.0.bias"):
+            wanted = one * first.state[name] + other * second.state[name]
+            torch.testing.assert_close(both[name], wanted, rtol=1e-5, atol=1e-5)
+            torch.testing.assert_close(twice[name], (one + other) * first.state[name])
+            torch.testing.assert_close(alone[name], one * first.state[name])
+        if ".conv_gate." in name:  # between the two, nearer to the one that says more
+            low = torch.minimum(first.state[name], second.state[name])
+            high = torch.maximum(first.state[name], second.state[name])
+            assert ((both[name] >= low - 1e-5) & (both[name] <= high + 1e-5)).all()
 
 
 @settings(max_examples=6)
