@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import speed, speed_literal
+from benchmarks import speed, speed_literal, speed_scaling
 from benchmarks.speed_cases import Shape, difference, forward_runs
 from benchmarks.speed_literal import LiteralUNet, literal_weights
 from benchmarks.speed_models import Subject
@@ -100,3 +100,12 @@ def test_a_small_run_prints_its_figures(capsys, what: str) -> None:
     assert found["pass"] and found["difference"] < 1e-4
     assert all(row["gflop"] > 0 and row["peak_mb"] > 0 for row in found["runs"].values())
     assert found["literal / lamp"] > 0
+
+
+def test_windows_keep_the_memory_of_a_long_video(subject: Subject) -> None:
+    """What the scaling benchmark shows: as much for 31 frames as for the 16 of one window."""
+    peaks = [
+        work_of(speed_scaling.call(subject, Shape(frames, 8, 8), windows), "cpu").peak
+        for frames, windows in ((16, None), (31, speed_scaling.WINDOWS), (31, None))
+    ]
+    assert peaks[1] < 1.1 * peaks[0] < 1.2 * peaks[0] < peaks[2]
