@@ -170,6 +170,23 @@ def test_the_motion_file_tells_how_it_was_made(server: ComfyServer) -> None:
     assert json.loads(metadata["prompt"])["train"]["class_type"] == "LAMP_Trainer"
 
 
+def test_a_motion_learned_as_factors_is_small_and_goes_on_from_its_state(
+    server: ComfyServer, tmp_path: Path
+) -> None:
+    """The executor runs nodes in inference mode, where no factor could be learned."""
+    changes: dict[str, Any] = {"steps": 2, "rank": 4, "save_every": 1, "sample_every": 2}
+    result = server.queue(generating(training("factors", **changes))).check()
+    assert pictures(server, result.files("save"), tmp_path / "videos").shape == (8, 32, 32, 3)
+    path = server.base / "models/lamp_motion/factors_00001.safetensors"
+    with safe_open(path, "pt") as file:
+        forms = json.loads(file.metadata()["lamp.rank"])
+        assert {tuple(form[:2]) for form in forms.values()} == {(8, 4)}
+    changes |= {"steps": 3, "resume": "latest"}
+    server.queue(training("factors", **changes)).check()
+    log = server.base / "output/lamp_training/factors_00001/log.jsonl"
+    assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2, 3]
+
+
 def test_cancel_keeps_what_was_learned_and_the_server_goes_on(server: ComfyServer) -> None:
     pressed = []
 
