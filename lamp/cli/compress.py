@@ -22,7 +22,7 @@ samples as fast. What is left out cannot be had back: keep the full file, too.""
         type=float,
         metavar="SHARE",
         help="the share of each tensor that is kept, of its squared size; more makes a larger file "
-        "(default: 0.8)",
+        "(default: 0.88)",
     )
 
 
