@@ -138,6 +138,8 @@ def soak(rounds: int, seed: int) -> Soak:
     before = ksampler(mixed.plain)
     for kind in mixed.kinds:  # what is built on first use is no growth
         mixed.kinds[kind](random)
+    for patch in PATCHES.values():
+        sample(patch(mixed.plain))
     host, model = _host_code(), _belongings(mixed.plain)
     objects, memory = _objects(), _memory()
     for _ in range(rounds):
