@@ -44,7 +44,7 @@ def official_state(base: State, learned: State, unet: nn.Module) -> State:
         module, _, parameter = name.rpartition(".")
         state[f"{module}.conv2d.{parameter}" if module in convs else name] = tensor.clone()
     for name, tensor in learned.items():
-        state[name] = state[name] + tensor if name in state else tensor.clone()
+        state[name] = state[name] + tensor if name in state else tensor.contiguous()
     return state
 
 

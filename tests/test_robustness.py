@@ -19,7 +19,7 @@ from benchmarks.robustness_watch import watch
 from lamp.errors import LampError
 
 FEW = {"motion": 250, "inspect": 150, "state": 25, "resume": 15, "cache": 80}
-FEW |= {"convert": 25, "pickle": 35}
+FEW |= {"merge": 200, "convert": 25, "pickle": 35}
 
 
 @pytest.mark.slow

@@ -82,8 +82,9 @@ class Talk:
             self.errors.append(f"console: {words}")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def page(server: ComfyServer) -> Iterator[Any]:
+    """Closed with its module: playwright keeps a loop running, beside which no other can start."""
     with open_page(server.url) as opened:
         opened.talk = Talk(opened)
         yield opened
