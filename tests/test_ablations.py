@@ -30,6 +30,8 @@ from lamp.training import Training
 from tests.small_models import TEXT_WIDTH, build, random_state
 from tests.small_training import FRAMES, small_clips, small_host
 
+pytestmark = pytest.mark.slow  # many of them
+
 
 @pytest.fixture(scope="module")
 def host() -> Host:

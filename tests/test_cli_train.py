@@ -35,6 +35,8 @@ from lamp.toy.base import load_toy_base
 from lamp.training import Training, train
 from tests.toy_runs import write_clips, write_config
 
+pytestmark = pytest.mark.slow  # many of them
+
 ROOT = Path(__file__).resolve().parent.parent
 
 

@@ -14,7 +14,7 @@ from tests.ecosystem import FRAMES, PATCHES, sample
 from tests.tiny_models import random_motion, video_latent
 from tests.tiny_patches import tiny_control
 
-pytestmark = pytest.mark.usefixtures("comfy")
+pytestmark = [pytest.mark.usefixtures("comfy"), pytest.mark.slow]  # many of them
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from tests.ecosystem import FRAMES, Patch, host_node, sample
 from tests.tiny_models import video_latent
 from tests.tiny_patches import lora_state
 
-pytestmark = pytest.mark.usefixtures("comfy")
+pytestmark = [pytest.mark.usefixtures("comfy"), pytest.mark.slow]  # many of them
 LCM = Patch("model_advanced", "ModelSamplingDiscrete", {"sampling": "lcm", "zsnr": False})
 EDM_LEVELS = {"sampling": "eps", "sigma_max": 120.0, "sigma_min": 0.002}
 EDM = Patch("model_advanced", "ModelSamplingContinuousEDM", EDM_LEVELS)

@@ -14,7 +14,7 @@ from tests.ecosystem import PATCHES, WINDOWS, host_node, sample
 from tests.tiny_models import random_motion, text, video_latent
 from tests.tiny_patches import image_tokens
 
-pytestmark = pytest.mark.usefixtures("comfy")
+pytestmark = [pytest.mark.usefixtures("comfy"), pytest.mark.slow]  # many of them
 EVERY_PATCH = pytest.mark.parametrize("kind", PATCHES)
 
 

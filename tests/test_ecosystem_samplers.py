@@ -14,7 +14,7 @@ from tests.comfy_runs import SEED, conditioning, count_hooks, lamp_ksampler, mov
 from tests.ecosystem import FRAMES, host_node, sample
 from tests.tiny_models import video_latent
 
-pytestmark = pytest.mark.usefixtures("comfy")
+pytestmark = [pytest.mark.usefixtures("comfy"), pytest.mark.slow]  # many of them
 _PARTS = 8
 
 
