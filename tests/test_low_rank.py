@@ -31,6 +31,8 @@ from lamp.training_state import StateError, read_state, restore, take_state, wri
 from .small_training import FRAMES, small_clips, small_host
 from .toy_runs import write_config
 
+pytestmark = pytest.mark.slow  # many of them
+
 WHO = {"base": "abc", "clips": "def"}
 RANK = 4
 ABOUT = {"family": "text16", "frames": FRAMES}
