@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,14 +84,13 @@ def compress(state: Mapping[str, Tensor], energy: float) -> tuple[dict[str, Tens
     """
     stored, forms = {}, {}
     for name, tensor in state.items():
-        share, found = share_kept(name, energy), None
-        if tensor.ndim > 1:
-            found = _smallest_form(tensor.detach().float().cpu(), share)
+        if tensor.ndim < 2:
+            continue
+        found = _smallest_form(tensor.detach().float().cpu(), share_kept(name, energy))
         if found is not None:
             form, matrices = found
             forms[name] = [form.bits, form.rank, *form.shape]
-            rows = [_to_bytes(*_rounded(matrix, form.bits), form.bits) for matrix in matrices]
-            stored[name] = torch.cat([part.flatten() for part in rows])
+            stored[name] = _bytes_of(matrices, form.bits)
     return stored, json.dumps(forms, separators=(",", ":"))
 
 
@@ -106,8 +105,7 @@ def compress_factors(factors: Mapping[str, Factors]) -> tuple[dict[str, Tensor],
     for name, (up, down) in factors.items():
         matrices = _apart(up.detach().float().cpu(), down.detach().float().cpu().flatten(1))
         forms[name] = [8, len(up), up.shape[1], *down.shape[1:]]
-        rows = [_to_bytes(*_rounded(matrix, 8), 8) for matrix in matrices]
-        stored[name] = torch.cat([part.flatten() for part in rows])
+        stored[name] = _bytes_of(matrices, 8)
     return stored, json.dumps(forms, separators=(",", ":"))
 
 
@@ -134,6 +132,11 @@ def expand(file: str, tensors: Mapping[str, Tensor], header: str) -> dict[str, T
             )
         state[name] = _whole(data, form)
     return state
+
+
+def _bytes_of(matrices: Iterable[Tensor], bits: int) -> Tensor:
+    rows = [_to_bytes(*_rounded(matrix, bits), bits) for matrix in matrices]
+    return torch.cat([part.flatten() for part in rows])
 
 
 def _whole(data: Tensor, form: Form) -> Tensor:
