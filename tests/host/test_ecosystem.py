@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from scripts.comfy_server import ComfyServer, RunResult
+from tests.ecosystem import WINDOWS
 from tests.host.generate_graphs import Graph, base, ksampler, looking, node, stock
 
 FREE_U = {"b1": 1.3, "b2": 1.4, "s1": 0.9, "s2": 0.2}
@@ -20,19 +21,6 @@ PATCHES: dict[str, dict[str, Any]] = {
     "TomePatchModel": {"ratio": 0.5},
     "RescaleCFG": {"multiplier": 0.7},
     "ImageTokens": {"seed": 5},
-}
-WINDOWS = {
-    "context_length": 3,
-    "context_overlap": 1,
-    "context_schedule": "standard_static",
-    "context_stride": 1,
-    "closed_loop": False,
-    "fuse_method": "pyramid",
-    "dim": 0,
-    # known to newer hosts alone
-    "freenoise": False,
-    "cond_retain_index_list": "",
-    "split_conds_to_windows": False,
 }
 
 
