@@ -9,7 +9,7 @@
 - runs: so many runs in one ComfyUI: plain, with a motion, with a LoRA, a ControlNet, patches such
   as FreeU, cloned, of few and many frames, refused, cancelled, ended by an error. No hook, patch or
   wrapper may be left, the plain model must give the same picture to the bit, objects and memory
-  must not grow.
+  must not grow from round to round.
 - kills: kill -9 at so many random moments of training, of saving and of caching. All files that
   are there must be whole, and the training must end with the same bits as one never killed.
 
@@ -33,7 +33,7 @@ from typing import Any
 
 _STUCK = 60  # seconds on the clock for one file: busy machines are slow
 _KINDS_OF_RUNS = 11
-_OBJECTS, _BYTES = 5, 100 * 1024  # that may be more after each run: the noise of caches
+_OBJECTS, _BYTES = 1, 10 * 1024  # that may be more after each run: the noise of allocators
 _WORKER = "benchmarks.robustness"
 
 

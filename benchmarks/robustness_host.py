@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import combinations
 from random import Random
+from statistics import median
 from typing import Any
 
 import torch
@@ -141,7 +143,7 @@ def soak(rounds: int, seed: int) -> Soak:
     for patch in PATCHES.values():
         sample(patch(mixed.plain))
     host, model = _host_code(), _belongings(mixed.plain)
-    objects, memory = _objects(), _memory()
+    objects, memory = [_objects()], [_memory()]
     for _ in range(rounds):
         for kind in random.sample(sorted(mixed.kinds), len(mixed.kinds)):
             mixed.kinds[kind](random)
@@ -152,12 +154,24 @@ def soak(rounds: int, seed: int) -> Soak:
                 result.problems.append(f"the plain model carries something after {kind}")
         if not torch.equal(ksampler(mixed.plain), before):
             result.problems.append("the plain model gives another picture")
+        objects.append(_objects())
+        memory.append(_memory())
     if changed := sorted(key for key, value in _host_code().items() if host.get(key) != value):
         result.problems.append(f"code of the host was replaced: {', '.join(changed)}")
-    count = sum(result.runs.values())
-    result.objects_per_run = (_objects() - objects) / count
-    result.bytes_per_run = (_memory() - memory) / count
+    result.objects_per_run = growth(objects) / len(mixed.kinds)
+    result.bytes_per_run = growth(memory) / len(mixed.kinds)
     return result
+
+
+def growth(values: Sequence[float]) -> float:
+    """How much is added from one value to the next: the median slope between all pairs (Theil and
+    Sen), which a single jump of the allocator does not move.
+
+    The first third is left out: shapes and samplers are drawn at random, and what is kept for each
+    of them (libraries, compiled kernels) is complete only after some rounds.
+    """
+    settled = list(enumerate(values))[len(values) // 3 :]
+    return median((b - a) / (j - i) for (i, a), (j, b) in combinations(settled, 2))
 
 
 def _belongings(patcher: Any) -> dict[str, Any]:

@@ -40,6 +40,17 @@ def replace_code(mixed: Any) -> None:
     comfy.samplers.calc_cond_batch = lambda *given: original(*given)
 
 
+def test_growth_is_the_slope_behind_the_first_third_whatever_jumps() -> None:
+    from benchmarks.robustness_host import growth
+
+    filling = [0.0, 50.0, 80.0, 95.0, 99.0, 100.0]
+    flat = [100.0, 104.0, 100.0, 100.0, 104.0, 100.0, 100.0, 100.0, 100.0, 100.0, 104.0]
+    assert growth([*filling, *flat]) == 0
+    leaking = [value + 3 * number for number, value in enumerate([*filling, *flat])]
+    assert growth(leaking) == 3
+    assert growth([7.0, 9.0]) == 2
+
+
 kept: list[Any] = []
 
 
@@ -48,6 +59,24 @@ def keep_a_model(mixed: Any) -> None:
 
     kept.append([torch.nn.ModuleList(torch.nn.Linear(1, 1) for _ in range(100))])
     kept.append(random_motion(mixed.plain))
+
+
+def keep_bytes(mixed: Any) -> None:
+    kept.append(torch.ones(2**20))
+
+
+def soak_of(monkeypatch: pytest.MonkeyPatch, kind: Any, rounds: int) -> Any:
+    """A soak of runs of one kind, on a model that is built anew."""
+    from benchmarks import robustness_host
+
+    def only(self: Any) -> None:
+        made(self)
+        self.kinds = {"plain": lambda random: kind(self)}
+
+    made = robustness_host.MixedRuns.__init__
+    monkeypatch.setattr(robustness_host.MixedRuns, "__init__", only)
+    monkeypatch.setattr(robustness_host, "PATCHES", {})
+    return robustness_host.soak(rounds, seed=0)
 
 
 @pytest.mark.slow
@@ -65,20 +94,18 @@ def test_what_is_left_is_noticed(comfy: Any, monkeypatch: pytest.MonkeyPatch, fa
                                  noticed: str) -> None:  # fmt: skip
     import comfy.samplers
 
-    from benchmarks import robustness_host
-
     monkeypatch.setattr(comfy.samplers, "calc_cond_batch", comfy.samplers.calc_cond_batch)
     times = iter([False, True])  # it goes well while everything is built, and wrong afterwards
-
-    def faulty(self: Any) -> None:
-        made(self)
-        self.kinds = {"plain": lambda random: next(times) and fault(self)}
-
-    made = robustness_host.MixedRuns.__init__
-    monkeypatch.setattr(robustness_host.MixedRuns, "__init__", faulty)
-    result = robustness_host.soak(rounds=1, seed=0)
+    result = soak_of(monkeypatch, lambda mixed: next(times) and fault(mixed), rounds=1)
     if noticed:
         assert noticed in " ".join(result.problems)
     else:
         assert result.objects_per_run > 200
         kept.clear()
+
+
+@pytest.mark.slow
+def test_memory_that_is_kept_is_noticed(comfy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = soak_of(monkeypatch, keep_bytes, rounds=5)
+    kept.clear()
+    assert 3 * 2**20 < result.bytes_per_run < 5 * 2**20
