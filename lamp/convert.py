@@ -9,6 +9,7 @@ they are to the base checkpoint's.
 from __future__ import annotations
 
 import math
+import tarfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -121,6 +122,8 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
+        if tarfile.is_tarfile(path):  # PyTorch makes a folder before it refuses the oldest form
+            raise ValueError("it is a tar archive")
         # weights_only: tensors and plain containers; whatever else a pickle asks for is refused.
         state: Any = torch.load(
             path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -231,6 +232,24 @@ def test_a_pickle_is_never_run(case: Case, tmp_path: Path) -> None:
             with pytest.raises(MotionFileError, match="cannot be read as weights .* was run"):
                 convert_official(folder, case.unet)
     assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("content", [b"\0" * 4096, "archive"], ids=["zeros", "archive"])
+def test_nothing_is_unpacked(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: Any
+) -> None:
+    """PyTorch's oldest form is a tar archive, for which it makes a folder before it says no."""
+    path = write(tmp_path / "horse", case.official) / "unet" / "diffusion_pytorch_model.bin"
+    if content == "archive":
+        with tarfile.open(path, "w") as archive:
+            archive.addfile(tarfile.TarInfo("../storages"))
+    else:
+        path.write_bytes(content)
+    made: list[object] = []
+    monkeypatch.setattr("tempfile.mkdtemp", lambda *given, **more: made.append(given))
+    with pytest.raises(MotionFileError, match="cannot be read as weights .*a tar archive"):
+        convert_official(tmp_path / "horse", case.unet)
+    assert not made
 
 
 def test_folders_without_or_with_too_many_weights_are_named(case: Case, tmp_path: Path) -> None:
