@@ -11,7 +11,8 @@ from random import Random
 
 import torch
 
-from benchmarks.robustness_mutations import damaged_pickle, damaged_tensors, damaged_text
+from benchmarks.robustness_mutations import damaged_tensors, damaged_text
+from benchmarks.robustness_pickles import damaged_pickle
 from benchmarks.robustness_watch import Outcome, watch
 from lamp.architecture import BlockSite, ConvSite, SiteMap, map_unet
 from lamp.cache import TensorCache, entry_name

@@ -1,17 +1,15 @@
 """Damage: a sound file goes in, a bad one comes out, the same for the same random numbers.
 
-`damaged_tensors` takes safetensors files apart into header and body, `damaged_pickle` the archives
-of `torch.save`, `damaged_text` texts such as captions and TOML. All return the bytes and the name
-of what was done to them.
+`damaged_tensors` takes safetensors files apart into header and body, `damaged_text` texts such as
+captions and TOML; for the archives of `torch.save` see benchmarks/robustness_pickles.py. All return
+the bytes and the name of what was done to them.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import pickle
 import struct
-import zipfile
 from collections.abc import Callable
 from random import Random
 from typing import Any
@@ -28,7 +26,7 @@ _NUMBERS = (
     0, 1, -1, 2, 3, 7, 255, 65536, 2**31 - 1, 2**31, 2**32, 2**53, 2**62, 2**63 - 1, 2**63, 2**64,
     10**30, 10**400, 0.5, -0.0, 1e300, float("nan"), float("inf"), -float("inf"),
 )  # fmt: skip
-_NAMES = (
+NAMES = (
     "", ".", "..", "../../../etc/passwd", "/etc/passwd", "C:\\Windows\\win.ini", "\\\\host\\share",
     "con", "nul.txt", "a\0b", "a\nb", "%s%s%n", "__metadata__", "__class__", "__proto__",
     "$(touch x)", "'; DROP TABLE motions; --", "\U0001f40e" * 50, "跑" * 2000, "\ud800",
@@ -39,85 +37,11 @@ _DEEP = "[" * 100_000
 _WORDS = ("true", "null", "nan", "-inf", '"', "'''", "]]", "[[a]]", "=", "{", "}", "#", "\\u0000")
 
 
-class _Executed:
+class Executed:
     """Makes a file when it is unpickled."""
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, str]]:
         return open, (MARK, "w")
-
-
-# --- pickles of tensors -----------------------------------------------------------------------
-
-
-def damaged_pickle(random: Random, sound: bytes) -> tuple[bytes, str]:
-    """What `torch.save` wrote, with something wrong in it."""
-    damage = random.choice(
-        (_flip, _cut, _lengthen, _replace_file, _another_pickle, _another_pickle, _flip_entry,
-         _squeeze, _rename_entry)
-    )  # fmt: skip
-    return damage(random, sound), damage.__name__.strip("_")
-
-
-def _entries(data: bytes) -> dict[str, bytes]:
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        return {name: archive.read(name) for name in archive.namelist()}
-
-
-def _archive(entries: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w", compression) as archive:
-        for name, content in entries.items():
-            archive.writestr(name, content)
-    return stream.getvalue()
-
-
-def _another_pickle(random: Random, data: bytes) -> bytes:
-    """Archives whose pickle does something, or makes something else than a state dict."""
-    entries = _entries(data)
-    name = next(name for name in entries if name.endswith("data.pkl"))
-    own = entries[name]
-    deep = b"\x80\x02" + b"(" * 50_000 + b"l" * 50_000 + b"."
-    wanted = (
-        (b"torch._utils", b"posix"), (b"_rebuild_tensor_v2", b"system"),
-        (b"collections", b"builtins"), (b"OrderedDict", b"eval"), (b"FloatStorage", b"IntStorage"),
-        (b"FloatStorage", b"Module"),
-    )  # fmt: skip
-    entries[name] = random.choice(
-        (
-            pickle.dumps({"state": _Executed()}, protocol=2), pickle.dumps(_Executed(), protocol=2),
-            pickle.dumps({"state": [1, "two", None]}, protocol=2), pickle.dumps([], protocol=2),
-            deep, own[:-1], own + own, b"", own.replace(*random.choice(wanted)),
-            own.replace(*random.choice(wanted)),
-        )
-    )  # fmt: skip
-    return _archive(entries)
-
-
-def _flip_entry(random: Random, data: bytes) -> bytes:
-    """Bytes changed where the archive's own sums do not tell it."""
-    entries = _entries(data)
-    name = random.choice(sorted(name for name, content in entries.items() if content))
-    changed = bytearray(entries[name])
-    for _ in range(random.choice((1, 1, 4, 64))):
-        changed[random.randrange(len(changed))] = random.randrange(256)
-    return _archive({**entries, name: bytes(changed)})
-
-
-def _squeeze(random: Random, data: bytes) -> bytes:
-    """Entries that are far larger than the file."""
-    entries = _entries(data)
-    name = random.choice(sorted(entries))
-    large = bytes(random.choice((1, 2**26)))
-    return _archive({**entries, name: entries[name] + large}, zipfile.ZIP_DEFLATED)
-
-
-def _rename_entry(random: Random, data: bytes) -> bytes:
-    entries = _entries(data)
-    name = random.choice(sorted(entries))
-    content = entries.pop(name)
-    # what an archive takes for a name
-    names = [each for each in _NAMES if each.isprintable() and 0 < len(each) < 999]
-    return _archive({**entries, random.choice(names): content})
 
 
 # --- safetensors ------------------------------------------------------------------------------
@@ -137,7 +61,7 @@ def unpack(data: bytes) -> tuple[Header, bytes]:
 def damaged_tensors(random: Random, sound: bytes) -> tuple[bytes, str]:
     """A safetensors file with something wrong, in most cases in one place."""
     if random.random() < 0.3:
-        damage = random.choice((_flip, _cut, _lengthen, _replace_file, _wrong_length, _no_json))
+        damage = random.choice((flip, cut, lengthen, replace_file, _wrong_length, _no_json))
         return damage(random, sound), damage.__name__.strip("_")
     header, body = unpack(sound)
     done = []
@@ -149,7 +73,8 @@ def damaged_tensors(random: Random, sound: bytes) -> tuple[bytes, str]:
         "utf-8", "surrogatepass"), body), " ".join(done)  # fmt: skip
 
 
-def _flip(random: Random, data: bytes) -> bytes:
+def flip(random: Random, data: bytes) -> bytes:
+    """Some bytes changed."""
     changed = bytearray(data)
     # Half of the flips go to the header, which is the smaller part.
     end = 8 + int.from_bytes(data[:8], "little") if random.random() < 0.5 else len(data)
@@ -158,17 +83,19 @@ def _flip(random: Random, data: bytes) -> bytes:
     return bytes(changed)
 
 
-def _cut(random: Random, data: bytes) -> bytes:
+def cut(random: Random, data: bytes) -> bytes:
+    """The beginning alone."""
     return data[: random.choice((0, 1, 7, 8, 9, random.randrange(len(data)), len(data) - 1))]
 
 
-def _lengthen(random: Random, data: bytes) -> bytes:
+def lengthen(random: Random, data: bytes) -> bytes:
+    """More at the end."""
     return data + random.randbytes(random.choice((1, 8, 4096)))
 
 
-def _replace_file(random: Random, data: bytes) -> bytes:
+def replace_file(random: Random, data: bytes) -> bytes:
     """Files of other kinds under the name."""
-    pickled = pickle.dumps({"state": _Executed()}, protocol=random.choice((0, 2, 4)))
+    pickled = pickle.dumps({"state": Executed()}, protocol=random.choice((0, 2, 4)))
     return random.choice(
         (
             pickled, b"PK\3\4" + pickled, b"\x1f\x8b" + random.randbytes(99), b"", b"\0" * 4096,
@@ -307,7 +234,7 @@ def _alien(random: Random, header: Header, body: bytes) -> bytes:
     data = random.randbytes(4 * random.choice((0, 1, 16)))
     entry = {"dtype": "F32", "shape": [len(data) // 4],
              "data_offsets": [len(body), len(body) + len(data)]}  # fmt: skip
-    header[random.choice((*_NAMES, "lora_up.weight", "motion.", "optimizer.0", "average.999",
+    header[random.choice((*NAMES, "lora_up.weight", "motion.", "optimizer.0", "average.999",
                           "random", "losses"))] = entry  # fmt: skip
     return body + data
 
@@ -315,7 +242,7 @@ def _alien(random: Random, header: Header, body: bytes) -> bytes:
 def _rename(random: Random, header: Header, body: bytes) -> bytes:
     name, about = _pick(random, header)
     del header[name]
-    header[random.choice((*_NAMES, name.upper(), name + " ", name[:-1]))] = about
+    header[random.choice((*NAMES, name.upper(), name + " ", name[:-1]))] = about
     return body
 
 
@@ -330,7 +257,7 @@ def _metadata(random: Random, header: Header, body: bytes) -> bytes:
     if kind == 1:
         del texts[key]
     elif kind == 2:
-        texts[key] = random.choice((*_NAMES, _DEEP, '{"a":' * 50_000, "{}", "null", "NaN", "[]",
+        texts[key] = random.choice((*NAMES, _DEEP, '{"a":' * 50_000, "{}", "null", "NaN", "[]",
                                     "1", "2", "-1", "1e999", "٣", "1" * 5000))  # fmt: skip
     else:
         texts[key] = _damaged_json(random, texts[key])
@@ -342,7 +269,7 @@ def _damaged_json(random: Random, text: Any) -> str:
     try:
         tree = json.loads(text)
     except (TypeError, ValueError, RecursionError):
-        return random.choice(_NAMES)
+        return random.choice(NAMES)
     holder = [tree, 0]
     _damage_tree(random, holder)
     out = json.dumps(holder[0])
@@ -359,10 +286,10 @@ def _damage_tree(random: Random, node: Any) -> None:
     if kind == 0:
         del node[key]
     elif kind == 1 and isinstance(node, dict):
-        node[random.choice(_NAMES)] = node.pop(key)
+        node[random.choice(NAMES)] = node.pop(key)
     else:
         node[key] = random.choice(
-            (*_NUMBERS, *_NAMES, None, True, [], {}, [None], {"a": 1}, [[[[]]]], ["x"] * 1000)
+            (*_NUMBERS, *NAMES, None, True, [], {}, [None], {"a": 1}, [[[[]]]], ["x"] * 1000)
         )
 
 
@@ -377,7 +304,7 @@ _HEADER_DAMAGE = (
 
 def damaged_text(random: Random, sound: bytes) -> tuple[bytes, str]:
     """A text with something wrong in it."""
-    damage = random.choice((_bytes, _cut, _alter, _swap_values, _strange_text))
+    damage = random.choice((_bytes, cut, _alter, _swap_values, _strange_text))
     return damage(random, sound or b" "), damage.__name__.strip("_")
 
 
@@ -409,7 +336,7 @@ def _swap_values(random: Random, data: bytes) -> bytes:
     lines = data.split(b"\n")
     settings = [number for number, line in enumerate(lines) if b"=" in line] or [0]
     place = random.choice(settings)
-    value = random.choice((*_NUMBERS, *_NAMES, [], {}, [[]], True))
+    value = random.choice((*_NUMBERS, *NAMES, [], {}, [[]], True))
     # JSON's numbers, texts and lists are TOML's, but for some names.
     text = json.dumps(value).replace("NaN", "nan").replace("Infinity", "inf")
     lines[place] = lines[place].split(b"=")[0] + b"= " + text.encode()
@@ -424,6 +351,6 @@ def _strange_text(random: Random, data: bytes) -> bytes:
             b"[" + b"a." * 20_000 + b"a]\n", b"a." * 20_000 + b"a = 1", b"a " * 100_000,
             b"a = " + b"1" * 10_000, b"a = 0x" + b"f" * 10_000, b"#" * 200_000, b"[a]\n" * 1000,
             b"a = 9999-99-99", b"a = 1e99999", b'a = "\\ud800"', random.randbytes(300),
-            random.choice(_NAMES).encode("utf-8", "surrogatepass"), b"{motion}" * 9999, b"\r" * 999,
+            random.choice(NAMES).encode("utf-8", "surrogatepass"), b"{motion}" * 9999, b"\r" * 999,
         )
     )  # fmt: skip
