@@ -27,7 +27,7 @@ from lamp.training_state import read_state
 from tests.small_training import main as train_small
 
 STEPS = 20
-_ENTRIES = 30
+_ENTRIES = 250  # which take longer than any kill waits
 _BLOCK = "mid_block.attentions.0.transformer_blocks.0"
 _SITES = SiteMap(
     (ConvSite("conv_in", "conv_in", 64),), (BlockSite(_BLOCK, _BLOCK, 64, 2),), (), (), "sd1"
@@ -147,7 +147,7 @@ def _fill_cache(folder: Path) -> None:
 
 
 def _entry(number: int) -> dict[str, Tensor]:
-    return {"mean": torch.randn(64, 1024, generator=torch.Generator().manual_seed(number))}
+    return {"mean": torch.randn(16, 1024, generator=torch.Generator().manual_seed(number))}
 
 
 class _Damage(logging.Handler):
