@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -78,8 +79,9 @@ class Work:
 
 def work_of(run: Callable[[], Any], device: str) -> Work:
     """Count while it runs once."""
-    # The counter knows products, but not that this one also comes in place.
-    counter = FlopCounterMode(display=False, custom_mapping={torch.ops.aten.addmm_: _product})
+    # The counter knows products, but not that these also come in place.
+    in_place = dict.fromkeys((torch.ops.aten.addmm_, torch.ops.aten.baddbmm_), _product)
+    counter = FlopCounterMode(display=False, custom_mapping=in_place)
 
     def counted() -> None:
         with counter:
@@ -89,8 +91,8 @@ def work_of(run: Callable[[], Any], device: str) -> Work:
     return Work(counter.get_total_flops(), peak)
 
 
-def _product(added: Any, a: tuple[int, int], b: tuple[int, int], **_: Any) -> int:
-    return 2 * a[0] * a[1] * b[1]
+def _product(added: Any, a: tuple[int, ...], b: tuple[int, ...], **_: Any) -> int:
+    return 2 * math.prod(a) * b[-1]
 
 
 def matrix_rate(dtype: torch.dtype, device: str, repeats: int = 5) -> float:

@@ -16,6 +16,9 @@ from torch.autograd.function import once_differentiable
 
 # CUDA's attention kernels put the batch on a grid axis of at most 65,535.
 _MAX_ATTENTION_BATCH = 32768
+# Up to here the maps of a frame are a matrix that is wide enough for quick products; beyond, the
+# frames together are quicker, though they have to be copied for it.
+_CHANNELS_A_POSITION = 4
 
 
 def causal_conv1d(y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -24,61 +27,120 @@ def causal_conv1d(y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     out[i] = w0 y[i-2] + w1 y[i-1] + w2 y[i] + bias, with zeros before frame 1.
 
     Args:
-        y: `b f c h w`; nothing is copied if its channels lie last in memory, as the result's do.
-        weight: `c_out c 3`, best with its taps outermost in memory.
+        y: `b f c h w`; the result need not lie in memory as it does.
+        weight: `c_out c 3`, best lying in memory as `_taps` has it.
     """
-    b, f, _, h, w = y.shape
-    rows = y.permute(0, 1, 3, 4, 2).reshape(b, f * h * w, -1)
+    b, _, c, h, w = y.shape
     # One type for all: under autocast `y` comes from a convolution, so it has the low precision.
     cast = weight.to(y.dtype), bias.to(y.dtype)
-    out: Tensor = _CausalProducts.apply(rows, *cast, h * w)
-    return out.unflatten(1, (f, h, w)).permute(0, 1, 4, 2, 3)
+    out: Tensor
+    if y.is_contiguous() and c <= _CHANNELS_A_POSITION * h * w:
+        out = _MapProducts.apply(y.flatten(3), *cast)
+        return out.unflatten(3, (h, w))
+    rows = y.permute(1, 0, 3, 4, 2).flatten(1, 3).contiguous()
+    out = _RowProducts.apply(rows, *cast)
+    return out.unflatten(1, (b, h, w)).permute(1, 0, 4, 2, 3)
 
 
-class _CausalProducts(torch.autograd.Function):
-    """The three taps as matrix products added in place: with frames outermost, a shift in time is
-    a slice, so nothing is padded, transposed or unfolded, and only the input is kept."""
+class _MapProducts(torch.autograd.Function):
+    """One product a frame: the channels of three frames in a row are one matrix in memory, so
+    nothing is padded, moved or copied, and only the input is kept."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, frame: int) -> Tensor:
-        """x: `b (f n) c` with n = `frame` positions."""
-        taps = _taps(weight)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """x: `b f c n`."""
         ctx.save_for_backward(x, weight)
-        ctx.frame = frame
-        out = bias.expand(*x.shape[:2], -1).contiguous()
-        for past, tap in enumerate(reversed(taps)):
-            shift, left = past * frame, max(x.shape[1] - past * frame, 0)
-            for video, result in zip(x, out, strict=True):
-                result[shift:].addmm_(video[:left], tap.t())
+        taps = _taps(weight).flatten(0, 1).t()  # c_out (3 c)
+        out = bias[:, None].expand(*x.shape[:2], -1, x.shape[3]).contiguous()
+        for video, result in zip(x, out, strict=True):
+            _add_windows(result, taps, video)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        for_x, for_weight, for_bias, _ = ctx.needs_input_grad
-        gradient, taps = gradient.contiguous(), _taps(weight)
+        for_x, for_weight, for_bias = ctx.needs_input_grad
+        gradient = gradient.contiguous()
         grad_x = torch.zeros_like(x) if for_x else None
-        grad_taps = torch.zeros_like(taps) if for_weight else None
-        for tap in range(3):
-            shift = (2 - tap) * ctx.frame
-            left = max(x.shape[1] - shift, 0)
-            for i, (video, upstream) in enumerate(zip(x, gradient, strict=True)):
-                if grad_x is not None:
-                    grad_x[i, :left].addmm_(upstream[shift:], taps[tap])
-                if grad_taps is not None:
-                    grad_taps[tap].addmm_(upstream[shift:].t(), video[:left])
+        grad_taps = torch.zeros_like(_taps(weight)) if for_weight else None
+        turned = weight.flip(2).permute(1, 2, 0).flatten(1)  # c (3 c_out)
+        for i, (video, upstream) in enumerate(zip(x, gradient, strict=True)):
+            if grad_x is not None:
+                _add_windows(grad_x[i], turned, upstream, ahead=True)
+            if grad_taps is not None:
+                for frame, given in enumerate(upstream):
+                    seen = video[max(frame - 2, 0) : frame + 1].flatten(0, 1)
+                    grad_taps.flatten(0, 1)[-len(seen) :].addmm_(seen, given.t())
         return (
             grad_x,
-            None if grad_taps is None else grad_taps.permute(1, 2, 0),
-            gradient.sum((0, 1)) if for_bias else None,
-            None,
+            None if grad_taps is None else grad_taps.permute(2, 1, 0),
+            gradient.sum((0, 1, 3)) if for_bias else None,
         )
 
 
+def _add_windows(out: Tensor, matrix: Tensor, x: Tensor, ahead: bool = False) -> None:
+    """out[i] += matrix (x[i-2], x[i-1], x[i]), or `ahead` matrix (x[i], x[i+1], x[i+2]).
+
+    Both are `f c n` and have nothing before their first frame and after their last one.
+    """
+    f, c, n = x.shape
+    for seen in range(1, min(f, 2) + 1):
+        if ahead:
+            out[-seen].addmm_(matrix[:, : seen * c], x[-seen:].flatten(0, 1))
+        else:
+            out[seen - 1].addmm_(matrix[:, -seen * c :], x[:seen].flatten(0, 1))
+    if f > 2:
+        windows = x.as_strided((f - 2, 3 * c, n), (c * n, n, 1))
+        whole = out[:-2] if ahead else out[2:]
+        whole.baddbmm_(matrix.expand(f - 2, -1, -1), windows)
+
+
+class _RowProducts(torch.autograd.Function):
+    """One product a tap for all videos, added in place: with frames outermost, a shift in time is a
+    slice, so nothing is padded or unfolded, and only the input is kept."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """x: `f m c`."""
+        ctx.save_for_backward(x, weight)
+        taps = _taps(weight)
+        out = bias.expand(*x.shape[:2], -1).contiguous()
+        for past in range(3):
+            now, then = _apart(out, x, past)
+            now.addmm_(then, taps[2 - past])
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        for_x, for_weight, for_bias = ctx.needs_input_grad
+        gradient, taps = gradient.contiguous(), _taps(weight)
+        grad_x = torch.zeros_like(x) if for_x else None
+        grad_taps = torch.empty_like(taps) if for_weight else None
+        for past in range(3):
+            if grad_x is not None:
+                now, then = _apart(gradient, grad_x, past)
+                then.addmm_(now, taps[2 - past].t())
+            if grad_taps is not None:
+                now, then = _apart(gradient, x, past)
+                torch.mm(then.t(), now, out=grad_taps[2 - past])
+        return (
+            grad_x,
+            None if grad_taps is None else grad_taps.permute(2, 1, 0),
+            gradient.sum((0, 1)) if for_bias else None,
+        )
+
+
+def _apart(now: Tensor, then: Tensor, frames: int) -> tuple[Tensor, Tensor]:
+    """Rows of `now` and of what was `frames` before, both `f m c`, as matrices on their memory."""
+    return now[frames:].flatten(0, 1), then[: max(len(then) - frames, 0)].flatten(0, 1)
+
+
 def _taps(weight: Tensor) -> Tensor:
-    """`c_out c 3` -> `3 c_out c`, each tap a matrix."""
-    return weight.permute(2, 0, 1).contiguous()
+    """`c_out c 3` -> `3 c c_out`, each tap a matrix and all three together one."""
+    return weight.permute(2, 1, 0).contiguous()
 
 
 def _causal_conv_class(ops: Any) -> type[nn.Conv1d]:
@@ -88,7 +150,7 @@ def _causal_conv_class(ops: Any) -> type[nn.Conv1d]:
         def __init__(self, channels: int, **factory: Any) -> None:
             super().__init__(channels, channels, 3, **factory)
             # The shape stays, the order in memory does not: so `_taps` need not copy.
-            self.weight.data = _taps(self.weight.data).permute(1, 2, 0)
+            self.weight.data = _taps(self.weight.data).permute(2, 1, 0)
 
         def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
             return causal_conv1d(input, weight, bias)
@@ -105,9 +167,9 @@ def _gate_conv_class(ops: Any) -> type[nn.Conv2d]:
             super().__init__(channels, 1, 3, padding=1, **factory)
 
         def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-            rows = input.permute(0, 2, 3, 1).flatten(1, 2)
             # `fold` adds up what each position gives to its neighbours, so the kernel is turned.
-            maps = F.linear(rows, weight[0].flip(1, 2).flatten(1).t()).transpose(1, 2)
+            turned = weight[0].flip(1, 2).flatten(1).t()
+            maps = torch.bmm(turned.expand(len(input), -1, -1), input.flatten(2))
             gate = F.fold(maps, input.shape[-2:], 3, padding=1)
             return gate + bias.to(gate.dtype)
 
@@ -134,11 +196,11 @@ class MotionConv(nn.Module):
         onto: Tensor | None = None,
     ) -> Tensor:
         """y: `(b f) c h w` -> the same shape: the residual added to `onto`, without to y."""
-        rows = y.contiguous(memory_format=torch.channels_last)
-        gate = torch.sigmoid(self.conv_gate(rows)) * strength
-        temporal = self.conv1d(rows.unflatten(0, (-1, frames))).flatten(0, 1)
+        gate = torch.sigmoid(self.conv_gate(y)) * strength
+        temporal = self.conv1d(y.unflatten(0, (-1, frames)))
         # `onto` comes first: the result lies in memory as it does, as the image model has it.
-        return torch.addcmul(y if onto is None else onto, temporal, gate)
+        onto = (y if onto is None else onto).unflatten(0, (-1, frames))
+        return torch.addcmul(onto, temporal, gate.unflatten(0, (-1, frames))).flatten(0, 1)
 
 
 class TemporalAttention(nn.Module):

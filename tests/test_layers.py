@@ -24,11 +24,20 @@ def randomised(module: torch.nn.Module, seed: int = 3) -> torch.nn.Module:
     return module
 
 
-def test_causal_conv_is_the_formula() -> None:
+@pytest.fixture(params=["maps", "rows"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to compute the temporal convolution, whatever the sizes."""
+    limit = 4 if request.param == "maps" else 0
+    monkeypatch.setattr(layers, "_CHANNELS_A_POSITION", limit)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 5])
+@pytest.mark.usefixtures("way")
+def test_causal_conv_is_the_formula(frames: int) -> None:
     """out[i] = w0 y[i-2] + w1 y[i-1] + w2 y[i] + b, with zeros before frame 1."""
-    y, weight, bias = randn(2, 5, 3, 2, 2), randn(4, 3, 3, seed=1), randn(4, seed=2)
-    expected = torch.zeros(2, 5, 4, 2, 2, dtype=torch.float64)
-    for frame in range(5):
+    y, weight, bias = randn(2, frames, 3, 2, 2), randn(4, 3, 3, seed=1), randn(4, seed=2)
+    expected = torch.zeros(2, frames, 4, 2, 2, dtype=torch.float64)
+    for frame in range(frames):
         expected[:, frame] = bias[:, None, None]
         for tap in range(3):
             past = frame - 2 + tap
@@ -38,29 +47,32 @@ def test_causal_conv_is_the_formula() -> None:
 
 
 @pytest.mark.parametrize("frames", [1, 2, 5])
+@pytest.mark.usefixtures("way")
 def test_causal_conv_has_the_gradients_of_its_numbers(frames: int) -> None:
     y, weight, bias = randn(2, frames, 3, 2, 1), randn(4, 3, 3, seed=1), randn(4, seed=2)
     given = tuple(tensor.requires_grad_() for tensor in (y, weight, bias))
     assert torch.autograd.gradcheck(causal_conv1d, given)
 
 
-def test_taps_are_matrices_in_memory_whatever_is_loaded() -> None:
+def test_taps_are_one_matrix_in_memory_whatever_is_loaded() -> None:
     """So that no step copies them; the shape is that of a convolution all the same."""
     conv = MotionConv(4)
     conv.load_state_dict({name: randn(*p.shape).float() for name, p in conv.named_parameters()})
     weight = copy.deepcopy(conv).conv1d.weight
     assert weight.shape == (4, 4, 3)
-    assert all(weight[..., tap].is_contiguous() for tap in range(3))
+    assert weight.permute(2, 1, 0).is_contiguous()
     conv(randn(2, 4, 3, 3).float(), 2).sum().backward()
     assert conv.conv1d.weight.grad.stride() == weight.stride()
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.usefixtures("way")
 def test_result_lies_in_memory_as_the_image_model_has_it(layout: torch.memory_format) -> None:
     conv, y = randomised(MotionConv(3)), randn(4, 3, 4, 4).contiguous(memory_format=layout)
     assert conv(y, 2).is_contiguous(memory_format=layout)
 
 
+@pytest.mark.usefixtures("way")
 def test_motion_conv_is_the_formula() -> None:
     """out = y + conv1d(y) * sigmoid(conv_gate(y)), scaled by the strength."""
     frames, strength = 4, 0.5

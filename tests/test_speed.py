@@ -53,8 +53,9 @@ def test_a_difference_is_noticed(subject: Subject, monkeypatch: pytest.MonkeyPat
     assert difference(forward_runs(subject, SHAPE)) > 1e-4
 
 
-def test_operations_of_a_motion_convolution_are_the_formula() -> None:
-    channels, frames, videos, positions = 8, 5, 2, 4 * 6
+@pytest.mark.parametrize("channels", [8, 128], ids=["maps", "rows"])
+def test_operations_of_a_motion_convolution_are_the_formula(channels: int) -> None:
+    frames, videos, positions = 5, 2, 4 * 6
     y = torch.randn(videos * frames, channels, 4, 6)
     with torch.no_grad():
         counted = work_of(lambda: MotionConv(channels)(y, frames), "cpu").flop
