@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# CUDA's attention kernels put the batch on a grid axis of at most 65,535.
-_MAX_ATTENTION_BATCH = 32768
+# CUDA's attention kernels put the heads on a grid axis of at most 65,535.
+_MAX_SEQUENCES = 32768
 # Up to here the maps of a frame are a matrix that is wide enough for quick products; beyond, the
 # frames together are quicker, though they have to be copied for it.
 _CHANNELS_A_POSITION = 4
@@ -216,21 +216,22 @@ class TemporalAttention(nn.Module):
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """x: `(b f) n c` -> the same shape."""
-        tokens = x.unflatten(0, (-1, frames)).transpose(1, 2).flatten(0, 1)  # (b n) f c
+        # A head at a position is one sequence. They lie beside each other as the tokens do, so
+        # nothing is moved: `b (n heads) f d` is another view of what the projections give.
         q, k, v = (
-            layer(tokens).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            layer(x).unflatten(0, (-1, frames)).unflatten(-1, (self.heads, -1)).flatten(2, 3)
             for layer in (self.to_q, self.to_k, self.to_v)
         )
-        out = _attend(q, k, v).transpose(1, 2).flatten(2)
-        out = self.to_out[0](out)
-        return out.unflatten(0, (-1, x.shape[1])).transpose(1, 2).flatten(0, 1)
+        out = _attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
+        return self.to_out[0](out.reshape(x.shape))
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    if q.shape[0] <= _MAX_ATTENTION_BATCH:
+    if q.shape[1] <= _MAX_SEQUENCES:
         return F.scaled_dot_product_attention(q, k, v)
-    parts = (t.split(_MAX_ATTENTION_BATCH) for t in (q, k, v))
-    return torch.cat([F.scaled_dot_product_attention(*p) for p in zip(*parts, strict=True)])
+    parts = (t.split(_MAX_SEQUENCES, dim=1) for t in (q, k, v))
+    parted = [F.scaled_dot_product_attention(*part) for part in zip(*parts, strict=True)]
+    return torch.cat(parted, dim=1)
 
 
 def initialise(conv: MotionConv) -> None:

@@ -131,13 +131,13 @@ def test_attention_is_the_formula() -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 4, 5])
-def test_attention_split_over_a_large_batch_is_the_same(
+def test_attention_split_over_many_positions_is_the_same(
     limit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = randomised(TemporalAttention(8, 2))
     x = randn(2 * 3, 6, 8)
     whole = module(x, 3)
-    monkeypatch.setattr(layers, "_MAX_ATTENTION_BATCH", limit)
+    monkeypatch.setattr(layers, "_MAX_SEQUENCES", limit)
     torch.testing.assert_close(module(x, 3), whole)
 
 
