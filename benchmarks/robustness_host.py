@@ -142,7 +142,7 @@ def soak(rounds: int, seed: int) -> Soak:
         mixed.kinds[kind](random)
     for patch in PATCHES.values():
         sample(patch(mixed.plain))
-    host, model = _host_code(), _belongings(mixed.plain)
+    host, model = _host_code(), belongings(mixed.plain)
     objects, memory = [_objects()], [_memory()]
     for _ in range(rounds):
         for kind in random.sample(sorted(mixed.kinds), len(mixed.kinds)):
@@ -150,7 +150,7 @@ def soak(rounds: int, seed: int) -> Soak:
             result.runs[kind] = result.runs.get(kind, 0) + 1
             if hooks := count_hooks(mixed.plain):
                 result.problems.append(f"{hooks} hooks are left after {kind}")
-            if _belongings(mixed.plain) != model:
+            if belongings(mixed.plain) != model:
                 result.problems.append(f"the plain model carries something after {kind}")
         if not torch.equal(ksampler(mixed.plain), before):
             result.problems.append("the plain model gives another picture")
@@ -174,7 +174,7 @@ def growth(values: Sequence[float]) -> float:
     return median((b - a) / (j - i) for (i, a), (j, b) in combinations(settled, 2))
 
 
-def _belongings(patcher: Any) -> dict[str, Any]:
+def belongings(patcher: Any) -> dict[str, Any]:
     """All that a user of the model might have hung on it."""
     own = {
         name: repr(getattr(patcher, name, None))

@@ -372,10 +372,10 @@ class HistogramMatch(io.ComfyNode):
 
         device = management.get_torch_device()
         target = (images if reference is None else reference)[0].to(device)
-        matched = [
-            match_histograms(chunk.to(device), target, strength).cpu()
-            for chunk in images.split(_CHUNK)
-        ]
+        matched = []
+        for chunk in images.split(_CHUNK):
+            management.throw_exception_if_processing_interrupted()
+            matched.append(match_histograms(chunk.to(device), target, strength).cpu())
         return io.NodeOutput(torch.cat(matched))
 
 
