@@ -196,11 +196,22 @@ class MotionConv(nn.Module):
         onto: Tensor | None = None,
     ) -> Tensor:
         """y: `(b f) c h w` -> the same shape: the residual added to `onto`, without to y."""
-        gate = torch.sigmoid(self.conv_gate(y)) * strength
+        gate = (torch.sigmoid(self.conv_gate(y)) * strength).unflatten(0, (-1, frames))
         temporal = self.conv1d(y.unflatten(0, (-1, frames)))
-        # `onto` comes first: the result lies in memory as it does, as the image model has it.
         onto = (y if onto is None else onto).unflatten(0, (-1, frames))
-        return torch.addcmul(onto, temporal, gate.unflatten(0, (-1, frames))).flatten(0, 1)
+        return add_residual(onto, temporal, gate).flatten(0, 1)
+
+
+def add_residual(x: Tensor, residual: Tensor, factor: float | Tensor) -> Tensor:
+    """x + factor * residual, which lies in memory as `x` does.
+
+    Where no gradient is wanted, `residual` may be overwritten: no further memory is asked for.
+    """
+    alike = residual.stride() == x.stride() and residual.dtype == x.dtype
+    room = residual if alike and not torch.is_grad_enabled() else None
+    if isinstance(factor, Tensor):
+        return torch.addcmul(x, residual, factor, out=room)
+    return torch.add(x, residual, alpha=factor, out=room)
 
 
 class TemporalAttention(nn.Module):

@@ -12,7 +12,13 @@ from torch import Tensor, nn
 
 from .architecture import BlockSite, ConvSite, SiteMap
 from .attention import first_frame_kv
-from .layers import MotionConv, TemporalAttention, initialise, initialise_attention
+from .layers import (
+    MotionConv,
+    TemporalAttention,
+    add_residual,
+    initialise,
+    initialise_attention,
+)
 from .layout import FrameLayout
 from .masks import Extent
 
@@ -167,14 +173,14 @@ def _add_block(
 
     def tuned_query(_: nn.Module, args: tuple[Any, ...], q: Tensor) -> Tensor:
         for acting, parts in layers:
-            q = _added(q, parts.attn1.to_q(args[0]), factor(acting, q))
+            q = add_residual(q, parts.attn1.to_q(args[0]), factor(acting, q))
         return q
 
     def temporal_attention(_: nn.Module, args: tuple[Any, ...], x: Tensor) -> Tensor:
         out = x
         for acting, parts in layers:
             residual = parts.attn_temp(parts.norm_temp(x), layout.frames)
-            out = _added(out, residual, factor(acting, x))
+            out = add_residual(out, residual, factor(acting, x))
         return out
 
     stack.callback(host_block.attn1.to_q.register_forward_hook(tuned_query).remove)
@@ -197,12 +203,6 @@ def _token_factor(
 
     stack.callback(transformer.register_forward_pre_hook(see).remove)
     return factor
-
-
-def _added(x: Tensor, residual: Tensor, factor: float | Tensor) -> Tensor:
-    if isinstance(factor, Tensor):
-        return torch.addcmul(x, residual, factor)
-    return torch.add(x, residual, alpha=factor)
 
 
 def _pool_norm(norm: nn.Module, layout: FrameLayout, stack: ExitStack) -> None:
