@@ -6,6 +6,7 @@ NAME_00001/
     loss.png                        raw, smoothed and held-out loss
     sample-step000250.webp          the motion so far, on a first frame that never changes
     tensorboard/                    if TensorBoard is installed
+    .lock                           see `lamp.run_lock`
 """
 
 from __future__ import annotations

@@ -13,6 +13,7 @@ from ..lamp.clips import ClipSet
 from ..lamp.latents import LatentClips
 from ..lamp.outcome import Outcome, describe_training, train_to_file
 from ..lamp.recipe import OPTIMIZERS, PRECISIONS, PRESETS, TrainConfig, preset
+from ..lamp.run_lock import alone_in
 from ..lamp.session import RunFolder, Upkeep, identity
 from ..lamp.training import Training
 from ..lamp.training_state import restore
@@ -20,7 +21,7 @@ from .clips import LampClips
 from .common import LampMotion, advanced, aliases, named_errors, upstream_name, workflow_metadata
 from .progress import NodeProgress
 from .recipe import LampRecipe
-from .training_run import SampleCase, Show, find_place, resume_choices
+from .training_run import SampleCase, Show, claim, find_place, resume_choices
 
 LossMap = io.Custom("LOSS_MAP")
 CHECKPOINTING = ("auto", "on", "off")
@@ -100,22 +101,24 @@ class Trainer(io.ComfyNode):
             told = describe_training(config, clips, motion.sites.family)
             told["base_hash"] = comfy_training.base_hash(host.unet)
             told["base_model"] = upstream_name(cls.hidden.prompt, cls.hidden.unique_id, "model")
-            outcome = Outcome(place.motion, told, workflow_metadata(cls.hidden))
             training = Training(host, motion, latents, config)
+            who = identity(told["base_hash"], clips)
+            if place.state is not None:
+                restore(training, place.state, who)
+            place = claim(place)
+            outcome = Outcome(place.motion, told, workflow_metadata(cls.hidden))
             show = Show(
                 progress,
                 place.folder,
                 _sample_case(latents, given, sample_cfg),
                 lambda frames: comfy_preview.decode_beside(model, vae, frames),
             )
-            who = identity(told["base_hash"], clips)
-            if place.state is not None:
-                restore(training, place.state, who)
             folder = RunFolder(place.folder, who, keep_states)
             upkeep = Upkeep(save_every, keep_states, sample_every)
-            path = train_to_file(
-                training, folder, upkeep, outcome, show.step, show.sample, progress.say
-            )
+            with alone_in(place.folder):
+                path = train_to_file(
+                    training, folder, upkeep, outcome, show.step, show.sample, progress.say
+                )
         return _results(cls, model, outcome.file(training), training, path)
 
 

@@ -12,6 +12,7 @@ import folder_paths
 from torch import Tensor
 
 from ..lamp.errors import LampError
+from ..lamp.run_lock import new_folder
 from ..lamp.run_pictures import sample_clip, save_animation, save_loss_plot
 from ..lamp.session import newest_state, states
 from ..lamp.training import StepReport, Training
@@ -74,14 +75,20 @@ def find_place(name: str, resume: str) -> Place:
 
 
 def _new_place(fresh: Path) -> Place:
-    relative = fresh.relative_to(motion_root())
-    stem, number = relative.as_posix().rsplit("_", 1)
-    # A run that was stopped before it wrote a motion has taken its number, too.
-    taken = int(number)
-    while (runs_root() / f"{stem}_{taken:05}").exists():
-        taken += 1
-    relative = Path(f"{stem}_{taken:05}")
-    return Place(runs_root() / relative, motion_root() / relative)
+    return Place(runs_root() / fresh.relative_to(motion_root()), fresh)
+
+
+def claim(place: Place) -> Place:
+    """Make the folder of a new run, so that no other takes it: with the next free number, for a run
+    that was stopped before it wrote a motion has taken its number, too.
+
+    Raises:
+        LampError: the disk refuses it.
+    """
+    if place.state is not None:
+        return place
+    folder = new_folder(place.folder)
+    return Place(folder, place.motion.with_name(folder.name))
 
 
 def _escaped(name: str) -> str:

@@ -113,6 +113,7 @@ def test_the_motion_file_tells_how_it_was_made(folder: Path) -> None:
 def test_the_runs_folder_holds_states_samples_log_and_loss(folder: Path) -> None:
     output = folder / "output/right_00001"
     assert {path.name for path in output.iterdir()} - {"tensorboard"} == {
+        ".lock",
         "log.jsonl",
         "loss.png",
         "sample-step000003.webp",

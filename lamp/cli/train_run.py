@@ -24,11 +24,12 @@ from ..memory_plan import free_memory, settle_memory
 from ..motion import Motion
 from ..outcome import Outcome, describe_training, train_to_file
 from ..recipe import PRECISIONS
+from ..run_lock import alone_in, new_folder
 from ..run_pictures import sample_clip, save_animation, save_loss_plot
 from ..session import RunFolder, Upkeep, conduct, identity
 from ..training import StepReport, Training
 from ..training_state import restore
-from .place import find_place
+from .place import Place, find_place
 from .stopping import StopRequest
 from .terminal import LogLines, Silence, Terminal, describe_step, open_terminal
 from .train_config import RunSettings
@@ -87,12 +88,14 @@ def _train(
     if not _is_main(peers):
         with stop.listening():
             return conduct(training, Bystander(), Upkeep(0, 1, 0), watch.step)
+    if place.state is None:
+        place = Place(new_folder(place.folder))
     about = describe_training(training.config, clips, training.motion.sites.family)
     outcome = Outcome(place.folder, {**about, "base_hash": base, "base_model": model.name})
     folder = RunFolder(place.folder, who, settings.upkeep.keep)
     samples = Samples(model.vae, device, place.folder, settings.sample_guidance)
     del model  # its text encoder is not needed any more
-    with stop.listening():
+    with stop.listening(), alone_in(place.folder):
         path = train_to_file(training, folder, settings.upkeep, outcome, watch.step, samples)
     terminal.say(f"the motion: {path}")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors import safe_open
+from safetensors.numpy import load_file
 
 from scripts.comfy_server import ComfyServer
 
@@ -205,6 +207,23 @@ def test_cancel_keeps_what_was_learned_and_the_server_goes_on(server: ComfyServe
     assert "after_00001.safetensors" in motions(server)
 
 
+def test_two_trainings_queued_at_once_have_files_of_their_own(server: ComfyServer) -> None:
+    # What is kept differs, or the second one's result would come from the host's cache.
+    graphs = [training("pair", steps=2, keep_states=count) for count in (1, 2)]
+    with ThreadPoolExecutor(2) as threads:
+        for result in threads.map(server.queue, graphs):
+            result.check()
+    made = [name for name in motions(server) if name.startswith("pair")]
+    assert made == ["pair_00001.safetensors", "pair_00002.safetensors"]
+    one, other = (load_file(server.base / "models/lamp_motion" / name) for name in made)
+    assert one.keys() == other.keys()
+    for name, tensor in one.items():
+        np.testing.assert_array_equal(other[name], tensor, name)
+    for number in (1, 2):
+        log = server.base / f"output/lamp_training/pair_0000{number}/log.jsonl"
+        assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2]
+
+
 def test_the_plain_model_is_unchanged_by_training(server: ComfyServer, tmp_path: Path) -> None:
     def plain(graph: Graph) -> Graph:
         return {
@@ -301,7 +320,7 @@ def test_a_model_with_a_motion_is_not_trained_again(server: ComfyServer) -> None
 
 def kept(server: ComfyServer, run: str) -> list[str]:
     folder = server.base / "output/lamp_training" / run
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
 
 
 def test_a_cancelled_run_goes_on_from_its_state_as_if_it_had_never_stopped(
