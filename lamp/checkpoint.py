@@ -24,6 +24,7 @@ from torch import Tensor
 
 from .architecture import SiteMap, describe_family
 from .compress import RANK_KEY, Factors, check_energy, compress, compress_factors, expand
+from .disk import cure
 from .errors import IncompatibleModelError, MotionFileError
 from .motion import GROUPNORM_MODES, Motion
 from .tensor_header import MAX_HEADER, check_file
@@ -146,8 +147,8 @@ def save_motion(
         os.replace(beside, path)
     except Exception as error:
         raise MotionFileError(
-            f"The motion could not be written to {path.name}: {error}. Free some disk space or "
-            "choose another name."
+            f"The motion could not be written to {path.name}: {error}. "
+            f"{cure(error, path.parent)} or choose another name."
         ) from error
     finally:
         with contextlib.suppress(OSError):

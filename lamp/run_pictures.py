@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from .adain import AdaINSchedule
+from .disk import cure
 from .errors import LampError
 from .noise import draw_noise, share_noise
 from .plots import loss_plot
@@ -106,8 +107,8 @@ def _write(path: Path, images: list[Any], **options: Any) -> Path:
         os.replace(beside, path)
     except OSError as error:
         raise LampError(
-            f"The picture {path.name} could not be written: {error}. Free some disk space, or set "
-            "sample_every to 0."
+            f"The picture {path.name} could not be written: {error}. {cure(error, path.parent)}, "
+            "or set sample_every to 0."
         ) from error
     finally:
         with contextlib.suppress(OSError):

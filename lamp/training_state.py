@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .disk import cure
 from .errors import LampError
 from .optimizers import optimizer_state, restore_optimizer
 from .tensor_header import check_file
@@ -97,8 +98,8 @@ def write_state(path: Path, state: TrainingState) -> Path:
         os.replace(beside, path)
     except Exception as error:
         raise StateError(
-            f"The training's state could not be written to {path.name}: {error}. Free some disk "
-            "space; what was kept before is still there."
+            f"The training's state could not be written to {path.name}: {error}. "
+            f"{cure(error, path.parent)}; what was kept before is still there."
         ) from error
     finally:
         with contextlib.suppress(OSError):

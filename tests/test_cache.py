@@ -6,10 +6,7 @@ import logging
 import multiprocessing
 import os
 import random
-import resource
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -18,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lamp.cache import TensorCache, digest, entry_name
+from tests.disks import as_nobody, full_disk
 
 NAME = entry_name("posterior", "a clip")
 
@@ -240,19 +238,6 @@ def test_what_a_dead_writer_left_is_swept_but_not_what_is_being_written(tmp_path
 # --- disks that do not play along -----------------------------------------------------------
 
 
-@contextmanager
-def as_nobody() -> Iterator[None]:
-    """File permissions mean nothing to root."""
-    root = os.geteuid() == 0
-    if root:
-        os.seteuid(65534)
-    try:
-        yield
-    finally:
-        if root:
-            os.seteuid(0)
-
-
 def test_a_read_only_folder_is_read_and_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
     with TemporaryDirectory() as folder:  # pytest's own folders are closed to others
         kept = put(TensorCache(Path(folder)), 0)
@@ -296,13 +281,8 @@ def test_a_full_disk_leaves_no_half_file(
 ) -> None:
     cache = TensorCache(tmp_path)
     kept = put(cache, 0)
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    # The system itself breaks the write off in the middle, as on a full disk.
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limits[1]))
-    try:
+    with full_disk(size // 2):
         found = [cache.get(entry_name("posterior", number), tensors) for number in range(1, 4)]
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert all(same(result.tensors, tensors()) for result in found)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["CACHEDIR.TAG", kept.name]
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
