@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .architecture import BlockSite, ConvSite, SiteMap
+from .architecture import SiteMap
 from .attention import first_frame_kv
 from .layers import (
     MotionConv,
@@ -102,6 +102,11 @@ class Acting:
     extent: Extent | None = None
 
 
+# The layers of one site, each with the motion that they belong to; its factor at given tokens.
+Layers = list[tuple[Acting, nn.Module]]
+Factor = Callable[[Acting, Tensor], float | Tensor]
+
+
 @contextmanager
 def attached(
     unet: nn.Module,
@@ -124,29 +129,28 @@ def attached(
         first_frame: keys and values from frame 1 (paper eq. 5).
     """
     sites = motions[0].motion.sites
-    motions = [acting for acting in motions if acting.strength]
+    # Looked up by name many times: one table is a good deal quicker than as many searches.
+    host = dict(unet.named_modules())
+    active = [(each, dict(each.motion.named_modules())) for each in motions if each.strength]
+
+    def layers(site: str) -> Layers:
+        return [(acting, parts[site]) for acting, parts in active]
+
     with ExitStack() as stack:
         if groupnorm == "pooled":
             for norm in sites.norms:
-                _pool_norm(unet.get_submodule(norm.module), layout, stack)
-        for site in sites.convs:
-            _add_conv(unet, site, motions, layout, stack)
+                _pool_norm(host[norm.module], layout, stack)
+        for conv in sites.convs:
+            _add_conv(host[conv.module], layers(conv.name), layout, stack)
         for block in sites.blocks:
-            _add_block(unet, block, motions, layout, stack)
+            factor = _token_factor(host[block.module.rsplit(".", 2)[0]], layout, stack)
+            _add_block(host[block.module], layers(block.name), factor, layout, stack)
             if first_frame:
-                first_frame_kv(unet.get_submodule(block.module).attn1, layout, stack)
+                first_frame_kv(host[f"{block.module}.attn1"], layout, stack)
         yield
 
 
-def _add_conv(
-    unet: nn.Module,
-    site: ConvSite,
-    motions: Sequence[Acting],
-    layout: FrameLayout,
-    stack: ExitStack,
-) -> None:
-    layers = [(acting, acting.motion.get_submodule(site.name)) for acting in motions]
-
+def _add_conv(conv: nn.Module, layers: Layers, layout: FrameLayout, stack: ExitStack) -> None:
     def motion(_: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor:
         layout.check(y)
         out = y
@@ -157,20 +161,12 @@ def _add_conv(
             out = layer(y, layout.frames, factor, out)
         return out
 
-    stack.callback(unet.get_submodule(site.module).register_forward_hook(motion).remove)
+    stack.callback(conv.register_forward_hook(motion).remove)
 
 
 def _add_block(
-    unet: nn.Module,
-    site: BlockSite,
-    motions: Sequence[Acting],
-    layout: FrameLayout,
-    stack: ExitStack,
+    block: nn.Module, layers: Layers, factor: Factor, layout: FrameLayout, stack: ExitStack
 ) -> None:
-    host_block = unet.get_submodule(site.module)
-    factor = _token_factor(unet.get_submodule(site.module.rsplit(".", 2)[0]), layout, stack)
-    layers = [(acting, acting.motion.get_submodule(site.name)) for acting in motions]
-
     def tuned_query(_: nn.Module, args: tuple[Any, ...], q: Tensor) -> Tensor:
         for acting, parts in layers:
             q = add_residual(q, parts.attn1.to_q(args[0]), factor(acting, q))
@@ -183,13 +179,11 @@ def _add_block(
             out = add_residual(out, residual, factor(acting, x))
         return out
 
-    stack.callback(host_block.attn1.to_q.register_forward_hook(tuned_query).remove)
-    stack.callback(host_block.register_forward_hook(temporal_attention).remove)
+    stack.callback(block.attn1.to_q.register_forward_hook(tuned_query).remove)
+    stack.callback(block.register_forward_hook(temporal_attention).remove)
 
 
-def _token_factor(
-    transformer: nn.Module, layout: FrameLayout, stack: ExitStack
-) -> Callable[[Acting, Tensor], float | Tensor]:
+def _token_factor(transformer: nn.Module, layout: FrameLayout, stack: ExitStack) -> Factor:
     """The factor for tokens of a spatial transformer, whose input tells how they lie."""
     size: list[int] = []
 
