@@ -160,7 +160,7 @@ def conduct(
     Raises:
         LampError: out of memory, with the settings to change; see also `Training.advance`.
     """
-    saved = training.step
+    saved, drawing = training.step, False
     try:
         while training.step < training.config.steps:
             report = training.advance()
@@ -173,12 +173,15 @@ def conduct(
                 folder.save_state(training)
                 saved = report.step
             if due and sample is not None:
+                drawing = True
                 sample(training)
+                drawing = False
             on_step(report)
     except BaseException as stop:
         kept = _rescue(training, folder, saved)
         if is_out_of_memory(stop):
-            raise LampError(_memory_advice(training, kept)) from None
+            advise = _sample_advice if drawing else _memory_advice
+            raise LampError(advise(training, kept)) from None
         raise
     finally:
         folder.close()
@@ -202,6 +205,13 @@ def _rescue(training: Training, folder: RunFolder, saved: int) -> int:
         except StateError as error:
             logger.error("%s", error)
     return saved
+
+
+def _sample_advice(training: Training, kept: int) -> str:
+    return (
+        f"Out of memory while the sample of step {training.step} was drawn. The state of step "
+        f"{kept} is kept: resume from it with sample_every 0, and no samples are drawn."
+    )
 
 
 def _memory_advice(training: Training, kept: int) -> str:

@@ -83,3 +83,10 @@ def file(plain: Any) -> MotionFile:
     from tests.tiny_models import random_motion
 
     return random_motion(plain)
+
+
+@pytest.fixture(scope="module")
+def toy(node_classes: dict[str, Any]) -> Any:
+    """MODEL, CLIP and VAE of the toy base, as its node gives them."""
+    with torch.inference_mode():
+        return node_classes["LAMP_LoadToyBase"].execute().result

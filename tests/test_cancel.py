@@ -9,19 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from lamp.checkpoint import load_motion_file
-from lamp.clips import clips_from_images
 from tests.comfy_runs import SEED, advanced, conditioning, count_hooks, ksampler, moving
 from tests.small_models import hook_count
 from tests.tiny_clip import comfy_text, comfy_vision, teach_colours, tiny_clip
-from tests.tiny_models import tiny_patcher, video_latent
+from tests.tiny_models import video_latent
+from tests.trainer_runs import HIDDEN, TrainerRuns, pictures
 
 pytestmark = pytest.mark.usefixtures("comfy")
 Nodes = dict[str, Any]
@@ -31,7 +29,6 @@ AT_ONCE = {
     "LAMP_MergeMotions", "LAMP_MotionInfo", "LAMP_SaveMotion", "LAMP_SharedNoise", "LAMP_ToyClips",
     "LAMP_ToyObject", "LAMP_ToyScore", "LAMP_TrainingRecipe",
 }  # fmt: skip
-HIDDEN = SimpleNamespace(unique_id=None, prompt=None, extra_pnginfo=None)
 
 
 class Button:
@@ -84,22 +81,12 @@ def button(monkeypatch: pytest.MonkeyPatch) -> Button:
 
 
 @pytest.fixture(scope="module")
-def toy(node_classes: Nodes) -> Any:
-    with torch.inference_mode():
-        return node_classes["LAMP_LoadToyBase"].execute().result
-
-
-@pytest.fixture(scope="module")
 def clip_parts(comfy: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     from transformers import CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(Path(comfy.__path__[0]) / "sd1_tokenizer")
     whole = teach_colours(tiny_clip(), tokenizer)
     return comfy_vision(whole, tmp_path_factory.mktemp("clip")), comfy_text(whole)
-
-
-def pictures(count: int, size: int = 32) -> Tensor:
-    return torch.rand(count, size, size, 3, generator=torch.Generator().manual_seed(count))
 
 
 def whole_clip(frames: int = 4) -> Tensor:
@@ -245,12 +232,6 @@ def test_cancelled_measures_leave_clip_as_it_was(
 
 # --- the trainer ----------------------------------------------------------------------------------
 
-SETTINGS: dict[str, Any] = {
-    "recipe": "fast", "steps": 2, "batch": 1, "accumulate": 1, "seed": 0, "precision": "fp32",
-    "checkpointing": "off", "optimizer": "adamw", "hold_out": 0, "save_every": 1,
-    "keep_states": 2, "sample_every": 2, "sample_cfg": 1.0,
-}  # fmt: skip
-
 
 @pytest.mark.slow
 def test_a_cancelled_training_goes_on_as_if_it_had_never_stopped(
@@ -260,38 +241,13 @@ def test_a_cancelled_training_goes_on_as_if_it_had_never_stopped(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> None:
-    import folder_paths
-
-    from lamp.hosts import comfy_memory
-
-    monkeypatch.setattr(comfy_memory, "plan_memory", lambda *given: given[2])  # it takes a while
-    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path / "output"))
-    monkeypatch.setattr(folder_paths, "user_directory", str(tmp_path / "user"))
-    monkeypatch.setitem(
-        folder_paths.folder_names_and_paths, "lamp_motion", ([str(tmp_path / "motions")], set())
-    )
-    monkeypatch.setattr(node_classes["LAMP_Trainer"], "hidden", HIDDEN)
-    _, clip, vae = toy
-    model = tiny_patcher(64)
-    clips = clips_from_images([pictures(4), pictures(5)], "moves", 3, 32, 32)
-
-    def train(name: str, resume: str = "none") -> Any:
-        return node_classes["LAMP_Trainer"].execute(
-            model, clip, vae, clips, name=name, resume=resume, **SETTINGS
-        ).result  # fmt: skip
-
-    def learned(result: Any) -> dict[str, Tensor]:
-        return load_motion_file(Path(result[3])).state
-
-    train("first")  # what it encodes is kept, and the next runs look less often
-    straight, moments = button.run(lambda: train("straight"), between=2)
+    runs = TrainerRuns(node_classes, toy, tmp_path, monkeypatch)
+    runs.train("first")  # what it encodes is kept, and the next runs look less often
+    straight, moments = button.run(runs.starting("straight"), between=2)
     assert len(moments) >= 5
     for moment in moments:
-        name = f"at{moment}"
-        button.cancel(lambda name=name: train(name), moment)
-        assert count_hooks(model) == 0
-        assert not list(tmp_path.rglob("*.part"))
-        for path in (tmp_path / "motions").glob("*.safetensors"):
-            load_motion_file(path)
-        resumed, _ = button.run(lambda name=name: train(name, "latest"))
-        assert same(learned(resumed), learned(straight)), moment
+        button.cancel(runs.starting(f"at{moment}"), moment)
+        assert count_hooks(runs.model) == 0
+        runs.check_whole()
+        resumed, _ = button.run(runs.starting(f"at{moment}", "latest"))
+        assert same(resumed, straight), moment

@@ -184,7 +184,8 @@ def test_out_of_memory_is_a_sentence_and_loses_nothing(
     monkeypatch.setattr(DiffusersHost, "predict", lambda _, *given: short(*given))
     said: list[str] = []
     every = int(where == "sample")
-    with pytest.raises(LampError, match="Out of memory in step 3. The state of step 2 is kept"):
+    place = "while the sample of step 2 was drawn" if where == "sample" else "in step 3"
+    with pytest.raises(LampError, match=f"Out of memory {place}. The state of step 2 is kept"):
         train(training, tmp_path, every, sample=sample, say=said.append)
     assert said == ["stopped after step 2, saved as m-step000002-stopped.safetensors"]
     check_whole(tmp_path)
