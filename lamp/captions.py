@@ -29,7 +29,7 @@ class Caption(NamedTuple):
 def motion_from_folder(folder: str | Path) -> str:
     """The folder's name as words: ``clips/horse_run`` -> ``horse run``; Windows paths too."""
     name = re.split(r"[\\/]+", str(folder).rstrip("\\/"))[-1]
-    return " ".join(name.replace("_", " ").split())
+    return _words(name.replace("_", " "))
 
 
 def find_caption(clip: Path, prompt: str = "") -> Caption:
@@ -39,7 +39,7 @@ def find_caption(clip: Path, prompt: str = "") -> Caption:
     warning. Raises ClipError if the file is not UTF-8 text (a byte order mark does no harm).
     """
     folder = motion_from_folder(clip.absolute().parent)
-    motion = " ".join(prompt.split()).replace(MOTION, folder)
+    motion = _words(prompt).replace(MOTION, folder)
     fallback = Caption(motion, "prompt") if motion else Caption(folder, "folder")
     file = clip.with_name(f"{clip.name if clip.is_dir() else clip.stem}.txt")
     if not file.is_file():
@@ -57,7 +57,7 @@ def given_caption(text: str, clip: Path | None = None) -> Caption:
     ``{motion}`` becomes the name of the file's folder. For an empty text stands what
     ``find_caption`` finds for the file; without one it stays empty. Both with a warning.
     """
-    text = " ".join(text.split())
+    text = _words(text)
     if not text:
         fallback = find_caption(clip) if clip else Caption("", "given")
         used = f": '{fallback.text}' is used" if clip else ""
@@ -73,6 +73,11 @@ def given_caption(text: str, clip: Path | None = None) -> Caption:
 def names_a_side(caption: str) -> bool:
     """Whether a mirrored picture would contradict the caption (left, right, clockwise)."""
     return bool(_SIDES.search(caption))
+
+
+def _words(text: str) -> str:
+    # Names on a disk may hold bytes that are no text, which no text encoder takes.
+    return " ".join(text.encode(errors="replace").decode().split())
 
 
 def _read(file: Path) -> str:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import io
 import os
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from lamp.cli import DONE, main
 from lamp.clips import list_clips, load_clips
 from lamp.decoding import MAX_PIXELS
 from lamp.errors import ClipError
@@ -121,6 +124,51 @@ def test_a_clip_of_one_frame_is_too_short_but_readable(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "\U0001f40e runs",
+        "骑马",
+        "it's “so”",
+        '"',
+        "-rf",
+        "%s%n",
+        "a\nb",
+        "{0}",
+        "c:stream",
+        "$HOME",
+    ],
+)
+def test_a_clip_of_any_name_is_read_and_told_of(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    path = write_numbered(tmp_path / "plain.mp4", 4).rename(folder / f"{name}.mp4")
+    path.with_suffix(".txt").write_text("told {motion}", encoding="utf-8")
+    clips = load_clips(folder, "", 4, **SIZE)
+    assert clips.captions == [f"told {' '.join(name.split())}"]
+    assert f"{name}.mp4: 64 x 48" in clips.report()
+    assert numbers_of(clips.frames(0, range(4))) == [0, 1, 2, 3]
+
+
+def test_names_that_are_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As archives of old systems leave them: text encoders and some terminals cannot take them."""
+    folder = tmp_path / os.fsdecode(b"horse\xff run")
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("names are always text here")
+    path = write_numbered(tmp_path / "plain.mp4", 4).rename(folder / os.fsdecode(b"clip\xff.mp4"))
+    assert load_clips(folder, "", 4, **SIZE).captions == ["horse? run"]
+    assert load_clips(folder, "a {motion}", 4, **SIZE).captions == ["a horse? run"]
+    assert load_clips(folder, "a \ud800", 4, **SIZE).captions == ["a ?"]
+
+    plain = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr("sys.stdout", plain)
+    assert main(["metrics", str(path)]) == DONE
+    plain.seek(0)
+    assert "clip\\udcff.mp4" in plain.read()
+
+
 def test_a_name_as_long_as_the_disk_takes(tmp_path: Path) -> None:
     path = write_numbered(tmp_path / "a.mp4", 4).rename(tmp_path / f"{'x' * 251}.mp4")
     assert list_clips(tmp_path) == [path]
@@ -165,6 +213,20 @@ def test_links_are_read_as_what_they_lead_to_or_named(tmp_path: Path) -> None:
     for name in ("gone.mp4", "loop.mp4"):
         with pytest.raises(ClipError, match=f"'{name}' cannot be read"):
             load_clips([inside / name], "", 4, **SIZE)
+
+
+def test_only_folders_that_lie_in_the_input_folder_are_offered(
+    pack: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import folder_paths
+    from comfyui_lamp.nodes.clips import clip_folders
+
+    for folder in ("input/horses/rare", "input/.hidden/x", "outside/deeper"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "input/out").symlink_to(tmp_path / "outside")
+    (tmp_path / "input/round").symlink_to(tmp_path / "input")
+    monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(tmp_path / "input"))
+    assert set(clip_folders()) == {"input/horses", "input/horses/rare"}
 
 
 def test_thousands_of_files_are_listed_in_order(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import io
 import sys
 from collections.abc import Sequence
 from typing import NoReturn, Protocol
@@ -55,6 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
+    _print_anything()
     try:
         args = _parser(given).parse_args(given)
         args.run(args)
@@ -66,6 +68,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {_sentence(error)}\n")
         return FAILED
     return DONE
+
+
+def _print_anything() -> None:
+    """Names and prompts in letters that the stream does not have are printed as escapes."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _parser(given: list[str]) -> argparse.ArgumentParser:
