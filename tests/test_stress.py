@@ -10,9 +10,11 @@ from torch import Tensor
 
 from lamp.adain import AdaINMode, AdaINSchedule
 from lamp.checkpoint import MotionFile
+from lamp.errors import LampError
 from lamp.layers import MotionConv, TemporalAttention
-from tests.comfy_runs import lamp_ksampler, moving
-from tests.tiny_models import text, video_latent
+from tests.comfy_runs import count_hooks, lamp_ksampler, moving
+from tests.small_models import hook_count
+from tests.tiny_models import text, tiny_patcher, video_latent
 
 MODES: tuple[AdaINMode, ...] = ("paper", "official", "off", "custom")
 slow = pytest.mark.slow
@@ -74,6 +76,34 @@ def test_layers_in_half_precision_stay_near_those_in_full(dtype: torch.dtype, si
         assert out.dtype == dtype and out.isfinite().all()
         error = (out.double() - exact).abs().max() / exact.abs().max()
         assert error < 40 * torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize(
+    ("motion", "unet", "named"),
+    [
+        ("conv_in.conv1d.weight", "", r"motion 1\.conv_in"),
+        (
+            "mid_block.attentions.0.transformer_blocks.0.attn_temp.to_v.weight",
+            "",
+            "motion 1.mid_block",
+        ),
+        ("", "middle_block.0.in_layers.2.weight", "MODEL.middle_block.0.in_layers.2"),
+    ],
+)
+@torch.inference_mode()
+def test_activations_that_overflow_name_their_layer(
+    comfy: Any, file: MotionFile, motion: str, unet: str, named: str
+) -> None:
+    plain = tiny_patcher()  # whose weights are spoilt here
+    state = {**file.state}
+    if motion:
+        state[motion] = torch.full_like(state[motion], 3e38)
+    else:
+        plain.model.diffusion_model.state_dict()[unet].fill_(3e38)
+    model = moving(plain, MotionFile(state, file.config, name="large.safetensors"))
+    with pytest.raises(LampError, match=f"NaN or infinite in {named}.*computed in torch.float32"):
+        lamp_ksampler(model, video_latent(3), steps=2)
+    assert count_hooks(plain) == 0 == hook_count(model.get_attachment("lamp_motion").motion)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -17,6 +17,7 @@ from torch import Tensor
 from ..architecture import map_unet
 from ..checkpoint import MotionFile
 from ..errors import LampError, MotionFileError
+from ..finite import overflow_seen
 from ..layout import FrameLayout
 from ..masks import Extent, held
 from ..motion import Acting, Motion, attached
@@ -308,9 +309,24 @@ def _diffusion_model(bound: BoundMotion) -> Callable[..., Tensor]:
             groupnorm=bound.groupnorm,
             first_frame=bound.first_frame,
         ):
-            return executor(x, timesteps, context, y, control, options, **kwargs)
+            given = (x, timesteps, context, y, control, options)
+            out = executor(*given, **kwargs)
+            if not out.isfinite().all():
+                networks = {f"motion {n}": e.motion for n, e in enumerate(bound.all, start=1)}
+                with overflow_seen({**networks, "MODEL": executor.class_obj}) as found:
+                    executor(*given, **kwargs)
+                raise LampError(_overflow(found, x.dtype))
+            return out
 
     return diffusion_model
+
+
+def _overflow(found: list[str], dtype: torch.dtype) -> str:
+    place = f"in {found[0]}" if found else "on the way to the MODEL"
+    return (
+        f"The video became NaN or infinite {place}, computed in {dtype}, and would be black: lower "
+        "cfg and the strength of the motion, or start ComfyUI with --force-fp32."
+    )
 
 
 def _check_whole_picture(extents: list[Extent | None], x: Tensor, options: dict[str, Any]) -> None:
