@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from benchmarks import speed, speed_literal, speed_scaling
+from benchmarks import speed, speed_literal, speed_processes, speed_scaling
 from benchmarks.speed_cases import Shape, difference, forward_runs
 from benchmarks.speed_literal import LiteralUNet, literal_weights
 from benchmarks.speed_models import Subject
@@ -101,6 +101,15 @@ def test_a_small_run_prints_its_figures(capsys, what: str) -> None:
     assert found["pass"] and found["difference"] < 1e-4
     assert all(row["gflop"] > 0 and row["peak_mb"] > 0 for row in found["runs"].values())
     assert found["literal / lamp"] > 0
+
+
+@pytest.mark.slow
+def test_several_processes_share_a_step(capsys) -> None:
+    given = ["--processes", "1", "2", "--batch", "2", "--frames", "2", "--steps", "1"]
+    assert speed_processes.main(given) == 0
+    found = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [row["processes"] for row in found["rows"]] == [1, 2]
+    assert all(row["seconds"] > 0 for row in found["rows"])
 
 
 def test_windows_keep_the_memory_of_a_long_video(subject: Subject) -> None:

@@ -1,0 +1,109 @@
+"""How training scales over processes: the same batch, by one process and by several.
+
+    python -m benchmarks.speed_processes
+
+Each process has one thread and its share of the batch, and the gradients' mean goes between them
+over gloo, as under `accelerate launch`. The toy base in diffusers. Times are those of the clock,
+medians over the steps, so the machine should have a free core for each process. Prints a line for
+each number of processes, and last one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from typing import Any
+
+import torch
+
+from lamp.hosts.accelerate import AcceleratePeers, is_launched
+from lamp.motion import Motion
+from lamp.recipe import TrainConfig
+from lamp.training import Training
+
+from .speed_models import build
+from .train_memory import Case, random_clips
+
+_WARM = 2  # steps before the clock counts
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.speed_processes",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--processes", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--batch", type=int, default=2, help="videos of all processes together")
+    parser.add_argument("--frames", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=7)
+    options = parser.parse_args(arguments)
+    if is_launched():
+        print(one_of_several(options))
+        return 0
+    if any(options.batch % count for count in options.processes):
+        parser.error(f"--batch is {options.batch}: choose a multiple of each --processes")
+    rows = [together(count, options) for count in options.processes]
+    for row in rows:
+        print(f"{row['processes']} processes: {row['seconds']:.3f} s a step")
+    print(json.dumps({"benchmark": "speed_processes", **vars(options), "rows": rows}))
+    return 0
+
+
+def together(count: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Start `count` processes and wait for them; the slowest tells the time of a step."""
+    if count == 1:
+        return {"processes": 1, "seconds": seconds_of_a_step(options, options.batch, None)}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    case = [f"--{name}={getattr(options, name)}" for name in ("batch", "frames", "steps")]
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.speed_processes", *case],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+    told = [process.communicate()[0] for process in running]
+    return {"processes": count, "seconds": max(float(text.splitlines()[-1]) for text in told)}
+
+
+def one_of_several(options: argparse.Namespace) -> float:
+    """Seconds of a step in this process, one of those that `together` started."""
+    peers = AcceleratePeers("cpu")
+    seconds = seconds_of_a_step(options, options.batch // peers.count, peers)
+    peers.leave()
+    return seconds
+
+
+def seconds_of_a_step(
+    options: argparse.Namespace, batch: int, peers: AcceleratePeers | None
+) -> float:
+    """By the clock, with `batch` videos in this process."""
+    torch.set_num_threads(1)
+    subject = build("diffusers", "toy", torch.float32, "cpu")
+    motion = Motion(subject.motion.sites)
+    motion.load_state_dict(subject.motion.state_dict())
+    clips = random_clips(Case("toy", options.frames, 16, 16, {"batch": options.batch}))
+    config = TrainConfig(steps=1000, frames=options.frames, batch=batch)
+    training = Training(subject.host, motion, clips, config, peers)
+    taken = []
+    for _ in range(_WARM + options.steps):
+        begun = time.perf_counter()
+        training.advance()
+        taken.append(time.perf_counter() - begun)
+    return statistics.median(taken[_WARM:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
