@@ -22,13 +22,24 @@ from typing import Any
 
 import torch
 
-from lamp.checkpoint import MotionConfig, load_motion_file, save_motion
-from lamp.compress import ENERGY
-from lamp.low_rank import factors, whole_state
+from lamp.checkpoint import load_motion_file
+from lamp.compress import SIZE
+from lamp.history import save_motion_file
+from lamp.outcome import Outcome
 from lamp.toy.base import ToyBase, load_toy_base
 from lamp.toy.cases import evaluation_cases
 
-from .motion import FIRST, RECIPES, SETS, Recipe, fresh_motion, measure, motion_names, render, tune
+from .motion import (
+    FIRST,
+    RECIPES,
+    SETS,
+    Recipe,
+    fresh_motion,
+    measure,
+    motion_names,
+    render,
+    trained,
+)
 
 MOST_SIZE, LEAST_SCORE = 0.1, 0.98
 
@@ -36,9 +47,8 @@ MOST_SIZE, LEAST_SCORE = 0.1, 0.98
 def tuned_file(path: Path, toy: ToyBase, recipe: Recipe, seed: int, kind: str) -> Path:
     """The file of a motion, learned unless an earlier run kept it."""
     if not path.is_file():
-        motion = tune(toy, recipe, seed, kind, quiet=True)
-        config = MotionConfig(motion.sites.family)
-        save_motion(path, whole_state(motion), config, factors=factors(motion))
+        training = trained(toy, recipe, seed, kind, quiet=True)
+        Outcome(path.with_suffix(""), {"family": training.motion.sites.family}).write(training)
     return path
 
 
@@ -62,9 +72,9 @@ def files(
     full = tuned_file(folder / f"{start}.safetensors", toy, recipe, seed, kind)
     yield "full", full
     whole = load_motion_file(full)
-    for energy in args.energies:
-        path = folder / f"{start}-energy{energy:g}.safetensors"
-        yield f"energy {energy:g}", save_motion(path, whole.state, whole.config, energy=energy)
+    for size in args.sizes:
+        path = folder / f"{start}-size{size:g}.safetensors"
+        yield f"size {size:g}", save_motion_file(path, whole, size=size)
     for rank in args.ranks:
         path = folder / f"{start}-rank{rank}.safetensors"
         ranked = replace(recipe, rank=rank)
@@ -97,7 +107,7 @@ def passes(result: dict[str, Any]) -> bool:
     return all(
         row["size"] <= MOST_SIZE and row["kept"] >= LEAST_SCORE
         for name, row in result["forms"].items()
-        if name.startswith("energy")
+        if name.startswith("size")
     )
 
 
@@ -111,7 +121,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="the first one")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--steps", type=int, help="of the tuning, in place of the recipe's")
-    parser.add_argument("--energies", type=float, nargs="*", default=[ENERGY])
+    parser.add_argument("--sizes", type=float, nargs="*", default=[SIZE])
     parser.add_argument("--ranks", type=int, nargs="*", default=[])
     parser.add_argument("--cases", type=int, default=16, help="unseen objects per set")
     parser.add_argument("--keep", type=Path, help="folder of the files; what is there is not tuned")

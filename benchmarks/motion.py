@@ -41,7 +41,7 @@ from lamp.toy.base import PATH, ToyBase, load_toy_base
 from lamp.toy.cases import Case, Clips, evaluation_cases, training_clips
 from lamp.toy.motions import MOTIONS
 from lamp.toy.world import FRAMES
-from lamp.training import StepReport, train
+from lamp.training import Training
 
 SETS = ("combination", "hard")
 FIRST = "moves_right"
@@ -152,15 +152,20 @@ def train_config(recipe: Recipe, seed: int) -> TrainConfig:
 
 def tune(toy: ToyBase, recipe: Recipe, seed: int, kind: str = FIRST, quiet: bool = False) -> Motion:
     """A motion learned from the eight clips of this kind and seed."""
-    clips = latent_clips(toy, training_clips(seed, kind, fade=recipe.fade), recipe.prompts)
-    motion = fresh_motion(toy, seed)
+    return trained(toy, recipe, seed, kind, quiet).motion.requires_grad_(False)
 
-    def tell(report: StepReport) -> None:
+
+def trained(toy: ToyBase, recipe: Recipe, seed: int, kind: str, quiet: bool) -> Training:
+    """See `tune`; the finished run with all that it knows."""
+    clips = latent_clips(toy, training_clips(seed, kind, fade=recipe.fade), recipe.prompts)
+    motion, config = fresh_motion(toy, seed), train_config(recipe, seed)
+    training = Training(DiffusersHost(toy.unet), motion, clips, config)
+    while training.step < config.steps:
+        report = training.advance()
         if not quiet and report.step % 50 == 0:
             print(f"  step {report.step}/{report.steps} loss {report.loss:.4f}", flush=True)
-
-    train(DiffusersHost(toy.unet), motion, clips, train_config(recipe, seed), tell)
-    return motion.requires_grad_(False)
+    training.finish()
+    return training
 
 
 def render(

@@ -82,11 +82,11 @@ class _NotKept(LampError):
     """The cache would compute the entry anew."""
 
 
-def _write_motion(path: Path, energy: float = 1.0) -> None:
+def _write_motion(path: Path, size: float = 1.0) -> None:
     config = MotionConfig(family="sd1", prompt="a horse runs", captions=["one", "two"], steps=7)
     state = Motion(_SITES).initialise(0).state_dict()
     extra = {"prompt": json.dumps({"1": asdict(config)})}
-    save_motion(path, state, config, energy=energy, extra=extra)
+    save_motion(path, state, config, size=size, extra=extra)
 
 
 def _load_motion(path: Path) -> None:
@@ -198,7 +198,7 @@ def _read_toml(path: Path) -> None:
 
 LOADERS = (
     Loader("motion", "m.safetensors", 0.25, _write_motion, damaged_tensors, _load_motion),
-    Loader("compact", "m.safetensors", 0.1, functools.partial(_write_motion, energy=0.9),
+    Loader("compact", "m.safetensors", 0.1, functools.partial(_write_motion, size=0.3),
            damaged_tensors, _load_motion),
     Loader("inspect", "m.safetensors", 0.1, _write_motion, damaged_tensors, _inspect_motion),
     Loader("state", "s.safetensors", 0.03, _write_state, damaged_tensors, read_state),

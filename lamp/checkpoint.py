@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from .architecture import SiteMap, describe_family
-from .compress import RANK_KEY, Factors, check_energy, compress, compress_factors, expand
+from .compress import BYTES_KEY, RANK_KEY, Factors, check_size, compress, compress_factors, expand
 from .disk import cure
 from .errors import IncompatibleModelError, MotionFileError
 from .motion import GROUPNORM_MODES, Motion
@@ -47,7 +47,12 @@ _MAX_EXTRA = MAX_HEADER // 2
 
 @dataclass(frozen=True)
 class MotionConfig:
-    """How a motion was made and has to be run."""
+    """How a motion was made and has to be run.
+
+    ``importance``: by tensor, how much the prediction depends on a number of it: the mean square of
+    its gradient in training (the diagonal of the Fisher information), the largest one 1. Empty
+    where it is not known. A compact file, which is made by it, does without.
+    """
 
     family: str
     frames: int = 16
@@ -62,6 +67,7 @@ class MotionConfig:
     seed: int = 0
     base_model: str = ""
     base_hash: str = ""
+    importance: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.groupnorm not in GROUPNORM_MODES:
@@ -105,7 +111,7 @@ def save_motion(
     config: MotionConfig,
     *,
     dtype: torch.dtype = torch.float16,
-    energy: float = 1.0,
+    size: float = 1.0,
     factors: Mapping[str, Factors] | None = None,
     title: str = "",
     license_name: str = "",
@@ -116,28 +122,33 @@ def save_motion(
 
     Args:
         dtype: fp16 keeps a SD 1.x motion at 508 MB. A tensor that overflows it stays in fp32.
-        energy: below 1, the share of each tensor that the compact form keeps, see `compress`.
+        size: below 1, the share of their fp16 bytes that the compact form takes, see `compress`.
         factors: of tensors that were learned as such; they are stored in their place.
         thumbnail: a `data:image/jpeg;base64,...` picture that model browsers show.
         extra: further header entries.
 
     Raises:
         MotionFileError: a tensor holds NaN or infinite values, or the disk refuses the file.
-        LampError: the energy is out of range.
+        LampError: the size is out of range, or too small for this motion.
     """
     from safetensors.torch import save_file
 
+    check_size(size)
+    compact = size < 1.0 or bool(factors)
     tensors = {name: _stored(name, tensor, dtype) for name, tensor in state.items()}
     metadata = {
         "lamp.format": "1",
-        "lamp.config": _config_text(config),
+        "lamp.config": _config_text(replace(config, importance={}) if compact else config),
         **_modelspec(config, title or path.stem, license_name, thumbnail),
         **_fitting(extra or {}),
     }
-    check_energy(energy)
-    if energy < 1.0 or factors:
-        smaller, forms = compress_factors(factors) if factors else compress(state, energy)
-        tensors |= smaller
+    if compact:
+        if factors:
+            data, forms = compress_factors(factors)
+        else:
+            data, forms = compress(tensors, size, config.importance)
+        rest = tensors.keys() - (factors or tensors).keys()
+        tensors = {BYTES_KEY: data, **{name: tensors[name] for name in rest}}
         metadata |= {"lamp.format": "2", RANK_KEY: forms}
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
@@ -250,6 +261,9 @@ def _typed(raw: dict[str, Any]) -> dict[str, Any]:
     if any(type(caption) is not str for caption in raw.get("captions", [])):
         raise TypeError("captions holds something else than text")
     "".join(raw.get("captions", [])).encode()
+    for name, value in raw.get("importance", {}).items():
+        if type(value) not in (int, float) or not 0 <= value <= 1:
+            raise ValueError(f"importance of {name[:100]} is out of range")
     return raw
 
 

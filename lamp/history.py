@@ -18,7 +18,7 @@ LICENSE_KEY = "modelspec.license"
 
 
 def save_motion_file(
-    path: Path, file: MotionFile, *, dtype: torch.dtype = torch.float16, energy: float = 1.0
+    path: Path, file: MotionFile, *, dtype: torch.dtype = torch.float16, size: float = 1.0
 ) -> Path:
     """`save_motion` with what the motion's own header tells: licence, picture and history."""
     return save_motion(
@@ -26,7 +26,7 @@ def save_motion_file(
         file.state,
         file.config,
         dtype=dtype,
-        energy=energy,
+        size=size,
         license_name=file.metadata.get(LICENSE_KEY, ""),
         thumbnail=file.metadata.get("modelspec.thumbnail", ""),
         extra=history(file.metadata),

@@ -216,6 +216,9 @@ def _config(first: MotionFile, second: MotionFile) -> MotionConfig:
         seed=0,
         base_model=a.base_model if same_base else "",
         base_hash=a.base_hash if same_base else "",
+        importance={n: (a.importance[n] + b.importance[n]) / 2 for n in a.importance}
+        if a.importance.keys() == b.importance.keys()
+        else {},
     )
 
 

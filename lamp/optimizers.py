@@ -185,6 +185,22 @@ def apply_gradients(
     return norm
 
 
+def importance(motion: Motion, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """See `MotionConfig.importance`: AdamW's second moments are running means of what it asks for.
+
+    Of matrices only, which are what a compact file has to choose among. Empty before the first
+    step, and where the moments are not at hand because they are kept in 8 bits.
+    """
+    matrices = {n: p for n, p in motion.trained_parameters().items() if p.ndim > 1}
+    moments = {n: optimizer.state.get(p, {}).get("exp_avg_sq") for n, p in matrices.items()}
+    if any(type(moment) is not Tensor for moment in moments.values()):
+        return {}
+    means = {name: moment.double().mean().item() for name, moment in moments.items()}
+    largest = max(means.values(), default=0.0) or 1.0
+    # Three digits: more would be read by nobody.
+    return {name: float(f"{mean / largest:.3g}") for name, mean in means.items()}
+
+
 class Average:
     """Exponential moving average of the parameters."""
 

@@ -12,6 +12,7 @@ from .checkpoint import MotionConfig, MotionFile, save_motion
 from .clips import ClipSet
 from .errors import LampError, MotionFileError
 from .low_rank import factors, whole_state
+from .optimizers import importance
 from .recipe import TrainConfig
 from .run_pictures import save_loss_plot
 from .session import RunFolder, Upkeep, conduct
@@ -56,7 +57,9 @@ class Outcome:
         """The motion as it is now, in fp32 on the CPU."""
         state = whole_state(training.motion)
         state = {name: value.detach().float().cpu().clone() for name, value in state.items()}
-        about = MotionConfig(**self.about, steps=training.step)
+        factors_learned = bool(training.config.rank)
+        known = {} if factors_learned else importance(training.motion, training.optimizer)
+        about = MotionConfig(**self.about, steps=training.step, importance=known)
         return MotionFile(state, about, name=self.target.name)
 
     def write(self, training: Training, mark: str = "") -> Path:

@@ -11,7 +11,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..lamp.checkpoint import MotionFile, load_motion_file, save_motion
-from ..lamp.compress import ENERGY
+from ..lamp.compress import SIZE
 from ..lamp.describe import describe_motion
 from ..lamp.errors import LampError
 from ..lamp.history import history
@@ -264,18 +264,18 @@ class SaveMotion(io.ComfyNode):
                     options=["off", "on"],
                     default="off",
                     optional=True,
-                    tooltip="on writes about a tenth of the full file, for sharing: it samples as "
-                    "fast, a little is left out. Keep the full one for merging.",
+                    tooltip="on writes less than a tenth of the full file, for sharing: it samples "
+                    "as fast, a little is left out. Keep the full one for merging.",
                 ),
                 io.Float.Input(
-                    "energy",
-                    default=ENERGY,
-                    min=0.1,
-                    max=0.99,
-                    step=0.01,
+                    "size",
+                    default=SIZE,
+                    min=0.02,
+                    max=0.5,
+                    step=0.005,
                     optional=True,
-                    tooltip="How much of each tensor a compact file keeps, as the share of its "
-                    "squared size: more makes a larger file.",
+                    tooltip="The share of the full file that a compact one takes: more bytes keep "
+                    "more of the motion.",
                     **advanced(io.Float.Input),
                 ),
             ],
@@ -298,7 +298,7 @@ class SaveMotion(io.ComfyNode):
         license: str = "",
         thumbnail: Any = None,
         compact: str = "off",
-        energy: float = ENERGY,
+        size: float = SIZE,
     ) -> io.NodeOutput:
         known = motion.metadata
         path = motion_folder(filename_prefix)
@@ -306,7 +306,7 @@ class SaveMotion(io.ComfyNode):
             path.with_name(f"{path.name}.safetensors"),
             motion.state,
             motion.config,
-            energy=energy if compact == "on" else 1.0,
+            size=size if compact == "on" else 1.0,
             license_name=license.strip() or known.get("modelspec.license", ""),
             thumbnail=known.get("modelspec.thumbnail", "")
             if thumbnail is None

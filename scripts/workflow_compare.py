@@ -129,8 +129,7 @@ def _stage(number: int) -> Group:
         "first_frame": _frames(number - 1) if number else Out("image", "IMAGE"),
     }
     key, kept = f"trainer{number}", f"horse_run_{steps}"
-    # Whole files: `energy` counts for compact ones only.
-    save = {"motion": Out(key, "motion"), "filename_prefix": kept, "energy": 0.8}
+    save = {"motion": Out(key, "motion"), "filename_prefix": kept}
     model = Out(key, "model")
     return Group(
         f"{number + 3}. {steps} steps",
