@@ -180,7 +180,8 @@ def _video_stream(container: Any, clip: Readable) -> av.VideoStream:
     if not container.streams.video:
         raise ClipError(f"'{clip.name}' has no picture, only sound. Leave it out.")
     stream = container.streams.video[0]
-    stream.thread_type = "AUTO"
+    # Never frame by frame: on damaged files such threads of FFmpeg may wait for each other forever.
+    stream.thread_type = "SLICE"
     stream.codec_context.options = _LIMITS
     return stream
 

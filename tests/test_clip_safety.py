@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import struct
+import subprocess
+import sys
 import zlib
 from pathlib import Path
 from typing import Any
@@ -193,6 +195,23 @@ def test_bytes_changed_anywhere_give_a_clip_or_a_sentence(tmp_path: Path, seed: 
             assert torch.cat(list(clips.chunks(0))).shape[1:] == (48, 64, 3)
         except ClipError as error:
             assert f"a.{ending}" in str(error)
+
+
+_STALLING = Path(__file__).parent / "data" / "stalling.mkv"
+
+
+@pytest.mark.slow
+def test_a_damaged_clip_does_not_stall_the_decoder() -> None:
+    """Found by changing bytes of a sound clip in HEVC: FFmpeg's threads, when each of them decodes
+    a frame of its own, wait for each other for ever, and with them the process."""
+    script = (
+        "import sys; from pathlib import Path; from lamp.video import probe;"
+        "print(probe(Path(sys.argv[1])).frames)"
+    )
+    run = [sys.executable, "-c", script, str(_STALLING)]
+    root = Path(__file__).parents[1]
+    ended = subprocess.run(run, cwd=root, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 0 and ended.stdout.split() == ["8"], ended
 
 
 # --- folders ------------------------------------------------------------------------------------
