@@ -4,8 +4,9 @@
 
 - files: so many damaged files go to everything that reads files of strangers (the table in
   benchmarks/robustness_loaders.py). Each has to be refused with a sentence of ours or loaded, in
-  5 seconds of computing and three times the file's size of memory, with nothing written,
-  started or unpickled. File number n of a loader depends on --seed alone.
+  5 seconds of computing and three times the file's size of memory (clips, which may be of 8K, in
+  a minute and a gigabyte), with nothing written, started or unpickled. File number n of a loader
+  depends on --seed alone.
 - runs: so many runs in one ComfyUI: plain, with a motion, with a LoRA, a ControlNet, patches such
   as FreeU, cloned, of few and many frames, refused, cancelled, ended by an error. No hook, patch or
   wrapper may be left, the plain model must give the same picture to the bit, objects and memory
@@ -90,7 +91,7 @@ def work(name: str, first: int, count: int, seed: int) -> None:
         place.mkdir()
         os.chdir(folder)
         trial = Trial(next(loader for loader in LOADERS if loader.name == name), place, seed)
-        _limit_memory()
+        _limit_memory(trial.room)
         for number in range(first, count):
             faulthandler.dump_traceback_later(_STUCK, exit=True)
             outcome, damage = trial.run(number)
@@ -100,14 +101,14 @@ def work(name: str, first: int, count: int, seed: int) -> None:
         faulthandler.cancel_dump_traceback_later()
 
 
-def _limit_memory() -> None:
+def _limit_memory(room: int) -> None:
     """Let demands for gigabytes fail, even those that are never touched."""
     try:
         import resource
     except ImportError:  # Windows
         return
     pages = int(Path("/proc/self/statm").read_text().split()[0]) if os.name == "posix" else 0
-    limit = pages * os.sysconf("SC_PAGE_SIZE") + 2**30
+    limit = pages * os.sysconf("SC_PAGE_SIZE") + 2**30 + room
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
@@ -154,7 +155,9 @@ def _told(result: dict[str, Any]) -> dict[str, Any]:
 def main() -> int:
     """Run what is asked for; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--files", type=int, default=10_000, help="damaged files")
+    parser.add_argument(
+        "--files", type=int, default=10_000, help="damaged files; a tenth as many clips more"
+    )
     parser.add_argument("--runs", type=int, default=200, help="mixed runs in ComfyUI")
     parser.add_argument("--kills", type=int, default=50, help="kills")
     parser.add_argument("--seed", type=int, default=0)

@@ -9,16 +9,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
 
+import numpy as np
 import torch
 
-from benchmarks.robustness_mutations import damaged_tensors, damaged_text
+from benchmarks.robustness_mutations import damaged_clip, damaged_tensors, damaged_text
 from benchmarks.robustness_pickles import damaged_pickle
-from benchmarks.robustness_watch import Outcome, watch
+from benchmarks.robustness_watch import LONGEST, SPARE, Outcome, watch
 from lamp.architecture import BlockSite, ConvSite, SiteMap, map_unet
 from lamp.cache import TensorCache, entry_name
 from lamp.captions import find_caption
 from lamp.checkpoint import MotionConfig, MotionFile, load_motion_file, save_motion
 from lamp.cli.train_config import read_settings
+from lamp.clips import load_clips
 from lamp.convert import canonical_state, convert_official
 from lamp.describe import describe_motion
 from lamp.errors import LampError
@@ -67,7 +69,8 @@ resume = "none"
 class Loader:
     """How a kind of file is made, damaged and read.
 
-    `share` of the files goes to it; `sound` makes a good file under the name `file`.
+    `share` of the files goes to it; `sound` makes a good file under the name `file`. Reading one
+    takes at most so many `seconds` and `room` in bytes, besides three times its size.
     """
 
     name: str
@@ -76,6 +79,8 @@ class Loader:
     sound: Callable[[Path], object]
     damage: Callable[[Random, bytes], tuple[bytes, str]]
     load: Callable[[Path], object]
+    seconds: float = LONGEST
+    room: int = SPARE
 
 
 class _NotKept(LampError):
@@ -196,6 +201,33 @@ def _read_toml(path: Path) -> None:
         raise AssertionError(f"the name {settings.name} leads out of the folder")
 
 
+def _write_clip(path: Path, **how: str) -> None:
+    from tests.clip_files import write_video
+
+    write_video(path, np.random.default_rng(0).integers(0, 256, (8, 48, 64, 3), np.uint8), **how)
+
+
+def _read_clip(path: Path) -> None:
+    """As training clips are read: looked through, then frame by frame."""
+    clips = load_clips([path], "", 2, short="loop", width=64, height=48)
+    for chunk in clips.chunks(0):
+        if chunk.shape[1:] != (48, 64, 3):
+            raise AssertionError(f"frames of shape {tuple(chunk.shape)}")
+
+
+# A few bytes may say that they are a picture of 8K, which takes its time and its memory.
+_PICTURES = {"seconds": 60.0, "room": 2**30}
+# On top of the others: a clip is no motion file.
+_CLIPS = tuple(
+    Loader(f"clip {file[5:]}", file, 0.025, functools.partial(_write_clip, **how), damaged_clip,
+           _read_clip, **_PICTURES)
+    for file, how in {
+        "clip.mp4": {}, "clip.gif": {"codec": "gif", "pixels": "rgb8"},
+        "clip.webm": {"codec": "libvpx-vp9"},
+        "clip.mkv": {"codec": "libx265", "pixels": "yuv420p10le"},
+    }.items()
+)  # fmt: skip
+
 LOADERS = (
     Loader("motion", "m.safetensors", 0.25, _write_motion, damaged_tensors, _load_motion),
     Loader("compact", "m.safetensors", 0.1, functools.partial(_write_motion, size=0.3),
@@ -212,6 +244,7 @@ LOADERS = (
     Loader("caption", "clip.txt", 0.05, lambda path: path.write_text("a horse, {motion}\n"),
            damaged_text, _read_caption),
     Loader("toml", "run.toml", 0.05, lambda path: path.write_text(_TOML), damaged_text, _read_toml),
+    *_CLIPS,
 )  # fmt: skip
 
 
@@ -222,7 +255,7 @@ class Trial:
     """
 
     def __init__(self, loader: Loader, folder: Path, seed: int) -> None:
-        self._loader, self._seed = loader, seed
+        self._loader, self._seed, self.room = loader, seed, loader.room
         self._file = folder / loader.file
         loader.sound(self._file)
         self._sound = self._file.read_bytes()
@@ -234,4 +267,5 @@ class Trial:
         random = Random(f"{self._seed} {self._loader.name} {number}")
         data, damage = self._loader.damage(random, self._sound)
         self._file.write_bytes(data)
-        return watch(self._file, self._loader.load), damage
+        loader = self._loader
+        return watch(self._file, loader.load, loader.seconds, loader.room), damage

@@ -1,8 +1,8 @@
 """Damage: a sound file goes in, a bad one comes out, the same for the same random numbers.
 
 `damaged_tensors` takes safetensors files apart into header and body, `damaged_text` texts such as
-captions and TOML; for the archives of `torch.save` see benchmarks/robustness_pickles.py. All return
-the bytes and the name of what was done to them.
+captions and TOML, `damaged_clip` changes bytes of clips; for the archives of `torch.save` see
+benchmarks/robustness_pickles.py. All return the bytes and the name of what was done to them.
 """
 
 from __future__ import annotations
@@ -306,6 +306,17 @@ def damaged_text(random: Random, sound: bytes) -> tuple[bytes, str]:
     """A text with something wrong in it."""
     damage = random.choice((_bytes, cut, _alter, _swap_values, _strange_text))
     return damage(random, sound or b" "), damage.__name__.strip("_")
+
+
+def damaged_clip(random: Random, sound: bytes) -> tuple[bytes, str]:
+    """A video or animated picture with something wrong in it, mostly in its headers."""
+    damage = random.choice((_head, _head, _head, _bytes, cut, lengthen, replace_file))
+    return damage(random, sound), damage.__name__.strip("_")
+
+
+def _head(random: Random, data: bytes) -> bytes:
+    end = random.choice((64, 512, 2048))
+    return _bytes(random, data[:end]) + data[end:]
 
 
 def _bytes(random: Random, data: bytes) -> bytes:

@@ -39,8 +39,11 @@ class Outcome:
     problems: list[str] = field(default_factory=list)
 
 
-def watch(file: Path, load: Callable[[Path], object]) -> Outcome:
-    """Load a file: it is loaded, or refused by a LampError; all else is a problem."""
+def watch(
+    file: Path, load: Callable[[Path], object], seconds: float = LONGEST, room: int = SPARE
+) -> Outcome:
+    """Load a file: it is loaded, or refused by a LampError; all else is a problem, more than so
+    many `seconds` or, besides three times the file's size, `room` in bytes too."""
     outcome = Outcome()
     before = set(os.listdir(file.parent)) | set(os.listdir())
     begun, base = time.process_time(), _begin_peak()
@@ -52,14 +55,14 @@ def watch(file: Path, load: Callable[[Path], object]) -> Outcome:
             outcome.refusal = str(error)
         except Exception as error:
             outcome.problems.append(f"{type(error).__name__}: {str(error)[:200]}")
-    memory, seconds = _end_peak() - base, time.process_time() - begun
+    memory, took = _end_peak() - base, time.process_time() - begun
     outcome.problems += [f"trace: {trace}" for trace in traces]
     if new := (set(os.listdir(file.parent)) | set(os.listdir())) - before:
         outcome.problems.append(f"wrote {sorted(new)}")
-    if seconds > LONGEST:
-        outcome.problems.append(f"took {seconds:.1f} s")
+    if took > seconds:
+        outcome.problems.append(f"took {took:.1f} s")
     size = file.stat().st_size
-    if memory > MEMORY * size + SPARE:
+    if memory > MEMORY * size + room:
         outcome.problems.append(f"took {memory / 2**20:.0f} MiB for {size / 2**20:.2f} MiB")
     if outcome.refusal and not _is_sentence(outcome.refusal):
         outcome.problems.append(f"no sentence: {outcome.refusal[:200]!r}")
