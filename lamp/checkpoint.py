@@ -24,7 +24,7 @@ from torch import Tensor
 
 from .architecture import SiteMap, describe_family
 from .compress import BYTES_KEY, RANK_KEY, Factors, check_size, compress, compress_factors, expand
-from .disk import cure
+from .disk import cure, put_new
 from .errors import IncompatibleModelError, MotionFileError
 from .motion import GROUPNORM_MODES, Motion
 from .tensor_header import MAX_HEADER, check_file
@@ -117,6 +117,7 @@ def save_motion(
     license_name: str = "",
     thumbnail: str = "",
     extra: Mapping[str, str] | None = None,
+    new: bool = False,
 ) -> Path:
     """Write a motion beside `path` and rename it, so that no half-written file is ever there.
 
@@ -126,6 +127,10 @@ def save_motion(
         factors: of tensors that were learned as such; they are stored in their place.
         thumbnail: a `data:image/jpeg;base64,...` picture that model browsers show.
         extra: further header entries.
+        new: never over another file: one that is there by now gets a `NAME-2` beside it.
+
+    Returns:
+        Where it is.
 
     Raises:
         MotionFileError: a tensor holds NaN or infinite values, or the disk refuses the file.
@@ -155,6 +160,8 @@ def save_motion(
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, beside, metadata=metadata)
         beside.chmod(0o644)  # safetensors writes 0600, which other users' servers cannot read
+        if new:
+            return put_new(beside, path)
         os.replace(beside, path)
     except Exception as error:
         raise MotionFileError(

@@ -20,7 +20,8 @@ LICENSE_KEY = "modelspec.license"
 def save_motion_file(
     path: Path, file: MotionFile, *, dtype: torch.dtype = torch.float16, size: float = 1.0
 ) -> Path:
-    """`save_motion` with what the motion's own header tells: licence, picture and history."""
+    """`save_motion` to a new file, with what the motion's own header tells: licence, picture and
+    history."""
     return save_motion(
         path,
         file.state,
@@ -30,6 +31,7 @@ def save_motion_file(
         license_name=file.metadata.get(LICENSE_KEY, ""),
         thumbnail=file.metadata.get("modelspec.thumbnail", ""),
         extra=history(file.metadata),
+        new=True,
     )
 
 

@@ -46,12 +46,14 @@ class Outcome:
     """Where a run's motion goes and what its file tells.
 
     - ``target``: without `.safetensors`; ``about``: see `describe_training`;
-    - ``extra``: further entries of the file's header.
+    - ``extra``: further entries of the file's header;
+    - ``again``: whether the run goes on, and may replace the motion that it left before.
     """
 
     target: Path
     about: Mapping[str, Any]
     extra: Mapping[str, str] = field(default_factory=dict)
+    again: bool = False
 
     def file(self, training: Training) -> MotionFile:
         """The motion as it is now, in fp32 on the CPU."""
@@ -71,7 +73,9 @@ class Outcome:
         file = self.file(training)
         path = self.target.with_name(f"{self.target.name}{mark}.safetensors")
         parts = factors(training.motion)
-        return save_motion(path, file.state, file.config, factors=parts, extra=self.extra)
+        return save_motion(
+            path, file.state, file.config, factors=parts, extra=self.extra, new=not self.again
+        )
 
 
 def train_to_file(

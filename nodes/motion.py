@@ -312,6 +312,7 @@ class SaveMotion(io.ComfyNode):
             if thumbnail is None
             else thumbnail_uri(thumbnail),
             extra={**history(known), **workflow_metadata(cls.hidden)},
+            new=True,
         )
         shown = f"models/{MOTION_FOLDER}/{path.relative_to(motion_root()).as_posix()}"
         _log.info("LAMP: saved %s", shown)

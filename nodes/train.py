@@ -106,7 +106,8 @@ class Trainer(io.ComfyNode):
             if place.state is not None:
                 restore(training, place.state, who)
             place = claim(place)
-            outcome = Outcome(place.motion, told, workflow_metadata(cls.hidden))
+            again = place.state is not None
+            outcome = Outcome(place.motion, told, workflow_metadata(cls.hidden), again)
             show = Show(
                 progress,
                 place.folder,

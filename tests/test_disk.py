@@ -8,6 +8,7 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,8 @@ import pytest
 import torch
 
 from lamp.architecture import ConvSite, SiteMap
-from lamp.checkpoint import MotionConfig, save_motion
+from lamp.checkpoint import MotionConfig, load_motion_file, save_motion
+from lamp.disk import put_new
 from lamp.errors import LampError
 from lamp.motion import Motion
 from lamp.run_lock import alone_in, new_folder
@@ -115,6 +117,40 @@ def test_a_file_that_cannot_be_put_in_place_leaves_the_old_one(
     assert kept(tmp_path) == before
 
 
+def test_of_two_that_find_the_same_free_name_both_stay(tmp_path: Path) -> None:
+    def put(number: int) -> Path:
+        beside = tmp_path / f".{number}.part"
+        beside.write_text(str(number))
+        path = put_new(beside, tmp_path / "m.safetensors")
+        beside.unlink()
+        return path
+
+    with ThreadPoolExecutor(8) as threads:
+        made = list(threads.map(put, range(40)))
+    assert [path.read_text() for path in made] == [str(number) for number in range(40)]
+    names = {"m.safetensors", *(f"m-{number}.safetensors" for number in range(2, 41))}
+    assert {path.name for path in made} == names == set(os.listdir(tmp_path))
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_a_motion_that_somebody_wrote_meanwhile_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    def no_links(*_: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    if not links:  # as on a stick with FAT
+        monkeypatch.setattr(os, "link", no_links)
+    made = []
+    for number, name in enumerate(("m", "m-2", "m-3"), start=1):
+        state = {n: torch.full_like(t, number) for n, t in Motion(SITES).state_dict().items()}
+        made.append(save_motion(tmp_path / "m.safetensors", state, MotionConfig("sd1"), new=True))
+        assert made[-1].name == f"{name}.safetensors" and len(os.listdir(tmp_path)) == number
+    for number, path in enumerate(made, start=1):
+        state = load_motion_file(path).state
+        assert all((tensor == number).all() for tensor in state.values())
+
+
 # --- what goes on without its file ----------------------------------------------------------------
 
 
@@ -176,6 +212,7 @@ _WRITING = {"save_file", "write_text", "write_bytes", "mkdir", "makedirs", "touc
 _TRIED = {
     "lamp/cache.py": "tests/test_cache.py, disks that do not play along",
     "lamp/checkpoint.py": "here",
+    "lamp/disk.py": "here",
     "lamp/run_lock.py": "here and tests/test_run_lock.py",
     "lamp/run_pictures.py": "here",
     "lamp/session.py": "here and tests/test_faults.py",

@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> None:
 
     out = new_file(args.out)
     file = load_motion_file(args.file)
-    save_motion_file(out, file, size=SIZE if args.size is None else args.size)
+    out = save_motion_file(out, file, size=SIZE if args.size is None else args.size)
     before, after = (path.stat().st_size for path in (args.file, out))
     sys.stdout.write(
         f"{out.name}: {after / 1e6:.1f} MB, {after / before:.1%} of {before / 1e6:.1f} MB\n"

@@ -53,5 +53,5 @@ def run(args: argparse.Namespace) -> None:
         args.folder, unet, base_model=name, base_hash=base_hash(unet), prompt=args.prompt
     )
     dtype = torch.float32 if args.precision == "fp32" else torch.float16
-    save_motion_file(out, file, dtype=dtype)
+    out = save_motion_file(out, file, dtype=dtype)
     sys.stdout.write(describe_motion(load_motion_file(out)) + "\n")

@@ -36,5 +36,5 @@ def run(args: argparse.Namespace) -> None:
 
     out = new_file(args.out)
     first, second = load_motion_file(args.first), load_motion_file(args.second)
-    save_motion_file(out, merge_motions(first, second, tuple(args.weights)))
+    out = save_motion_file(out, merge_motions(first, second, tuple(args.weights)))
     sys.stdout.write(describe_motion(load_motion_file(out)) + "\n")

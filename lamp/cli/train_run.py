@@ -88,10 +88,12 @@ def _train(
     if not _is_main(peers):
         with stop.listening():
             return conduct(training, Bystander(), Upkeep(0, 1, 0), watch.step)
-    if place.state is None:
+    again = place.state is not None
+    if not again:
         place = Place(new_folder(place.folder))
     about = describe_training(training.config, clips, training.motion.sites.family)
-    outcome = Outcome(place.folder, {**about, "base_hash": base, "base_model": model.name})
+    about |= {"base_hash": base, "base_model": model.name}
+    outcome = Outcome(place.folder, about, again=again)
     folder = RunFolder(place.folder, who, settings.upkeep.keep)
     samples = Samples(model.vae, device, place.folder, settings.sample_guidance)
     del model  # its text encoder is not needed any more
