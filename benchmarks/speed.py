@@ -13,6 +13,7 @@ cores, since the clock also tells of other programs; on a GPU it is the clock.
   `literal`: benchmarks.speed_literal, the official layout on the same tensors.
 - Of training: `literal` has its latents and text at hand as ours has; `literal + encoders` runs
   the VAE and the text encoder in each step. None of them recomputes activations.
+- Of sampling, with `--few`: `few steps` is ours at guidance 1, as a few-step LoRA makes a video.
 
 Before anything is timed, ours and the literal baseline must give equal numbers (of training: equal
 gradients): exit status 1 if they do not. Prints a table, and last one line of JSON.
@@ -75,6 +76,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--steps", type=int, default=4, help="of sampling")
     parser.add_argument("--cfg", type=float, default=GUIDANCE, help="of sampling")
+    parser.add_argument("--few", type=int, default=0, help="steps of a few-step LoRA, of sampling")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1, help="of the CPU")
     options = parser.parse_args(arguments)
@@ -106,6 +108,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     elif options.what == "sample":
         runs = sample_runs(subject, shape, options.steps, options.cfg)
         apart = difference(runs)
+        if options.few:
+            runs["few steps"] = sample_runs(subject, shape, options.few, 1.0)["lamp"]
     else:
         runs = forward_runs(subject, shape)
         apart = difference(runs)
@@ -167,7 +171,7 @@ def show(found: dict[str, Any]) -> None:
             f"{name:20}{row['seconds']:10.3f}{row['cpu_seconds']:10.3f}{row['peak_mb']:10.1f}"
             f"{row['gflop']:10.1f}{row['share_of_matrix_rate']:9.1%}"
         )
-    for name in ("lamp_tax", "literal / lamp", "literal + encoders / lamp"):
+    for name in ("lamp_tax", "literal / lamp", "literal + encoders / lamp", "few steps / lamp"):
         if name in found:
             print(f"{name}: {found[name]:.3f}")
     if "outside_the_unet" in found:

@@ -3,9 +3,10 @@
     python -m benchmarks.speed_processes
 
 Each process has one thread and its share of the batch, and the gradients' mean goes between them
-over gloo, as under `accelerate launch`. The toy base in diffusers. Times are those of the clock,
-medians over the steps, so the machine should have a free core for each process. Prints a line for
-each number of processes, and last one line of JSON.
+over gloo, as under `accelerate launch`. The toy base in diffusers. Times are medians over the
+steps: by the clock, for which the machine needs a free core for each process, and CPU seconds of
+the process, which tell of its share of the work but not of waiting for the others. Prints a line
+for each number of processes, and last one line of JSON.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import socket
 import statistics
 import subprocess
 import sys
-import time
 from typing import Any
 
 import torch
@@ -28,6 +28,7 @@ from lamp.recipe import TrainConfig
 from lamp.training import Training
 
 from .speed_models import build
+from .speed_timing import timed
 from .train_memory import Case, random_clips
 
 _WARM = 2  # steps before the clock counts
@@ -45,13 +46,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--steps", type=int, default=7)
     options = parser.parse_args(arguments)
     if is_launched():
-        print(one_of_several(options))
+        print(*one_of_several(options))
         return 0
     if any(options.batch % count for count in options.processes):
         parser.error(f"--batch is {options.batch}: choose a multiple of each --processes")
     rows = [together(count, options) for count in options.processes]
     for row in rows:
-        print(f"{row['processes']} processes: {row['seconds']:.3f} s a step")
+        print(
+            f"{row['processes']} processes: {row['seconds']:.3f} s a step by the clock, "
+            f"{row['cpu_seconds']:.3f} CPU s of each process"
+        )
     print(json.dumps({"benchmark": "speed_processes", **vars(options), "rows": rows}))
     return 0
 
@@ -59,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
 def together(count: int, options: argparse.Namespace) -> dict[str, Any]:
     """Start `count` processes and wait for them; the slowest tells the time of a step."""
     if count == 1:
-        return {"processes": 1, "seconds": seconds_of_a_step(options, options.batch, None)}
+        return _row(1, [time_of_a_step(options, options.batch, None)])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -75,21 +79,26 @@ def together(count: int, options: argparse.Namespace) -> dict[str, Any]:
         for rank in range(count)
     ]
     told = [process.communicate()[0] for process in running]
-    return {"processes": count, "seconds": max(float(text.splitlines()[-1]) for text in told)}
+    return _row(count, [tuple(map(float, text.splitlines()[-1].split())) for text in told])
 
 
-def one_of_several(options: argparse.Namespace) -> float:
-    """Seconds of a step in this process, one of those that `together` started."""
+def _row(count: int, taken: list[tuple[float, ...]]) -> dict[str, Any]:
+    seconds, cpu_seconds = (max(column) for column in zip(*taken, strict=True))
+    return {"processes": count, "seconds": seconds, "cpu_seconds": cpu_seconds}
+
+
+def one_of_several(options: argparse.Namespace) -> tuple[float, ...]:
+    """Time of a step in this process, one of those that `together` started."""
     peers = AcceleratePeers("cpu")
-    seconds = seconds_of_a_step(options, options.batch // peers.count, peers)
+    taken = time_of_a_step(options, options.batch // peers.count, peers)
     peers.leave()
-    return seconds
+    return taken
 
 
-def seconds_of_a_step(
+def time_of_a_step(
     options: argparse.Namespace, batch: int, peers: AcceleratePeers | None
-) -> float:
-    """By the clock, with `batch` videos in this process."""
+) -> tuple[float, ...]:
+    """By the clock and of the CPU, with `batch` videos in this process."""
     torch.set_num_threads(1)
     subject = build("diffusers", "toy", torch.float32, "cpu")
     motion = Motion(subject.motion.sites)
@@ -97,12 +106,8 @@ def seconds_of_a_step(
     clips = random_clips(Case("toy", options.frames, 16, 16, {"batch": options.batch}))
     config = TrainConfig(steps=1000, frames=options.frames, batch=batch)
     training = Training(subject.host, motion, clips, config, peers)
-    taken = []
-    for _ in range(_WARM + options.steps):
-        begun = time.perf_counter()
-        training.advance()
-        taken.append(time.perf_counter() - begun)
-    return statistics.median(taken[_WARM:])
+    steps = [timed(training.advance, "cpu") for _ in range(_WARM + options.steps)][_WARM:]
+    return statistics.median(t.wall for t in steps), statistics.median(t.cpu for t in steps)
 
 
 if __name__ == "__main__":
