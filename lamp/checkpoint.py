@@ -13,7 +13,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -118,6 +118,7 @@ def save_motion(
     thumbnail: str = "",
     extra: Mapping[str, str] | None = None,
     new: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
     """Write a motion beside `path` and rename it, so that no half-written file is ever there.
 
@@ -127,6 +128,7 @@ def save_motion(
         factors: of tensors that were learned as such; they are stored in their place.
         thumbnail: a `data:image/jpeg;base64,...` picture that model browsers show.
         extra: further header entries.
+        progress: of the compact form, which takes minutes: see `compress`.
         new: never over another file: one that is there by now gets a `NAME-2` beside it.
 
     Returns:
@@ -151,7 +153,7 @@ def save_motion(
         if factors:
             data, forms = compress_factors(factors)
         else:
-            data, forms = compress(tensors, size, config.importance)
+            data, forms = compress(tensors, size, config.importance, progress)
         rest = tensors.keys() - (factors or tensors).keys()
         tensors = {BYTES_KEY: data, **{name: tensors[name] for name in rest}}
         metadata |= {"lamp.format": "2", RANK_KEY: forms}

@@ -18,7 +18,7 @@ import base64
 import json
 import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +99,10 @@ def check_size(size: float) -> None:
 
 
 def compress(
-    state: Mapping[str, Tensor], size: float, importance: Mapping[str, float] | None = None
+    state: Mapping[str, Tensor],
+    size: float,
+    importance: Mapping[str, float] | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[Tensor, str]:
     """The bytes (uint8) to store in place of all tensors, and the text of `RANK_KEY`.
 
@@ -107,20 +110,22 @@ def compress(
         size: the share of what the tensors take in fp16, which the bytes do not exceed.
         importance: see `MotionConfig`; without it, or where it knows not all tensors, a guess by
             the kind of tensor.
+        progress: is told how much is done, and of how much; what it raises ends the work.
 
     Raises:
         LampError: so few bytes cannot hold even the norms and biases.
     """
     weights = _weights(state, importance or {})
-    curves = {
-        name: _Curve.of(tensor.detach().float().cpu(), weights.get(name, 0.0))
-        for name, tensor in state.items()
-    }
-    forms = _forms(list(curves.values()), size * 2 * sum(t.numel() for t in state.values()))
-    found = {}
+    curves: list[_Curve] = []
+    for name, tensor in state.items():
+        curves.append(_Curve.of(tensor.detach().float().cpu(), weights.get(name, 0.0)))
+        progress(len(curves), 2 * len(state))
+    forms = _forms(curves, size * 2 * sum(tensor.numel() for tensor in state.values()))
+    found: dict[str, tuple[Form, list[Tensor]]] = {}
     for (name, tensor), form in zip(state.items(), forms, strict=True):
         matrix = _matrix(tensor.detach().float().cpu())
         found[name] = (form, [matrix] if form.bits else _factors(matrix, form.ranks))
+        progress(len(curves) + len(found), 2 * len(state))
     return _joined(found)
 
 

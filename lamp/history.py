@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -18,7 +18,12 @@ LICENSE_KEY = "modelspec.license"
 
 
 def save_motion_file(
-    path: Path, file: MotionFile, *, dtype: torch.dtype = torch.float16, size: float = 1.0
+    path: Path,
+    file: MotionFile,
+    *,
+    dtype: torch.dtype = torch.float16,
+    size: float = 1.0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
     """`save_motion` to a new file, with what the motion's own header tells: licence, picture and
     history."""
@@ -31,6 +36,7 @@ def save_motion_file(
         license_name=file.metadata.get(LICENSE_KEY, ""),
         thumbnail=file.metadata.get("modelspec.thumbnail", ""),
         extra=history(file.metadata),
+        progress=progress,
         new=True,
     )
 

@@ -29,7 +29,7 @@ from .common import (
     named_errors,
     workflow_metadata,
 )
-from .progress import show_text
+from .progress import NodeProgress, show_text
 
 _log = logging.getLogger(__name__)
 
@@ -313,6 +313,7 @@ class SaveMotion(io.ComfyNode):
             else thumbnail_uri(thumbnail),
             extra={**history(known), **workflow_metadata(cls.hidden)},
             new=True,
+            progress=NodeProgress(getattr(cls.hidden, "unique_id", None)).update,
         )
         shown = f"models/{MOTION_FOLDER}/{path.relative_to(motion_root()).as_posix()}"
         _log.info("LAMP: saved %s", shown)

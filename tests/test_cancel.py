@@ -26,7 +26,7 @@ Nodes = dict[str, Any]
 # Nothing in these goes on for long: the host cancels before and after them.
 AT_ONCE = {
     "LAMP_AdaINSchedule", "LAMP_ConvertOfficial", "LAMP_LoadMotion", "LAMP_LoadToyBase",
-    "LAMP_MergeMotions", "LAMP_MotionInfo", "LAMP_SaveMotion", "LAMP_SharedNoise", "LAMP_ToyClips",
+    "LAMP_MergeMotions", "LAMP_MotionInfo", "LAMP_SharedNoise", "LAMP_ToyClips",
     "LAMP_ToyObject", "LAMP_ToyScore", "LAMP_TrainingRecipe",
 }  # fmt: skip
 
@@ -176,7 +176,8 @@ def same(one: Any, other: Any) -> bool:
 
 def test_every_node_is_cancelled_here(node_classes: Nodes) -> None:
     here = {node for _, nodes in WORKS.values() for node in nodes}
-    assert here | {"LAMP_Trainer", "LAMP_VideoMetrics"} | AT_ONCE == set(node_classes)
+    below = {"LAMP_Trainer", "LAMP_VideoMetrics", "LAMP_SaveMotion"}
+    assert here | below | AT_ONCE == set(node_classes)
 
 
 @pytest.mark.slow
@@ -228,6 +229,20 @@ def test_cancelled_measures_leave_clip_as_it_was(
         again = text.encode_from_tokens(text.tokenize("a horse"), return_pooled=True)
         assert same(again, said)
     assert same(button.run(measure)[0], first)
+
+
+def test_a_cancelled_save_writes_nothing(node_classes: Nodes, file: Any, button: Button) -> None:
+    import folder_paths
+
+    folder = Path(folder_paths.get_folder_paths("lamp_motion")[0])
+    before = set(folder.rglob("*"))
+
+    def save() -> Any:
+        return node_classes["LAMP_SaveMotion"].execute(file, "cancelled", compact="on")
+
+    for moment in (1, 2, len(file.state), 2 * len(file.state)):
+        button.cancel(save, moment)
+        assert set(folder.rglob("*")) == before
 
 
 # --- the trainer ----------------------------------------------------------------------------------

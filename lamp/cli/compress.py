@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 NAME = "compress"
@@ -32,10 +33,14 @@ def run(args: argparse.Namespace) -> None:
     from ..compress import SIZE
     from ..history import save_motion_file
     from .output import new_file
+    from .terminal import Silence, open_terminal
 
     out = new_file(args.out)
     file = load_motion_file(args.file)
-    out = save_motion_file(out, file, size=SIZE if args.size is None else args.size)
+    size = SIZE if args.size is None else args.size
+    with open_terminal(sys.stderr) if sys.stderr.isatty() else Silence() as terminal:
+        told = partial(terminal.progress, "compressing")
+        out = save_motion_file(out, file, size=size, progress=told)
     before, after = (path.stat().st_size for path in (args.file, out))
     sys.stdout.write(
         f"{out.name}: {after / 1e6:.1f} MB, {after / before:.1%} of {before / 1e6:.1f} MB\n"
