@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from typing import Any
 
 import pytest
@@ -64,7 +65,10 @@ def keep_a_model(mixed: Any) -> None:
 
 
 def keep_bytes(mixed: Any) -> None:
-    kept.append(torch.ones(2**20))
+    # Straight from the system: what earlier tests gave back could serve a tensor.
+    fresh = mmap.mmap(-1, 4 * 2**20)
+    fresh.write(bytes([1]) * len(fresh))
+    kept.append(fresh)
 
 
 def soak_of(monkeypatch: pytest.MonkeyPatch, kind: Any, rounds: int) -> Any:
