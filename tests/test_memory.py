@@ -28,6 +28,8 @@ from lamp.motion import Motion
 from lamp.recipe import TrainConfig
 from tests.small_models import build, hook_count, random_state
 
+pytestmark = pytest.mark.slow  # many of them
+
 BF16 = torch.bfloat16
 
 
@@ -73,7 +75,6 @@ def estimates() -> Iterator[Estimates]:
     yield Estimates()
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES, ids=Case.describe)
 def test_estimate_is_what_the_allocator_says(case: Case, estimates: Estimates) -> None:
     measured = measure(case, "cpu")
@@ -130,7 +131,6 @@ def test_kept_gradients_stay_for_the_whole_forward_pass(
     assert 0 < several.total - single.total <= 1.1 * trained
 
 
-@pytest.mark.slow
 def test_estimate_grows_with_frames_batch_and_size(estimator: Estimator, plan: MemoryPlan) -> None:
     plan = replace(plan, frames=4, height=8, width=8)
     smallest = estimator(plan)

@@ -34,6 +34,8 @@ from tests.tiny_models import (
     video_latent,
 )
 
+pytestmark = pytest.mark.slow  # many of them
+
 SCALE = 0.18215
 
 

@@ -39,6 +39,8 @@ from tests.other_unets import (
 )
 from tests.small_models import random_motion
 
+pytestmark = pytest.mark.slow  # many of them
+
 SD_SCALE, XL_SCALE = 0.18215, 0.13025
 
 
@@ -200,7 +202,6 @@ def trained(host: Host, kind: str) -> tuple[Motion, list[float]]:
     return motion, train(host, motion, latent_clips(kind), config)
 
 
-@pytest.mark.slow
 def test_both_hosts_train_alike_and_sample_alike(kind: str, comfy_host: Host) -> None:
     ours = diffusers_of(kind)
     motion, losses = trained(ours, kind)
@@ -265,7 +266,6 @@ def test_the_clips_latents_have_the_models_scale() -> None:
     torch.testing.assert_close(seen, drawn_here * XL_SCALE)
 
 
-@pytest.mark.slow
 def test_comfyuis_own_sampling_equals_the_reference(kind: str) -> None:
     """The whole of ComfyUI's loop with its own conditioning against ours on diffusers."""
     from lamp.hosts.comfy import BoundMotion, bind, load_motion
@@ -311,7 +311,6 @@ def test_a_prompt_of_sdxl_changes_what_is_sampled_by_its_pooled_embedding() -> N
         assert worst(host.predict(x, step, other), out) > 1e-3
 
 
-@pytest.mark.slow
 def test_the_memory_of_a_run_is_told_beforehand(comfy: ModuleType) -> None:
     from lamp.memory_plan import settle_memory
 
