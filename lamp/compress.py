@@ -121,6 +121,7 @@ def compress(
         curves.append(_Curve.of(tensor.detach().float().cpu(), weights.get(name, 0.0)))
         progress(len(curves), 2 * len(state))
     forms = _forms(curves, size * 2 * sum(tensor.numel() for tensor in state.values()))
+    # Taken apart a second time: to keep all components would take more memory than the motion.
     found: dict[str, tuple[Form, list[Tensor]]] = {}
     for (name, tensor), form in zip(state.items(), forms, strict=True):
         matrix = _matrix(tensor.detach().float().cpu())

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import json
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +27,7 @@ from lamp.recipe import TrainConfig
 from lamp.training import Training
 from lamp.training_state import StateError, read_state, restore, take_state, write_state
 
+from .compact_motions import forms_of
 from .small_training import FRAMES, small_clips, small_host
 from .toy_runs import write_config
 
@@ -137,7 +135,7 @@ def test_what_loads_is_the_product_in_eight_bits(
 ) -> None:
     path = Outcome(tmp_path / "motion", ABOUT).write(trained)
     with safe_open(path, framework="pt") as file:
-        forms = json.loads(zlib.decompress(base64.b64decode(file.metadata()[RANK_KEY])))
+        forms = forms_of(file.metadata()[RANK_KEY])
     assert all(form[0] == [RANK, 0, 0, 0] for form in forms.values())  # 8 bits, all of them
     found, wanted = load_motion_file(path), whole_state(trained.motion)
     found.check_against(map_unet(host.unet))
@@ -223,7 +221,7 @@ def test_at_the_size_of_sd1_rank_64_takes_a_twentieth(full_size: Motion) -> None
 
 def test_the_bytes_of_a_form_are_those_that_are_written(trained: Training) -> None:
     data, header = compress_factors(factors(trained.motion))
-    forms = json.loads(zlib.decompress(base64.b64decode(header)))
+    forms = forms_of(header)
     found = [Form(tuple(ranks), tuple(shape)) for ranks, *shape in forms.values()]
     assert data.dtype == torch.uint8 and len(data) == sum(form.bytes for form in found)
     rows = [RANK * (form.shape[0] + 2 + np.prod(form.shape[1:]) + 2) for form in found]
@@ -247,7 +245,7 @@ def test_the_command_line_trains_and_keeps_factors(tmp_path: Path) -> None:
     assert main(["train", str(config), *(part for c in changes for part in ("--set", c))]) == DONE
     path = tmp_path / "output/right_00001.safetensors"
     with safe_open(path, framework="pt") as file:
-        forms = json.loads(zlib.decompress(base64.b64decode(file.metadata()[RANK_KEY])))
+        forms = forms_of(file.metadata()[RANK_KEY])
     assert all(form[0] == [4, 0, 0, 0] for form in forms.values())
     found = load_motion_file(path)
     assert path.stat().st_size < sum(t.nbytes for t in found.state.values()) / 5
