@@ -12,6 +12,7 @@ NAME_00001/
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import logging
@@ -26,6 +27,7 @@ import torch
 
 from .clips import ClipSet
 from .errors import LampError
+from .names import number_of
 from .training import StepReport, Training
 from .training_state import StateError, TrainingState, read_state, take_state, write_state
 
@@ -127,6 +129,12 @@ def states(folder: Path) -> list[Path]:
     """The states in a run's folder, oldest first."""
     found = [(match, path) for path in folder.glob("state-step*") if (match := _name(path))]
     return [path for _, path in sorted(found)]
+
+
+def newest_run(target: Path) -> tuple[Path, TrainingState] | None:
+    """`newest_state` of the runs FOLDER/NAME_00001, NAME_00002, ... of a target FOLDER/NAME."""
+    runs = target.parent.glob(f"{glob.escape(target.name)}_[0-9]*/")
+    return newest_state(sorted(run for run in runs if number_of(run.name, target.name)))
 
 
 def newest_state(folders: list[Path]) -> tuple[Path, TrainingState] | None:

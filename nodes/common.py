@@ -7,7 +7,6 @@ import inspect
 import json
 import logging
 import os
-import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -16,7 +15,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..lamp.errors import LampError
-from ..lamp.names import is_plain_name
+from ..lamp.names import is_plain_name, number_of
 
 _log = logging.getLogger(__name__)
 _P = ParamSpec("_P")
@@ -111,14 +110,13 @@ def motion_folder(name: str) -> Path:
         )
     try:
         folder, stem, *_ = folder_paths.get_save_image_path(name, str(root))
-        taken = [re.match(re.escape(stem) + r"_(\d+)", file) for file in os.listdir(folder)]
+        taken = [number_of(file, stem) for file in os.listdir(folder)]
     except Exception as error:
         raise LampError(
             f"No file '{name[:100]}' can be made in models/{MOTION_FOLDER} ({error}): choose "
             "another name, or see that the folder can be written to."
         ) from error
-    number = max((int(match[1]) for match in taken if match), default=0) + 1
-    return Path(folder, f"{stem}_{number:05}")
+    return Path(folder, f"{stem}_{max(taken, default=0) + 1:05}")
 
 
 # --- the graph ------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..lamp.errors import LampError
 from ..lamp.run_lock import new_folder
 from ..lamp.run_pictures import sample_clip, save_animation, save_loss_plot
-from ..lamp.session import newest_state, states
+from ..lamp.session import newest_run, states
 from ..lamp.training import StepReport, Training
 from ..lamp.training_state import read_state
 from .common import motion_folder, motion_root
@@ -57,7 +57,7 @@ def find_place(name: str, resume: str) -> Place:
         return _new_place(fresh)
     if resume == LATEST:
         stem = fresh.relative_to(motion_root()).as_posix().rsplit("_", 1)[0]
-        found = newest_state(sorted(runs_root().glob(f"{_escaped(stem)}_[0-9]*/")))
+        found = newest_run(runs_root() / stem)
         if found is None:
             logger.info("no earlier training of %s: it starts anew", name)
             return _new_place(fresh)
@@ -89,10 +89,6 @@ def claim(place: Place) -> Place:
         return place
     folder = new_folder(place.folder)
     return Place(folder, place.motion.with_name(folder.name))
-
-
-def _escaped(name: str) -> str:
-    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,50 @@
+"""LAMP Trainer's node: where a run writes, and which run it goes on with."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+
+@pytest.fixture
+def place(node_classes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module that finds a run's place, in a folder of its own."""
+    import folder_paths
+
+    motions = ([str(tmp_path / "motions")], {".safetensors"})
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "lamp_motion", motions)
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
+    (tmp_path / "motions").mkdir()
+    package = node_classes["LAMP_Trainer"].__module__.rpartition(".")[0]
+    return importlib.import_module(f"{package}.training_run")
+
+
+def keep_state(place: Any, run: str) -> Path:
+    folder = Path(place.runs_root(), run)
+    folder.mkdir(parents=True)
+    header = {"lamp.state": json.dumps({"format": 1, "step": 1})}
+    save_file({"random": torch.zeros(1)}, folder / "state-step000001.safetensors", metadata=header)
+    return folder
+
+
+def test_latest_is_of_that_name_alone(place: Any) -> None:
+    horse = keep_state(place, "horse_00001")
+    other = keep_state(place, "horse_2_00001")  # newer
+    assert place.find_place("horse", "latest").folder == horse
+    assert place.find_place("horse_2", "latest").folder == other
+    assert place.find_place("hors", "latest").folder == horse.with_name("hors_00001")
+
+
+def test_a_number_is_that_of_the_name_alone(place: Any) -> None:
+    motions = place.motion_root()
+    for name in ("run_00003", "run_2_00007", "run_20251122x"):
+        Path(motions, f"{name}.safetensors").touch()
+    assert place.find_place("run", "none").motion == motions / "run_00004"
+    Path(motions, "run_00004-step000009-stopped.safetensors").touch()
+    assert place.find_place("run", "none").motion == motions / "run_00005"
