@@ -195,7 +195,7 @@ def importance(motion: Motion, optimizer: torch.optim.Optimizer) -> dict[str, fl
     moments = {n: optimizer.state.get(p, {}).get("exp_avg_sq") for n, p in matrices.items()}
     if any(type(moment) is not Tensor for moment in moments.values()):
         return {}
-    means = {name: moment.double().mean().item() for name, moment in moments.items()}
+    means = {name: moment.mean().item() for name, moment in moments.items()}
     largest = max(means.values(), default=0.0) or 1.0
     # Three digits: more would be read by nobody.
     return {name: float(f"{mean / largest:.3g}") for name, mean in means.items()}

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lamp.checkpoint import MotionFile, load_motion_file, save_motion
 from lamp.compress import BYTES_KEY, SIZE, Form, compress, expand
@@ -199,6 +200,18 @@ def test_the_importance_is_the_mean_square_of_the_gradients() -> None:
     found = importance(motion, optimizer)
     assert max(found.values()) == 1.0
     assert found == pytest.approx({name: mean / most for name, mean in wanted.items()}, rel=6e-3)
+    with _NoFloat64():
+        assert importance(motion, optimizer) == found
+
+
+class _NoFloat64(TorchDispatchMode):
+    """A device like Apple's GPUs."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if isinstance(out, torch.Tensor) and out.dtype == torch.float64:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        return out
 
 
 def test_a_file_keeps_the_importance_while_it_is_whole(

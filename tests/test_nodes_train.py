@@ -1,4 +1,4 @@
-"""LAMP Trainer's node: where a run writes, and which run it goes on with."""
+"""LAMP Trainer in ComfyUI: where a run writes, which run it goes on with, on which devices."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import save_file
+
+from tests.tiny_models import tiny_patcher
 
 
 @pytest.fixture
@@ -50,3 +52,31 @@ def test_a_number_is_that_of_the_name_alone(place: Any) -> None:
     assert place.find_place("run", "none").motion == motions / "run_00004"
     Path(motions, "run_00004-step000009-stopped.safetensors").touch()
     assert place.find_place("run", "none").motion == motions / "run_00005"
+
+
+class _OnApple:
+    """Noise levels on a device that has no float64."""
+
+    def __init__(self, sigmas: torch.Tensor) -> None:
+        self._sigmas = sigmas
+
+    def __len__(self) -> int:
+        return len(self._sigmas)
+
+    def cpu(self) -> torch.Tensor:
+        return self._sigmas
+
+    def double(self) -> torch.Tensor:
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+
+def test_the_host_asks_no_device_for_float64(comfy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lamp.hosts.comfy_training import ComfyHost
+    from lamp.schedule import scaled_linear_alphas
+
+    model = tiny_patcher()
+    sampling = model.get_model_object("model_sampling")
+    # A buffer, which only another attribute of the object can stand in for.
+    monkeypatch.setitem(sampling.__dict__, "sigmas", _OnApple(sampling.sigmas))
+    host = ComfyHost(model)
+    torch.testing.assert_close(host.alphas_cumprod, scaled_linear_alphas())

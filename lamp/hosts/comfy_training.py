@@ -40,7 +40,8 @@ class ComfyHost:
         self.velocity = predicts_velocity(patcher)
         self.dtype = patcher.model.manual_cast_dtype or patcher.model.get_dtype()
         self.device = patcher.load_device
-        sigmas = patcher.get_model_object("model_sampling").sigmas
+        # On the CPU, as in diffusers: Apple's GPUs have no float64.
+        sigmas = patcher.get_model_object("model_sampling").sigmas.cpu()
         self.alphas_cumprod = (1 / (1 + sigmas.double() ** 2)).float()
         self._text_width = text_width(self.unet) if pooled_width(self.unet) else None
 
