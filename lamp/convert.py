@@ -34,13 +34,20 @@ _MAX_BYTES = 16 * 2**30
 
 
 def convert_official(
-    folder: Path, unet: nn.Module, *, base_model: str = "", base_hash: str = "", prompt: str = ""
+    folder: Path,
+    unet: nn.Module,
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+    base_model: str = "",
+    base_hash: str = "",
+    prompt: str = "",
 ) -> MotionFile:
     """The motion inside an official checkpoint, in fp32.
 
     Args:
         folder: what the official training wrote, with `unet/` in it, or that folder itself.
         unet: the image model that it was trained on, a host's own UNet.
+        weights: the UNet's own, by its names, where patches may stand in it now.
         base_model, base_hash: how the motion's file names it.
         prompt: the words of the motion; the folder does not tell them.
 
@@ -52,7 +59,7 @@ def convert_official(
     place = find_weights(folder)
     official = _read(place)
     where = f"{folder.name}/{place.name}"
-    base = canonical_state(unet)
+    base = canonical_state(unet, weights)
     learned = Motion(sites, device="meta").state_dict()
     convs = {site.name for site in sites.convs}
     inflated = {name: _official_name(name, convs) for name in base}
@@ -99,11 +106,13 @@ def find_weights(folder: Path) -> Path:
     )
 
 
-def canonical_state(unet: nn.Module) -> dict[str, Tensor]:
-    """A host's UNet by canonical names."""
+def canonical_state(
+    unet: nn.Module, weights: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """A host's UNet by canonical names; `weights` as in `convert_official`."""
     names = canonical_names(unet)
     state = {}
-    for key, tensor in unet.state_dict().items():
+    for key, tensor in (unet.state_dict() if weights is None else weights).items():
         module, _, parameter = key.rpartition(".")
         state[f"{names[module]}.{parameter}"] = tensor
     return state

@@ -15,7 +15,7 @@ from ..lamp.compress import SIZE
 from ..lamp.describe import describe_motion
 from ..lamp.errors import LampError
 from ..lamp.history import history
-from ..lamp.hosts.comfy import BoundMotion, bind, load_motion, unet_of
+from ..lamp.hosts.comfy import BoundMotion, bind, load_motion, own_weights, unet_of
 from ..lamp.hosts.comfy_training import base_hash
 from ..lamp.images import thumbnail_uri
 from ..lamp.masks import Extent, parse_strengths
@@ -205,8 +205,7 @@ class LoadMotion(io.ComfyNode):
 def _warn_of_another_base(model: Any, file: MotionFile) -> None:
     """A motion carries over to other checkpoints of its family, mostly; say so when it has to."""
     trained = file.config.base_hash
-    # While a LoRA of another run stands in the weights, they tell nothing about the checkpoint.
-    if trained and not getattr(model, "backup", None) and base_hash(unet_of(model)) != trained:
+    if trained and base_hash(unet_of(model), own_weights(model, "diffusion_model")) != trained:
         _log.warning(
             "Load LAMP Motion: %s was trained on the checkpoint '%s'; the connected one is "
             "another. If the video looks poor, try that one.",

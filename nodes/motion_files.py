@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from ..lamp.checkpoint import MotionFile
 from ..lamp.convert import convert_official
 from ..lamp.errors import LampError
-from ..lamp.hosts.comfy import unet_of
+from ..lamp.hosts.comfy import own_weights, unet_of
 from ..lamp.hosts.comfy_training import base_hash
 from ..lamp.merge import merge_motions
 from .common import LampMotion, aliases, named_errors, upstream_name
@@ -127,14 +127,15 @@ class ConvertOfficial(io.ComfyNode):
                 f"There is no folder '{folder[:100]}' with unet in it in models/diffusers: put the "
                 "official one there and press R to refresh the list."
             )
-        unet = unet_of(model)
+        unet, weights = unet_of(model), own_weights(model, "diffusion_model")
         file = convert_official(
             place,
             unet,
+            weights=weights,
             base_model=upstream_name(cls.hidden.prompt, cls.hidden.unique_id, "model")
             if cls.hidden
             else "",
-            base_hash=base_hash(unet),
+            base_hash=base_hash(unet, weights),
             prompt=prompt.strip(),
         )
         return io.NodeOutput(file)

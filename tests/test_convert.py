@@ -330,3 +330,41 @@ def test_the_node_converts_a_folder_of_models_diffusers(
     assert file.config.base_hash == base_hash(patcher.model.diffusion_model)
     for name, tensor in case.learned.items():
         torch.testing.assert_close(file.state[name], tensor, rtol=0, atol=1e-7)
+
+
+def test_a_lora_of_another_run_that_is_still_loaded_does_no_harm(
+    node_classes: dict[str, Any],
+    case: Case,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    import comfy.model_management as management
+    import folder_paths
+
+    from lamp.hosts.comfy_models import build_patcher
+
+    patcher = build_patcher(CONFIG, case.base)
+    plain = base_hash(patcher.model.diffusion_model)
+    with_lora = patcher.clone()
+    changes = {
+        f"diffusion_model.{name}": ("diff", (torch.full_like(weight, 0.01),))
+        for name, weight in patcher.model.diffusion_model.named_parameters()
+        if name.endswith(".to_q.weight")
+    }
+    assert changes and set(with_lora.add_patches(changes)) == set(changes)
+    write(tmp_path / "horse", case.official)
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusers", ([str(tmp_path)], set()))
+    motions = ([str(tmp_path)], {".safetensors"})
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "lamp_motion", motions)
+    management.load_models_gpu([with_lora])
+    try:
+        assert base_hash(patcher.model.diffusion_model) != plain
+        file: MotionFile = node_classes["LAMP_ConvertOfficial"].execute(patcher, "horse")[0]
+        save_motion_file(tmp_path / "m.safetensors", file)
+        node_classes["LAMP_LoadMotion"].execute(patcher, "m.safetensors")
+    finally:
+        management.unload_all_models()
+    assert file.config.base_hash == plain and "the connected one is another" not in caplog.text
+    for name, tensor in case.learned.items():
+        torch.testing.assert_close(file.state[name], tensor, rtol=0, atol=1e-7)

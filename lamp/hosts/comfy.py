@@ -71,6 +71,17 @@ def unet_of(patcher: Any) -> torch.nn.Module:
     return unet
 
 
+def own_weights(patcher: Any, part: str = "") -> dict[str, Tensor]:
+    """The weights of a model by name, or of a `part` of it, without patches: also while those of a
+    clone, such as a LoRA of another run, stand in them."""
+    prefix = part and f"{part}."
+    return {
+        name.removeprefix(prefix): patcher.backup[name].weight if name in patcher.backup else weight
+        for name, weight in patcher.model.state_dict().items()
+        if name.startswith(prefix)
+    }
+
+
 def load_motion(patcher: Any, file: MotionFile) -> Motion:
     """Build the motion of `file` from the host's own layer classes, which cast and stream weights.
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..cache import TensorCache, digest
 from ..latents import LatentCache
+from .comfy import own_weights
 
 log = logging.getLogger("lamp")
 
@@ -81,19 +82,10 @@ def _model_digest(patcher: Any, *settings: Any) -> str | None:
         device = patcher.load_device.type
         # Some hosts set precisions by object patches.
         parts = _plain([*settings, patcher.object_patches, patcher.patches])
-        return digest(kind, device, parts, _weights(patcher))
+        return digest(kind, device, parts, own_weights(patcher))
     except TypeError as reason:
         log.info("what %s encodes is not kept for the next run: %s", kind, reason)
         return None
-
-
-def _weights(patcher: Any) -> dict[str, Any]:
-    """The weights without patches, also while a copy of the model with patches is loaded."""
-    state = patcher.model.state_dict()
-    return {
-        name: patcher.backup[name].weight if name in patcher.backup else weight
-        for name, weight in state.items()
-    }
 
 
 def _plain(patch: Any) -> Any:
