@@ -268,6 +268,8 @@ class _NoCurves:
 def _tensorboard(path: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
-    except ImportError:
+    except Exception as error:  # half an installation throws anything, from protobuf for one
+        if not isinstance(error, ModuleNotFoundError):
+            logger.warning("TensorBoard cannot be used, log.jsonl holds the same: %s", error)
         return _NoCurves()
     return SummaryWriter(path)

@@ -7,6 +7,7 @@ import errno
 import json
 import logging
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -176,6 +177,24 @@ def test_a_log_that_breaks_off_is_told_once_and_read_up_to_there(
     again.close()
     lines = (tmp_path / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 4]
+
+
+def test_half_an_installation_of_tensorboard_stops_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "tensorboard.py").write_text("raise TypeError('Descriptors cannot be created')")
+    monkeypatch.syspath_prepend(tmp_path)
+    for module in [name for name in sys.modules if "tensorboard" in name]:
+        monkeypatch.delitem(sys.modules, module)
+    run = RunFolder(tmp_path / "run", {})
+    for step in (1, 2):
+        run.log(_report(step))
+    run.close()
+    lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2]
+    assert [record.message for record in caplog.records] == [
+        "TensorBoard cannot be used, log.jsonl holds the same: Descriptors cannot be created"
+    ]
 
 
 def test_a_log_that_cannot_be_written_anew_stays_as_it_was(
