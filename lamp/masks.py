@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -113,19 +114,19 @@ class Extent:
         return self._made[key]
 
 
-def held(predicted: Tensor, first: Tensor, extents: Sequence[Extent | None]) -> Tensor:
-    """Predicted clean latents `(b f) c h w`, held to `first` (b c h w) where every extent holds.
+def all_hold(extents: Sequence[Extent | None]) -> bool:
+    """Whether there is a place that every motion leaves: one without an extent acts everywhere."""
+    return bool(extents) and all(extent is not None and extent.holds for extent in extents)
 
-    A motion without an extent acts everywhere, and so nothing is held.
-    """
-    holding = [extent for extent in extents if extent is not None and extent.holds]
-    if len(holding) < len(extents) or not holding:
+
+def held(predicted: Tensor, first: Tensor, extents: Sequence[Extent | None]) -> Tensor:
+    """Predicted clean latents `(b f) c h w`, held to `first` (b c h w) where every extent holds."""
+    if not all_hold(extents):
         return predicted
     size = (predicted.shape[-2], predicted.shape[-1])
     video = predicted.unflatten(0, (len(first), -1))
-    free = holding[0].free(size)
-    for extent in holding[1:]:
-        free = torch.maximum(free, extent.free(size))
+    areas = (extent.free(size) for extent in extents if extent is not None)
+    free = functools.reduce(torch.maximum, areas)
     still = first[:, None].to(predicted)
     # lerp and no sum of products: exact where the mask is 0 or 1
     return torch.lerp(still, video, free.expand(video.shape[1], -1, -1, -1).to(video)).flatten(0, 1)

@@ -10,7 +10,7 @@ from torch import Tensor
 from .adain import AdaINSchedule
 from .hosts import Host
 from .layout import FrameLayout
-from .masks import Extent, held
+from .masks import Extent, all_hold, held
 from .motion import Acting, Motion, attached
 from .schedule import ddim_step, ddim_timesteps, next_alpha
 from .windows import Windows, in_windows
@@ -86,9 +86,11 @@ def _held(
     extents: Sequence[Extent | None], x: Tensor, eps: Tensor, first: Tensor, alpha: Tensor
 ) -> Tensor:
     """The noise `(b f) c h w` in `x` of which frame 1 is left where the extents hold it."""
+    if not all_hold(extents):
+        return eps
     predicted = (x - (1 - alpha).sqrt() * eps) / alpha.sqrt()
     still = held(predicted, first, extents)
-    return eps if still is predicted else (x - alpha.sqrt() * still) / (1 - alpha).sqrt()
+    return (x - alpha.sqrt() * still) / (1 - alpha).sqrt()
 
 
 def predict_guided(

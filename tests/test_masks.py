@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache, partial
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from lamp.adain import AdaINSchedule
 from lamp.architecture import map_unet
@@ -170,6 +172,27 @@ def test_the_picture_outside_of_the_mask_is_held(hosts: Callable[[str], Host]) -
     assert (out[1:, ..., 4:] - first[..., 4:]).abs().max() > 10 * trace
     _, free = video(host, extent=Extent(mask, hold=0.0))
     assert (free[1:, ..., :4] - first[..., :4]).abs().max() > 10 * trace
+
+
+class _Divisions(TorchDispatchMode):
+    """How often something of a video's shape is divided."""
+
+    count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.count += func is torch.ops.aten.div.Tensor and out.shape == (FRAMES, 4, 16, 8)
+        return out
+
+
+def test_what_is_not_held_costs_nothing(hosts: Callable[[str], Host]) -> None:
+    """A step of DDIM divides once, for the clean picture that it goes through."""
+    host, counts = hosts("diffusers"), []
+    for extent in (None, Extent(strengths=[0.5]), Extent(random_mask(), hold=0.0)):
+        with _Divisions() as divisions:
+            video(host, extent=extent)
+        counts.append(divisions.count)
+    assert counts == [3, 3, 3]
 
 
 def test_holding_is_a_mean_of_the_prediction_and_frame_1() -> None:
