@@ -19,8 +19,9 @@ WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 NOTE = "MarkdownNote"
 _NOTE_COLOURS = {"color": "#432", "bgcolor": "#653"}
 
-# Measures of the canvas, in pixels.
-_WIDTH, _TITLE, _ROW, _WIDGET = 320, 30, 20, 24
+# Measures of the canvas, in pixels: those of the front end's "Nodes 2.0", which needs more room
+# than the older way of drawing. At the foot of a pack's node is a line that names the pack.
+_WIDTH, _TITLE, _ROW, _WIDGET, _FOOT = 320, 30, 20, 28, 24
 _GAP, _INSET, _GROUP_TITLE, _GROUP_GAP = 40, 30, 50, 60
 
 
@@ -340,6 +341,7 @@ def node_size(node: Node, infos: ObjectInfo) -> tuple[int, int]:
     sockets = sum(not is_widget(spec) for spec in specs.values())
     widgets = len(widget_values(info, {}))
     least = _ROW * max(sockets, len(info["output"])) + _WIDGET * widgets + (14 if widgets else 6)
+    least += _FOOT * node.type.startswith("LAMP_")
     return node.size[0], max(node.size[1], least)
 
 

@@ -96,8 +96,10 @@ def decode(key: str, samples: Out, vae: Out) -> Node:
 def video(images: Out, fps: float | Out, prefix: str) -> list[Node]:
     """Create Video and Save Video."""
     saved = {"video": Out("video", "VIDEO"), "filename_prefix": prefix}
+    # Newer hosts have one more widget here.
+    tall = (400, 120)
     return [
-        Node("video", "CreateVideo", {"images": images, "fps": fps}),
+        Node("video", "CreateVideo", {"images": images, "fps": fps}, size=tall),
         Node("save", "SaveVideo", saved, size=(400, 420)),
     ]
 

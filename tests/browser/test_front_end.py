@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from scripts.host import PACK_FOLDER
 from scripts.make_locales import FOLDER as LOCALES
 from scripts.make_locales import HELP, NODES
 from scripts.make_workflows import BLUEPRINT, FOLDER, all_graphs, load_api
-from scripts.workflow_format import input_specs
+from scripts.workflow_format import default_of, input_specs, is_widget
 
 NAMES = sorted(graph.name for graph in all_graphs())
 TOY = "lamp_toy_train_and_generate"
@@ -58,7 +59,7 @@ def load(page: Any, name: str) -> None:
 
 def close_dialogs(page: Any) -> None:
     """What a test before left open; every kind of dialog has its own way to be closed."""
-    if page.locator(".p-dialog:visible").count():
+    if page.locator(".p-dialog:visible, [role=dialog]:visible").count():
         page.reload()
         wait_until_ready(page)
 
@@ -70,12 +71,17 @@ def picture(page: Any, path: Path) -> None:
 
 
 def bare(prompt: dict[str, Any], infos: dict[str, Any]) -> dict[str, Any]:
-    """A prompt without titles, and without what the front end adds for its own use."""
-    return {
-        key: (node["class_type"], {k: v for k, v in node["inputs"].items() if k in known})
-        for key, node in prompt.items()
-        for known in [input_specs(infos[node["class_type"]])]
-    }
+    """A prompt without titles and without what the front end adds for its own use.
+
+    Widgets that it leaves out, since they came with a newer host, are at their defaults.
+    """
+    found = {}
+    for key, node in prompt.items():
+        specs = input_specs(infos[node["class_type"]])
+        inputs = {name: default_of(spec) for name, spec in specs.items() if is_widget(spec)}
+        inputs |= {name: value for name, value in node["inputs"].items() if name in specs}
+        found[key] = node["class_type"], inputs
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +101,46 @@ def test_a_workflow_loads_as_it_is(
     assert bare(page.evaluate(PROMPT), infos) == bare(load_api(name), infos)
     picture(page, shots / f"{name}.png")
     assert page.talk.errors == []
+
+
+# Each node's id with the corners of its box on the page, where nodes are parts of the page.
+BOXES = """() => [...document.querySelectorAll('[data-node-id]')].map(element => {
+    const box = element.getBoundingClientRect()
+    return [element.dataset.nodeId, box.left, box.top, box.right, box.bottom]
+})"""
+NODES_2 = "Comfy.VueNodes.Enabled"
+# Front ends in which Nodes 2.0 was new: groups and nodes part when a workflow is opened.
+PARTING = {"1.32"}
+
+
+def overlapping(boxes: list[list[Any]]) -> list[tuple[str, str]]:
+    return [
+        (one[0], other[0])
+        for one, other in itertools.combinations(boxes, 2)
+        if min(one[3], other[3]) - max(one[1], other[1]) > 0.5
+        and min(one[4], other[4]) - max(one[2], other[2]) > 0.5
+    ]
+
+
+def test_no_node_covers_another_one_in_nodes_2(page: Any, shots: Path) -> None:
+    """The newer way of drawing makes nodes higher than the canvas does."""
+    if page.evaluate(f"() => app.extensionManager.setting.get('{NODES_2}')") is None:
+        pytest.skip("this front end has no Nodes 2.0")
+    if front_end(page) in PARTING:
+        pytest.skip("this front end's own Nodes 2.0 does not keep the layout")
+    change_settings(page, {NODES_2: True})
+    try:
+        covered = {}
+        for name in NAMES:
+            load(page, name)
+            picture(page, shots / f"{name}_nodes_2.png")
+            boxes = page.evaluate(BOXES)
+            assert len(boxes) == len(workflow(name)["nodes"])
+            covered[name] = overlapping(boxes)
+            assert page.talk.errors == []
+        assert not any(covered.values()), covered
+    finally:
+        change_settings(page, {NODES_2: False})
 
 
 WATCH = """() => {
