@@ -105,6 +105,8 @@ def test_cores_own_video_nodes(server: ComfyServer, folder: Path) -> None:
 
 
 def test_cores_image_dataset_loader(server: ComfyServer) -> None:
+    if "LoadImageTextDataSetFromFolder" not in server.object_info():
+        pytest.skip("this ComfyUI has no nodes for datasets")
     folder = server.base / "input" / "singles"
     folder.mkdir()
     for number in range(6):

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from scripts.comfy_server import ComfyServer, RunResult
+from scripts.workflow_format import default_of, input_specs, is_widget
 from tests.ecosystem import WINDOWS
 from tests.host.generate_graphs import Graph, base, ksampler, looking, node, stock
 
@@ -145,9 +146,11 @@ def test_a_hint_for_each_frame(server: ComfyServer, motion: str, alone: str) -> 
 def test_what_cannot_go_with_a_motion_says_what_to_do(
     server: ComfyServer, motion: str, alone: str, kind: str, inputs: dict[str, Any], cure: str
 ) -> None:
+    specs = input_specs(server.object_info(kind)[kind])
+    defaults = {name: default_of(spec) for name, spec in specs.items() if is_widget(spec)}
     for kinds in (("load", kind), (kind, "load")):
         graph = in_a_row(motion, *kinds)
-        graph[kind]["inputs"] |= inputs
+        graph[kind]["inputs"] |= defaults | inputs
         error = server.queue(graph).error
         assert error is not None and cure in error.message
     assert digest(server.queue(in_a_row(motion, "load"))) == alone

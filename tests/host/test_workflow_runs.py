@@ -8,6 +8,7 @@ from typing import Any
 
 import av
 import pytest
+import requests
 from PIL import Image
 
 from lamp.toy.cases import evaluation_cases
@@ -104,7 +105,12 @@ def test_the_stages_are_one_training(server: ComfyServer, toy: Toy) -> None:
 @pytest.fixture(scope="module")
 def served(server: ComfyServer) -> dict[str, Any]:
     """The blueprint as the server's list gives it."""
-    entries = server.get("/global_subgraphs")
+    try:
+        entries = server.get("/global_subgraphs")
+    except requests.HTTPError as error:
+        if error.response.status_code != 404:
+            raise
+        pytest.skip("this ComfyUI has no blueprints")
     ours = {key: e for key, e in entries.items() if e["info"]["node_pack"].endswith(PACK_FOLDER)}
     ((key, entry),) = ours.items()
     assert entry["name"] == BLUEPRINT.stem and entry["source"] == "custom_node"
