@@ -8,10 +8,11 @@ they are to the base checkpoint's.
 
 from __future__ import annotations
 
+import itertools
 import math
 import tarfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def convert_official(
     base_model: str = "",
     base_hash: str = "",
     prompt: str = "",
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> MotionFile:
     """The motion inside an official checkpoint, in fp32.
 
@@ -50,6 +52,8 @@ def convert_official(
         weights: the UNet's own, by its names, where patches may stand in it now.
         base_model, base_hash: how the motion's file names it.
         prompt: the words of the motion; the folder does not tell them.
+        progress: is told how many tensors are looked through, and of how many; what it raises ends
+            the work.
 
     Raises:
         MotionFileError: the folder holds no such UNet, or a damaged one.
@@ -64,15 +68,21 @@ def convert_official(
     convs = {site.name for site in sites.convs}
     inflated = {name: _official_name(name, convs) for name in base}
     _check_names(where, official, {*inflated.values(), *learned})
+    done, total = itertools.count(1), 2 * (len(learned) + len(base))
+
+    def tell() -> None:
+        progress(next(done), total)
+
     for name, tensor in (*learned.items(), *((inflated[n], t) for n, t in base.items())):
         _check_tensor(where, name, official[name], tensor)
-    _check_base(where, official, base, inflated)
-    state = {
-        name: official[name].float() - base[name].float().cpu()
-        if name.endswith(_QUERY)
-        else official[name].float().clone()
-        for name in learned
-    }
+        tell()
+    _check_base(where, official, base, inflated, tell)
+    state = {}
+    for name in learned:
+        state[name] = official[name].to(torch.float32, copy=True)
+        if name.endswith(_QUERY):
+            state[name] -= base[name].float().cpu()
+        tell()
     config = MotionConfig(
         family=sites.family, prompt=prompt, base_model=base_model, base_hash=base_hash
     )
@@ -189,15 +199,17 @@ def _check_base(
     official: Mapping[str, Tensor],
     base: Mapping[str, Tensor],
     inflated: Mapping[str, str],
+    tell: Callable[[], None],
 ) -> None:
     """What the official training froze must be the base's own: else the change of the queries
-    would hold the difference between two checkpoints."""
+    would hold the difference between two checkpoints. `tell` is called after each tensor."""
     difference, size = 0.0, 0.0
     for name, tensor in base.items():
         if not name.endswith(_QUERY):
             own = tensor.detach().cpu().float()
             difference += (official[inflated[name]].float() - own).square().sum().item()
             size += own.square().sum().item()
+        tell()
     if not math.sqrt(difference) <= _SAME_BASE * math.sqrt(size):
         raise IncompatibleModelError(
             f"{where} was trained on another base checkpoint: the parts that its training left "

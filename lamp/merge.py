@@ -13,7 +13,7 @@ What adds up, adds up exactly: `conv1d`, the query delta, the output bias. Two t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import torch
@@ -32,12 +32,18 @@ Pair = tuple[Tensor, Tensor]
 
 
 def merge_motions(
-    first: MotionFile, second: MotionFile, weights: Weights = (0.5, 0.5)
+    first: MotionFile,
+    second: MotionFile,
+    weights: Weights = (0.5, 0.5),
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> MotionFile:
     """One motion that moves as both do; in fp32.
 
     A weight of 1 is the motion as it was trained. `merge(a, a, (x, y))` is a at strength x + y,
     `merge(a, b, (x, 0))` is a at strength x; both exactly.
+
+    Args:
+        progress: is told how many tensors are done, and of how many; what it raises ends the work.
 
     Raises:
         IncompatibleModelError: they are for different models, or run in different ways.
@@ -48,16 +54,15 @@ def merge_motions(
         raise LampError("Both weights are 0, so nothing would be left: set one of them above 0.")
     _check(first, second)
     heads = _heads(first.config.family)
-    merged = _Merge(
-        {name: tensor.detach().float().cpu() for name, tensor in first.state.items()},
-        {name: tensor.detach().float().cpu() for name, tensor in second.state.items()},
-        weights,
-    )
-    state = {name: merged.tensor(name) for name in first.state}
-    for name in first.state:
+    merged = _Merge(first.state, second.state, weights)
+    state: dict[str, Tensor] = {}
+    for done, name in enumerate(first.state, start=1):
+        if name not in state:
+            state[name] = merged.tensor(name)
         if name.endswith(".attn_temp.to_q.weight"):
             block = name.removesuffix(".to_q.weight")
-            state |= merged.attention(block, heads or state[name].shape[0] // _HEAD_WIDTH)
+            state |= merged.attention(block, heads or len(state[name]) // _HEAD_WIDTH)
+        progress(done, len(first.state))
     for name, tensor in state.items():
         if not tensor.isfinite().all():
             raise MotionFileError(
@@ -126,7 +131,8 @@ class _Merge:
         return sizes[0] / sum(sizes), sizes[1] / sum(sizes)
 
     def _pair(self, name: str) -> Pair:
-        return self._states[0][name], self._states[1][name]
+        one, other = (state[name].detach().float().cpu() for state in self._states)
+        return one, other
 
 
 def _sum(pair: Pair, weights: Weights) -> Tensor:

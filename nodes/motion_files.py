@@ -15,6 +15,7 @@ from ..lamp.hosts.comfy import own_weights, unet_of
 from ..lamp.hosts.comfy_training import base_hash
 from ..lamp.merge import merge_motions
 from .common import LampMotion, aliases, named_errors, upstream_name
+from .progress import NodeProgress
 
 
 def _weight(name: str, which: str) -> Any:
@@ -53,6 +54,7 @@ class MergeMotions(io.ComfyNode):
                     tooltip="The merged motion: save it with Save LAMP Motion, then load it.",
                 ),
             ],
+            hidden=[io.Hidden.unique_id],
             **aliases("mix motions", "blend motions", "combine motions"),
         )
 
@@ -65,7 +67,8 @@ class MergeMotions(io.ComfyNode):
         first_weight: float = 0.5,
         second_weight: float = 0.5,
     ) -> io.NodeOutput:
-        return io.NodeOutput(merge_motions(first, second, (first_weight, second_weight)))
+        progress = NodeProgress(getattr(cls.hidden, "unique_id", None)).update
+        return io.NodeOutput(merge_motions(first, second, (first_weight, second_weight), progress))
 
 
 def official_folders() -> dict[str, Path]:
@@ -137,6 +140,7 @@ class ConvertOfficial(io.ComfyNode):
             else "",
             base_hash=base_hash(unet, weights),
             prompt=prompt.strip(),
+            progress=NodeProgress(getattr(cls.hidden, "unique_id", None)).update,
         )
         return io.NodeOutput(file)
 

@@ -7,6 +7,7 @@ bar and at each layer of a model.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,7 +16,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from lamp.convert import canonical_state
 from tests.comfy_runs import SEED, advanced, conditioning, count_hooks, ksampler, moving
+from tests.official_files import official_state, write_official
 from tests.small_models import hook_count
 from tests.tiny_clip import comfy_text, comfy_vision, teach_colours, tiny_clip
 from tests.tiny_models import video_latent
@@ -25,9 +28,8 @@ pytestmark = pytest.mark.usefixtures("comfy")
 Nodes = dict[str, Any]
 # Nothing in these goes on for long: the host cancels before and after them.
 AT_ONCE = {
-    "LAMP_AdaINSchedule", "LAMP_ConvertOfficial", "LAMP_LoadMotion", "LAMP_LoadToyBase",
-    "LAMP_MergeMotions", "LAMP_MotionInfo", "LAMP_SharedNoise", "LAMP_ToyClips",
-    "LAMP_ToyObject", "LAMP_ToyScore", "LAMP_TrainingRecipe",
+    "LAMP_AdaINSchedule", "LAMP_LoadMotion", "LAMP_LoadToyBase", "LAMP_MotionInfo",
+    "LAMP_SharedNoise", "LAMP_ToyClips", "LAMP_ToyObject", "LAMP_ToyScore", "LAMP_TrainingRecipe",
 }  # fmt: skip
 
 
@@ -176,7 +178,10 @@ def same(one: Any, other: Any) -> bool:
 
 def test_every_node_is_cancelled_here(node_classes: Nodes) -> None:
     here = {node for _, nodes in WORKS.values() for node in nodes}
-    below = {"LAMP_Trainer", "LAMP_VideoMetrics", "LAMP_SaveMotion"}
+    below = {
+        "LAMP_Trainer", "LAMP_VideoMetrics", "LAMP_SaveMotion", "LAMP_MergeMotions",
+        "LAMP_ConvertOfficial",
+    }  # fmt: skip
     assert here | below | AT_ONCE == set(node_classes)
 
 
@@ -243,6 +248,43 @@ def test_a_cancelled_save_writes_nothing(node_classes: Nodes, file: Any, button:
     for moment in (1, 2, len(file.state), 2 * len(file.state)):
         button.cancel(save, moment)
         assert set(folder.rglob("*")) == before
+
+
+def test_merging_is_cancelled_between_tensors(
+    node_classes: Nodes, file: Any, button: Button
+) -> None:
+    motion = replace(file, config=replace(file.config, family="sd1"))
+    other = replace(motion, state={name: 2 * tensor for name, tensor in motion.state.items()})
+
+    def merge() -> Any:
+        return node_classes["LAMP_MergeMotions"].execute(motion, other, 0.5, 0.3)[0].state
+
+    check_between_tensors(button, merge, len(motion.state))
+
+
+def test_converting_is_cancelled_between_tensors(
+    node_classes: Nodes, plain: Any, file: Any, button: Button, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    import folder_paths
+
+    unet = plain.model.diffusion_model
+    official = official_state(canonical_state(unet), file.state, unet)
+    write_official(tmp_path / "horse", official)
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "diffusers", ([str(tmp_path)], set()))
+
+    def convert() -> Any:
+        return node_classes["LAMP_ConvertOfficial"].execute(plain, "horse")[0].state
+
+    check_between_tensors(button, convert, len(official))
+
+
+def check_between_tensors(button: Button, work: Callable[[], Any], tensors: int) -> None:
+    first, moments = button.run(work, between=0)
+    assert len(moments) >= tensors
+    for moment in (moments[0], moments[len(moments) // 2], moments[-1]):
+        button.cancel(work, moment)
+    assert same(button.run(work)[0], first)
 
 
 # --- the trainer ----------------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from benchmarks import parity_cases
@@ -29,33 +28,14 @@ from lamp.hosts.comfy_training import base_hash
 from lamp.hosts.diffusers import build_host
 from lamp.layout import FrameLayout
 from lamp.motion import Motion
+from tests.official_files import official_state
+from tests.official_files import write_official as write
 from tests.sd1_files import random_source, write_file, write_folder
 from tests.small_models import CONFIG, TEXT_WIDTH, random_motion, random_state
 
 State = dict[str, Tensor]
 QUERY = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight"
 CONV = "conv_in.conv1d.weight"
-
-
-def official_state(base: State, learned: State, unet: nn.Module) -> State:
-    """As the official code names its UNet; its queries are the tuned ones."""
-    convs = {site.name for site in map_unet(unet).convs}
-    state = {}
-    for name, tensor in base.items():
-        module, _, parameter = name.rpartition(".")
-        state[f"{module}.conv2d.{parameter}" if module in convs else name] = tensor.clone()
-    for name, tensor in learned.items():
-        state[name] = state[name] + tensor if name in state else tensor.contiguous()
-    return state
-
-
-def write(folder: Path, state: Any, name: str = "diffusion_pytorch_model.bin") -> Path:
-    (folder / "unet").mkdir(parents=True, exist_ok=True)
-    if name.endswith(".bin"):
-        torch.save(state, folder / "unet" / name)
-    else:
-        save_file(state, folder / "unet" / name)
-    return folder
 
 
 @dataclass(frozen=True)
