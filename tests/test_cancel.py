@@ -40,18 +40,18 @@ class Button:
         import comfy.model_management as management
         import comfy.utils
 
-        self._looks, self._press_at = 0, 0
+        self.looks, self._press_at = 0, 0
         self._steps: list[int] = []
         look = management.throw_exception_if_processing_interrupted
 
         def watched() -> None:
-            self._looks += 1
-            if self._looks == self._press_at:
+            self.looks += 1
+            if self.looks == self._press_at:
                 management.interrupt_current_processing(True)
             look()
 
         def progress(*_: Any, **__: Any) -> None:  # as main.py of the host has it
-            self._steps.append(self._looks + 1)
+            self._steps.append(self.looks + 1)
             management.throw_exception_if_processing_interrupted()
 
         monkeypatch.setattr(management, "throw_exception_if_processing_interrupted", watched)
@@ -61,20 +61,20 @@ class Button:
 
     def run(self, work: Callable[[], Any], between: int = 4) -> tuple[Any, list[int]]:
         """What `work` gives, and when to cancel it: at each step, and some times between."""
-        self._looks, self._press_at, self._steps = 0, 0, []
+        self.looks, self._press_at, self._steps = 0, 0, []
         with torch.inference_mode():  # as the host's executor
             result = work()
-        others = Random(0).sample(range(1, self._looks + 1), min(between, self._looks))
+        others = Random(0).sample(range(1, self.looks + 1), min(between, self.looks))
         return result, sorted({*self._steps, *others})
 
     def cancel(self, work: Callable[[], Any], moment: int) -> None:
         """Cancel `work` at that moment; it has to end by the host's own exception."""
         import comfy.model_management as management
 
-        self._looks, self._press_at = 0, moment
+        self.looks, self._press_at = 0, moment
         with torch.inference_mode(), pytest.raises(management.InterruptProcessingException):
             work()
-        assert self._looks == moment and not management.processing_interrupted()
+        assert self.looks == moment and not management.processing_interrupted()
 
 
 @pytest.fixture
@@ -280,8 +280,8 @@ def test_converting_is_cancelled_between_tensors(
 
 
 def check_between_tensors(button: Button, work: Callable[[], Any], tensors: int) -> None:
-    first, moments = button.run(work, between=0)
-    assert len(moments) >= tensors
+    first, moments = button.run(work)
+    assert button.looks >= tensors  # newer hosts leave out moves of the bar, but not the look
     for moment in (moments[0], moments[len(moments) // 2], moments[-1]):
         button.cancel(work, moment)
     assert same(button.run(work)[0], first)
