@@ -18,7 +18,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,6 +131,15 @@ def states(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
+def newest_first(paths: Iterable[Path]) -> list[Path]:
+    """Files by age, without those that are gone meanwhile: a training drops its older states."""
+    found = []
+    for path in paths:
+        with contextlib.suppress(OSError):
+            found.append((path.stat().st_mtime_ns, path.name, path))
+    return [path for *_, path in sorted(found, reverse=True)]
+
+
 def newest_run(target: Path) -> tuple[Path, TrainingState] | None:
     """`newest_state` of the runs FOLDER/NAME_00001, NAME_00002, ... of a target FOLDER/NAME."""
     runs = target.parent.glob(f"{glob.escape(target.name)}_[0-9]*/")
@@ -139,12 +148,7 @@ def newest_run(target: Path) -> tuple[Path, TrainingState] | None:
 
 def newest_state(folders: list[Path]) -> tuple[Path, TrainingState] | None:
     """The newest state that is whole, and its file; damaged ones are passed over with a warning."""
-    paths = sorted(
-        (path for folder in folders for path in states(folder)),
-        key=lambda path: (path.stat().st_mtime_ns, path.name),
-        reverse=True,
-    )
-    for path in paths:
+    for path in newest_first(path for folder in folders for path in states(folder)):
         try:
             return path, read_state(path)
         except StateError as error:

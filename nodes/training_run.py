@@ -14,7 +14,7 @@ from torch import Tensor
 from ..lamp.errors import LampError
 from ..lamp.run_lock import new_folder
 from ..lamp.run_pictures import sample_clip, save_animation, save_loss_plot
-from ..lamp.session import newest_run, states
+from ..lamp.session import newest_first, newest_run, states
 from ..lamp.training import StepReport, Training
 from ..lamp.training_state import read_state
 from .common import motion_folder, motion_root
@@ -32,8 +32,7 @@ def runs_root() -> Path:
 
 def resume_choices() -> list[str]:
     """`none`, `latest`, and every state that was kept, newest first."""
-    found = [path for folder in runs_root().glob("**/") for path in states(folder)]
-    found.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+    found = newest_first(path for folder in runs_root().glob("**/") for path in states(folder))
     return [NONE, LATEST, *(path.relative_to(runs_root()).as_posix() for path in found)]
 
 

@@ -54,6 +54,14 @@ def test_a_number_is_that_of_the_name_alone(place: Any) -> None:
     assert place.find_place("run", "none").motion == motions / "run_00005"
 
 
+def test_a_state_that_goes_meanwhile_is_left_out(place: Any) -> None:
+    """A training drops its older states while the list is made: as a link to nothing."""
+    kept = keep_state(place, "horse_00001")
+    (kept / "state-step000002.safetensors").symlink_to(kept / "gone")
+    assert place.resume_choices() == ["none", "latest", "horse_00001/state-step000001.safetensors"]
+    assert place.find_place("horse", "latest").folder == kept
+
+
 class _OnApple:
     """Noise levels on a device that has no float64."""
 
