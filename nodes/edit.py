@@ -75,7 +75,7 @@ class DDIMInversion(io.ComfyNode):
                     "noise",
                     display_name="noise",
                     tooltip="The noise for SamplerCustomAdvanced; steps and denoise then belong "
-                    "into LAMP Scheduler.",
+                    "in LAMP Scheduler.",
                 ),
             ],
             **aliases("video editing", "ddim inversion", "edit video", "unsampler"),

@@ -93,7 +93,7 @@ class LoadMotion(io.ComfyNode):
                     min=0.0,
                     max=1.0,
                     step=0.01,
-                    tooltip="The share of the sampling after which the motion stops to act.",
+                    tooltip="The share of the sampling after which the motion stops acting.",
                     **advanced(io.Float.Input),
                 ),
                 io.Mask.Input(
@@ -250,7 +250,8 @@ class SaveMotion(io.ComfyNode):
                     "license",
                     default="",
                     optional=True,
-                    tooltip="The license of this motion, for the file's header, such as CC-BY-4.0.",
+                    tooltip="The license of this motion, for the file's header, such as CC-BY-4.0. "
+                    "Empty keeps the one that it has.",
                 ),
                 io.Image.Input(
                     "thumbnail",
@@ -264,7 +265,8 @@ class SaveMotion(io.ComfyNode):
                     default="off",
                     optional=True,
                     tooltip="on writes less than a tenth of the full file, for sharing: it samples "
-                    "as fast, a little is left out. Keep the full one for merging.",
+                    "as fast, a little is left out. It takes minutes for SD 1.x. Keep the full "
+                    "one, too: for merging, and as nothing left out comes back.",
                 ),
                 io.Float.Input(
                     "size",

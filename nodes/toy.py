@@ -12,6 +12,7 @@ from .progress import show_text
 
 ToyCase = io.Custom("LAMP_TOY_CASE")
 _SEED = "The world's seed: which objects the clips show, and so which ones are unseen."
+_COUNT = "How many clips, an even number. Keep it at 8: LAMP Toy Object counts on that."
 
 
 def _seed_input() -> io.Int.Input:
@@ -44,7 +45,7 @@ class LoadToyBase(io.ComfyNode):
             display_name="Load LAMP Toy Base",
             category="LAMP/toy",
             description="A tiny SD 1.x-shaped model that draws coloured sprites at 32x32 pixels. "
-            "It comes with the pack, for trying workflows in seconds, and draws nothing else.",
+            "It comes with the pack, for trying workflows on any computer, and draws nothing else.",
             inputs=[],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The toy UNet."),
@@ -75,7 +76,7 @@ class ToyClips(io.ComfyNode):
             description="Training clips of the toy world: different objects that move alike.",
             inputs=[
                 _seed_input(),
-                io.Int.Input("clips", default=8, min=4, max=14, step=2, tooltip="How many clips."),
+                io.Int.Input("clips", default=8, min=4, max=14, step=2, tooltip=_COUNT),
                 _motion_input(),
             ],
             outputs=[

@@ -213,7 +213,8 @@ def _learning() -> list[Any]:
             min=0,
             max=2**63 - 1,
             control_after_generate=True,
-            tooltip="Same seed and settings, same motion.",
+            tooltip="Same seed and settings, same motion. Set control after generate to fixed: a "
+            "stopped training goes on with its own seed only.",
         ),
         io.Combo.Input(
             "precision",
@@ -305,7 +306,8 @@ def _optional() -> list[Any]:
         io.Image.Input(
             "first_frame",
             optional=True,
-            tooltip="What the samples start from; by default the first clip's first frame.",
+            tooltip="What the samples start from; by default the first clip's first frame. A "
+            "picture that no clip shows tells more.",
         ),
         io.Int.Input(
             "rank",
