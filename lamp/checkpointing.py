@@ -28,10 +28,13 @@ def checkpointed(unet: nn.Module, motion: Motion) -> Iterator[None]:
     # Several blocks of one transformer name it once.
     transformers = dict.fromkeys(block.module.rsplit(".", 2)[0] for block in sites.blocks)
     blocks = [unet.get_submodule(name) for name in (*sites.resnets, *transformers)]
+    own = [block.__dict__.get("forward") for block in blocks]  # such as that of accelerate's hooks
     try:
         for block in blocks:
             block.forward = wrap(block.forward)
         yield
     finally:
-        for block in blocks:
+        for block, forward in zip(blocks, own, strict=True):
             block.__dict__.pop("forward", None)
+            if forward is not None:
+                block.forward = forward

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lamp.architecture import map_unet
 from lamp.batches import Batches
+from lamp.checkpointing import checkpointed
 from lamp.clips import clips_from_images
 from lamp.errors import ClipError, LampError
 from lamp.hosts.diffusers import DiffusersHost
@@ -140,6 +141,20 @@ def test_checkpointing_changes_nothing(host: DiffusersHost, clips: LatentClips) 
     for name, tensor in plain.state_dict().items():
         assert torch.equal(tensor, saving.state_dict()[name]), name
     assert not any("forward" in vars(module) for module in host.unet.modules())
+
+
+def test_checkpointing_gives_back_the_forward_of_others(
+    host: DiffusersHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """accelerate's hooks, for one, stand in place of a module's own."""
+    sites = map_unet(host.unet)
+    block = host.unet.get_submodule(sites.resnets[0])
+    own = block.forward
+    monkeypatch.setitem(block.__dict__, "forward", own)
+    with checkpointed(host.unet, Motion(sites, device="meta")):
+        assert block.__dict__["forward"] is not own
+    assert block.__dict__["forward"] is own
+    assert "forward" not in host.unet.get_submodule(sites.resnets[1]).__dict__
 
 
 def test_a_stop_keeps_what_was_learned_and_leaves_no_hook(
