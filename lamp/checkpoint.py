@@ -220,8 +220,8 @@ def _fitting(extra: Mapping[str, str]) -> dict[str, str]:
         size += len(json.dumps(text))
         if size > _MAX_EXTRA:
             _log.warning("'%s' is too long for the motion file: it is left out.", name)
-            break
-        kept[name] = text
+        else:
+            kept[name] = text
     return kept
 
 
