@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
+from lamp.errors import LampError
 from lamp.toy import base, cases, measures, motions, score, shapes, world
 
 
@@ -142,6 +145,15 @@ def test_the_truth_scores_one(right: list[cases.Case]) -> None:
     summary = score.summarise([score.score_clip(case.frames, case) for case in right])
     assert summary["iou"] > 0.99 and summary["nrmse"] < 0.01
     assert summary["followed"] == summary["appearance"] == 1.0
+
+
+def test_another_number_of_frames_is_a_sentence(
+    node_classes: dict[str, Any], right: list[cases.Case]
+) -> None:
+    images = torch.zeros(3, 32, 32, 3)
+    sentence = "^LAMP Toy Score: The images are .*8 frames of 32 x 32 in RGB. Give all"
+    with pytest.raises(LampError, match=sentence):
+        node_classes["LAMP_ToyScore"].execute(images, right[0])
 
 
 def test_a_static_video_fails(right: list[cases.Case]) -> None:

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import LampError
 from .cases import Case, Target
 from .measures import angles, centroids, object_cover, object_mask, overlap, radii
 from .motions import MOTIONS
@@ -150,10 +151,14 @@ def _score_object(
 def score_clip(frames: NDArray[np.uint8], case: Case) -> Score:
     """``frames`` (f, h, w, 3), the given first frame included, against the case's truth.
 
-    Raises ValueError if the frames do not have the case's number and size.
+    Raises LampError if the frames do not have the case's number and size.
     """
     if frames.shape != case.frames.shape:
-        raise ValueError(f"frames {frames.shape} do not fit the case {case.frames.shape}")
+        count, height, width, _ = case.frames.shape
+        raise LampError(
+            f"The images are of the shape {frames.shape}: the toy object's video has {count} "
+            f"frames of {width} x {height} in RGB. Give all of its frames, and no others."
+        )
     parts, outside = [], np.ones(frames.shape[:3], dtype=bool)
     for target in case.targets:
         masks = object_mask(frames, target.colour, case.ground) & target.field
