@@ -37,8 +37,9 @@ def image_encoder(clip_vision: Any) -> See:
     from comfy.clip_model import CLIPVisionModelProjection
 
     model = clip_vision.model
+    # Encoders without a projection have something there that passes on what it gets.
     projected = isinstance(model, CLIPVisionModelProjection)
-    if not projected or not isinstance(model.visual_projection, torch.nn.Module):
+    if not projected or not hasattr(model.visual_projection, "weight"):
         raise IncompatibleModelError(
             "clip_vision is no CLIP model (SigLIP and DINOv2 are not) but the measures are made "
             "with CLIP: load CLIP-ViT-L-14 or CLIP-ViT-H-14 with Load CLIP Vision."
