@@ -202,7 +202,7 @@ def test_noise_on_the_picture_does_not_hide_the_motion(right: list[cases.Case]) 
 
 
 def test_sizes_must_agree(right: list[cases.Case]) -> None:
-    with pytest.raises(ValueError, match="do not fit"):
+    with pytest.raises(LampError, match=r"of the shape \(4, 32, 32, 3\)"):
         score.score_clip(right[0].frames[:4], right[0])
 
 
