@@ -32,6 +32,8 @@ same noise. The video shows them side by side: 1000, 2000 and 3000 steps.
 4. Run. Each stage goes on where the one before ended; nothing is learned twice.
 5. Take the stage that moves well and still looks like your picture: `horse_run_1000_00001`, \
 `horse_run_2000_00001`, or the last one, `horse_run_00001`, all in `models/lamp_motion`.
+
+Disk: three motions of 508 MB, and two states of about 3 GB in `output/lamp_training`.
 """
 
 _STAGES = """## Stages

@@ -44,7 +44,8 @@ the clip anew from an edited first frame: 16 frames, 512 x 320.
 2. Describe the clip as it is in *LAMP Training Clips*, with what moves: *a horse runs*.
 3. Describe the new first frame in *Prompt, new look*: SD-XL draws it along the clip's edges. Look \
 at it (*Edited first frame*) and change seed or prompt until you like it.
-4. Run. The training takes 500 steps; it is not done again while clip and settings stay the same.
+4. Run. The training takes 500 steps; it is not done again while clip and settings stay the same. \
+The video is saved to `output/video`.
 
 Do step 3 first: select *Edited first frame* and press the play button above it.
 """
@@ -69,7 +70,7 @@ def edit_video() -> Graph:
     return Graph(
         "lamp_edit_video_sdxl",
         [
-            [read_me(_EDIT, (420, 520)), _clip(), _training()],
+            [read_me(_EDIT, (420, 550)), _clip(), _training()],
             [_edited_frame()],
             [
                 Group("About this", GREY, [[Note(_HOW, (420, 420))]]),

@@ -72,7 +72,7 @@ def evaluate() -> Graph:
         "lamp_evaluate",
         [
             [
-                read_me(_EVALUATE, (420, 520)),
+                read_me(_EVALUATE, (420, 560)),
                 Group(
                     "Picture",
                     BLUE,

@@ -10,6 +10,7 @@ from scripts.workflow_parts import (
     GREEN,
     MOTION,
     ORANGE,
+    PATIENCE,
     PICTURE_TABLE,
     SD1,
     SDXL,
@@ -75,10 +76,12 @@ Press **R** after adding files.
 
 1. Choose the three files.
 2. Write the prompt. Use the words of the motion: *a horse runs*.
-3. Run.
+3. Run. The video is saved to `output/video`.
 
 Is the first frame right but the motion weak? Keep the picture (its seed is fixed) and try other \
-seeds in *LAMP KSampler*.
+seeds in *LAMP KSampler*. Does the video fall apart? Set **strength** of *Load LAMP Motion* to 0.7.
+
+{PATIENCE}
 """
 
 
@@ -122,7 +125,7 @@ def text_to_video() -> Graph:
     return Graph(
         "lamp_text_to_video_sdxl",
         [
-            [read_me(_TEXT_TO_VIDEO, (420, 360)), still],
+            [read_me(_TEXT_TO_VIDEO, (420, 580)), still],
             _animate_groups(Out("picture", "IMAGE"), prompt, _MISTAKE),
         ],
     )
@@ -137,8 +140,14 @@ A LAMP motion moves your picture: 16 frames, 512 x 320. Frame 1 of the video is 
 1. **Choose your picture** in *Load Image*. It should show the start of the motion, from the side \
 and in the size that the training clips show.
 2. Choose checkpoint and motion. Press **R** after adding files.
-3. Describe the picture and what happens, in the words of the motion: *a horse runs*.
-4. Run.
+3. Describe the picture and what happens, in the words of the motion: *a horse runs*. *LAMP Motion \
+Info* shows them.
+4. Run. The video is saved to `output/video`.
+
+Hardly any motion? Try other seeds, or **strength** 1.2 in *Load LAMP Motion*. Does the video fall \
+apart? **strength** 0.7.
+
+{PATIENCE}
 """
 
 
@@ -149,7 +158,7 @@ def animate_image() -> Graph:
         "lamp_animate_image",
         [
             [
-                read_me(_ANIMATE, (420, 320)),
+                read_me(_ANIMATE, (420, 550)),
                 start,
                 *_animate_groups(Out("image", "IMAGE"), "a brown horse runs on the grass", _FAMILY),
             ]
@@ -165,10 +174,11 @@ Learns one motion from 8 to 16 short clips that show it, with different animals,
 each clip), at least 16 frames each. Press **R**, choose the folder.
 2. Write the motion in words: *a horse runs*. A text file beside a clip (`clip.mp4`, `clip.txt`) \
 is that clip's own caption.
-3. Choose a SD 1.x checkpoint: `{SD1}` in `models/checkpoints`. SD-XL does not work here.
+3. Choose a SD 1.x checkpoint: `{SD1}` in `models/checkpoints`. A motion of SD-XL fits SD-XL only, \
+and nobody has tried that yet.
 4. Select *Report* and press the play button above it: only the clips are read. Are they cut as \
 you want them?
-5. Train. Pressing cancel keeps what was learned so far.
+5. Run. The node tells the time left. Cancel keeps what was learned so far.
 
 The motion is written to `models/lamp_motion`. Use it in **lamp_text_to_video_sdxl** or \
 **lamp_animate_image**, with a prompt in the same words.
@@ -190,8 +200,9 @@ while the other falls, the clips are being learned by heart: stop, and take fewe
 **resume** Stopped, or the power failed? Choose *latest* and run again, with the same clips, seed \
 and settings: it goes on from the newest state.
 
-**Memory** Before the first step the node tells what the training will take. If that is more than \
-is free, it stops and names three settings that fit.
+**Memory** Before the first step the node tells what the training will take: 7.3 GB here, by its \
+estimate. If that is more than is free, it stops and names three settings that fit. With 8 GB or \
+less set **optimizer** to *adamw8bit* (5.9 GB; it needs the package bitsandbytes).
 
 Log, loss curve, samples and states lie in `output/lamp_training/horse_run_00001`. A state takes \
 about 3 GB; delete them when you are content with the motion.
@@ -215,7 +226,7 @@ def train_motion() -> Graph:
         "lamp_train_motion",
         [
             [
-                read_me(_TRAIN, (420, 420)),
+                read_me(_TRAIN, (420, 470)),
                 Group(
                     "1. Clips",
                     BLUE,
@@ -232,7 +243,7 @@ def train_motion() -> Graph:
                             sd1("Checkpoint: SD 1.x"),
                             Node("trainer", "LAMP_Trainer", trainer, size=(400, 800)),
                         ],
-                        [Note(_SETTINGS, (420, 720))],
+                        [Note(_SETTINGS, (420, 780))],
                     ],
                 ),
                 Group(

@@ -117,7 +117,7 @@ def long_video_windows() -> Graph:
         "lamp_long_video_windows",
         [
             [
-                read_me(_WINDOWS, (420, 420)),
+                read_me(_WINDOWS, (420, 460)),
                 Group("Picture", BLUE, [[picture()]]),
                 Group(
                     "Motion in windows: SD 1.x and LAMP",

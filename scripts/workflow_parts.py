@@ -14,6 +14,9 @@ SD1 = "v1-5-pruned-emaonly-fp16.safetensors"
 SDXL = "sd_xl_base_1.0.safetensors"
 HUB = "https://huggingface.co"
 MOTION = "horse_run_00001.safetensors"
+# By the operations of a UNet with a motion and without, see docs/performance.md.
+PATIENCE = """**How long?** Each step draws all frames: 16 of them take about as long as 20 \
+pictures of that size and as many steps. **lamp_few_steps_lora** takes 8 steps in place of 50."""
 # What a workflow needs that moves a picture of the user's.
 PICTURE_TABLE = f"""| File | Folder |
 |---|---|

@@ -10,7 +10,7 @@ from scripts.workflow_parts import BLUE, GREEN, ORANGE, decode, encode, read_me,
 _TOY = """## Train and generate, without a download
 
 A toy model of the same architecture as Stable Diffusion 1.x comes with the pack. It draws \
-coloured objects at 32 x 32 pixels, in seconds on a CPU.
+coloured objects at 32 x 32 pixels. On a CPU the training takes some minutes, a video seconds.
 
 1. Eight clips show different objects with one motion: they move right.
 2. *LAMP Trainer* learns what they share.
@@ -77,7 +77,7 @@ def toy_train_and_generate() -> Graph:
         "lamp_toy_train_and_generate",
         [
             [
-                read_me(_TOY, (420, 300)),
+                read_me(_TOY, (420, 430)),
                 Group(
                     "1. Eight clips of a motion, and a model",
                     BLUE,
