@@ -7,9 +7,11 @@ are read off the UNet itself, so that any depth, width or number of attention bl
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from .errors import IncompatibleModelError
@@ -132,6 +134,21 @@ def to_host_state(unet: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor
         module, _, parameter = key.rpartition(".")
         renamed[f"{host[module]}.{parameter}"] = value
     return renamed
+
+
+def base_hash(unet: nn.Module, weights: Mapping[str, Tensor] | None = None) -> str:
+    """A fingerprint of the image model: of its self-attention queries, to which a motion holds
+    the deltas. The same for ComfyUI and diffusers, and for fp16 and fp32 copies.
+
+    Args:
+        weights: the UNet's own, by its names, where patches may stand in it now (`own_weights`).
+    """
+    digest = hashlib.sha256()
+    weights = unet.state_dict() if weights is None else weights
+    for site in map_unet(unet).blocks:
+        weight = weights[f"{site.module}.attn1.to_q.weight"].detach()
+        digest.update(weight.to("cpu", torch.float16).contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def family_of_text(width: int) -> str:

@@ -10,13 +10,13 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io
 
+from ..lamp.architecture import base_hash
 from ..lamp.checkpoint import MotionFile, load_motion_file, save_motion
 from ..lamp.compress import SIZE
 from ..lamp.describe import describe_motion
 from ..lamp.errors import LampError
 from ..lamp.history import history
 from ..lamp.hosts.comfy import BoundMotion, bind, load_motion, own_weights, unet_of
-from ..lamp.hosts.comfy_training import base_hash
 from ..lamp.images import thumbnail_uri
 from ..lamp.masks import Extent, parse_strengths
 from .common import (

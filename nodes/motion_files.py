@@ -8,11 +8,11 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io
 
+from ..lamp.architecture import base_hash
 from ..lamp.checkpoint import MotionFile
 from ..lamp.convert import convert_official
 from ..lamp.errors import LampError
 from ..lamp.hosts.comfy import own_weights, unet_of
-from ..lamp.hosts.comfy_training import base_hash
 from ..lamp.merge import merge_motions
 from .common import LampMotion, aliases, named_errors, upstream_name
 from .progress import NodeProgress

@@ -9,6 +9,7 @@ from typing import Any
 from comfy_api.latest import io, ui
 from torch import Tensor
 
+from ..lamp.architecture import base_hash, unet_family
 from ..lamp.clips import ClipSet
 from ..lamp.latents import LatentClips
 from ..lamp.outcome import Outcome, describe_training, train_to_file
@@ -99,7 +100,7 @@ class Trainer(io.ComfyNode):
             config = plan_memory(host, latents, config, checkpointing, progress.say)
             motion = comfy_training.new_motion(host, config.seed)
             told = describe_training(config, clips, motion.sites.family)
-            told["base_hash"] = comfy_training.base_hash(host.unet)
+            told["base_hash"] = base_hash(host.unet)
             told["base_model"] = upstream_name(cls.hidden.prompt, cls.hidden.unique_id, "model")
             training = Training(host, motion, latents, config)
             who = identity(told["base_hash"], clips)
@@ -144,7 +145,6 @@ def _results(
 
 def _encoded(model: Any, vae: Any, first_frame: Tensor, clips: ClipSet) -> Tensor:
     """Scaled latents `c h w` of the picture that the samples start from."""
-    from ..lamp.architecture import unet_family
     from ..lamp.hosts.comfy_vae import encode_first_frame
     from ..lamp.images import fit_images
 

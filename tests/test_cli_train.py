@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from lamp.architecture import map_unet
+from lamp.architecture import base_hash, map_unet
 from lamp.checkpoint import load_motion_file
 from lamp.cli import CANCELLED, DONE, FAILED, main, train_run
 from lamp.cli.config_file import tomllib
@@ -25,7 +25,6 @@ from lamp.cli.train_config import SCHEMA
 from lamp.cli.train_run import choose_device, choose_precision
 from lamp.clips import load_clips
 from lamp.errors import LampError
-from lamp.hosts.comfy_training import base_hash
 from lamp.hosts.diffusers import DiffusersHost
 from lamp.hosts.diffusers_models import load_image_model
 from lamp.latents import cache_latents

@@ -17,14 +17,13 @@ from torch import Tensor, nn
 from benchmarks import parity_cases
 from benchmarks.parity_fixtures import Fixture
 from benchmarks.parity_hosts import two_dimensional
-from lamp.architecture import map_unet
+from lamp.architecture import base_hash, map_unet
 from lamp.checkpoint import MotionFile, load_motion_file, split_official
 from lamp.cli import main
 from lamp.convert import LICENSE, convert_official
 from lamp.describe import describe_motion
 from lamp.errors import IncompatibleModelError, LampError, MotionFileError
 from lamp.history import save_motion_file
-from lamp.hosts.comfy_training import base_hash
 from lamp.hosts.diffusers import build_host
 from lamp.layout import FrameLayout
 from lamp.motion import Motion

@@ -270,7 +270,7 @@ def test_another_checkpoint_is_mentioned_in_the_log(
     plain: Any,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    from lamp.hosts.comfy_training import base_hash
+    from lamp.architecture import base_hash
 
     trained_on = base_hash(plain.model.diffusion_model)
     config = dataclasses.replace(motion.config, base_hash=trained_on, base_model="a.safetensors")

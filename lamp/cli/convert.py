@@ -39,11 +39,11 @@ def run(args: argparse.Namespace) -> None:
     """See `Command.run`."""
     import torch
 
+    from ..architecture import base_hash
     from ..checkpoint import load_motion_file
     from ..convert import convert_official
     from ..describe import describe_motion
     from ..history import save_motion_file
-    from ..hosts.comfy_training import base_hash
     from ..hosts.diffusers_models import load_unet
     from .output import new_file
 

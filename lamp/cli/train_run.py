@@ -12,11 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..architecture import map_unet
+from ..architecture import base_hash, map_unet
 from ..clips import ClipSet, load_clips
 from ..errors import LampError
 from ..hosts.accelerate import AcceleratePeers, Bystander, is_launched
-from ..hosts.comfy_training import base_hash
 from ..hosts.diffusers import DiffusersHost
 from ..hosts.diffusers_models import ImageModel, decode, load_image_model, on_device
 from ..latents import LatentClips, cache_latents

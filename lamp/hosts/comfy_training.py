@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -202,21 +201,6 @@ def predicts_velocity(patcher: Any) -> bool:
             "ModelSampling nodes; LCM and EDM models cannot be trained on."
         )
     return velocity
-
-
-def base_hash(unet: nn.Module, weights: Mapping[str, Tensor] | None = None) -> str:
-    """A fingerprint of the image model: of its self-attention queries, to which a motion holds
-    the deltas. The same for ComfyUI and diffusers, and for fp16 and fp32 copies.
-
-    Args:
-        weights: the UNet's own, by its names, where patches may stand in it now (`own_weights`).
-    """
-    digest = hashlib.sha256()
-    weights = unet.state_dict() if weights is None else weights
-    for site in map_unet(unet).blocks:
-        weight = weights[f"{site.module}.attn1.to_q.weight"].detach()
-        digest.update(weight.to("cpu", torch.float16).contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _leave_inference_mode(root: nn.Module) -> None:

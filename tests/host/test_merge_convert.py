@@ -7,16 +7,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from lamp.architecture import base_hash
 from lamp.checkpoint import MotionFile, load_motion_file
 from lamp.convert import LICENSE, convert_official
 from lamp.history import LICENSE_KEY, PARENTS_KEY, SOURCE_KEY, save_motion_file
-from lamp.hosts.comfy_training import base_hash
 from lamp.hosts.diffusers import build_host
 from lamp.merge import merge_motions
 from scripts.comfy_server import ComfyServer, PromptRejected
 from tests.host.generate_graphs import Graph, base, ksampler, looking, motions, node
+from tests.official_files import official_state
+from tests.official_files import write_official as write
 from tests.small_models import random_motion
-from tests.test_convert import official_state, write
 from tests.tiny_models import tiny_config, tiny_state
 
 SD1, SD2 = 768, 1024  # widths of the text
