@@ -7,11 +7,13 @@ official code; this project lays frames in the batch, `(b f) c h w`.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
@@ -116,6 +118,23 @@ class Fixture:
 def find_fixtures(folder: Path) -> list[Fixture]:
     """All fixtures of a folder."""
     return [Fixture(path) for path in sorted(folder.glob("*.safetensors"))]
+
+
+def split_official(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Take an official LAMP UNet apart: (image UNet, motion), both in canonical names.
+
+    The official UNet holds the tuned queries in place of the image model's, so the motion's query
+    deltas are zero against the image UNet returned here.
+    """
+    base, learned = {}, {}
+    for key, tensor in state.items():
+        if any(f".{part}." in key for part in ("conv1d", "conv_gate", "attn_temp", "norm_temp")):
+            learned[key] = tensor
+        else:
+            base[key.replace(".conv2d.", ".")] = tensor
+            if key.endswith(".attn1.to_q.weight"):
+                learned[key] = torch.zeros_like(tensor)
+    return base, learned
 
 
 def relative(ours: Tensor, theirs: Tensor) -> float:

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from lamp.adain import AdaINSchedule
 from lamp.architecture import canonical_names, map_unet
-from lamp.checkpoint import MotionConfig, MotionFile, split_official
+from lamp.checkpoint import MotionConfig, MotionFile
 from lamp.hosts import Host
 from lamp.motion import Motion
 
-from .parity_fixtures import Fixture
+from .parity_fixtures import Fixture, split_official
 
 # ComfyUI's numbers for the two halves of guidance; the official code puts UNCOND first.
 COND, UNCOND = 0, 1

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from lamp.architecture import BlockSite, ConvSite, NormSite, SiteMap
 from lamp.attention import first_frame_kv
-from lamp.checkpoint import split_official
 from lamp.layout import FrameLayout
 from lamp.motion import Motion
 
-from .parity_fixtures import Fixture, Measure, relative, to_frames, to_video
+from .parity_fixtures import Fixture, Measure, relative, split_official, to_frames, to_video
 
 FORWARD = 2e-5
 # The fixture does not say how many heads and groups its small layers have. A wrong number is far

@@ -345,20 +345,3 @@ def _modelspec(
         "thumbnail": thumbnail,
     }
     return {f"modelspec.{key}": value for key, value in spec.items() if value}
-
-
-def split_official(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Take an official LAMP UNet apart: (image UNet, motion), both in canonical names.
-
-    The official UNet holds the tuned queries in place of the image model's, so the motion's query
-    deltas are zero against the image UNet returned here.
-    """
-    base, learned = {}, {}
-    for key, tensor in state.items():
-        if any(f".{part}." in key for part in ("conv1d", "conv_gate", "attn_temp", "norm_temp")):
-            learned[key] = tensor
-        else:
-            base[key.replace(".conv2d.", ".")] = tensor
-            if key.endswith(".attn1.to_q.weight"):
-                learned[key] = torch.zeros_like(tensor)
-    return base, learned

@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from benchmarks.parity_fixtures import split_official
 from lamp.architecture import BlockSite, ConvSite, SiteMap
 from lamp.checkpoint import (
     MotionConfig,
     MotionFile,
     load_motion_file,
     save_motion,
-    split_official,
 )
 from lamp.errors import IncompatibleModelError, MotionFileError
 from lamp.motion import Motion

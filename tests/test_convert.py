@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import parity_cases
-from benchmarks.parity_fixtures import Fixture
+from benchmarks.parity_fixtures import Fixture, split_official
 from benchmarks.parity_hosts import two_dimensional
 from lamp.architecture import base_hash, map_unet
-from lamp.checkpoint import MotionFile, load_motion_file, split_official
+from lamp.checkpoint import MotionFile, load_motion_file
 from lamp.cli import main
 from lamp.convert import LICENSE, convert_official
 from lamp.describe import describe_motion
