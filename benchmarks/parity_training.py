@@ -18,7 +18,7 @@ from lamp.architecture import map_unet
 from lamp.hosts import Host
 from lamp.layout import FrameLayout
 from lamp.motion import Motion
-from lamp.optimizers import make_optimizer, optimizer_step
+from lamp.optimizers import apply_gradients, make_optimizer
 from lamp.recipe import TrainConfig
 from lamp.training import predict_loss
 
@@ -229,9 +229,11 @@ class _Tuner:
         """One optimiser step a batch."""
         losses, norms, after = [], [], {}
         parameters = list(self._trained.values())
+        unscaled = torch.amp.GradScaler("cpu", enabled=False)
         for step, batch in enumerate(batches, start=1):
             loss = self.loss(batch)
-            norms.append(optimizer_step(loss, self._optimizer, parameters, self._clip_norm))
+            loss.backward()
+            norms.append(apply_gradients(self._optimizer, parameters, self._clip_norm, unscaled))
             losses.append(loss.detach())
             for name in self._trained:
                 after[f"{name} after step {step}"] = self._official(name)

@@ -157,19 +157,6 @@ def _together(name: str, parts: dict[str, Tensor]) -> Tensor:
     return OptimState8bit(**parts, signed=name == "exp_avg")
 
 
-def optimizer_step(
-    loss: Tensor,
-    optimizer: torch.optim.Optimizer,
-    parameters: list[nn.Parameter],
-    clip_norm: float = 1.0,
-    scaler: torch.amp.GradScaler | None = None,
-) -> Tensor:
-    """Backward, then `apply_gradients`; returns the norm before clipping."""
-    scaler = scaler or torch.amp.GradScaler("cpu", enabled=False)
-    scaler.scale(loss).backward()
-    return apply_gradients(optimizer, parameters, clip_norm, scaler)
-
-
 def apply_gradients(
     optimizer: torch.optim.Optimizer,
     parameters: list[nn.Parameter],

@@ -16,7 +16,7 @@ from lamp.hosts.diffusers import DiffusersHost
 from lamp.latents import SCALE, LatentClips, Posterior, cache_latents
 from lamp.layout import FrameLayout
 from lamp.motion import Motion
-from lamp.optimizers import make_optimizer, optimizer_step, rate_factor, set_rate
+from lamp.optimizers import apply_gradients, make_optimizer, rate_factor, set_rate
 from lamp.recipe import TrainConfig, learning_rate_factor, preset
 from lamp.schedule import scaled_linear_alphas
 from lamp.training import StepReport, Training, noise_later_frames, predict_loss, train
@@ -214,7 +214,9 @@ def test_learning_rate_rises_then_stays_or_falls_as_a_cosine() -> None:
 def test_clipping_joins_all_gradients() -> None:
     parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in range(2)]
     optimizer = torch.optim.SGD(parameters, lr=1.0)
-    norm = optimizer_step(3 * parameters[0] + 4 * parameters[1], optimizer, parameters, 1.0)
+    (3 * parameters[0] + 4 * parameters[1]).backward()
+    unscaled = torch.amp.GradScaler("cpu", enabled=False)
+    norm = apply_gradients(optimizer, parameters, 1.0, unscaled)
     assert norm.item() == pytest.approx(5.0)
     assert [p.item() for p in parameters] == pytest.approx([-0.6, -0.8], rel=1e-4)
 
