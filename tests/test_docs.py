@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from pathlib import Path
 
 import pytest
 
@@ -33,3 +35,53 @@ def test_the_map_of_the_house_names_every_folder() -> None:
     drawing = text.split("```")[1]
     tracked = [path.name for path in ROOT.iterdir() if path.is_dir() and path.name[0] not in "._"]
     assert [name for name in tracked if name != "build" and f"{name}/" not in drawing] == []
+
+
+# --- messages that the texts quote ----------------------------------------------------------------
+
+TEXTS = [
+    *sorted((ROOT / "web" / "docs").rglob("*.md")),
+    *(
+        ROOT / f"{name}{ending}"
+        for name in ("README", "docs/train_a_motion")
+        for ending in (".md", ".zh.md")
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def messages() -> str:
+    """Every text of the code, what is filled in standing as a line break."""
+    files = [path for part in ("lamp", "nodes") for path in (ROOT / part).rglob("*.py")]
+    trees = (ast.walk(ast.parse(path.read_text(encoding="utf-8"))) for path in files)
+    return "\n\n".join(text for tree in trees for node in tree if (text := spoken(node)))
+
+
+def spoken(node: ast.AST) -> str:
+    if isinstance(node, ast.JoinedStr):
+        return "".join(spoken(part) or "\n" for part in node.values)
+    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
+
+
+def quotes(page: Path) -> list[str]:
+    """What stands in quotes, in the README in italics, in the first cell of a table's row."""
+    rows = [
+        line.split("|")[1] for line in page.read_text(encoding="utf-8").splitlines() if "|" in line
+    ]
+    pattern = r"\*([^*]+ [^*]+ [^*]+)\*" if page.name.startswith("README") else r'"([^"]+)"'
+    return [quote for row in rows for quote in re.findall(pattern, row)]
+
+
+@pytest.mark.parametrize("page", TEXTS, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_quoted_messages_are_those_of_the_code(page: Path, messages: str) -> None:
+    """Of each quote, whose values are examples, some words in a row stand in a message."""
+    lost = []
+    for quote in quotes(page):
+        words = quote.replace("…", " ").split()
+        runs = (
+            " ".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)
+        )
+        longest = max((run for run in runs if run in messages), key=len, default="")
+        if len(longest) < min(10, len(quote)):
+            lost.append(quote)
+    assert lost == []
