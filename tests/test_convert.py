@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -260,8 +261,13 @@ def test_another_base_is_refused_and_one_in_half_precision_is_not(
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
 def test_the_command_takes_a_folder_or_a_file_as_base(
-    comfy: Any, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
+    comfy: Any,
+    tmp_path: Path,
+    kind: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     source = random_source()
     tokenizer = Path(comfy.__path__[0]) / "sd1_tokenizer"
     base = (
@@ -275,7 +281,8 @@ def test_the_command_takes_a_folder_or_a_file_as_base(
     out = tmp_path / "horse.safetensors"
     options = ["--base", str(base), "--prompt", "a horse runs", "--precision", "fp32"]
     assert main(["convert", str(folder), str(out), *options]) == 0
-    assert "Prompt: a horse runs" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "Prompt: a horse runs" in told.out and "converting" in told.err
     file = load_motion_file(out)
     assert file.config.base_model == base.name
     assert file.config.base_hash == base_hash(source.unet)

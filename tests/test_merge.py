@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -244,8 +245,13 @@ def test_heads_that_are_not_known_are_a_sentence(first: MotionFile) -> None:
 
 
 def test_the_command_writes_what_the_function_gives(
-    first: MotionFile, second: MotionFile, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    first: MotionFile,
+    second: MotionFile,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     paths = [
         save_motion_file(tmp_path / file.name, file, dtype=torch.float32)
         for file in (first, second)
@@ -253,7 +259,9 @@ def test_the_command_writes_what_the_function_gives(
     out = tmp_path / "both.safetensors"
     arguments = ["merge", *map(str, paths), str(out), "--weights", "0.2", "1.5"]
     assert main(arguments) == 0
-    assert "Merged from: a.safetensors (0.2), b.safetensors (1.5)" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "Merged from: a.safetensors (0.2), b.safetensors (1.5)" in told.out
+    assert "merging" in told.err and f"{len(first.state)}/{len(first.state)}" in told.err
     wanted = merge_motions(first, second, (0.2, 1.5)).state
     found = load_motion_file(out).state
     assert all(torch.equal(found[name], wanted[name].half()) for name in wanted)

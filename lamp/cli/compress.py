@@ -33,12 +33,12 @@ def run(args: argparse.Namespace) -> None:
     from ..compress import SIZE
     from ..history import save_motion_file
     from .output import new_file
-    from .terminal import Silence, open_terminal
+    from .terminal import beside_the_result
 
     out = new_file(args.out)
     file = load_motion_file(args.file)
     size = SIZE if args.size is None else args.size
-    with open_terminal(sys.stderr) if sys.stderr.isatty() else Silence() as terminal:
+    with beside_the_result() as terminal:
         told = partial(terminal.progress, "compressing")
         out = save_motion_file(out, file, size=size, progress=told)
     before, after = (path.stat().st_size for path in (args.file, out))

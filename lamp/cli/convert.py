@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 NAME = "convert"
@@ -46,12 +47,19 @@ def run(args: argparse.Namespace) -> None:
     from ..history import save_motion_file
     from ..hosts.diffusers_models import load_unet
     from .output import new_file
+    from .terminal import beside_the_result
 
     out = new_file(args.out)
     name, unet = load_unet(args.base)
-    file = convert_official(
-        args.folder, unet, base_model=name, base_hash=base_hash(unet), prompt=args.prompt
-    )
+    with beside_the_result() as terminal:
+        file = convert_official(
+            args.folder,
+            unet,
+            base_model=name,
+            base_hash=base_hash(unet),
+            prompt=args.prompt,
+            progress=partial(terminal.progress, "converting"),
+        )
     dtype = torch.float32 if args.precision == "fp32" else torch.float16
     out = save_motion_file(out, file, dtype=dtype)
     sys.stdout.write(describe_motion(load_motion_file(out)) + "\n")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 NAME = "merge"
@@ -33,8 +34,12 @@ def run(args: argparse.Namespace) -> None:
     from ..history import save_motion_file
     from ..merge import merge_motions
     from .output import new_file
+    from .terminal import beside_the_result
 
     out = new_file(args.out)
     first, second = load_motion_file(args.first), load_motion_file(args.second)
-    out = save_motion_file(out, merge_motions(first, second, tuple(args.weights)))
+    with beside_the_result() as terminal:
+        told = partial(terminal.progress, "merging")
+        merged = merge_motions(first, second, tuple(args.weights), told)
+    out = save_motion_file(out, merged)
     sys.stdout.write(describe_motion(load_motion_file(out)) + "\n")

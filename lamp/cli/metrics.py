@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
     import json
 
     from ..metrics import measure
-    from .terminal import Silence, open_terminal
+    from .terminal import beside_the_result
 
     see = read = None
     if args.clip is not None:
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> None:
         see, read = load_clip(args.clip)
     videos = [_read(path) for path in args.videos]
     names = [path.name or str(path) for path in args.videos]
-    with open_terminal(sys.stderr) if sys.stderr.isatty() else Silence() as terminal:
+    with beside_the_result() as terminal:
         metrics = measure(
             videos,
             names,

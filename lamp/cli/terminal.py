@@ -40,6 +40,11 @@ def open_terminal(stream: TextIO | None = None) -> Terminal:
     return PlainTerminal(stream)
 
 
+def beside_the_result() -> Terminal:
+    """For a command whose result goes to stdout: stderr, if somebody looks at it."""
+    return open_terminal(sys.stderr) if sys.stderr.isatty() else Silence()
+
+
 class PlainTerminal:
     """Lines, not too many of them."""
 
