@@ -137,6 +137,11 @@ class FirstFrameCondition(io.ComfyNode):
 
 def _check_video(width: int, height: int, frames: int) -> None:
     check_size(width, height)
+    if max(width, height) > _MAX_SIZE:
+        raise LampError(
+            f"The video is {width} x {height}: no side is longer than {_MAX_SIZE} pixels. Use 512 "
+            "x 320, for instance."
+        )
     if not 2 <= frames <= _MAX_FRAMES:
         raise LampError(
             f"frames is {frames}: a video has between 2 and {_MAX_FRAMES} frames, the first one "

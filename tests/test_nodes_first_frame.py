@@ -128,6 +128,9 @@ def test_the_condition_is_checked_before_anything_runs(node_classes: Nodes) -> N
     assert "not 0" in check(width=0, height=320, frames=16)
     assert "frames is 1:" in check(width=512, height=320, frames=1)
     assert "frames is 0:" in check(width=512, height=320, frames=0)
+    # The host leaves the limits of these inputs to the node.
+    assert "no side is longer than 8192" in check(width=8 * 10**6, height=320, frames=16)
+    assert check(width=8192, height=8, frames=16) is True
 
 
 def test_an_sdxl_vae_is_found_out(node_classes: Nodes) -> None:
