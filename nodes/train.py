@@ -79,7 +79,7 @@ class Trainer(io.ComfyNode):
         first_frame: Any = None,
         **settings: Any,
     ) -> io.NodeOutput:
-        from ..lamp.hosts import comfy_preview, comfy_training
+        from ..lamp.hosts import comfy_clips, comfy_preview, comfy_training
         from ..lamp.hosts.comfy_memory import plan_memory
 
         config = TrainConfig(
@@ -92,9 +92,7 @@ class Trainer(io.ComfyNode):
         comfy_training.check_untouched(model)
         progress = NodeProgress(cls.hidden.unique_id)
         given = None if first_frame is None else _encoded(model, vae, first_frame, clips)
-        latents = comfy_training.prepare_clips(
-            model, vae, clip, clips, progress.update, progress.say
-        )
+        latents = comfy_clips.prepare_clips(model, vae, clip, clips, progress.update, progress.say)
         with comfy_training.tuning_host(model) as host:
             config = replace(config, precision=comfy_training.choose_precision(host, precision))
             config = plan_memory(host, latents, config, checkpointing, progress.say)

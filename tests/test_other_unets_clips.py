@@ -26,8 +26,8 @@ def prepare(
     """`prepare_clips` with the toy's VAE and a cache of its own."""
     import folder_paths
 
+    from lamp.hosts.comfy_clips import prepare_clips
     from lamp.hosts.comfy_toy import load_toy_models
-    from lamp.hosts.comfy_training import prepare_clips
     from lamp.toy.base import toy_state
 
     monkeypatch.setattr(folder_paths, "user_directory", str(tmp_path))
@@ -92,11 +92,11 @@ def test_the_vae_of_another_family_is_found_out_by_the_clips(
 ) -> None:
     import comfy.latent_formats
 
-    from lamp.hosts import comfy_training
+    from lamp.hosts import comfy_clips
 
     encode = vae_of(getattr(comfy.latent_formats, vae)()).encode
     monkeypatch.setattr(
-        comfy_training, "encode_posterior", lambda _, frames: (encode(frames), encode(frames) * 0)
+        comfy_clips, "encode_posterior", lambda _, frames: (encode(frames), encode(frames) * 0)
     )
     pictures = painting(64, 64).expand(FRAMES, -1, -1, -1)
     with pytest.raises(IncompatibleModelError, match="encodes for SD"):
