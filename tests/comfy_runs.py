@@ -24,6 +24,13 @@ def conditioning() -> tuple[Any, Any]:
     return [[text(1), {}]], [[text(2), {}]]
 
 
+def core(kind: Any, *inputs: Any) -> tuple[Any, ...]:
+    """What a node of ComfyUI's own gives, in either form that its classes have had."""
+    if hasattr(kind, "execute"):
+        return kind.execute(*inputs).result
+    return getattr(kind(), kind.FUNCTION)(*inputs)
+
+
 def ksampler(model: Any, sampler: str = "euler", cfg: float = 5.0, **latent: Any) -> Tensor:
     """The stock KSampler node."""
     import nodes
@@ -41,10 +48,10 @@ def advanced(model: Any, sampler: Any, sigmas: Any, noise: Any = None, cfg: floa
     from comfy_extras.nodes_custom_sampler import CFGGuider, RandomNoise, SamplerCustomAdvanced
 
     positive, negative = conditioning()
-    guider = CFGGuider.execute(model, positive, negative, cfg)[0]
-    noise = RandomNoise.execute(SEED)[0] if noise is None else noise
+    guider = core(CFGGuider, model, positive, negative, cfg)[0]
+    noise = core(RandomNoise, SEED)[0] if noise is None else noise
     latent = {"samples": video_latent()}
-    return SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, latent)[0]["samples"]
+    return core(SamplerCustomAdvanced, noise, guider, sampler, sigmas, latent)[0]["samples"]
 
 
 def lamp_ksampler(model: Any, latent: Tensor | None = None, **options: Any) -> Tensor:

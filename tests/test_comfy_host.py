@@ -18,6 +18,7 @@ from tests.comfy_runs import (
     STEPS,
     advanced,
     conditioning,
+    core,
     count_hooks,
     ksampler,
     lamp_ksampler,
@@ -68,8 +69,8 @@ def test_frame_1_is_the_given_one_bit_for_bit(
     assert torch.equal(out[0], video_latent()[0])
     assert out.isfinite().all() and out[1:].std() > 0.1
 
-    sigmas = BasicScheduler.execute(model, "normal", STEPS, 1.0)[0]
-    chosen = KSamplerSelect.execute(sampler)[0]
+    sigmas = core(BasicScheduler, model, "normal", STEPS, 1.0)[0]
+    chosen = core(KSamplerSelect, sampler)[0]
     custom = advanced(model, chosen, sigmas, cfg=cfg)
     assert torch.equal(custom[0], video_latent()[0])
     if sampler != "uni_pc":  # the host's KSampler leaves out one noise level for it

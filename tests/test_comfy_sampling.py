@@ -11,7 +11,7 @@ from torch import Tensor
 from lamp.adain import AdaINSchedule
 from lamp.checkpoint import MotionFile
 from lamp.noise import draw_noise, share_noise
-from tests.comfy_runs import SEED, STEPS, advanced, conditioning, lamp_ksampler, moving, worst
+from tests.comfy_runs import SEED, STEPS, advanced, conditioning, core, lamp_ksampler, moving, worst
 from tests.tiny_models import (
     text,
     tiny_config,
@@ -83,7 +83,7 @@ def test_shared_noise_is_not_mixed_twice(plain: Any, file: MotionFile) -> None:
     from lamp.hosts.comfy_noise import SharedNoise
     from lamp.hosts.comfy_sampler import make_sigmas
 
-    sampler = KSamplerSelect.execute("euler")[0]
+    sampler = core(KSamplerSelect, "euler")[0]
     noise = SharedNoise(SEED, 0.2)
     runs = {
         alpha: advanced(model, sampler, make_sigmas(model, "normal", STEPS), noise)

@@ -12,7 +12,7 @@ from lamp.adain import AdaINSchedule
 from lamp.checkpoint import MotionFile
 from lamp.errors import LampError
 from lamp.inversion import inversion_timesteps, invert
-from tests.comfy_runs import conditioning, count_hooks, lamp_ksampler, moving, worst
+from tests.comfy_runs import conditioning, core, count_hooks, lamp_ksampler, moving, worst
 from tests.tiny_models import (
     text,
     tiny_config,
@@ -140,9 +140,9 @@ def test_custom_sampling_takes_the_noise_too(node_classes: Nodes, model: Any) ->
         schedule = node_classes["LAMP_AdaINSchedule"].execute("off")[0]
         sampler = node_classes["LAMP_Sampler"].execute("ddim", schedule)[0]
         sigmas = node_classes["LAMP_Scheduler"].execute(model, steps, denoise)[0]
-        guider = CFGGuider.execute(model, positive, negative, 5.0)[0]
+        guider = core(CFGGuider, model, positive, negative, 5.0)[0]
         latent = {"samples": video_latent()}
-        out = SamplerCustomAdvanced.execute(custom, guider, sampler, sigmas, latent)[0]
+        out = core(SamplerCustomAdvanced, custom, guider, sampler, sigmas, latent)[0]
         ours = node_classes["LAMP_KSampler"].execute(
             *arguments, adain="off", denoise=denoise, noise=noise
         )[0]

@@ -9,6 +9,7 @@ import torch
 
 from lamp.errors import LampError
 from lamp.noise import draw_noise, share_noise
+from tests.comfy_runs import core
 from tests.tiny_models import random_motion, text, tiny_patcher, video_latent
 
 Nodes = dict[str, Any]
@@ -109,8 +110,8 @@ def test_custom_sampling_gives_the_same_video(node_classes: Nodes, model: Any) -
         schedule = node_classes["LAMP_AdaINSchedule"].execute("official")[0]
         sampler = node_classes["LAMP_Sampler"].execute("ddim", schedule)[0]
         sigmas = node_classes["LAMP_Scheduler"].execute(model, 3)[0]
-        guider = CFGGuider.execute(model, [[text(1), {}]], [[text(2), {}]], 5.0)[0]
-        out = SamplerCustomAdvanced.execute(noise, guider, sampler, sigmas, latent)[0]
+        guider = core(CFGGuider, model, [[text(1), {}]], [[text(2), {}]], 5.0)[0]
+        out = core(SamplerCustomAdvanced, noise, guider, sampler, sigmas, latent)[0]
     ours = ksample(node_classes, model, adain="official")["samples"]
     assert torch.equal(out["samples"], ours)
 
@@ -128,12 +129,12 @@ def test_a_schedule_in_two_parts_gives_the_same_video(node_classes: Nodes, model
         noise = node_classes["LAMP_SharedNoise"].execute(latent, 7, 0.2)[1]
         schedule = node_classes["LAMP_AdaINSchedule"].execute("off")[0]
         sampler = node_classes["LAMP_Sampler"].execute("ddim", schedule)[0]
-        guider = CFGGuider.execute(model, [[text(1), {}]], [[text(2), {}]], 5.0)[0]
+        guider = core(CFGGuider, model, [[text(1), {}]], [[text(2), {}]], 5.0)[0]
         sigmas = node_classes["LAMP_Scheduler"].execute(model, 6)[0]
-        high, low = SplitSigmas.execute(sigmas, 4).result
-        half = SamplerCustomAdvanced.execute(noise, guider, sampler, high, latent)[0]
-        still = DisableNoise.execute()[0]
-        out = SamplerCustomAdvanced.execute(still, guider, sampler, low, half)[0]["samples"]
+        high, low = core(SplitSigmas, sigmas, 4)
+        half = core(SamplerCustomAdvanced, noise, guider, sampler, high, latent)[0]
+        still = core(DisableNoise)[0]
+        out = core(SamplerCustomAdvanced, still, guider, sampler, low, half)[0]["samples"]
     whole = ksample(node_classes, model, steps=6, adain="off")["samples"]
     assert torch.equal(half["samples"][0], video_latent()[0])
     assert torch.allclose(out, whole, rtol=0, atol=1e-4 * whole.abs().max().item())
