@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -112,6 +113,22 @@ class Extent:
             shown = every if layout.places is None else every[list(layout.places)]
             self._made[key] = shown.to(like).repeat(layout.videos, 1, 1, 1)
         return self._made[key]
+
+
+class Masked(Protocol):
+    """A motion, as far as masks go."""
+
+    @property
+    def strength(self) -> float: ...
+
+    @property
+    def extent(self) -> Extent | None: ...
+
+
+def extents_of(motions: Sequence[Masked]) -> list[Extent | None]:
+    """Where each motion acts. One of strength 0 has no say in what is held where others act."""
+    acting = [each for each in motions if each.strength] or motions
+    return [each.extent for each in acting]
 
 
 def all_hold(extents: Sequence[Extent | None]) -> bool:

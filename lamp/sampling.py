@@ -10,7 +10,7 @@ from torch import Tensor
 from .adain import AdaINSchedule
 from .hosts import Host
 from .layout import FrameLayout
-from .masks import Extent, all_hold, held
+from .masks import Extent, all_hold, extents_of, held
 from .motion import Acting, Motion, attached
 from .schedule import ddim_step, ddim_timesteps, next_alpha
 from .windows import Windows, in_windows
@@ -60,7 +60,7 @@ def sample(
     seen = frames if windows is None else min(windows.length, frames)
     layout = FrameLayout(seen, videos * (2 if guided else 1), total=frames)
     motions = [*others, Acting(motion, extent=extent)]
-    extents = [acting.extent for acting in motions]
+    extents = extents_of(motions)
     for each in extents:
         if each is not None:
             each.check(frames)

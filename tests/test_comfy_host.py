@@ -305,6 +305,9 @@ def test_motions_on_one_model_act_side_by_side(plain: Any, file: MotionFile) -> 
     assert worst(ksampler(one), ksampler(two)) < 1e-5
     alone = moving(moving(plain, file), other, strength=0.0)
     assert torch.equal(ksampler(alone), ksampler(moving(plain, file)))
+    # One that is switched off has no say in what another holds.
+    masked = moving(plain, file, extent=Extent(left))
+    assert torch.equal(ksampler(moving(masked, other, strength=0.0)), ksampler(masked))
     for single in (moving(plain, file, **options[0]), moving(plain, other, **options[1])):
         assert worst(ksampler(single), ksampler(one)) > 1e-3
 

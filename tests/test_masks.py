@@ -19,7 +19,7 @@ from lamp.hosts import Host
 from lamp.layers import MotionConv
 from lamp.layout import FrameLayout
 from lamp.masks import Extent, held, parse_strengths, soft_edges
-from lamp.motion import Motion
+from lamp.motion import Acting, Motion
 from lamp.sampling import sample
 from lamp.windows import Windows
 from tests.small_models import TEXT_WIDTH, build, hook_count, random_motion, random_state
@@ -172,6 +172,8 @@ def test_the_picture_outside_of_the_mask_is_held(hosts: Callable[[str], Host]) -
     assert (out[1:, ..., 4:] - first[..., 4:]).abs().max() > 10 * trace
     _, free = video(host, extent=Extent(mask, hold=0.0))
     assert (free[1:, ..., :4] - first[..., :4]).abs().max() > 10 * trace
+    off = Acting(random_motion(host.unet, seed=9), strength=0.0)
+    assert torch.equal(video(host, extent=Extent(mask), others=[off])[1], out)
 
 
 class _Divisions(TorchDispatchMode):

@@ -19,7 +19,7 @@ from ..checkpoint import MotionFile
 from ..errors import LampError, MotionFileError
 from ..finite import overflow_seen
 from ..layout import FrameLayout
-from ..masks import Extent, held
+from ..masks import Extent, extents_of, held
 from ..motion import Acting, Motion, attached
 from ..noise import share_noise
 
@@ -56,8 +56,8 @@ class BoundMotion:
 
     @property
     def extents(self) -> list[Extent | None]:
-        """One for each motion on the MODEL."""
-        return [each.extent for each in self.all]
+        """Those of the motions on the MODEL."""
+        return extents_of(self.all)
 
 
 def unet_of(patcher: Any) -> torch.nn.Module:
