@@ -25,7 +25,7 @@ LampMotion = io.Custom("LAMP_MOTION")
 LampAdaIN = io.Custom("LAMP_ADAIN")
 
 MOTION_FOLDER = "lamp_motion"
-_MAX_SEED = 0xFFFFFFFFFFFFFFFF
+MAX_SEED = 0xFFFFFFFFFFFFFFFF
 # The inputs by which the loaders of checkpoints and diffusion models name their file.
 _FILE_INPUTS = ("ckpt_name", "unet_name", "model_path")
 
@@ -67,10 +67,11 @@ def _supported(factory: Callable[..., Any], **options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name in known}
 
 
-def seed_input(tooltip: str) -> Any:
-    """A seed with the host's control after generate."""
+def seed_input(tooltip: str, most: int = MAX_SEED, *, changes: bool = True) -> Any:
+    """A seed up to `most`; `changes`: with the host's control after generate, which draws another
+    one for the next run. The host puts that on every input named seed that does not decline it."""
     return io.Int.Input(
-        "seed", default=0, min=0, max=_MAX_SEED, control_after_generate=True, tooltip=tooltip
+        "seed", default=0, min=0, max=most, control_after_generate=changes, tooltip=tooltip
     )
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from typing import Any
 
+_log = logging.getLogger(__name__)
 _PREVIEW_SIZE = 512  # pixels of the longer side
 
 
@@ -26,6 +28,11 @@ class NodeProgress:
         preview = None if picture is None else ("JPEG", picture, _PREVIEW_SIZE)
         self._bar.update_absolute(done, total, preview)
         management.throw_exception_if_processing_interrupted()
+
+    def announce(self, text: str) -> None:
+        """Show a line of text, and leave it in the host's log."""
+        _log.info("LAMP: %s", text)
+        self.say(text)
 
     def say(self, text: str) -> None:
         """Show a line of text under the node, where there is a server to show it."""

@@ -7,19 +7,12 @@ from typing import Any
 import torch
 from comfy_api.latest import io
 
-from .common import aliases, named_errors
+from .common import aliases, named_errors, seed_input
 from .progress import show_text
 
 ToyCase = io.Custom("LAMP_TOY_CASE")
 _SEED = "The world's seed: which objects the clips show, and so which ones are unseen."
 _COUNT = "How many clips, an even number. Keep it at 8: LAMP Toy Object counts on that."
-
-
-def _seed_input() -> io.Int.Input:
-    # The host puts "control after generate" on every input named seed that does not decline it.
-    return io.Int.Input(
-        "seed", default=0, min=0, max=2**31 - 1, control_after_generate=False, tooltip=_SEED
-    )
 
 
 def _motion_input() -> io.Combo.Input:
@@ -75,7 +68,7 @@ class ToyClips(io.ComfyNode):
             category="LAMP/toy",
             description="Training clips of the toy world: different objects that move alike.",
             inputs=[
-                _seed_input(),
+                seed_input(_SEED, most=2**31 - 1, changes=False),
                 io.Int.Input("clips", default=8, min=4, max=14, step=2, tooltip=_COUNT),
                 _motion_input(),
             ],
@@ -115,7 +108,7 @@ class ToyObject(io.ComfyNode):
             category="LAMP/toy",
             description="The first frame of an object that no clip shows, and its true motion.",
             inputs=[
-                _seed_input(),
+                seed_input(_SEED, most=2**31 - 1, changes=False),
                 io.Combo.Input(
                     "unseen",
                     options=["combination", "hard"],

@@ -19,7 +19,15 @@ from ..lamp.session import RunFolder, Upkeep, identity
 from ..lamp.training import Training
 from ..lamp.training_state import restore
 from .clips import LampClips
-from .common import LampMotion, advanced, aliases, named_errors, upstream_name, workflow_metadata
+from .common import (
+    LampMotion,
+    advanced,
+    aliases,
+    named_errors,
+    seed_input,
+    upstream_name,
+    workflow_metadata,
+)
 from .progress import NodeProgress
 from .recipe import LampRecipe
 from .training_run import SampleCase, Show, claim, find_place, resume_choices
@@ -95,7 +103,7 @@ class Trainer(io.ComfyNode):
         latents = comfy_clips.prepare_clips(model, vae, clip, clips, progress.update, progress.say)
         with comfy_training.tuning_host(model) as host:
             config = replace(config, precision=comfy_training.choose_precision(host, precision))
-            config = plan_memory(host, latents, config, checkpointing, progress.say)
+            config = plan_memory(host, latents, config, checkpointing, progress.announce)
             motion = comfy_training.new_motion(host, config.seed)
             told = describe_training(config, clips, motion.sites.family)
             told["base_hash"] = base_hash(host.unet)
@@ -205,14 +213,11 @@ def _learning() -> list[Any]:
             max=64,
             tooltip="Batches in each step: as good as a larger batch, without its memory.",
         ),
-        io.Int.Input(
-            "seed",
-            default=0,
-            min=0,
-            max=2**63 - 1,
-            control_after_generate=True,
-            tooltip="Same seed and settings, same motion. Set control after generate to fixed: a "
-            "stopped training goes on with its own seed only.",
+        seed_input(
+            "Same seed and settings, same motion. A stopped training goes on with its own seed "
+            "only.",
+            most=2**63 - 1,
+            changes=False,
         ),
         io.Combo.Input(
             "precision",

@@ -28,6 +28,12 @@ def place(node_classes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Monk
     return importlib.import_module(f"{package}.training_run")
 
 
+def test_a_second_run_is_no_training_with_another_seed(node_classes: dict[str, Any]) -> None:
+    """The host changes every input named seed after a run, unless it declines that."""
+    kinds = node_classes["LAMP_Trainer"].INPUT_TYPES()["required"]
+    assert kinds["seed"][1]["control_after_generate"] is False
+
+
 def keep_state(place: Any, run: str) -> Path:
     folder = Path(place.runs_root(), run)
     folder.mkdir(parents=True)
