@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
-from comfy_api.latest import InputImpl, io, ui
+from comfy_api.latest import InputImpl, io
 
 from ..lamp.clip_sources import BatchSource, ClipSource, FileSource
 from ..lamp.clips import ClipSet, ClipSettings, clips_from_sources, image_sources, list_clips
 from ..lamp.decoding import VideoBytes, reading
 from ..lamp.errors import ClipError
 from .common import aliases, named_errors
-from .progress import NodeProgress
+from .progress import NodeProgress, told_with_picture
 
 logger = logging.getLogger("lamp")
 LampClips = io.Custom("LAMP_CLIPS")
@@ -193,8 +193,8 @@ class TrainingClips(io.ComfyNode):
         for warning in clips.warnings:
             logger.warning(warning)
         report, sheet = clips.report(), clips.contact_sheet()
-        progress.say(_summary(clips, report))
-        return io.NodeOutput(clips, report, sheet, ui=ui.PreviewImage(sheet, cls=cls))
+        shown = told_with_picture(sheet, _summary(clips, report), cls)
+        return io.NodeOutput(clips, report, sheet, ui=shown)
 
 
 def find_sources(folder: str, images: list[Any], videos: list[Any]) -> list[ClipSource]:

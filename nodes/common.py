@@ -95,6 +95,11 @@ def motion_root() -> Path:
     return Path(os.path.abspath(folder_paths.get_folder_paths(MOTION_FOLDER)[0]))
 
 
+def shown_motion(path: Path) -> str:
+    """Where a motion was written, as people find it: `models/lamp_motion/horse_run.safetensors`."""
+    return f"models/{MOTION_FOLDER}/{path.relative_to(motion_root()).as_posix()}"
+
+
 def motion_folder(name: str) -> Path:
     """A new place below the motion folder, numbered and without extension: `NAME_00001`.
 

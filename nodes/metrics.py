@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..lamp.errors import LampError
 from ..lamp.hosts.comfy_metrics import image_encoder, text_encoder
 from ..lamp.metrics import MEASURES, Metrics, measure
 from .common import aliases, named_errors
-from .progress import NodeProgress, show_text
+from .progress import NodeProgress
 
 
 class VideoMetrics(io.ComfyNode):
@@ -122,7 +122,7 @@ class VideoMetrics(io.ComfyNode):
             NodeProgress(getattr(cls.hidden, "unique_id", None)).update,
         )
         report = metrics.report()
-        return io.NodeOutput(*_numbers(metrics), report, ui=show_text(cls, report))
+        return io.NodeOutput(*_numbers(metrics), report, ui=ui.PreviewText(report))
 
 
 def split_videos(images: list[torch.Tensor], frames: int) -> list[torch.Tensor]:

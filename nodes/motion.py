@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..lamp.architecture import base_hash
 from ..lamp.checkpoint import MotionFile, load_motion_file, save_motion
@@ -25,11 +25,11 @@ from .common import (
     advanced,
     aliases,
     motion_folder,
-    motion_root,
     named_errors,
+    shown_motion,
     workflow_metadata,
 )
-from .progress import NodeProgress, show_text
+from .progress import NodeProgress
 
 _log = logging.getLogger(__name__)
 
@@ -316,9 +316,9 @@ class SaveMotion(io.ComfyNode):
             new=True,
             progress=NodeProgress(getattr(cls.hidden, "unique_id", None)).update,
         )
-        shown = f"models/{MOTION_FOLDER}/{path.relative_to(motion_root()).as_posix()}"
+        shown = shown_motion(path)
         _log.info("LAMP: saved %s", shown)
-        return io.NodeOutput(str(path), ui=show_text(cls, shown))
+        return io.NodeOutput(str(path), ui=ui.PreviewText(shown))
 
 
 class MotionInfo(io.ComfyNode):
@@ -341,7 +341,6 @@ class MotionInfo(io.ComfyNode):
                 ),
             ],
             is_output_node=True,
-            hidden=[io.Hidden.unique_id],
             **aliases("inspect motion", "motion metadata"),
         )
 
@@ -349,7 +348,7 @@ class MotionInfo(io.ComfyNode):
     @named_errors("LAMP Motion Info")
     def execute(cls, motion: MotionFile) -> io.NodeOutput:
         text = describe_motion(motion)
-        return io.NodeOutput(text, ui=show_text(cls, text))
+        return io.NodeOutput(text, ui=ui.PreviewText(text))
 
 
 NODES: list[type[io.ComfyNode]] = [LoadMotion, SaveMotion, MotionInfo]

@@ -41,16 +41,11 @@ class NodeProgress:
             server.send_progress_text(text, self._node_id)
 
 
-def show_text(node: type[Any], text: str) -> Any:
-    """The `ui` of an output node that tells something.
-
-    The canvas draws a text result only for the host's own Preview as Text, so the text is sent as
-    the line under the node, too. Needs the hidden `unique_id`; without one nothing is sent.
-    """
+def told_with_picture(picture: Any, text: str, node: type[Any]) -> dict[str, Any]:
+    """The `ui` of a node that shows an IMAGE and tells something; `web/text_result.js` draws it."""
     from comfy_api.latest import ui
 
-    NodeProgress(getattr(node.hidden, "unique_id", None)).say(text)
-    return ui.PreviewText(text)
+    return {**ui.PreviewImage(picture, cls=node).as_dict(), **ui.PreviewText(text).as_dict()}
 
 
 def duration(seconds: float) -> str:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from .common import aliases, named_errors, seed_input
-from .progress import show_text
 
 ToyCase = io.Custom("LAMP_TOY_CASE")
 _SEED = "The world's seed: which objects the clips show, and so which ones are unseen."
@@ -150,7 +149,6 @@ class ToyScore(io.ComfyNode):
             category="LAMP/toy",
             description="Compares a generated toy clip with what its object ought to do.",
             is_output_node=True,
-            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Image.Input("images", tooltip="The generated frames, frame 1 included."),
                 ToyCase.Input("case", tooltip="From LAMP Toy Object."),
@@ -175,7 +173,7 @@ class ToyScore(io.ComfyNode):
             f"{case.prompt}: {'followed' if score.followed else 'not followed'}, IoU "
             f"{score.iou:.2f}, {error} error {score.nrmse:.2f}, ground {score.ground:.1f} dB"
         )
-        return io.NodeOutput(score.iou, text, ui=show_text(cls, text))
+        return io.NodeOutput(score.iou, text, ui=ui.PreviewText(text))
 
 
 def _image(frames: Any) -> torch.Tensor:

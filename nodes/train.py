@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 from torch import Tensor
 
 from ..lamp.architecture import base_hash, unet_family
@@ -25,12 +25,13 @@ from .common import (
     aliases,
     named_errors,
     seed_input,
+    shown_motion,
     upstream_name,
     workflow_metadata,
 )
-from .progress import NodeProgress
+from .progress import NodeProgress, told_with_picture
 from .recipe import LampRecipe
-from .training_run import SampleCase, Show, claim, find_place, resume_choices
+from .training_run import SampleCase, Show, claim, find_place, pictures, resume_choices
 
 LossMap = io.Custom("LOSS_MAP")
 CHECKPOINTING = ("auto", "on", "off")
@@ -138,6 +139,9 @@ def _results(
 
     bound = comfy.BoundMotion(comfy.load_motion(model, file), training.config.groupnorm)
     plot = loss_plot(training.losses, training.validation)
+    # A preview stays in front of what a node gives: the last one is the plot.
+    steps = training.config.steps
+    NodeProgress(node.hidden.unique_id).update(steps, steps, pictures(plot)[0])
     losses = {"loss": training.losses}
     return io.NodeOutput(
         comfy.bind(model, bound),
@@ -145,7 +149,7 @@ def _results(
         plot,
         str(path),
         losses,
-        ui=ui.PreviewImage(plot, cls=node),
+        ui=told_with_picture(plot, f"saved {shown_motion(path)}", node),
     )
 
 

@@ -137,7 +137,7 @@ def _stage(number: int) -> Group:
         f"{number + 3}. {steps} steps",
         GREEN,
         [
-            [Node(key, "LAMP_Trainer", trainer, f"LAMP Trainer: to {steps}", size=(400, 800))],
+            [Node(key, "LAMP_Trainer", trainer, f"LAMP Trainer: to {steps}", size=(400, 880))],
             [
                 sample(model, after="fixed", key=f"sample{number}", title=f"After {steps} steps"),
                 decode(f"frames{number}", Out(f"sample{number}", "latent"), Out("sd1", "VAE")),

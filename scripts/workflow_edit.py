@@ -128,7 +128,7 @@ def _training() -> Group:
                 sd1("Checkpoint: SD 1.x, draws the video"),
                 Node("clips", "LAMP_TrainingClips", chosen, size=(400, 560)),
             ],
-            [Node("trainer", "LAMP_Trainer", trainer, size=(400, 800))],
+            [Node("trainer", "LAMP_Trainer", trainer, size=(400, 880))],
         ],
     )
 

@@ -241,7 +241,7 @@ def train_motion() -> Graph:
                     [
                         [
                             sd1("Checkpoint: SD 1.x"),
-                            Node("trainer", "LAMP_Trainer", trainer, size=(400, 800)),
+                            Node("trainer", "LAMP_Trainer", trainer, size=(400, 880)),
                         ],
                         [Note(_SETTINGS, (420, 780))],
                     ],

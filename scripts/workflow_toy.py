@@ -90,7 +90,7 @@ def toy_train_and_generate() -> Graph:
                     "2. Learn it",
                     GREEN,
                     [
-                        [Node("trainer", "LAMP_Trainer", trainer, size=(400, 800))],
+                        [Node("trainer", "LAMP_Trainer", trainer, size=(400, 880))],
                         [
                             Node(
                                 "info",

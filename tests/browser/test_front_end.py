@@ -160,8 +160,16 @@ SHORT = """() => {
     set('LAMP_Trainer', {steps: 8, sample_every: 2})
     set('LAMP_KSampler', {steps: 4})
 }"""
+# What nodes tell, in the widget that this pack adds.
+TOLD = """() => Object.fromEntries(app.graph.nodes
+    .map(node => [node.type, node.widgets?.find(widget => widget.name === 'result')?.value])
+    .filter(([_, text]) => text))"""
+SAVED = "() => app.graph.serialize().nodes.flatMap(node => node.widgets_values ?? [])"
 OUTPUTS = """() => Object.fromEntries(app.graph.nodes
     .map(node => [node.type, app.nodeOutputs[String(node.id)]]).filter(([_, found]) => found))"""
+
+
+TELLING = ("LAMP_TrainingClips", "LAMP_Trainer", "LAMP_MotionInfo", "LAMP_ToyScore")
 
 
 @pytest.mark.timeout(900)
@@ -192,9 +200,16 @@ def test_the_demo_is_queued_and_finishes(page: Any, shots: Path) -> None:
     outputs = page.evaluate(OUTPUTS)
     assert len(outputs["LAMP_Trainer"]["images"]) == 1  # the loss plot
     assert len(outputs["SaveVideo"]["images"]) == 1
-    assert "IoU" in outputs["LAMP_ToyScore"]["text"][0]
     page.wait_for_timeout(2000)
     picture(page, shots / "toy.png")
+    told = page.evaluate(TOLD)
+    assert {kind: text for kind, text in told.items() if kind != "PreviewAny"} == {
+        kind: outputs[kind]["text"][0] for kind in TELLING
+    }
+    assert "IoU" in told["LAMP_ToyScore"] and "saved models/lamp_motion" in told["LAMP_Trainer"]
+    # It is no part of the prompt, nor of the saved workflow.
+    assert set(page.evaluate(PROMPT)[trainer]["inputs"]) == set(load_api(TOY)[trainer]["inputs"])
+    assert not set(told.values()) & set(map(str, page.evaluate(SAVED)))
     assert page.talk.errors == []
 
 

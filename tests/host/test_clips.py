@@ -63,7 +63,7 @@ def test_a_folder_of_clips(server: ComfyServer, folder: Path) -> None:
     assert warnings[0] == "Warning: 'c.mp4': The caption file 'c.txt' is empty: 'it moves' is used."
     count = f"{len(warnings)} warning{'s' if len(warnings) > 1 else ''}"
     told = f"{head}; {count} in the report"
-    assert told in result.texts["clips"]
+    assert result.outputs["clips"]["text"] == [told]
     shown = sheet(server, result)
     numbers = [round((int(shown[50, 20 + 132 * place, 0]) - 4) / 8) for place in range(6)]
     assert numbers == [0, 2, 4, 7, 9, 11]
