@@ -26,8 +26,9 @@ SETTINGS = {
 def node(node_classes: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> Any:
     found = node_classes["LAMP_TrainingClips"]
     monkeypatch.setattr(found, "hidden", SimpleNamespace(unique_id=None))
-    images = sys.modules[found.__module__].ui  # the preview's file is the host's business
-    monkeypatch.setattr(images, "PreviewImage", lambda sheet, cls: None)
+    shown = sys.modules["comfy_api.latest"].ui  # the preview's file is the host's business
+    picture = SimpleNamespace(as_dict=lambda: {"images": ["a.png"]})
+    monkeypatch.setattr(shown, "PreviewImage", lambda sheet, cls: picture)
     return found
 
 
@@ -36,9 +37,13 @@ def api(node: Any) -> Any:
     return sys.modules["comfy_api.latest"]
 
 
-def read(node: Any, **inputs: Any) -> ClipSet:
+def run(node: Any, **inputs: Any) -> Any:
     lists = {name: [value] for name, value in SETTINGS.items()}
-    return node.execute(**{"folder": ["(from images)"], "prompt": ["x"], **lists, **inputs})[0]
+    return node.execute(**{"folder": ["(from images)"], "prompt": ["x"], **lists, **inputs})
+
+
+def read(node: Any, **inputs: Any) -> ClipSet:
+    return run(node, **inputs)[0]
 
 
 def whole(clips: ClipSet, number: int = 0) -> list[int]:
@@ -135,9 +140,7 @@ def test_what_is_wrong_is_said(node: Any, api: Any, tmp_path: Path) -> None:
         read(node, videos=[api.InputImpl.VideoFromComponents(nothing)])
 
 
-def test_the_text_under_the_node(node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
-    progress = sys.modules[node.__module__].NodeProgress
-    monkeypatch.setattr(progress, "say", lambda self, text: said.append(text))
-    read(node, images=[sliding(5, 1)], prompt=[""])
-    assert said == ["1 clip, 2 windows of 4 frames, stride 1, 64 x 48; 1 warning in the report"]
+def test_the_picture_and_the_text_of_the_node(node: Any) -> None:
+    told = "1 clip, 2 windows of 4 frames, stride 1, 64 x 48; 1 warning in the report"
+    found = run(node, images=[sliding(5, 1)], prompt=[""])
+    assert found.ui == {"images": ["a.png"], "text": (told,)}
