@@ -1,20 +1,23 @@
 // A node's result that is a text, shown in the node: the paths that were written, a score, a report.
 // The front end by itself draws one for its own Preview as Text only.
 import { app } from '../../scripts/app.js'
-import { ComfyWidgets } from '../../scripts/widgets.js'
 
 const NAME = 'result'
 
-function show(node, text) {
-    let widget = node.widgets?.find((widget) => widget.name === NAME)
-    if (!widget) {
-        widget = ComfyWidgets.STRING(node, NAME, ['STRING', { multiline: true }], app).widget
-        widget.options.read_only = true
-        if (widget.element) widget.element.readOnly = true
-        // Neither a part of the saved workflow nor an input of the node.
-        widget.serialize = widget.options.serialize = false
-    }
-    widget.value = text
+function addWidget(node) {
+    const area = document.createElement('textarea')
+    area.className = 'comfy-multiline-input'
+    area.readOnly = true
+    const widget = node.addDOMWidget(NAME, 'lamp_text', area, {
+        serialize: false, // no input of the node
+        getMinHeight: () => 60,
+        getValue: () => area.value,
+        setValue: (text) => {
+            area.value = text
+        }
+    })
+    widget.serialize = false // no part of the saved workflow
+    return widget
 }
 
 app.registerExtension({
@@ -24,7 +27,9 @@ app.registerExtension({
         const onExecuted = nodeType.prototype.onExecuted
         nodeType.prototype.onExecuted = function (output) {
             onExecuted?.apply(this, arguments)
-            if (output?.text) show(this, output.text.join('\n'))
+            if (!output?.text) return
+            const widget = this.widgets?.find((widget) => widget.name === NAME) ?? addWidget(this)
+            widget.value = output.text.join('\n')
         }
     }
 })
