@@ -42,7 +42,7 @@ class NodeProgress:
 
 
 def told_with_picture(picture: Any, text: str, node: type[Any]) -> dict[str, Any]:
-    """The `ui` of a node that shows an IMAGE and tells something; `web/text_result.js` draws it."""
+    """The `ui` of a node that shows an IMAGE and tells something; `web/results.js` draws it."""
     from comfy_api.latest import ui
 
     return {**ui.PreviewImage(picture, cls=node).as_dict(), **ui.PreviewText(text).as_dict()}

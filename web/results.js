@@ -1,5 +1,5 @@
-// A node's result that is a text, shown in the node: the paths that were written, a score, a report.
-// The front end by itself draws one for its own Preview as Text only.
+// What nodes give to look at. A result that is a text, such as a path that was written, a score or a
+// report, the front end by itself draws for its own Preview as Text only.
 import { app } from '../../scripts/app.js'
 
 const NAME = 'result'
@@ -21,7 +21,7 @@ function addWidget(node) {
 }
 
 app.registerExtension({
-    name: 'LAMP.TextResult',
+    name: 'LAMP.Results',
     beforeRegisterNodeDef(nodeType, nodeData) {
         if (!nodeData.name.startsWith('LAMP_')) return
         const onExecuted = nodeType.prototype.onExecuted
@@ -31,5 +31,9 @@ app.registerExtension({
             const widget = this.widgets?.find((widget) => widget.name === NAME) ?? addWidget(this)
             widget.value = output.text.join('\n')
         }
+    },
+    nodeCreated(node) {
+        // Its contact sheet: Nodes 2.0 takes what a node with a VIDEO input shows for a video.
+        if (node.comfyClass === 'LAMP_TrainingClips') node.previewMediaType = 'image'
     }
 })
