@@ -57,6 +57,7 @@ def in_inference_mode() -> Any:
 # --- frame 1 ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cfg", [1.0, 5.0])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_frame_1_is_the_given_one_bit_for_bit(
@@ -202,6 +203,7 @@ def test_the_plain_model_is_unchanged_after_a_run(plain: Any, file: MotionFile) 
     assert torch.equal(ksampler(plain), before)
 
 
+@pytest.mark.slow
 def test_two_motions_and_the_plain_model_take_turns(plain: Any, file: MotionFile) -> None:
     other = random_motion(plain, seed=2)
     models = [moving(plain, file), plain, moving(plain, other)]
@@ -294,6 +296,7 @@ def test_motions_on_one_model_add_up(plain: Any, file: MotionFile) -> None:
     assert count_hooks(plain) == 0
 
 
+@pytest.mark.slow
 def test_motions_on_one_model_act_side_by_side(plain: Any, file: MotionFile) -> None:
     """Each in its own place and time; in either order."""
     other = random_motion(plain, seed=5)

@@ -112,6 +112,7 @@ def test_several_processes_share_a_step(capsys) -> None:
     assert all(row["seconds"] > 0 < row["cpu_seconds"] for row in found["rows"])
 
 
+@pytest.mark.slow
 def test_windows_keep_the_memory_of_a_long_video(subject: Subject) -> None:
     """What the scaling benchmark shows: as much for 31 frames as for the 16 of one window."""
     peaks = [
