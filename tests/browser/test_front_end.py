@@ -110,7 +110,7 @@ BOXES = """() => [...document.querySelectorAll('[data-node-id]')].map(element =>
 })"""
 NODES_2 = "Comfy.VueNodes.Enabled"
 # Front ends in which Nodes 2.0 was new: groups and nodes part when a workflow is opened.
-PARTING = {"1.32"}
+PARTING = {"1.27", "1.32"}
 
 
 def overlapping(boxes: list[list[Any]]) -> list[tuple[str, str]]:
