@@ -1,8 +1,7 @@
 """Is the motion learned? Tunes on eight toy clips and measures on objects that they do not show.
 
     python -m benchmarks.motion --seed 3 --save-sheet sheet.png
-    python -m benchmarks.motion --motions all --seeds 3
-    python -m benchmarks.motion --motions grow,rotate --seed 7
+    python -m benchmarks.motion --motions grow,rotate --seeds 3
     python -m benchmarks.motion --ablations --seeds 3
 
 The whole method on the toy base (see lamp/toy): few-shot tuning, shared noise, the AdaIN schedule,
@@ -45,9 +44,7 @@ from lamp.training import Training
 
 SETS = ("combination", "hard")
 FIRST = "moves_right"
-COLUMNS = (
-    "iou", "worst", "nrmse", "gain", "area", "kept", "ground", "followed", "appearance"
-)  # fmt: skip
+COLUMNS = tuple("iou worst nrmse gain area kept ground followed appearance".split())
 Figures = dict[str, dict[str, dict[str, float]]]  # set -> model -> measure
 
 

@@ -25,7 +25,7 @@ LampMotion = io.Custom("LAMP_MOTION")
 LampAdaIN = io.Custom("LAMP_ADAIN")
 
 MOTION_FOLDER = "lamp_motion"
-MAX_SEED = 0xFFFFFFFFFFFFFFFF
+_MAX_SEED = 0xFFFFFFFFFFFFFFFF
 # The inputs by which the loaders of checkpoints and diffusion models name their file.
 _FILE_INPUTS = ("ckpt_name", "unet_name", "model_path")
 
@@ -67,7 +67,7 @@ def _supported(factory: Callable[..., Any], **options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name in known}
 
 
-def seed_input(tooltip: str, most: int = MAX_SEED, *, changes: bool = True) -> Any:
+def seed_input(tooltip: str, most: int = _MAX_SEED, *, changes: bool = True) -> Any:
     """A seed up to `most`; `changes`: with the host's control after generate, which draws another
     one for the next run. The host puts that on every input named seed that does not decline it."""
     return io.Int.Input(
