@@ -244,7 +244,7 @@ def _read_config(file: str, metadata: Mapping[str, str]) -> MotionConfig:
         raw = json.loads(text)
         known = {f.name: raw[f.name] for f in fields(MotionConfig) if f.name in raw}
         return MotionConfig(**_typed(known))
-    except (KeyError, TypeError, ValueError, RecursionError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         raise MotionFileError(
             f"The header of {file} is damaged ('lamp.config': {str(error)[:100]}): download it "
             "again."

@@ -51,5 +51,5 @@ def parents(metadata: Mapping[str, str]) -> str:
     try:
         entries = json.loads(metadata.get(PARENTS_KEY, "[]"))
         return ", ".join(f"{entry['name']} ({entry['weight']:g})" for entry in entries)
-    except (KeyError, TypeError, ValueError, RecursionError):
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
         return "not readable"

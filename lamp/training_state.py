@@ -144,7 +144,14 @@ def restore(training: Training, state: TrainingState, identity: dict[str, str]) 
         _restore(training, state)
     except StateError:
         raise
-    except (LookupError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+        AttributeError,
+        OverflowError,
+    ) as error:
         raise StateError(
             f"The state of step {state.facts.get('step')} does not fit this training "
             f"({str(error)[:200]}): resume from another one, or start anew."

@@ -232,6 +232,7 @@ def test_a_newer_format_is_named(path: Path, version: str) -> None:
         '{"family": "sd1", "frames": 0}',
         '{"family": "sd1", "width": -512}',
         '{"family": "sd1", "learning_rate": Infinity}',
+        '{"family": "sd1", "learning_rate": 1' + "0" * 400 + "}",
         '{"family": "sd1", "prompt": "\\ud83d"}',
         '{"family": "sd1", "captions": ["\\ud83d"]}',
         '{"family": "sd1", "x": [' + "[]," * 200_000 + "[]]}",

@@ -237,6 +237,17 @@ def test_another_kind_of_file_is_named(
     assert "\n\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("heads", ["[8]", '{"unet": 0}', '{"unet": Infinity}', "{", "[" * 10**5])
+def test_a_header_that_tells_no_heads_is_named(
+    comfy: ModuleType, source: Source, tokenizer: Path, tmp_path: Path, heads: str
+) -> None:
+    save_file(ldm_state(source), tmp_path / "odd.safetensors", metadata={"lamp.heads": heads})
+    with pytest.raises(
+        LampError, match=r"'lamp\.heads' in the header of odd\.safetensors is damaged"
+    ):
+        load_image_model(tmp_path / "odd.safetensors", tokenizer)
+
+
 def test_a_damaged_file_and_a_pickle_are_refused(tokenizer: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.safetensors").write_bytes(b"no tensors")
     with pytest.raises(LampError, match=r"broken\.safetensors is no readable"):

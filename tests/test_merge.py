@@ -183,7 +183,8 @@ def test_the_result_tells_its_parents_and_licences(
 
 
 def test_parents_that_cannot_be_read_do_no_harm(first: MotionFile) -> None:
-    for text in ("{", "[1]", '[{"name": 1}]', "7"):
+    huge = '[{"name": "a", "weight": 1' + "0" * 400 + "}]"
+    for text in ("{", "[1]", '[{"name": 1}]', "7", huge):
         told = describe_motion(replace(first, metadata={"lamp.parents": text}))
         assert "Merged from: not readable" in told
 

@@ -124,6 +124,18 @@ def test_a_setting_that_matters_is_refused_by_name(
         restore(fresh(host, clips, **change), take_state(before, WHO), WHO)
 
 
+@pytest.mark.parametrize("facts", [{"average_updates": 1e400}, {"validation": [[1, 10**400]]}])
+def test_a_number_that_fits_nowhere_is_refused(
+    host: DiffusersHost, clips: LatentClips, facts: dict[str, Any]
+) -> None:
+    before = fresh(host, clips)
+    before.advance()
+    state = take_state(before, WHO)
+    state.facts.update(facts)
+    with pytest.raises(StateError, match="The state of step 1 does not fit this training"):
+        restore(fresh(host, clips), state, WHO)
+
+
 def test_other_clips_are_refused_by_name(host: DiffusersHost, clips: LatentClips) -> None:
     before = fresh(host, clips)
     before.advance()

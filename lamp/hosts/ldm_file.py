@@ -23,7 +23,7 @@ State = dict[str, Tensor]
 
 _UNET, _VAE = "model.diffusion_model.", "first_stage_model."
 _TEXT = "cond_stage_model.transformer."
-_UNET_HEADS, _TEXT_HEAD_WIDTH = 8, 64
+_UNET_HEADS, _TEXT_HEAD_WIDTH, _MOST_HEADS = 8, 64, 1024
 # Where a motion for another family can be trained.
 _ELSEWHERE = {
     "SD-XL": ", or train in ComfyUI with LAMP Trainer",
@@ -129,9 +129,15 @@ def _check_family(file: str, names: list[str]) -> None:
 def _heads(file: str, header: Mapping[str, str]) -> dict[str, int]:
     try:
         heads = json.loads(header.get("lamp.heads", "{}"))
-        return {part: int(number) for part, number in heads.items()}
-    except (AttributeError, TypeError, ValueError) as error:
-        raise LampError(f"'lamp.heads' in the header of {file} is damaged: {error}.") from error
+        for part, number in heads.items():
+            if type(number) is not int or not 0 < number <= _MOST_HEADS:
+                raise ValueError(f"{part[:100]} is no count of heads")
+        return dict(heads)
+    except (AttributeError, ValueError, RecursionError) as error:
+        raise LampError(
+            f"'lamp.heads' in the header of {file} is damaged ({str(error)[:100]}): download "
+            "it again."
+        ) from error
 
 
 class _Branch(nn.Module):
