@@ -14,9 +14,17 @@ from random import Random
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from benchmarks.robustness_loaders import LOADERS, Loader, Trial
-from benchmarks.robustness_mutations import damaged_tensors, damaged_text, pack, unpack
+from benchmarks.robustness_mutations import (
+    damaged_tensors,
+    damaged_text,
+    pack,
+    same_each_time,
+    unpack,
+)
 from benchmarks.robustness_watch import watch
 from lamp.errors import LampError
 
@@ -57,6 +65,21 @@ def test_the_same_number_is_the_same_file() -> None:
         assert first == again != others
         kinds = {kind for _, kind in first}
         assert len(kinds) >= 5 and sum(made != data for made, _ in first) > 60
+
+
+def test_a_sound_file_is_the_same_whenever_it_is_written(tmp_path: Path) -> None:
+    texts = {f"text {number}": str(number) for number in range(20)}
+    made = set()
+    for year in range(2025, 2030):
+        date = f"{year}-01-01T00:00:00Z"
+        file = tmp_path / f"{year}.safetensors"
+        save_file({"a": torch.ones(2)}, file, metadata={**texts, "modelspec.date": date})
+        made.add(same_each_time(file.read_bytes()))
+    assert len(made) == 1
+    file.write_bytes(made.pop())
+    with safe_open(file, framework="pt") as read:
+        assert read.metadata().keys() == {*texts, "modelspec.date"}
+        assert torch.equal(read.get_tensor("a"), torch.ones(2))
 
 
 def _loiter(path: Path) -> object:
