@@ -24,6 +24,7 @@ from .checkpoint import MotionConfig, MotionFile
 from .errors import IncompatibleModelError, MotionFileError
 from .history import LICENSE_KEY, SOURCE_KEY
 from .motion import Motion
+from .tensor_header import check_file
 
 LICENSE = "CC BY-NC 4.0"
 """Of the authors' code and weights (their repository), so of what is converted from them."""
@@ -140,13 +141,15 @@ def _read(path: Path) -> Mapping[str, Tensor]:
         raise MotionFileError(f"{path.name} is larger than any such checkpoint can be (16 GiB).")
     try:
         if path.suffix == ".safetensors":
+            check_file(path)
             return load_file(path)
         if tarfile.is_tarfile(path):  # PyTorch makes a folder before it refuses the oldest form
             raise ValueError("it is a tar archive")
+        zipped = zipfile.is_zipfile(path)
+        if zipped and _compressed(path):  # a small file that would take any amount of memory
+            raise ValueError("its archive is compressed, which torch.save never does")
         # weights_only: tensors and plain containers; whatever else a pickle asks for is refused.
-        state: Any = torch.load(
-            path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path)
-        )
+        state: Any = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # an unpickler meets bytes of strangers: anything may come up
         first = str(error).strip().split("\n")[0][:200]
         raise MotionFileError(
@@ -158,6 +161,11 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     ):
         raise MotionFileError(f"{path.name} holds something else than the tensors of a UNet.")
     return state
+
+
+def _compressed(path: Path) -> bool:
+    with zipfile.ZipFile(path) as archive:
+        return any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
 
 
 def _check_names(where: str, official: Mapping[str, Tensor], expected: set[str]) -> None:

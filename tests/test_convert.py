@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pickle
+import struct
 import sys
 import tarfile
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -212,6 +215,30 @@ def test_a_pickle_is_never_run(case: Case, tmp_path: Path) -> None:
             with pytest.raises(MotionFileError, match="cannot be read as weights .* was run"):
                 convert_official(folder, case.unet)
     assert not (tmp_path / "exploded").exists()
+
+
+def test_a_compressed_archive_is_not_opened(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path / "horse", case.official) / "unet" / "diffusion_pytorch_model.bin"
+    with zipfile.ZipFile(path) as stored:
+        entries = {name: stored.read(name) for name in stored.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as squeezed:
+        for name, content in entries.items():
+            squeezed.writestr(name, content)
+    monkeypatch.setattr(torch, "load", lambda *given, **more: pytest.fail("it was opened"))
+    with pytest.raises(MotionFileError, match="cannot be read as weights .*is compressed"):
+        convert_official(tmp_path / "horse", case.unet)
+
+
+def test_a_header_that_would_take_long_is_not_read(case: Case, tmp_path: Path) -> None:
+    folder = tmp_path / "horse" / "unet"
+    folder.mkdir(parents=True)
+    long = json.dumps({"a": {"dtype": "F32", "shape": [1] * 9, "data_offsets": [0, 4]}}).encode()
+    file = struct.pack("<Q", len(long)) + long + bytes(4)
+    (folder / "diffusion_pytorch_model.safetensors").write_bytes(file)
+    with pytest.raises(MotionFileError, match="cannot be read as weights .*8 dimensions"):
+        convert_official(tmp_path / "horse", case.unet)
 
 
 @pytest.mark.parametrize("content", [b"\0" * 4096, "archive"], ids=["zeros", "archive"])
