@@ -29,8 +29,10 @@ demo: setup
 run: setup
 	$(RUN) -m scripts.run_host $(ARGS)
 
+# The tests of a file stay together, since they share servers and models; and in their order, since
+# pytest-xdist would put the few tests of the longest files last.
 test: setup
-	$(RUN) -m pytest -n 2 --dist loadgroup
+	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-browser: setup
 	$(RUN) -m scripts.browser
