@@ -14,6 +14,7 @@ from .recipe import PRECISIONS
 
 SUGGESTIONS = 3
 _LATENT_STEP = 8  # 64 pixels in SD 1.x: every level of the UNet halves evenly
+_RANK = 64  # a twentieth of what SD 1.x learns
 
 Changes = dict[str, Any]
 
@@ -125,7 +126,7 @@ def _candidates(plan: MemoryPlan) -> Iterator[Changes]:
 
 def _levers(plan: MemoryPlan) -> Iterator[list[tuple[float, Changes]]]:
     """What can be changed, each with the harm it does: more time, then less exact sums; a smaller
-    video only where these are not enough, and a shorter one at last."""
+    video or a motion of low rank only where these are not enough, and a shorter video at last."""
     if not plan.checkpointing:
         yield [(1.0, {"checkpointing": True})]
     clips = plan.accumulate * plan.batch
@@ -143,6 +144,8 @@ def _levers(plan: MemoryPlan) -> Iterator[list[tuple[float, Changes]]]:
     if plan.ema:
         yield [(2.5, {"ema": False})]
     yield [(12.0 + 2 * i, size) for i, size in enumerate(_smaller_sizes(plan))]
+    if not plan.rank:
+        yield [(13.0, {"rank": _RANK})]
     yield [(15.0 + 2 * i, {"frames": frames}) for i, frames in enumerate(_fewer_frames(plan))]
 
 
