@@ -109,8 +109,14 @@ BOXES = """() => [...document.querySelectorAll('[data-node-id]')].map(element =>
     return [element.dataset.nodeId, box.left, box.top, box.right, box.bottom]
 })"""
 NODES_2 = "Comfy.VueNodes.Enabled"
+SWITCH = f"on => app.extensionManager.setting.set('{NODES_2}', on)"
 # Front ends in which Nodes 2.0 was new: groups and nodes part when a workflow is opened.
 PARTING = {"1.27", "1.32"}
+
+
+def has_nodes_2(page: Any) -> bool:
+    setting = page.evaluate(f"() => app.extensionManager.setting.get('{NODES_2}') ?? null")
+    return setting is not None
 
 
 def overlapping(boxes: list[list[Any]]) -> list[tuple[str, str]]:
@@ -124,7 +130,7 @@ def overlapping(boxes: list[list[Any]]) -> list[tuple[str, str]]:
 
 def test_no_node_covers_another_one_in_nodes_2(page: Any, shots: Path) -> None:
     """The newer way of drawing makes nodes higher than the canvas does."""
-    if page.evaluate(f"() => app.extensionManager.setting.get('{NODES_2}')") is None:
+    if not has_nodes_2(page):
         pytest.skip("this front end has no Nodes 2.0")
     if front_end(page) in PARTING:
         pytest.skip("this front end's own Nodes 2.0 does not keep the layout")
@@ -210,7 +216,22 @@ def test_the_demo_is_queued_and_finishes(page: Any, shots: Path) -> None:
     # It is no part of the prompt, nor of the saved workflow.
     assert set(page.evaluate(PROMPT)[trainer]["inputs"]) == set(load_api(TOY)[trainer]["inputs"])
     assert not set(told.values()) & set(map(str, page.evaluate(SAVED)))
+    see_pictures_in_nodes_2(page, [ids["LAMP_TrainingClips"], trainer], shots)
     assert page.talk.errors == []
+
+
+def see_pictures_in_nodes_2(page: Any, ids: list[str], shots: Path) -> None:
+    """What the nodes showed is there in the other way of drawing, and is no broken video."""
+    if not has_nodes_2(page):
+        return
+    page.evaluate(SWITCH, True)
+    try:
+        for node in ids:
+            shown = f"document.querySelector('[data-node-id=\"{node}\"] img')?.naturalWidth > 0"
+            page.wait_for_function(f"() => {shown}", timeout=20_000)
+        picture(page, shots / "toy_nodes_2.png")
+    finally:
+        page.evaluate(SWITCH, False)
 
 
 def test_the_template_browser_shows_the_pictures(page: Any, shots: Path) -> None:
