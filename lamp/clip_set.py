@@ -71,6 +71,13 @@ class ClipSet:
         """One caption for each clip."""
         return [info.caption for info in self.infos]
 
+    @property
+    def window_rate(self) -> float:
+        """Frames a second at which a window moves as its clip does: of the first clip whose rate is
+        known; 8 if none is."""
+        rates = (info.fps for info in self.infos if info.fps)
+        return float((self.settings.fps or next(rates, 8.0)) / self.settings.stride)
+
     def length(self, clip: int) -> int:
         """Frames of a clip, at the asked rate, up to the cap, started over if it was too short."""
         return self.sources[clip].length

@@ -24,14 +24,13 @@ logger = logging.getLogger("lamp")
 
 def describe_training(config: TrainConfig, clips: ClipSet, family: str) -> dict[str, Any]:
     """What the motion file tells of its training: fields of `MotionConfig`."""
-    rates = [info.fps for info in clips.infos if info.fps]
     settings, captions = clips.settings, clips.captions
     return {
         "family": family,
         "frames": config.frames,
         "width": settings.width,
         "height": settings.height,
-        "fps": float((settings.fps or (rates[0] if rates else 8.0)) / settings.stride),
+        "fps": clips.window_rate,
         "groupnorm": config.groupnorm,
         # One prompt for all clips is the motion's own; captions clip by clip are no such thing.
         "prompt": captions[0] if len(set(captions)) == 1 else "",

@@ -169,9 +169,8 @@ def _sample_case(latents: LatentClips, given: Tensor | None, guidance: float) ->
     """What the samples show: the first clip's motion from the given picture or its own."""
     clips = latents.clips
     first = latents.posteriors[0].mean[0] * latents.scale if given is None else given
-    fps = clips.settings.fps or clips.infos[0].fps or 8.0
     text = latents.text[clips.captions[0]]
-    return SampleCase(first, text, latents.text[""], guidance, float(fps))
+    return SampleCase(first, text, latents.text[""], guidance, clips.window_rate)
 
 
 def _models() -> list[Any]:

@@ -84,6 +84,15 @@ def test_frame_rate(folder):
     assert doubled.length(0) == 40
 
 
+def test_a_window_moves_as_its_clip_does(folder):
+    clips = [folder / "clip20.mp4"]  # of 10 frames a second
+    assert load_clips(clips, "", 4, **SIZE).window_rate == 10
+    assert load_clips(clips, "", 4, stride=2, **SIZE).window_rate == 5
+    assert load_clips(clips, "", 4, fps=20, stride=2, **SIZE).window_rate == 10
+    pictures = clips_from_images([grey_clip(8)], "", 4, stride=2, **SIZE)
+    assert pictures.window_rate == 4  # 8 where nothing tells a rate
+
+
 def test_a_clip_of_exactly_n_frames_has_one_window(folder):
     clips = load_clips([folder / "clip8.mp4"], "", 8, **SIZE)
     assert clips.windows() == [Window(0, 0)]

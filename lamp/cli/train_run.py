@@ -155,10 +155,8 @@ class Samples:
         first = latents.posteriors[0].mean[0] * latents.scale
         text = latents.text[clips.captions[0]]
         video = sample_clip(training, first, text, latents.text[""], guidance=self._guidance)
-        fps = clips.settings.fps or clips.infos[0].fps or 8.0
-        save_animation(
-            self._folder / f"sample-step{training.step:06}.webp", self._pictures(video), fps
-        )
+        file = self._folder / f"sample-step{training.step:06}.webp"
+        save_animation(file, self._pictures(video), clips.window_rate)
         save_loss_plot(self._folder / "loss.png", training.losses, training.validation)
 
     def _pictures(self, video: Tensor) -> Tensor:
