@@ -122,6 +122,7 @@ def test_the_runs_folder_holds_states_samples_log_and_loss(folder: Path) -> None
     assert "held_out_loss" in log(output)[-1]
     with Image.open(output / "sample-step000003.webp") as sample:
         assert sample.size == (32, 32) and sample.n_frames == 4  # type: ignore[attr-defined]
+        sample.load()
         assert sample.info["duration"] == 125  # ms; the clips have 8 frames a second
     assert len(list((folder / "cache").glob("posterior-*"))) == 3
 
