@@ -222,7 +222,7 @@ def test_the_demo_is_queued_and_finishes(page: Any, shots: Path) -> None:
 
 def see_pictures_in_nodes_2(page: Any, ids: list[str], shots: Path) -> None:
     """What the nodes showed is there in the other way of drawing, and is no broken video."""
-    if not has_nodes_2(page):
+    if not has_nodes_2(page) or front_end(page) == "1.27":  # which shows no node's pictures there
         return
     page.evaluate(SWITCH, True)
     try:
