@@ -121,7 +121,7 @@ def invert(nodes: Nodes, model: Any, _: Any) -> Any:
 
 def show_map(nodes: Nodes, model: Any, _: Any) -> Any:
     latent = {"samples": video_latent(4)}
-    return nodes["LAMP_MotionMap"].execute(model, *conditioning(), latent, SEED, steps=2).result
+    return nodes["LAMP_MotionMap"].execute(model, *conditioning(), latent, SEED, steps=3).result
 
 
 def custom(nodes: Nodes, model: Any, _: Any) -> Any:
@@ -208,7 +208,8 @@ def test_a_cancel_leaves_nothing_and_the_next_run_is_the_same(
 
     first, moments = button.run(run)
     before = belongings(plain)
-    assert len(moments) >= 3
+    if name != "first frame":  # one picture, in which not every host looks for a cancel
+        assert len(moments) >= 3
     for moment in moments:
         button.cancel(run, moment)
         assert count_hooks(plain) == 0 == hook_count(motion)
