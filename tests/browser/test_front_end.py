@@ -110,8 +110,9 @@ BOXES = """() => [...document.querySelectorAll('[data-node-id]')].map(element =>
 })"""
 NODES_2 = "Comfy.VueNodes.Enabled"
 SWITCH = f"on => app.extensionManager.setting.set('{NODES_2}', on)"
-# Front ends in which Nodes 2.0 was new: groups and nodes part when a workflow is opened.
-PARTING = {"1.27", "1.32"}
+# Front ends in which Nodes 2.0 was new: groups and nodes part when a workflow is opened; 1.42 draws
+# each node, the host's own too, up to 50 pixels higher than those before and after it.
+UNSETTLED = {"1.27", "1.32", "1.42"}
 
 
 def has_nodes_2(page: Any) -> bool:
@@ -132,7 +133,7 @@ def test_no_node_covers_another_one_in_nodes_2(page: Any, shots: Path) -> None:
     """The newer way of drawing makes nodes higher than the canvas does."""
     if not has_nodes_2(page):
         pytest.skip("this front end has no Nodes 2.0")
-    if front_end(page) in PARTING:
+    if front_end(page) in UNSETTLED:
         pytest.skip("this front end's own Nodes 2.0 does not keep the layout")
     change_settings(page, {NODES_2: True})
     try:
