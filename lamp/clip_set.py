@@ -73,8 +73,8 @@ class ClipSet:
 
     @property
     def window_rate(self) -> float:
-        """Frames a second at which a window moves as its clip does: of the first clip whose rate is
-        known; 8 if none is."""
+        """Frames a second at which a window moves as its clip does: the asked rate, or that of the
+        first clip with a known one, or 8; divided by the stride."""
         rates = (info.fps for info in self.infos if info.fps)
         return float((self.settings.fps or next(rates, 8.0)) / self.settings.stride)
 

@@ -111,13 +111,12 @@ BOXES = """() => [...document.querySelectorAll('[data-node-id]')].map(element =>
 NODES_2 = "Comfy.VueNodes.Enabled"
 SWITCH = f"on => app.extensionManager.setting.set('{NODES_2}', on)"
 # Front ends in which Nodes 2.0 was new: groups and nodes part when a workflow is opened; 1.42 draws
-# each node, the host's own too, up to 50 pixels higher than those before and after it.
+# nodes, the host's own too, up to 50 pixels higher than the workflows leave room for.
 UNSETTLED = {"1.27", "1.32", "1.42"}
 
 
 def has_nodes_2(page: Any) -> bool:
-    setting = page.evaluate(f"() => app.extensionManager.setting.get('{NODES_2}') ?? null")
-    return setting is not None
+    return page.evaluate(f"() => app.extensionManager.setting.get('{NODES_2}')") is not None
 
 
 def overlapping(boxes: list[list[Any]]) -> list[tuple[str, str]]:
