@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
 import os
 import re
 import time
@@ -22,9 +21,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .plain import log
 from .tensor_header import check_header
-
-log = logging.getLogger("lamp")
 
 FORMAT = 1
 """Part of every name: raised when what is computed changes, it leaves older entries unread."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import logging
 import math
 import os
 import re
@@ -27,9 +26,8 @@ from .compress import BYTES_KEY, RANK_KEY, Factors, check_size, compress, compre
 from .disk import cure, put_new
 from .errors import IncompatibleModelError, MotionFileError
 from .motion import GROUPNORM_MODES, Motion
+from .plain import log
 from .tensor_header import MAX_HEADER, check_file
-
-_log = logging.getLogger("lamp")
 
 FORMAT = 2
 """The newest that is read: 1 holds every tensor as it is, 2 some of them in the compact form."""
@@ -209,7 +207,7 @@ def _config_text(config: MotionConfig) -> str:
     text = json.dumps(asdict(config), ensure_ascii=False)
     if len(text) <= _MAX_CONFIG:
         return text
-    _log.warning("The captions are too long to be kept in the motion file: they are left out.")
+    log.warning("The captions are too long to be kept in the motion file: they are left out.")
     return json.dumps(asdict(replace(config, captions=[])), ensure_ascii=False)
 
 
@@ -219,7 +217,7 @@ def _fitting(extra: Mapping[str, str]) -> dict[str, str]:
     for name, text in sorted(extra.items(), key=lambda item: len(item[1])):
         size += len(json.dumps(text))
         if size > _MAX_EXTRA:
-            _log.warning("'%s' is too long for the motion file: it is left out.", name)
+            log.warning("'%s' is too long for the motion file: it is left out.", name)
         else:
             kept[name] = text
     return kept

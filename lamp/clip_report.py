@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .clip_settings import share_kept
 from .images import Fit
+from .plain import plain
 
 if TYPE_CHECKING:
     from .clip_set import Clip, ClipSet
@@ -28,7 +29,8 @@ MOST_ROWS = 32
 
 
 def report(clips: ClipSet) -> str:
-    """Plain text: a headline, a line for each clip, how motion is told, and the warnings."""
+    """A headline, a line for each clip, how motion is told, and the warnings: names and captions
+    come from outside, and stay on their line."""
     chosen = clips.settings
     sizes = dict.fromkeys(clips.size(number) for number in range(len(clips)))
     head = (
@@ -40,7 +42,8 @@ def report(clips: ClipSet) -> str:
     lines = [_line(clips, number) for number in range(len(clips))]
     measured = all(clip.movement.flow is not None for clip in clips.sources)
     warnings = [f"Warning: {text}" for text in clips.warnings]
-    return "\n".join([head, *lines, FLOW if measured else NO_FLOW, *warnings])
+    told = [head, *lines, FLOW if measured else NO_FLOW, *warnings]
+    return "\n".join(plain(line) for line in told)
 
 
 def contact_sheet(clips: ClipSet, columns: int = 6) -> Tensor:

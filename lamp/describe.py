@@ -6,12 +6,18 @@ from .architecture import describe_family
 from .checkpoint import MotionFile
 from .history import LICENSE_KEY, SOURCE_KEY, parents
 from .motion import TRAINED
+from .plain import plain
 
 _LISTED_CAPTIONS = 8
+# Characters; text encoders read a few hundred.
+_LONGEST_FACT, _LONGEST_CAPTION = 1000, 300
 
 
 def describe_motion(file: MotionFile) -> str:
-    """What a motion is, how it was made, and how to run it: one fact a line."""
+    """What a motion is, how it was made, and how to run it: one fact a line.
+
+    The facts are the file's own words: none of them may look like another line.
+    """
     config = file.config
     facts = {
         "Motion": file.name,
@@ -28,14 +34,17 @@ def describe_motion(file: MotionFile) -> str:
     }
     if merged := parents(file.metadata):
         facts["Merged from"] = merged
-        del facts["Training"]
+        facts.pop("Training", None)
     if source := file.metadata.get(SOURCE_KEY):
         facts["Converted from"] = source
-        del facts["Training"]
-    lines = [f"{name}: {fact}" for name, fact in facts.items()]
+        facts.pop("Training", None)
+    lines = [f"{name}: {plain(fact, _LONGEST_FACT)}" for name, fact in facts.items()]
     if config.captions:
         lines.append(f"Captions ({len(config.captions)} clips):")
-        lines += [f"  {caption}" for caption in config.captions[:_LISTED_CAPTIONS]]
+        lines += [
+            f"  {plain(caption, _LONGEST_CAPTION)}"
+            for caption in config.captions[:_LISTED_CAPTIONS]
+        ]
         if len(config.captions) > _LISTED_CAPTIONS:
             lines.append("  ...")
     return "\n".join(lines)

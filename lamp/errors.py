@@ -1,8 +1,18 @@
 """Errors meant for the person at the keyboard."""
 
+from __future__ import annotations
+
+from .plain import plain
+
 
 class LampError(ValueError):
-    """A sentence for the user: what is wrong, with which value, and what to do about it."""
+    """A sentence for the user: what is wrong, with which value, and what to do about it.
+
+    The values come from outside: see `plain`.
+    """
+
+    def __init__(self, sentence: object) -> None:
+        super().__init__(plain(sentence))
 
 
 class MotionFileError(LampError):

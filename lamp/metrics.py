@@ -17,6 +17,7 @@ from torch import Tensor
 from .clip_motion import MotionMeter, flow_engine, grey, look_size
 from .errors import LampError
 from .images import fit_small
+from .plain import plain
 
 UNCHANGED = 80.0
 """Decibels of a ground that does not change at all; more is not told apart from it."""
@@ -209,7 +210,7 @@ class Metrics:
     def report(self) -> str:
         """All of it in words, a line for each video."""
         lines = [
-            f"{video.name}: {_in_words({name: getattr(video, name) for name in MEASURES})}"
+            f"{plain(video.name)}: {_in_words({name: getattr(video, name) for name in MEASURES})}"
             for video in self.videos
         ]
         if len(self.videos) > 1:

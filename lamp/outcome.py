@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,13 +12,12 @@ from .clips import ClipSet
 from .errors import LampError, MotionFileError
 from .low_rank import factors, whole_state
 from .optimizers import importance
+from .plain import log
 from .recipe import TrainConfig
 from .run_pictures import save_loss_plot
 from .session import RunFolder, Upkeep, conduct
 from .training import StepReport, Training
 from .training_state import StateError
-
-logger = logging.getLogger("lamp")
 
 
 def describe_training(config: TrainConfig, clips: ClipSet, family: str) -> dict[str, Any]:
@@ -84,7 +82,7 @@ def train_to_file(
     outcome: Outcome,
     on_step: Callable[[StepReport], None],
     sample: Callable[[Training], None] | None = None,
-    say: Callable[[str], None] = logger.warning,
+    say: Callable[[str], None] = log.warning,
 ) -> Path:
     """Train to the end and write the motion; on a cancel or an error write what there is, as
     `NAME-step000123-stopped.safetensors`, say so, then let it through. See `conduct`.

@@ -15,7 +15,6 @@ import contextlib
 import glob
 import hashlib
 import json
-import logging
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -28,10 +27,10 @@ import torch
 from .clips import ClipSet
 from .errors import LampError
 from .names import number_of
+from .plain import log
 from .training import StepReport, Training
 from .training_state import StateError, TrainingState, read_state, take_state, write_state
 
-logger = logging.getLogger("lamp")
 _STATE = re.compile(r"state-step(\d+)\.safetensors")
 
 
@@ -105,7 +104,7 @@ class RunFolder:
 
     def _stop_logging(self, error: OSError) -> None:
         self._logs = False
-        logger.warning("the steps of %s are not logged any more: %s", self.path.name, error)
+        log.warning("the steps of %s are not logged any more: %s", self.path.name, error)
 
     def close(self) -> None:
         """Let go of what is open."""
@@ -152,7 +151,7 @@ def newest_state(folders: list[Path]) -> tuple[Path, TrainingState] | None:
         try:
             return path, read_state(path)
         except StateError as error:
-            logger.warning("%s", error)
+            log.warning("%s", error)
     return None
 
 
@@ -215,7 +214,7 @@ def _rescue(training: Training, folder: RunFolder, saved: int) -> int:
             folder.save_state(training)
             return training.step
         except StateError as error:
-            logger.error("%s", error)
+            log.error("%s", error)
     return saved
 
 
@@ -274,6 +273,6 @@ def _tensorboard(path: Path) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except Exception as error:  # half an installation throws anything, from protobuf for one
         if not isinstance(error, ModuleNotFoundError):
-            logger.warning("TensorBoard cannot be used, log.jsonl holds the same: %s", error)
+            log.warning("TensorBoard cannot be used, log.jsonl holds the same: %s", error)
         return _NoCurves()
     return SummaryWriter(path)

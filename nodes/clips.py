@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import stat
 from pathlib import Path
@@ -16,10 +15,10 @@ from ..lamp.clip_sources import BatchSource, ClipSource, FileSource
 from ..lamp.clips import ClipSet, ClipSettings, clips_from_sources, image_sources, list_clips
 from ..lamp.decoding import VideoBytes, reading
 from ..lamp.errors import ClipError
-from .common import aliases, named_errors
+from ..lamp.plain import log
+from .common import aliases, named_errors, plain_errors
 from .progress import NodeProgress, told_with_picture
 
-logger = logging.getLogger("lamp")
 LampClips = io.Custom("LAMP_CLIPS")
 NO_FOLDER = "(from images)"
 _DEEPEST = 3
@@ -161,6 +160,7 @@ class TrainingClips(io.ComfyNode):
         )
 
     @classmethod
+    @plain_errors
     def fingerprint_inputs(cls, folder: list[str], **_: Any) -> str:
         """Run again when a file in the folder changed."""
         path = clip_folders().get(folder[0])
@@ -191,7 +191,7 @@ class TrainingClips(io.ComfyNode):
         progress = NodeProgress(cls.hidden.unique_id)
         clips = clips_from_sources(sources, prompt, ClipSettings(**chosen), progress.update)
         for warning in clips.warnings:
-            logger.warning(warning)
+            log.warning(warning)
         report, sheet = clips.report(), clips.contact_sheet()
         shown = told_with_picture(sheet, _summary(clips, report), cls)
         return io.NodeOutput(clips, report, sheet, ui=shown)

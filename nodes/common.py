@@ -5,19 +5,18 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import folder_paths
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..lamp.errors import LampError
 from ..lamp.names import is_plain_name, number_of
+from ..lamp.plain import log, plain_error, plain_lines
 
-_log = logging.getLogger(__name__)
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
@@ -34,19 +33,61 @@ _FILE_INPUTS = ("ckpt_name", "unet_name", "model_path")
 
 
 def named_errors(display_name: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """Begin the sentence of a `LampError` with the node's name; goes below `@classmethod`."""
+    """What leaves a node's `execute`; goes below `@classmethod`.
+
+    The sentence of a `LampError` begins with the node's name. Whatever the node shows, and any
+    error with those behind it, is plain: the host logs and sends it as it is, and half a character
+    from a prompt would end the thread that runs all prompts.
+    """
 
     def decorate(execute: Callable[_P, _R]) -> Callable[_P, _R]:
         @functools.wraps(execute)
         def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
             try:
-                return execute(*args, **kwargs)
+                return _plainly_shown(execute(*args, **kwargs))
             except LampError as error:
-                raise type(error)(f"{display_name}: {error}") from error
+                failed: BaseException = type(error)(f"{display_name}: {error}")
+                failed.__cause__ = plain_error(error)
+            except Exception as error:
+                failed = plain_error(error)
+            # Out here, where no error is being handled that would stand behind this one as it is.
+            try:
+                raise failed
+            finally:
+                del failed  # it holds this frame, and all tensors in the frames below
 
         return run
 
     return decorate
+
+
+def plain_errors(check: Callable[_P, _R]) -> Callable[_P, _R]:
+    """As `named_errors`, of what the host asks a node before it runs (`validate_inputs` and
+    `fingerprint_inputs`)."""
+
+    @functools.wraps(check)
+    def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        try:
+            return check(*args, **kwargs)
+        except Exception as error:
+            failed = plain_error(error)
+        try:
+            raise failed
+        finally:
+            del failed
+
+    # The host reads the names of the inputs off it, without looking behind a wrapper.
+    run.__signature__ = inspect.signature(check)  # type: ignore[attr-defined]
+    return run
+
+
+def _plainly_shown(output: _R) -> _R:
+    shown = getattr(output, "ui", None)
+    if isinstance(shown, ui.PreviewText):
+        shown.value = plain_lines(shown.value)
+    elif isinstance(shown, dict) and "text" in shown:
+        shown["text"] = tuple(plain_lines(text) for text in shown["text"])
+    return output
 
 
 # --- schemas --------------------------------------------------------------------------------
@@ -87,7 +128,7 @@ def register_motion_folder() -> None:
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as error:
-        _log.warning("LAMP: the folder %s cannot be made: %s", path, error)
+        log.warning("LAMP: the folder %s cannot be made: %s", path, error)
 
 
 def motion_root() -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any, get_args
 
 import torch
@@ -16,9 +15,8 @@ from ..lamp.hosts.comfy_noise import NOISE_LEVEL, SharedNoise
 from ..lamp.hosts.comfy_sampler import OFFICIAL_SCHEDULER, sample_video, scheduler_names
 from ..lamp.hosts.comfy_vae import encode_first_frame
 from ..lamp.images import LATENT_STRIDE, Fit, check_size, fit_images
-from .common import LampAdaIN, LampMotion, aliases, named_errors, seed_input
-
-_log = logging.getLogger(__name__)
+from ..lamp.plain import log
+from .common import LampAdaIN, LampMotion, aliases, named_errors, plain_errors, seed_input
 
 _SEED = "The number that decides the noise: the same seed, the same video."
 _MAX_SIZE = 8192
@@ -99,6 +97,7 @@ class FirstFrameCondition(io.ComfyNode):
         )
 
     @classmethod
+    @plain_errors
     def validate_inputs(
         cls, width: int | None = None, height: int | None = None, frames: int | None = None
     ) -> bool | str:
@@ -127,7 +126,7 @@ class FirstFrameCondition(io.ComfyNode):
     ) -> io.NodeOutput:
         _check_video(width, height, frames)
         if image.shape[0] > 1:
-            _log.warning("LAMP First-Frame Condition: took the first of %d images.", len(image))
+            log.warning("LAMP First-Frame Condition: took the first of %d images.", len(image))
         picture = fit_images(image[:1], width, height, fit)
         family = "sd1" if motion is None else motion.config.family
         first = encode_first_frame(vae, picture, family)

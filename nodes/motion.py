@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from ..lamp.history import history
 from ..lamp.hosts.comfy import BoundMotion, bind, load_motion, own_weights, unet_of
 from ..lamp.images import thumbnail_uri
 from ..lamp.masks import Extent, parse_strengths
+from ..lamp.plain import log
 from .common import (
     MOTION_FOLDER,
     LampMotion,
@@ -26,12 +26,11 @@ from .common import (
     aliases,
     motion_folder,
     named_errors,
+    plain_errors,
     shown_motion,
     workflow_metadata,
 )
 from .progress import NodeProgress
-
-_log = logging.getLogger(__name__)
 
 
 class LoadMotion(io.ComfyNode):
@@ -150,6 +149,7 @@ class LoadMotion(io.ComfyNode):
         )
 
     @classmethod
+    @plain_errors
     def validate_inputs(cls, motion_name: str | None = None) -> bool | str:
         """A missing file is told before the first frame is drawn, not after it."""
         try:
@@ -158,6 +158,7 @@ class LoadMotion(io.ComfyNode):
             return str(error)
 
     @classmethod
+    @plain_errors
     def fingerprint_inputs(cls, motion_name: str | None = None, **_: Any) -> str:
         """A file that was written again is read again."""
         path = folder_paths.get_full_path(MOTION_FOLDER, motion_name) if motion_name else None
@@ -206,7 +207,7 @@ def _warn_of_another_base(model: Any, file: MotionFile) -> None:
     """A motion carries over to other checkpoints of its family, mostly; say so when it has to."""
     trained = file.config.base_hash
     if trained and base_hash(unet_of(model), own_weights(model, "diffusion_model")) != trained:
-        _log.warning(
+        log.warning(
             "Load LAMP Motion: %s was trained on the checkpoint '%s'; the connected one is "
             "another. If the video looks poor, try that one.",
             file.name,
@@ -317,7 +318,7 @@ class SaveMotion(io.ComfyNode):
             progress=NodeProgress(getattr(cls.hidden, "unique_id", None)).update,
         )
         shown = shown_motion(path)
-        _log.info("LAMP: saved %s", shown)
+        log.info("LAMP: saved %s", shown)
         return io.NodeOutput(str(path), ui=ui.PreviewText(shown))
 
 

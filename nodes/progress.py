@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from typing import Any
 
-_log = logging.getLogger(__name__)
+from ..lamp.plain import log, plain_lines
+
 _PREVIEW_SIZE = 512  # pixels of the longer side
 
 
@@ -31,14 +31,14 @@ class NodeProgress:
 
     def announce(self, text: str) -> None:
         """Show a line of text, and leave it in the host's log."""
-        _log.info("LAMP: %s", text)
+        log.info("LAMP: %s", text)
         self.say(text)
 
     def say(self, text: str) -> None:
         """Show a line of text under the node, where there is a server to show it."""
         server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
         if server is not None and self._node_id is not None:
-            server.send_progress_text(text, self._node_id)
+            server.send_progress_text(plain_lines(text), self._node_id)
 
 
 def told_with_picture(picture: Any, text: str, node: type[Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import folder_paths
 from torch import Tensor
 
 from ..lamp.errors import LampError
+from ..lamp.plain import log
 from ..lamp.run_lock import new_folder
 from ..lamp.run_pictures import sample_clip, save_animation, save_loss_plot
 from ..lamp.session import newest_first, newest_run, states
@@ -20,7 +20,6 @@ from ..lamp.training_state import read_state
 from .common import motion_folder, motion_root
 from .progress import NodeProgress, duration
 
-logger = logging.getLogger("lamp")
 RUNS = "lamp_training"
 NONE, LATEST = "none", "latest"
 
@@ -58,7 +57,7 @@ def find_place(name: str, resume: str) -> Place:
         stem = fresh.relative_to(motion_root()).as_posix().rsplit("_", 1)[0]
         found = newest_run(runs_root() / stem)
         if found is None:
-            logger.info("no earlier training of %s: it starts anew", name)
+            log.info("no earlier training of %s: it starts anew", name)
             return _new_place(fresh)
         path, state = found
     else:

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import NoReturn, Protocol
 
 from ..errors import LampError
+from ..plain import plain, plain_error
 from . import compress, convert, inspect_motion, merge, metrics, train
 
 DONE, FAILED, CANCELLED = 0, 1, 130
@@ -63,11 +64,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return CANCELLED
     except Exception as error:
-        if debug:
-            raise
-        sys.stderr.write(f"error: {_sentence(error)}\n")
-        return FAILED
-    return DONE
+        failed = plain_error(error)
+    else:
+        return DONE
+    if debug:
+        raise failed
+    sys.stderr.write(f"error: {_sentence(failed)}\n")
+    return FAILED
 
 
 def _print_anything() -> None:
@@ -107,10 +110,10 @@ def _check_command(given: list[str]) -> None:
     raise LampError(f"There is no command '{given[0]}': {hint}")
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: BaseException) -> str:
     if isinstance(error, LampError):
         return str(error)
-    first = str(error).strip().split("\n")[0][:300].rstrip(".")
+    first = plain(str(error).strip().split("\n")[0], 300).rstrip(".")
     return (
         f"Something went wrong that should not ({type(error).__name__}: {first}): add --debug to "
         "see where, and report it."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -32,7 +31,7 @@ def run(args: argparse.Namespace) -> None:
     from ..checkpoint import load_motion_file
     from ..compress import SIZE
     from ..history import save_motion_file
-    from .output import new_file
+    from .output import new_file, tell
     from .terminal import beside_the_result
 
     out = new_file(args.out)
@@ -42,6 +41,4 @@ def run(args: argparse.Namespace) -> None:
         told = partial(terminal.progress, "compressing")
         out = save_motion_file(out, file, size=size, progress=told)
     before, after = (path.stat().st_size for path in (args.file, out))
-    sys.stdout.write(
-        f"{out.name}: {after / 1e6:.1f} MB, {after / before:.1%} of {before / 1e6:.1f} MB\n"
-    )
+    tell(f"{out.name}: {after / 1e6:.1f} MB, {after / before:.1%} of {before / 1e6:.1f} MB")

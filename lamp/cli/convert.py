@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -46,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
     from ..describe import describe_motion
     from ..history import save_motion_file
     from ..hosts.diffusers_models import load_unet
-    from .output import new_file
+    from .output import new_file, tell
     from .terminal import beside_the_result
 
     out = new_file(args.out)
@@ -62,4 +61,4 @@ def run(args: argparse.Namespace) -> None:
         )
     dtype = torch.float32 if args.precision == "fp32" else torch.float16
     out = save_motion_file(out, file, dtype=dtype)
-    sys.stdout.write(describe_motion(load_motion_file(out)) + "\n")
+    tell(describe_motion(load_motion_file(out)))

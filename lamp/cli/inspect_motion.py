@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 NAME = "inspect"
@@ -20,5 +19,6 @@ def run(args: argparse.Namespace) -> None:
     """See `Command.run`."""
     from ..checkpoint import load_motion_file
     from ..describe import describe_motion
+    from .output import tell
 
-    sys.stdout.write(describe_motion(load_motion_file(args.file)) + "\n")
+    tell(describe_motion(load_motion_file(args.file)))

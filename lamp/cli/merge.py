@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -33,7 +32,7 @@ def run(args: argparse.Namespace) -> None:
     from ..describe import describe_motion
     from ..history import save_motion_file
     from ..merge import merge_motions
-    from .output import new_file
+    from .output import new_file, tell
     from .terminal import beside_the_result
 
     out = new_file(args.out)
@@ -42,4 +41,4 @@ def run(args: argparse.Namespace) -> None:
         told = partial(terminal.progress, "merging")
         merged = merge_motions(first, second, tuple(args.weights), told)
     out = save_motion_file(out, merged)
-    sys.stdout.write(describe_motion(load_motion_file(out)) + "\n")
+    tell(describe_motion(load_motion_file(out)))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import ClipError
+from ..plain import plain
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,6 +60,7 @@ def run(args: argparse.Namespace) -> None:
     import json
 
     from ..metrics import measure
+    from .output import tell
     from .terminal import beside_the_result
 
     see = read = None
@@ -77,7 +79,10 @@ def run(args: argparse.Namespace) -> None:
             read,
             lambda done, total: terminal.progress("measuring videos", done, total),
         )
-    sys.stdout.write(f"{json.dumps(_as_json(metrics)) if args.json else _table(metrics)}\n")
+    if args.json:
+        sys.stdout.write(json.dumps(_as_json(metrics)) + "\n")  # ASCII, control characters escaped
+    else:
+        tell(_table(metrics))
 
 
 def _read(path: Path) -> Tensor:
@@ -119,7 +124,7 @@ def _as_json(metrics: Metrics) -> dict[str, object]:
 def _table(metrics: Metrics) -> str:
     rows = [["video", *(title for title, _ in _COLUMNS.values())]]
     for video in metrics.videos:
-        rows.append([video.name, *(_cell(name, getattr(video, name)) for name in _COLUMNS)])
+        rows.append([plain(video.name), *(_cell(name, getattr(video, name)) for name in _COLUMNS)])
     if len(metrics.videos) > 1:
         rows.append(["mean", *(_cell(name, metrics.mean(name)) for name in _COLUMNS)])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -7,6 +7,7 @@ import sys
 from datetime import timedelta
 from typing import Any, Protocol, TextIO
 
+from ..plain import plain, plain_lines
 from ..training import StepReport
 
 # Plain lines of progress for one job, and where a long one tells that it has begun.
@@ -21,7 +22,7 @@ class Terminal(Protocol):
     def __exit__(self, *error: object) -> None: ...
 
     def say(self, text: str) -> None:
-        """Text that stays."""
+        """Text that stays, plain: what it tells of files is shown, not obeyed."""
         ...
 
     def progress(self, job: str, done: int, total: int, detail: str = "") -> None:
@@ -59,7 +60,7 @@ class PlainTerminal:
 
     def say(self, text: str) -> None:
         """See `Terminal.say`."""
-        self._stream.write(f"{text}\n")
+        self._stream.write(f"{plain_lines(text)}\n")
         self._stream.flush()
 
     def progress(self, job: str, done: int, total: int, detail: str = "") -> None:
@@ -79,10 +80,10 @@ class RichTerminal:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[detail]}"),
+            TextColumn("{task.fields[detail]}", markup=False),
             console=Console(file=stream, highlight=False, soft_wrap=True),
         )
         self._jobs: dict[str, Any] = {}
@@ -96,13 +97,13 @@ class RichTerminal:
 
     def say(self, text: str) -> None:
         """See `Terminal.say`."""
-        self._progress.console.print(text, markup=False)
+        self._progress.console.print(plain_lines(text), markup=False)
 
     def progress(self, job: str, done: int, total: int, detail: str = "") -> None:
         """See `Terminal.progress`."""
         if job not in self._jobs:
-            self._jobs[job] = self._progress.add_task(job, detail="")
-        self._progress.update(self._jobs[job], completed=done, total=total, detail=detail)
+            self._jobs[job] = self._progress.add_task(plain(job), detail="")
+        self._progress.update(self._jobs[job], completed=done, total=total, detail=plain(detail))
 
 
 class Silence:

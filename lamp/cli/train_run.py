@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from ..latents import LatentClips, cache_latents
 from ..memory_plan import free_memory, settle_memory
 from ..motion import Motion
 from ..outcome import Outcome, describe_training, train_to_file
+from ..plain import log
 from ..recipe import PRECISIONS
 from ..run_lock import alone_in, new_folder
 from ..run_pictures import sample_clip, save_animation, save_loss_plot
@@ -32,8 +32,6 @@ from .place import Place, find_place
 from .stopping import StopRequest
 from .terminal import LogLines, Silence, Terminal, describe_step, open_terminal
 from .train_config import RunSettings
-
-logger = logging.getLogger("lamp")
 
 
 def train(settings: RunSettings) -> None:
@@ -164,7 +162,7 @@ class Samples:
             with on_device(self._device, self._vae):
                 return decode(self._vae, video)
         except torch.OutOfMemoryError:
-            logger.info("no room for the VAE beside the training: it decodes on the CPU")
+            log.info("no room for the VAE beside the training: it decodes on the CPU")
         return decode(self._vae, video)
 
 
@@ -219,8 +217,8 @@ def _is_main(peers: AcceleratePeers | None) -> bool:
 def _warnings(terminal: Terminal) -> Iterator[None]:
     """What the method warns of goes to the terminal while the block lasts."""
     handler = LogLines(terminal)
-    logger.addHandler(handler)
+    log.addHandler(handler)
     try:
         yield
     finally:
-        logger.removeHandler(handler)
+        log.removeHandler(handler)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
 from ..cache import TensorCache, digest
 from ..latents import LatentCache
+from ..plain import log
 from .comfy import own_weights
-
-log = logging.getLogger("lamp")
 
 
 def latent_cache(vae: Any, clip: Any, pooled: bool = False) -> LatentCache:

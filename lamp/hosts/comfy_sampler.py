@@ -6,7 +6,6 @@ DDPM sample x / sqrt(1 + sigma^2), where the clean frame 1 stands as it is.
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import torch
@@ -14,11 +13,10 @@ from torch import Tensor
 
 from ..adain import AdaINSchedule
 from ..errors import LampError
+from ..plain import log
 from ..schedule import TRAIN_TIMESTEPS, ddim_timesteps
 from .comfy import bound_motion, clean_first_frame
 from .comfy_noise import check_level, given_noise, shared_noise
-
-_log = logging.getLogger(__name__)
 
 OFFICIAL_SCHEDULER = "ddim (official)"
 # These choose their own noise levels, so there is no "after step i" at which AdaIN could act.
@@ -144,7 +142,7 @@ def _only_first(frames: Tensor) -> Tensor:
     """At denoise 1 the host adds the latent to the noise: whatever frames 2.. hold would leak."""
     if not frames[1:].any():
         return frames
-    _log.info("LAMP: at denoise 1 the video starts from frame 1 alone; other frames are ignored.")
+    log.info("LAMP: at denoise 1 the video starts from frame 1 alone; other frames are ignored.")
     return torch.cat([frames[:1], torch.zeros_like(frames[1:])])
 
 
