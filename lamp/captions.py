@@ -1,6 +1,9 @@
 """Captions of training clips: a text file beside the clip, else the motion prompt."""
 
+import codecs
+import contextlib
 import re
+import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,8 +12,13 @@ from .errors import ClipError
 MOTION = "{motion}"
 """Stands in a caption for the motion prompt, in a motion prompt for the folder's name."""
 
+CAPTION_ENDINGS = (".txt", ".caption")
+"""Of files beside the clips; the first one goes before the second, which kohya's scripts write."""
+
 _LARGEST = 100_000  # bytes; text encoders read a few hundred
 
+# Letters and signs by their category that show nothing.
+_BLANK = "\u115f\u1160\u2800\u3164\uffa0\u034f"
 _SIDES = re.compile(
     r"\b(left|right|leftwards?|rightwards?|clockwise|counter-?clockwise|anti-?clockwise)\b"
     r"|[左右]|顺时针|逆时针|順時針|逆時針",
@@ -33,22 +41,28 @@ def motion_from_folder(folder: str | Path) -> str:
 
 
 def find_caption(clip: Path, prompt: str = "") -> Caption:
-    """The caption of ``clip``: of ``clip.txt`` beside it, else the prompt, else the folder's name.
+    """The caption of ``clip``: of ``clip.txt`` or ``clip.caption`` beside it, else the prompt, else
+    the folder's name.
 
     ``{motion}`` in a caption file becomes the motion prompt. An empty file counts as none, with a
-    warning. Raises ClipError if the file is not UTF-8 text (a byte order mark does no harm).
+    warning. Raises ClipError if the file is no text in UTF-8, or in UTF-16 with a byte order mark.
     """
     folder = motion_from_folder(clip.absolute().parent)
     motion = _words(prompt).replace(MOTION, folder)
     fallback = Caption(motion, "prompt") if motion else Caption(folder, "folder")
-    file = clip.with_name(f"{clip.name if clip.is_dir() else clip.stem}.txt")
-    if not file.is_file():
+    file = _caption_file(clip)
+    if file is None:
         return fallback
     text = _read(file)
     if not text:
         warning = f"The caption file '{file.name}' is empty: '{fallback.text}' is used."
         return fallback._replace(warning=warning)
     return Caption(text.replace(MOTION, fallback.text), "file")
+
+
+def plain_name(name: str) -> str:
+    """A name as people see it: systems write umlauts in two ways, and some ignore the case."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def given_caption(text: str, clip: Path | None = None) -> Caption:
@@ -75,9 +89,34 @@ def names_a_side(caption: str) -> bool:
     return bool(_SIDES.search(caption))
 
 
+def _caption_file(clip: Path) -> Path | None:
+    """The text file that belongs to a clip: best the one with its very name."""
+    stem = clip.name if clip.is_dir() else clip.stem
+    for ending in CAPTION_ENDINGS:
+        with contextlib.suppress(OSError):  # a name may be too long with it
+            if (exact := clip.with_name(stem + ending)).is_file():
+                return exact
+    try:
+        names = sorted(path.name for path in clip.absolute().parent.iterdir())
+    except OSError:  # reading the clip will tell
+        return None
+    for ending in CAPTION_ENDINGS:
+        for name in names:
+            same = name.lower().endswith(ending) and plain_name(name[: -len(ending)])
+            if same == plain_name(stem) and (found := clip.with_name(name)).is_file():
+                return found
+    return None
+
+
 def _words(text: str) -> str:
+    """On one line; empty if there is nothing to be seen in it."""
     # Names on a disk may hold bytes that are no text, which no text encoder takes.
-    return " ".join(text.encode(errors="replace").decode().split())
+    words = " ".join(text.encode(errors="replace").decode().split())
+    return words if any(map(_is_visible, words)) else ""
+
+
+def _is_visible(sign: str) -> bool:
+    return unicodedata.category(sign)[0] not in "CZ" and sign not in _BLANK
 
 
 def _read(file: Path) -> str:
@@ -87,10 +126,18 @@ def _read(file: Path) -> str:
                 f"The caption file '{file.name}' has {size:,} bytes, a caption at most "
                 f"{_LARGEST:,}. Put the text that describes the clip there, or take it away."
             )
-        return " ".join(file.read_text(encoding="utf-8-sig").split())
+        data = file.read_bytes()
+        marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = data.decode("utf-16" if marked else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ClipError(
-            f"The caption file '{file.name}' is not UTF-8 text. Save it again with that encoding."
-        ) from error
+        raise ClipError(_not_text(file)) from error
     except OSError as error:
         raise ClipError(f"The caption file '{file.name}' cannot be read: {error}.") from error
+    # UTF-16 without its mark, and files that are no text at all.
+    if any(unicodedata.category(sign) in ("Cc", "Cn") and not sign.isspace() for sign in text):
+        raise ClipError(_not_text(file))
+    return _words(text)
+
+
+def _not_text(file: Path) -> str:
+    return f"The caption file '{file.name}' is not UTF-8 text. Save it again with that encoding."
