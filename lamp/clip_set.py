@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from .clip_motion import Movement
+from .clip_reader import SourceFrame
 from .clip_settings import ClipSettings
 from .clip_sources import ClipSource
-from .decoding import SourceFrame
 from .errors import ClipError
 from .video import ClipInfo, fitted, resample
 
@@ -105,7 +105,7 @@ class ClipSet:
         the settings that shape its frames. The content is read once, but not decoded."""
         chosen = self.sources[clip]
         shape = {
-            "format": 1,  # to be raised when the same content gives other frames
+            "format": 2,  # to be raised when the same content gives other frames
             "content": chosen.source.digest,
             "size": chosen.size,
             "fit": self.settings.fit,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -13,9 +13,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .decoding import Readable, SourceFrame, image_files, open_clip, reading, source_frames
+from .clip_reader import Readable, SourceFrame, Told, nothing, open_clip, reading
+from .decoding import count_frames, image_files, source_frames
 from .errors import ClipError
-from .video import ClipInfo, probe
 
 
 class ClipSource(Protocol):
@@ -31,12 +31,13 @@ class ClipSource(Protocol):
         """The file or folder, where there is one."""
         ...
 
-    def info(self) -> ClipInfo:
-        """Size, rate and number of frames; the caption is left empty."""
+    def count(self, pulse: Callable[[], None] = nothing) -> int:
+        """About how many frames there are, without decoding them."""
         ...
 
-    def frames(self) -> Generator[SourceFrame, None, None]:
-        """All frames in order, each decoded when its turn comes; close it when done."""
+    def frames(self, pulse: Callable[[], None] = nothing) -> Generator[SourceFrame, None, None]:
+        """All frames in order, each decoded when its turn comes; close it when done. ``pulse`` is
+        called now and then, and may raise."""
         ...
 
     @property
@@ -69,12 +70,12 @@ class FileSource:
     def path(self) -> Path | None:
         return self.clip if isinstance(self.clip, Path) else None
 
-    def info(self) -> ClipInfo:
-        return probe(self.clip, self.start, self.end)
+    def count(self, pulse: Callable[[], None] = nothing) -> int:
+        return count_frames(self.clip, pulse)
 
-    def frames(self) -> Generator[SourceFrame, None, None]:
+    def frames(self, pulse: Callable[[], None] = nothing) -> Generator[SourceFrame, None, None]:
         self._check_unchanged()
-        return source_frames(self.clip, self.start, self.end)
+        return source_frames(self.clip, self.start, self.end, pulse)
 
     @cached_property
     def digest(self) -> str:
@@ -149,14 +150,14 @@ class BatchSource:
                 "made them."
             )
 
-    def info(self) -> ClipInfo:
-        count, (height, width) = sum(map(len, self.images)), self.images[0].shape[1:3]
-        return ClipInfo(self.name, None, count, self.rate, width, height)
+    def count(self, pulse: Callable[[], None] = nothing) -> int:
+        return sum(map(len, self.images))
 
-    def frames(self) -> Generator[SourceFrame, None, None]:
+    def frames(self, pulse: Callable[[], None] = nothing) -> Generator[SourceFrame, None, None]:
+        told = Told(self.rate)
         for number, image in enumerate(self._each()):
             time = number / self.rate if self.rate else None
-            yield SourceFrame(time, partial(_to_bytes, image))
+            yield SourceFrame(time, partial(_to_bytes, image), told=told)
 
     @cached_property
     def digest(self) -> str:

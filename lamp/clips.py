@@ -11,14 +11,16 @@ from pathlib import Path
 from torch import Tensor
 
 from .captions import Caption, find_caption, given_caption, names_a_side
-from .clip_motion import MotionMeter, look_size, movement_hints
+from .clip_listing import list_clips, look_into
+from .clip_motion import MotionMeter, Movement, look_size, movement_hints
+from .clip_reader import SourceFrame, reading
 from .clip_set import Clip, ClipSet, Window
 from .clip_settings import ClipSettings, Short, share_kept
 from .clip_sources import BatchSource, ClipSource, FileSource
-from .decoding import reading
+from .decoding import Tally
 from .errors import ClipError
 from .images import Fit, fit_small
-from .video import ClipInfo, list_clips, probe, read_frames, resample
+from .video import ClipInfo, probe, read_frames, resample
 
 __all__ = [
     "BatchSource",
@@ -66,11 +68,14 @@ def load_clips(
     settings = ClipSettings(
         frames, width, height, fps, stride, flip, short, fit, max_frames, bucket
     )
+    notes: list[str] = []
     if isinstance(source, (str, Path)):
-        paths = list_clips(source)
+        listing = look_into(source)
+        paths, notes = listing.clips, listing.notes
     else:
         paths = [Path(path) for path in source]
-    return clips_from_sources([FileSource(path) for path in paths], prompt, settings, progress)
+    sources = [FileSource(path) for path in paths]
+    return clips_from_sources(sources, prompt, settings, progress, notes)
 
 
 def clips_from_images(
@@ -124,6 +129,7 @@ def clips_from_sources(
     prompts: str | Sequence[str],
     settings: ClipSettings,
     progress: Callable[[int, int], None] | None = None,
+    notes: Sequence[str] = (),
 ) -> ClipSet:
     """Read clips wherever they come from.
 
@@ -132,9 +138,10 @@ def clips_from_sources(
 
     Every clip is decoded once, frame by frame, up to the cap: what cannot be read, is too short or
     jumps is met now and not in the middle of a training. ``progress`` is called with (done, total)
-    before each clip and at the end; what it raises ends the reading. Raises ClipError.
+    before each clip, now and then while it is read, and at the end; what it raises ends the
+    reading. ``notes`` are warnings of how the clips were found. Raises ClipError.
     """
-    clips = ClipSet([], settings)
+    clips = ClipSet([], settings, list(notes))
     tell = progress or (lambda done, total: None)
     total, captions = len(sources), _captions(sources, prompts)
     for done, (source, caption) in enumerate(zip(sources, captions, strict=True)):
@@ -184,30 +191,62 @@ def _look_through(
 
     ``pulse`` is called now and then, so that a cancel need not wait for the end of a film.
     """
-    settings = clips.settings
-    info = replace(source.info(), caption=caption.text, caption_source=caption.source)
-    size, count = settings.size_for(info.width, info.height), 0
+    settings, tally, look = clips.settings, Tally(), _Look(clips.settings)
     if isinstance(source, BatchSource) and len(source.images) > 1:
         clips.warnings.append(
             f"{len(source.images)} single images came: they are taken as the frames of one clip, "
             "in the order in which they came. Look at the contact sheet whether it is right."
         )
-    meter, small = MotionMeter(*size, settings.stride), look_size(*size)
-    with contextlib.closing(source.frames()) as frames:
-        for frame in resample(frames, settings.fps) if settings.fps else frames:
-            if count == settings.most:
-                clips.warnings.append(
-                    f"'{info.name}' is long ({info.frames} frames): only the first {count} are "
-                    "used. Cut it to the motion."
-                )
+    with contextlib.closing(source.frames(pulse)) as frames:
+        watched = tally.watch(frames)
+        for frame in resample(watched, settings.fps) if settings.fps else watched:
+            if look.count == settings.most:
+                look.capped = True
                 break
             with reading(source.path or source.name):
-                picture = frame.load()
-            meter.see(fit_small(picture[None], *small, settings.fit)[0])
-            count += 1
-            if count % PULSE == 0:
+                look.see(frame)
+            if look.count % PULSE == 0:
                 pulse()
-    return Clip(source, info, size, count, count, meter.result())
+    total = tally.count if tally.ended else max(source.count(pulse), tally.count)
+    where, said = (caption.text, caption.source), clips.warnings
+    info = ClipInfo(source.name, source.path, total, tally.rate, *look.found, *where)
+    said += [f"'{info.name}' {note}" for note in look.notes]
+    if look.capped:
+        said.append(
+            f"'{info.name}' is long ({total} frames): only the first {look.count} are used. Cut it "
+            "to the motion."
+        )
+    return Clip(source, info, look.size, look.count, look.count, look.movement())
+
+
+class _Look:
+    """What is seen of a clip on the way through it.
+
+    ``found`` is the size (width, height) of the first picture, ``size`` that which it is fitted to.
+    """
+
+    def __init__(self, settings: ClipSettings) -> None:
+        self._settings = settings
+        self.found = self.size = (0, 0)
+        self.count, self.capped = 0, False
+        self.notes: list[str] = []
+        self._meter: MotionMeter | None = None
+
+    def see(self, frame: SourceFrame) -> None:
+        """The next frame."""
+        picture = frame.load()
+        if self._meter is None:
+            self.found = picture.shape[1], picture.shape[0]
+            self.size = self._settings.size_for(*self.found)
+            self._meter = MotionMeter(*self.size, self._settings.stride)
+        self._meter.see(fit_small(picture[None], *look_size(*self.size), self._settings.fit)[0])
+        self.count, self.notes = self.count + 1, frame.told.notes
+
+    def movement(self) -> Movement:
+        """What moved; there has to have been a frame."""
+        if self._meter is None:
+            raise ClipError("A clip without frames cannot be used. Leave it out.")
+        return self._meter.result()
 
 
 def _long_enough(clip: Clip, clips: ClipSet) -> Clip | None:

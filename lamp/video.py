@@ -10,19 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .decoding import (
-    Readable,
-    SourceFrame,
-    count_frames,
-    image_files,
-    natural_order,
-    reading,
-    source_frames,
-)
+from .clip_reader import Readable, SourceFrame, reading
+from .decoding import Tally, source_frames
 from .errors import ClipError
 from .images import Fit, fit_images
-
-VIDEO_ENDINGS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".gif", ".webp")
 
 
 @dataclass(frozen=True)
@@ -43,43 +34,22 @@ class ClipInfo:
     caption_source: str = ""
 
 
-def list_clips(folder: str | Path) -> list[Path]:
-    """The clips in ``folder``, in natural order (``clip2`` before ``clip10``).
-
-    A clip is a video file, an animated gif or webp, or a sub-folder of images. Other files are
-    left alone. Raises ClipError if there is no such folder or no clip in it.
-    """
-    root = Path(folder)
-    if not root.is_dir():
-        raise ClipError(f"There is no folder '{folder}'. Give the folder that holds the clips.")
-    try:
-        paths = list(root.iterdir())
-    except OSError as error:
-        raise ClipError(f"The folder '{folder}' cannot be read ({error.strerror}).") from error
-    clips = [path for path in paths if not path.name.startswith(".") and _is_clip(path)]
-    if not clips:
-        endings = " ".join(VIDEO_ENDINGS)
-        raise ClipError(
-            f"There are no clips in '{folder}'. Put videos ({endings}) there, or sub-folders of "
-            "images, one sub-folder for each clip."
-        )
-    return sorted(clips, key=natural_order)
-
-
 def probe(clip: Readable | str, start: float = 0.0, end: float | None = None) -> ClipInfo:
-    """Size, rate and number of frames (from `start` to `end` seconds), by counting (headers are
-    wrong too often).
+    """Size, rate and number of frames (from `start` to `end` seconds), by decoding them all:
+    headers are wrong too often.
 
     Raises ClipError if the clip cannot be read.
     """
     clip = Path(clip) if isinstance(clip, str) else clip
+    tally, size = Tally(), (0, 0)
     with contextlib.closing(source_frames(clip, start, end)) as frames:
-        with reading(clip):
-            height, width, _ = next(frames).load().shape
-    with reading(clip):
-        count, fps = count_frames(clip, start, end)
+        for frame in tally.watch(frames):
+            if tally.count == 1:
+                with reading(clip):
+                    height, width, _ = frame.load().shape
+                    size = width, height
     path = clip if isinstance(clip, Path) else None
-    return ClipInfo(clip.name, path, count, fps, width, height)
+    return ClipInfo(clip.name, path, tally.count, tally.rate, *size)
 
 
 def read_frames(
@@ -131,8 +101,8 @@ def fitted(
 def resample(frames: Iterator[SourceFrame], fps: float) -> Iterator[SourceFrame]:
     """At each time 0, 1/fps, 2/fps, ... of the clip the frame that is nearest.
 
-    A clip lasts until one more interval after its last frame. Frames without a time pass as
-    they are.
+    A clip lasts until one more interval after its last frame, or for as long as that one is held
+    by what the file says. Frames without a time pass as they are.
     """
     previous: SourceFrame | None = None
     start = now = gap = 0.0
@@ -148,27 +118,8 @@ def resample(frames: Iterator[SourceFrame], fps: float) -> Iterator[SourceFrame]
             yield previous
             number += 1
         previous, now = frame, frame.time
-    while previous and (not number or number / fps < now + gap - start - 1e-6):
-        yield previous
-        number += 1
-
-
-def _is_clip(path: Path) -> bool:
-    if path.is_dir():
-        with reading(path):
-            return bool(image_files(path))
-    # Nobody would ever write into a pipe; a link to nothing is named when it is read.
-    if path.exists() and not path.is_file():
-        return False
-    ending = path.suffix.lower()
-    return ending in VIDEO_ENDINGS and (ending != ".webp" or _is_animated(path))
-
-
-def _is_animated(path: Path) -> bool:
-    from PIL import Image
-
-    try:
-        with Image.open(path) as picture:
-            return getattr(picture, "is_animated", False)
-    except (OSError, SyntaxError, ValueError):
-        return True  # broken: reading it will say so by name
+    if previous:
+        last = now - start + max(gap, previous.held or 0.0)
+        while not number or number / fps < last - 1e-6:
+            yield previous
+            number += 1

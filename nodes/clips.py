@@ -11,9 +11,10 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import InputImpl, io
 
+from ..lamp.clip_listing import look_into
+from ..lamp.clip_reader import VideoBytes, reading
 from ..lamp.clip_sources import BatchSource, ClipSource, FileSource
-from ..lamp.clips import ClipSet, ClipSettings, clips_from_sources, image_sources, list_clips
-from ..lamp.decoding import VideoBytes, reading
+from ..lamp.clips import ClipSet, ClipSettings, clips_from_sources, image_sources
 from ..lamp.errors import ClipError
 from ..lamp.plain import log
 from .common import aliases, named_errors, plain_errors
@@ -187,9 +188,9 @@ class TrainingClips(io.ComfyNode):
         chosen = {name: values[0] for name, values in settings.items()}
         chosen["fps"] = chosen["fps"] or None
         chosen["short"] = chosen.pop("short_clips")
-        sources = find_sources(folder[0], images or [], videos or [])
         progress = NodeProgress(cls.hidden.unique_id)
-        clips = clips_from_sources(sources, prompt, ClipSettings(**chosen), progress.update)
+        sources, notes = find_sources(folder[0], images or [], videos or [])
+        clips = clips_from_sources(sources, prompt, ClipSettings(**chosen), progress.update, notes)
         for warning in clips.warnings:
             log.warning(warning)
         report, sheet = clips.report(), clips.contact_sheet()
@@ -197,8 +198,11 @@ class TrainingClips(io.ComfyNode):
         return io.NodeOutput(clips, report, sheet, ui=shown)
 
 
-def find_sources(folder: str, images: list[Any], videos: list[Any]) -> list[ClipSource]:
-    """The clips of a folder, by its name in the menu, or of other nodes: images, then videos."""
+def find_sources(
+    folder: str, images: list[Any], videos: list[Any]
+) -> tuple[list[ClipSource], list[str]]:
+    """The clips of a folder, by its name in the menu, or of other nodes: images, then videos; and
+    warnings of what was left out of the folder."""
     given = "images" if images else "videos" if videos else ""
     if folder != NO_FOLDER:
         if given:
@@ -206,13 +210,12 @@ def find_sources(folder: str, images: list[Any], videos: list[Any]) -> list[Clip
         found = clip_folders().get(folder)
         if found is None:
             raise ClipError(f"There is no folder '{folder[:100]}': press R to refresh the list.")
-        return [FileSource(path) for path in list_clips(found)]
+        listing = look_into(found)
+        return [FileSource(path) for path in listing.clips], listing.notes
     if not given:
         raise ClipError("Choose a folder of clips, or connect images or videos.")
-    return [
-        *image_sources(images),
-        *(video_source(video, f"video {number}") for number, video in enumerate(videos, start=1)),
-    ]
+    films = (video_source(video, f"video {number}") for number, video in enumerate(videos, start=1))
+    return [*image_sources(images), *films], []
 
 
 def video_source(video: Any, name: str) -> ClipSource:

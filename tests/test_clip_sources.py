@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from lamp.clip_reader import VideoBytes
 from lamp.clip_sources import FileSource
 from lamp.clips import ClipSet, ClipSettings, clips_from_images, clips_from_sources, load_clips
-from lamp.decoding import VideoBytes
 from lamp.errors import ClipError
 from lamp.images import fit_images
 from tests.clip_files import numbered_frame, numbers_of, sliding, write_numbered, write_video

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from lamp.decoding import SourceFrame
+from lamp.clip_listing import list_clips
+from lamp.clip_reader import SourceFrame
 from lamp.errors import ClipError
-from lamp.video import list_clips, probe, read_frames, resample
+from lamp.video import probe, read_frames, resample
 from tests.clip_files import numbered_frame, numbers_of, write_numbered, write_video
 
 KINDS = {

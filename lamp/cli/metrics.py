@@ -91,7 +91,8 @@ def _read(path: Path) -> Tensor:
 
     import torch
 
-    from ..decoding import reading, source_frames
+    from ..clip_reader import reading
+    from ..decoding import source_frames
 
     frames: list[Tensor] = []
     with contextlib.closing(source_frames(path)) as source:

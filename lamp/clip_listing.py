@@ -1,0 +1,112 @@
+"""The clips of a folder, and what of it is left out and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .captions import CAPTION_ENDINGS, plain_name
+from .clip_reader import reading
+from .decoding import image_files, natural_order
+from .errors import ClipError
+from .pictures import ANIMATED_ENDINGS, IMAGE_ENDINGS, is_animated
+
+VIDEO_ENDINGS = (
+    ".mp4", ".m4v", ".mp4v", ".mov", ".qt", ".webm", ".mkv", ".avi", ".gif", ".ts", ".mts",
+    ".m2ts", ".mpg", ".mpeg", ".vob", ".wmv", ".asf", ".flv", ".f4v", ".3gp", ".3g2", ".ogv",
+)  # fmt: skip
+_HOUSEKEEPING = ("thumbs.db", "desktop.ini")  # of systems; like those that begin with a dot
+_MOST_NAMES = 50
+
+NO_CLIP = "of a kind that is not read: convert them to mp4"
+SINGLE = "single pictures, in which nothing moves: put the pictures of a clip into a sub-folder"
+NO_TEXT = "captions of no clip: they have to be named as their clip is"
+NO_FILE = "no files"
+NO_PICTURES = "folders without pictures: if there are clips in them, choose such a folder itself"
+
+
+@dataclass
+class Listing:
+    """The clips of a folder in natural order, and the names of what was left out, by the reason."""
+
+    clips: list[Path] = field(default_factory=list)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> list[str]:
+        """A sentence for each reason, which names every file."""
+        return [
+            f"Left out, as {reason}: {_names(names)}." for reason, names in self.left_out.items()
+        ]
+
+    def leave_out(self, reason: str, name: str) -> None:
+        """Note that something is no clip."""
+        self.left_out.setdefault(reason, []).append(name)
+
+
+def look_into(folder: str | Path) -> Listing:
+    """The clips in ``folder``: video files, animated pictures, and sub-folders of images.
+
+    Nothing is left out without being named, but for what systems put there for themselves. Raises
+    ClipError if there is no such folder or no clip in it.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise ClipError(f"There is no folder '{folder}'. Give the folder that holds the clips.")
+    paths, listing = _visible(root), Listing()
+    texts = [path for path in paths if path.suffix.lower() in CAPTION_ENDINGS]
+    for path in paths:
+        if path in texts and not path.is_dir():
+            continue
+        if reason := _why_not(path):
+            listing.leave_out(reason, path.name)
+        else:
+            listing.clips.append(path)
+            if path.is_dir():
+                for file in _visible(path):
+                    if file.suffix.lower() not in IMAGE_ENDINGS:
+                        listing.leave_out(NO_CLIP, f"{path.name}/{file.name}")
+    captioned = {plain_name(clip.name if clip.is_dir() else clip.stem) for clip in listing.clips}
+    for path in texts:
+        if not path.is_dir() and plain_name(path.stem) not in captioned:
+            listing.leave_out(NO_TEXT, path.name)
+    if not listing.clips:
+        endings = " ".join(VIDEO_ENDINGS)
+        raise ClipError(
+            f"There are no clips in '{folder}'. Put videos ({endings}) there, or sub-folders of "
+            f"images, one sub-folder for each clip. {' '.join(listing.notes)}".rstrip()
+        )
+    return listing
+
+
+def list_clips(folder: str | Path) -> list[Path]:
+    """The clips in ``folder``, in natural order (``clip2`` before ``clip10``), see `look_into`."""
+    return look_into(folder).clips
+
+
+def _visible(folder: Path) -> list[Path]:
+    try:
+        paths = list(folder.iterdir())
+    except OSError as error:
+        raise ClipError(f"The folder '{folder}' cannot be read ({error.strerror}).") from error
+    shown = (p for p in paths if not p.name.startswith(".") and p.name.lower() not in _HOUSEKEEPING)
+    return sorted(shown, key=natural_order)
+
+
+def _why_not(path: Path) -> str:
+    """Why something is no clip; empty if it is one."""
+    if path.is_dir():
+        with reading(path):
+            return "" if image_files(path) else NO_PICTURES
+    # Nobody would ever write into a pipe; a link to nothing is named when it is read.
+    if path.exists() and not path.is_file():
+        return NO_FILE
+    ending = path.suffix.lower()
+    if ending in VIDEO_ENDINGS or (ending in ANIMATED_ENDINGS and is_animated(path)):
+        return ""
+    return SINGLE if ending in IMAGE_ENDINGS or ending in ANIMATED_ENDINGS else NO_CLIP
+
+
+def _names(names: list[str]) -> str:
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(f"'{name}'" for name in names[:_MOST_NAMES]) + more
