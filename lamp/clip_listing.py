@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +17,8 @@ VIDEO_ENDINGS = (
     ".m2ts", ".mpg", ".mpeg", ".vob", ".wmv", ".asf", ".flv", ".f4v", ".3gp", ".3g2", ".ogv",
 )  # fmt: skip
 _HOUSEKEEPING = ("thumbs.db", "desktop.ini")  # of systems; like those that begin with a dot
-_MOST_NAMES = 50
+_MOST_NAMES = 1000
+_LONGEST_LINE = 1200
 
 NO_CLIP = "of a kind that is not read: convert them to mp4"
 SINGLE = "single pictures, in which nothing moves: put the pictures of a clip into a sub-folder"
@@ -34,9 +36,11 @@ class Listing:
 
     @property
     def notes(self) -> list[str]:
-        """A sentence for each reason, which names every file."""
+        """Sentences that name every file, by the reasons; short enough to be shown whole."""
         return [
-            f"Left out, as {reason}: {_names(names)}." for reason, names in self.left_out.items()
+            f"Left out, as {reason}: {line}."
+            for reason, names in self.left_out.items()
+            for line in _lines(names)
         ]
 
     def leave_out(self, reason: str, name: str) -> None:
@@ -107,6 +111,14 @@ def _why_not(path: Path) -> str:
     return SINGLE if ending in IMAGE_ENDINGS or ending in ANIMATED_ENDINGS else NO_CLIP
 
 
-def _names(names: list[str]) -> str:
-    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-    return ", ".join(f"'{name}'" for name in names[:_MOST_NAMES]) + more
+def _lines(names: list[str]) -> Iterator[str]:
+    shown = [f"'{name}'" for name in names[:_MOST_NAMES]]
+    if len(names) > _MOST_NAMES:
+        shown.append(f"{len(names) - _MOST_NAMES} more")
+    line = ""
+    for name in shown:
+        if line and len(line) + len(name) > _LONGEST_LINE:
+            yield line
+            line = ""
+        line += f", {name}" if line else name
+    yield line

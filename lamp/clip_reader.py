@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -14,8 +13,7 @@ from typing import BinaryIO
 from torch import Tensor
 
 from .errors import ClipError, LampError
-
-log = logging.getLogger("lamp")
+from .plain import log
 
 MAX_PIXELS = 2**26
 """Of a frame: twice 8K. A file of a few bytes can claim any size, and would be given the memory."""
