@@ -18,15 +18,21 @@ OFFICIAL_LAST_FIRST_PHASE_STEP = 30
 def adain(content: Tensor, style: Tensor, eps: float = 1e-8) -> Tensor:
     """Give ``content`` the mean and deviation of ``style``, per image and channel over h, w.
 
-    Both are ``... c h w``; leading dimensions broadcast. Variances are unbiased, plus ``eps``.
+    Both are ``... c h w``; leading dimensions broadcast. Variances are unbiased, plus ``eps``; that
+    of a single pixel is 0.
     Half-precision input is computed in float32, where ``eps`` does not vanish.
     """
     x = content.float() if content.dtype in (torch.float16, torch.bfloat16) else content
     target = style.to(x.dtype)
-    variance, mean = torch.var_mean(x, dim=(-2, -1), keepdim=True)
-    target_variance, target_mean = torch.var_mean(target, dim=(-2, -1), keepdim=True)
+    variance, mean = _var_mean(x)
+    target_variance, target_mean = _var_mean(target)
     scale = (target_variance + eps).sqrt() / (variance + eps).sqrt()
     return ((x - mean) * scale + target_mean).to(content.dtype)
+
+
+def _var_mean(x: Tensor) -> tuple[Tensor, Tensor]:
+    pixels = x.shape[-2] * x.shape[-1]
+    return torch.var_mean(x, dim=(-2, -1), keepdim=True, correction=min(pixels - 1, 1))
 
 
 @dataclass(frozen=True)

@@ -136,17 +136,53 @@ def all_hold(extents: Sequence[Extent | None]) -> bool:
     return bool(extents) and all(extent is not None and extent.holds for extent in extents)
 
 
-def held(predicted: Tensor, first: Tensor, extents: Sequence[Extent | None]) -> Tensor:
-    """Predicted clean latents `(b f) c h w`, held to `first` (b c h w) where every extent holds."""
+def held(
+    predicted: Tensor,
+    first: Tensor,
+    extents: Sequence[Extent | None],
+    places: Sequence[int] | None = None,
+) -> Tensor:
+    """Predicted clean latents `(b f) c h w`, held to `first` (b c h w) where every extent holds.
+
+    Args:
+        places: the frames' numbers (from 0) in a longer video that the extents are made for.
+    """
     if not all_hold(extents):
         return predicted
-    size = (predicted.shape[-2], predicted.shape[-1])
     video = predicted.unflatten(0, (len(first), -1))
-    areas = (extent.free(size) for extent in extents if extent is not None)
-    free = functools.reduce(torch.maximum, areas)
-    still = first[:, None].to(predicted)
+    free = _free(video, extents, places)
     # lerp and no sum of products: exact where the mask is 0 or 1
-    return torch.lerp(still, video, free.expand(video.shape[1], -1, -1, -1).to(video)).flatten(0, 1)
+    return torch.lerp(first[:, None].to(predicted), video, free).flatten(0, 1)
+
+
+def restored(
+    x: Tensor,
+    predicted: Tensor,
+    extents: Sequence[Extent | None],
+    places: Sequence[int] | None = None,
+    videos: int = 1,
+) -> Tensor:
+    """Finished videos `(b f) c h w` that are their last held prediction where every extent holds.
+
+    A schedule may leave some noise in its last step, and AdaIN moves whole frames; both would be
+    seen where the picture has to stand still.
+    """
+    if not all_hold(extents):
+        return x
+    x, predicted = (each.unflatten(0, (videos, -1)) for each in (x, predicted))
+    return torch.lerp(predicted, x, _free(x, extents, places)).flatten(0, 1)
+
+
+def _free(video: Tensor, extents: Sequence[Extent | None], places: Sequence[int] | None) -> Tensor:
+    """How far each frame of `b f c h w` is left to the motions, `1 f 1 h w`."""
+    size = (video.shape[-2], video.shape[-1])
+    areas = []
+    for extent in extents:
+        if extent is not None:
+            area = extent.free(size)
+            areas.append(area if places is None or len(area) == 1 else area[list(places)])
+    free = functools.reduce(torch.maximum, areas)
+    return free.expand(video.shape[1], -1, -1, -1)[None].to(video)
 
 
 def parse_strengths(text: str) -> list[float]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from .adain import AdaINSchedule
 from .hosts import Host
 from .layout import FrameLayout
-from .masks import Extent, all_hold, extents_of, held
+from .masks import Extent, all_hold, extents_of, held, restored
 from .motion import Acting, Motion, attached
 from .schedule import ddim_step, ddim_timesteps, next_alpha
 from .windows import Windows, in_windows
@@ -74,23 +74,22 @@ def sample(
 
             eps = in_windows(predict, x, windows, frames)
             alpha = host.alphas_cumprod[timestep]
-            eps = _held(extents, x, eps, first, alpha)
+            if all_hold(extents):
+                predicted = held(_predicted(x, eps, alpha), first, extents)
+                eps = (x - alpha.sqrt() * predicted) / (1 - alpha).sqrt()
             stepped = ddim_step(x, eps, alpha, next_alpha(host.alphas_cumprod, timestep, steps))
             x = schedule.after_step(with_first_frame(stepped, first), step, steps, frames)
             if callback is not None:
                 callback(step, x)
-    return schedule.after_loop(x, frames)
+    x = schedule.after_loop(x, frames)
+    if all_hold(extents):
+        x = with_first_frame(restored(x, predicted, extents, videos=videos), first)
+    return x
 
 
-def _held(
-    extents: Sequence[Extent | None], x: Tensor, eps: Tensor, first: Tensor, alpha: Tensor
-) -> Tensor:
-    """The noise `(b f) c h w` in `x` of which frame 1 is left where the extents hold it."""
-    if not all_hold(extents):
-        return eps
-    predicted = (x - (1 - alpha).sqrt() * eps) / alpha.sqrt()
-    still = held(predicted, first, extents)
-    return (x - alpha.sqrt() * still) / (1 - alpha).sqrt()
+def _predicted(x: Tensor, eps: Tensor, alpha: Tensor) -> Tensor:
+    """The clean latents that `x` is made of, if `eps` is its noise (paper eq. 2)."""
+    return (x - (1 - alpha).sqrt() * eps) / alpha.sqrt()
 
 
 def predict_guided(

@@ -30,6 +30,14 @@ def ddim_timesteps(steps: int) -> list[int]:
     return [min(i * stride + 1, TRAIN_TIMESTEPS - 1) for i in reversed(range(steps))]
 
 
+def nearest_timestep(sigma: Tensor) -> int:
+    """The timestep of Stable Diffusion's own schedule whose noise level is nearest to `sigma`, the
+    ratio of noise to signal in a latent."""
+    alphas = scaled_linear_alphas().double()
+    levels = ((1 - alphas) / alphas).sqrt().log()
+    return int((levels - sigma.double().cpu().log()).abs().argmin())
+
+
 def next_alpha(alphas: Tensor, timestep: int, steps: int) -> Tensor:
     """Cumulative alpha after a step; below timestep 0 it is alphas[0] (set_alpha_to_one False)."""
     return alphas[max(timestep - TRAIN_TIMESTEPS // steps, 0)]

@@ -18,6 +18,8 @@ from tests.tiny_models import video_latent
 from tests.tiny_patches import lora_state
 
 pytestmark = [pytest.mark.usefixtures("comfy"), pytest.mark.slow]  # many of them
+BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000).square()
+SD_LEVELS = (1 / (1 - BETAS).cumprod(0) - 1).sqrt()
 LCM = Patch("model_advanced", "ModelSamplingDiscrete", {"sampling": "lcm", "zsnr": False})
 EDM_LEVELS = {"sampling": "eps", "sigma_max": 120.0, "sigma_min": 0.002}
 EDM = Patch("model_advanced", "ModelSamplingContinuousEDM", EDM_LEVELS)
@@ -98,9 +100,9 @@ def test_adain_in_few_lcm_steps_by_the_formula(
     plain: Any, file: MotionFile, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
     """x <- denoised + sigma n, then AdaIN on x / sqrt(1 + sigma^2) beside the clean frame 1."""
-    import latent_preview
     from comfy.k_diffusion.sampling import default_noise_sampler
 
+    from lamp.hosts import comfy_sampler
     from lamp.hosts.comfy_sampler import make_sigmas
 
     predicted: list[Tensor] = []
@@ -108,12 +110,12 @@ def test_adain_in_few_lcm_steps_by_the_formula(
 
     def record(*_: Any, **__: Any) -> Any:
         def see(step: int, x0: Tensor, x: Tensor, total: int) -> None:
-            predicted.append(x0.roll(FRAMES // 2, 0).clone())  # the middle one is shown first
+            predicted.append(x0.clone())
             states.append(x.clone())
 
         return see
 
-    monkeypatch.setattr(latent_preview, "prepare_callback", record)
+    monkeypatch.setattr(comfy_sampler, "show_middle_frame", record)
     model, latent = LCM(moving(plain, file)), video_latent(FRAMES)
     options = {"sampler": "lcm", "scheduler": "sgm_uniform", "steps": steps, "cfg": 1.5}
     out = lamp_ksampler(model, latent, schedule=AdaINSchedule("paper"), **options)
@@ -126,7 +128,8 @@ def test_adain_in_few_lcm_steps_by_the_formula(
         if sigma > 0:
             x = x + sigma * draw(sigmas[step], sigma)
         scale = (1 + sigma**2).sqrt()
-        leader = 2 if 50 * (steps - 1 - step) > 20 * steps else 1
+        # t > 20 of 50 is timestep 421 and above: the level of the step decides, not its number.
+        leader = 2 if SD_LEVELS.sub(sigmas[step]).abs().argmin() > 401 else 1
         video = by_statistics(torch.cat([first, x[1:] / scale]), leader)
         x = torch.cat([x[:1], video[1:] * scale])
         if step + 1 < steps:

@@ -18,18 +18,16 @@ from ..architecture import map_unet
 from ..checkpoint import MotionFile
 from ..errors import LampError, MotionFileError
 from ..finite import overflow_seen
-from ..layout import FrameLayout
-from ..masks import Extent, extents_of, held
+from ..masks import Extent, all_hold, extents_of, held, restored
 from ..motion import Acting, Motion, attached
 from ..noise import share_noise
+from .comfy_latent import check_latent, check_start, fill_protected
+from .comfy_run import AD_PARAMS, KEY, PIECE, Run, run_of
 
-KEY = "lamp_motion"
 # Set on a noise tensor that has been mixed already (paper eq. 6), so that it is never mixed twice.
 SHARED_NOISE = "lamp_shared_noise"
-# In the options of a call that shows a window only: where its frames stand, of how many.
+# In the options of a call that shows a window only: the rows of the run that it shows.
 WINDOW = "lamp_window"
-# In the options of a run: its model sampling, which a node behind ours may have set.
-SAMPLING = "lamp_sampling"
 
 
 @dataclass(frozen=True)
@@ -128,7 +126,7 @@ def bind(patcher: Any, bound: BoundMotion) -> Any:
     model.set_attachments(KEY, bound)
     for kind, wrapper in (
         (WrappersMP.OUTER_SAMPLE, _outer_sample(bound)),
-        (WrappersMP.SAMPLER_SAMPLE, _sampler_sample),
+        (WrappersMP.SAMPLER_SAMPLE, _sampler_sample(bound)),
         (WrappersMP.PREDICT_NOISE, _predict_noise(bound)),
         (WrappersMP.DIFFUSION_MODEL, _diffusion_model(bound)),
     ):
@@ -164,24 +162,35 @@ def bound_motion(patcher: Any) -> BoundMotion:
     return bound
 
 
-def clean_first_frame(model_options: dict[str, Any]) -> Tensor | None:
-    """The clean latent of frame 1 (`1 c h w`, model scale) of the sampling run under way."""
-    run = model_options.get("transformer_options", {}).get(KEY)
-    return None if run is None else run["first"]
-
-
 def _outer_sample(bound: BoundMotion) -> Callable[..., Tensor]:
     def outer_sample(
-        executor: Any, noise: Tensor, latent_image: Tensor, *args: Any, **kwargs: Any
+        executor: Any,
+        noise: Tensor,
+        latent_image: Tensor,
+        sampler: Any,
+        sigmas: Tensor,
+        *args: Any,
+        **kwargs: Any,
     ) -> Tensor:
-        _check_latent(latent_image, executor.class_obj.model_patcher.model.latent_format)
-        _check_patches(executor.class_obj)
+        """Begin a run: see that it can work, and give back the very frame 1 that came in."""
+        guider = executor.class_obj
+        options = guider.model_options.setdefault("transformer_options", {})
+        _check_patches(guider)
+        check_latent(latent_image, guider.model_patcher.model.latent_format)
+        patcher = guider.model_patcher
+        sampling = patcher.get_model_object("model_sampling")
+        check_start(noise, latent_image, sigmas, patcher.model, sampling)
+        run = Run(len(latent_image), options.get(PIECE))
+        if getattr(noise, SHARED_NOISE, False):
+            run.given = noise
         for extent in bound.extents:
             if extent is not None:
-                extent.check(len(latent_image))
-        if not getattr(noise, SHARED_NOISE, False):
-            noise = share_noise(noise, bound.alpha)
-        out = executor(noise, latent_image, *args, **kwargs)
+                extent.check(run.whole.total)
+        options[KEY] = run
+        try:
+            out = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+        finally:
+            options.pop(KEY, None)
         # Some samplers stop above sigma 0: frame 1 is the given latent, whatever they return.
         return torch.cat([latent_image[:1].to(out), out[1:]])
 
@@ -204,66 +213,50 @@ def _check_patches(guider: Any) -> None:
         )
 
 
-def _check_latent(latent: Tensor, latent_format: Any) -> None:
-    if latent.ndim != 4 or latent.shape[0] < 2:
-        raise LampError(
-            f"A LAMP motion needs a latent of at least 2 frames, not of shape "
-            f"{tuple(latent.shape)}: make it with LAMP First-Frame Condition (16 frames)."
-        )
-    if latent.shape[1] != latent_format.latent_channels:
-        raise LampError(
-            f"The latent has {latent.shape[1]} channels, the MODEL needs "
-            f"{latent_format.latent_channels}: make it with LAMP First-Frame Condition and the "
-            "VAE of the SD 1.x checkpoint."
-        )
-    if not torch.isfinite(latent).all():
-        raise LampError(
-            "The latent contains NaN or infinite values: check the first frame's image and the "
-            "VAE (SD 1.x VAEs can overflow in fp16; start ComfyUI with --fp32-vae)."
-        )
-    if not latent[0].any():
-        raise LampError(
-            "Frame 1 of the latent is empty: a LAMP motion moves a picture that you give it. "
-            "Connect LAMP First-Frame Condition in place of an empty latent."
-        )
+def _sampler_sample(bound: BoundMotion) -> Callable[..., Tensor]:
+    def sampler_sample(
+        executor: Any,
+        guider: Any,
+        sigmas: Tensor,
+        extra_args: dict[str, Any],
+        callback: Callable[..., Any] | None,
+        noise: Tensor,
+        latent_image: Tensor,
+        denoise_mask: Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Keep the clean frame 1 for the run, and mix the noise where it is used: nodes behind this
+        one may have drawn it anew."""
+        options = extra_args["model_options"].setdefault("transformer_options", {})
+        run: Run = options[KEY]
+        run.first = latent_image[:1].clone()
+        run.sampling = guider.inner_model.model_sampling
+        if run.piece is not None:
+            options[AD_PARAMS] = run.piece.published()
+        if run.given is None or not torch.equal(run.given.to(noise), noise):
+            noise = share_noise(noise, bound.alpha)
+        latent_image = fill_protected(latent_image, denoise_mask)
+        given = (guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask)
+        out = executor(*given, *args, **kwargs)
+        # What the extents hold is frame 1 where the schedule leaves noise, and under AdaIN, too.
+        if run.denoised is None or not ends_clean(sigmas, run.sampling):
+            return out
+        return restored(out, run.denoised.to(out), bound.extents, run.whole.places)
+
+    return sampler_sample
 
 
-def _sampler_sample(
-    executor: Any,
-    guider: Any,
-    sigmas: Tensor,
-    extra_args: dict[str, Any],
-    callback: Callable[..., Any] | None,
-    noise: Tensor,
-    latent_image: Tensor,
-    *args: Any,
-    **kwargs: Any,
-) -> Tensor:
-    """Keep the clean frame 1 for the run, in the run's own copy of the options."""
-    options = extra_args["model_options"].setdefault("transformer_options", {})
-    options[KEY] = {"first": latent_image[:1].clone()}
-    options[SAMPLING] = guider.inner_model.model_sampling
-    return executor(
-        guider,
-        sigmas,
-        extra_args,
-        _preview_middle_frame(callback),
-        noise,
-        latent_image,
-        *args,
-        **kwargs,
-    )
+def ends_clean(sigmas: Tensor, sampling: Any) -> bool:
+    """Whether a schedule ends with a finished video, and is no part that another one goes on from.
 
-
-def _preview_middle_frame(callback: Callable[..., Any] | None) -> Callable[..., Any] | None:
-    """Previews show the first image of a batch, which never moves here: put another one first."""
-    if callback is None:
-        return None
-
-    def preview(step: int, x0: Tensor, x: Tensor, total: int) -> Any:
-        return callback(step, x0.roll(-(x0.shape[0] // 2), 0), x, total)
-
-    return preview
+    It does at sigma 0; and where the official DDIM schedule does, with the step from timestep 1 to
+    the lowest noise level of all.
+    """
+    if sigmas[-1] == 0:
+        return True
+    lowest = sampling.sigmas[:2].to(sigmas)
+    return len(sigmas) > 1 and torch.allclose(sigmas[-2:].flip(0), lowest, rtol=1e-5)
 
 
 def _predict_noise(bound: BoundMotion) -> Callable[..., Tensor]:
@@ -277,17 +270,39 @@ def _predict_noise(bound: BoundMotion) -> Callable[..., Tensor]:
         """Show the model the clean frame 1 (paper sec. 3.3), and keep it: its prediction is
         itself. So is that of all frames where the extents hold them."""
         options = model_options or {}
-        first = clean_first_frame(options)
-        if first is None:
+        run = run_of(options.get("transformer_options", {}))
+        if run is None:
             return executor(x, timestep, options, seed)
-        first = first.to(x)
-        sampling = executor.class_obj.inner_model.model_sampling
-        input_scale = sampling.calculate_input(timestep[:1], torch.ones_like(first))
-        shown = torch.cat([first / input_scale, x[1:]])
-        out = held(executor(shown, timestep, options, seed), first, bound.extents)
-        return torch.cat([first, out[1:]])
+        model = executor.class_obj.inner_model
+        _check_size(run, x)
+        scale = model.model_sampling.calculate_input(timestep[:1], torch.ones_like(x[:1]))
+        shown = x
+        if run.first is not None:
+            shown = torch.cat([run.first.to(x) / scale, x[1:]])
+        run.shown = shown * scale
+        run.bypassed = 0
+        convs = bound.motion.sites.convs
+        ends = (convs[0].module, convs[-1].module)
+        with run.watched(model.diffusion_model, ends, options.get("model_function_wrapper")):
+            out = executor(shown, timestep, options, seed)
+        if run.first is None:
+            return out
+        first = run.first.to(x)
+        out = torch.cat([first, held(out, first, bound.extents, run.whole.places)[1:]])
+        run.denoised = out if all_hold(bound.extents) else None
+        return out
 
     return predict_noise
+
+
+def _check_size(run: Run, x: Tensor) -> None:
+    if len(x) != run.frames or (run.first is not None and x.shape[1:] != run.first.shape[1:]):
+        raise LampError(
+            f"The sampler goes on with {tuple(x.shape)} in place of the run's {run.frames} frames "
+            f"of {tuple(x.shape if run.first is None else run.first.shape)[1:]}: a motion needs "
+            "the same frames and the same size in every step. Choose another sampler, and upscale "
+            "the finished video (SamplerLCMUpscale grows it on the way)."
+        )
 
 
 def _diffusion_model(bound: BoundMotion) -> Callable[..., Tensor]:
@@ -304,21 +319,27 @@ def _diffusion_model(bound: BoundMotion) -> Callable[..., Tensor]:
         **kwargs: Any,
     ) -> Tensor:
         options = transformer_options or {}
-        videos = len(options.get("cond_or_uncond", [0]))
-        frames = x.shape[0] // videos
-        places, total = options.get(WINDOW, (None, frames))
-        layout = FrameLayout(frames, videos, places, total)
-        _check_whole_picture(bound.extents, x, options)
+        run = run_of(options)
+        if run is None:
+            raise LampError(
+                "The MODEL with a LAMP motion was called outside of a sampler's run, so its video "
+                "is not known: use it with LAMP KSampler or ComfyUI's own samplers."
+            )
+        layout = run.layout(x, options, options.get(WINDOW))
+        _check_whole_picture(bound.extents, x, run)
         motions = [
-            Acting(each.motion, each.strength if _within(each, options) else 0.0, each.extent)
+            Acting(each.motion, each.strength if _within(each, run, options) else 0.0, each.extent)
             for each in bound.all
         ]
-        with attached(
-            executor.class_obj,
-            motions,
-            layout,
-            groupnorm=bound.groupnorm,
-            first_frame=bound.first_frame,
+        with (
+            run.attending(),
+            attached(
+                executor.class_obj,
+                motions,
+                layout,
+                groupnorm=bound.groupnorm,
+                first_frame=bound.first_frame,
+            ),
         ):
             given = (x, timesteps, context, y, control, options)
             out = executor(*given, **kwargs)
@@ -340,21 +361,22 @@ def _overflow(found: list[str], dtype: torch.dtype) -> str:
     )
 
 
-def _check_whole_picture(extents: list[Extent | None], x: Tensor, options: dict[str, Any]) -> None:
-    first = clean_first_frame({"transformer_options": options})
+def _check_whole_picture(extents: list[Extent | None], x: Tensor, run: Run) -> None:
     masked = any(extent is not None and extent.mask is not None for extent in extents)
-    if masked and first is not None and x.shape[-2:] != first.shape[-2:]:
+    if masked and run.shown is not None and x.shape[-2:] != run.shown.shape[-2:]:
         raise LampError(
             "A mask on the motion needs the whole picture in every call, and a prompt for an area "
-            "shows the model a part of it: use Conditioning (Set Mask) in place of Conditioning "
-            "(Set Area), or take the mask off."
+            "or a tiling node shows the model a part of it: use Conditioning (Set Mask) in place "
+            "of Conditioning (Set Area), remove the tiling, or take the mask off."
         )
 
 
-def _within(bound: BoundMotion, options: dict[str, Any]) -> bool:
+def _within(bound: BoundMotion, run: Run, options: dict[str, Any]) -> bool:
     """Whether the noise level of this call lies where the motion acts; always without one."""
-    sampling, sigmas = options.get(SAMPLING), options.get("sigmas")
-    if sampling is None or sigmas is None:
+    sigmas = options.get("sigmas")
+    if run.sampling is None or sigmas is None:
         return True
-    start, end = (sampling.percent_to_sigma(p) for p in (bound.start_percent, bound.end_percent))
+    start, end = (
+        run.sampling.percent_to_sigma(p) for p in (bound.start_percent, bound.end_percent)
+    )
     return start >= sigmas[0].item() > end

@@ -12,9 +12,11 @@ from torch import Tensor
 from ..errors import LampError
 from ..inversion import inversion_timesteps
 from ..sampling import StepCallback
-from ..schedule import ddim_step, ddim_timesteps
-from .comfy import KEY, bound_motion
+from ..schedule import ddim_step
+from .comfy import bound_motion
 from .comfy_noise import describe_latent, mark_shared
+from .comfy_preview import show_middle_frame
+from .comfy_run import KEY
 from .comfy_sampler import sigmas_at
 
 
@@ -59,7 +61,6 @@ def invert_video(
     import comfy.sample
     import comfy.samplers
     import comfy.utils
-    import latent_preview
 
     bound_motion(model)
     video = latent["samples"]
@@ -83,14 +84,14 @@ def invert_video(
         conditioning,
         conditioning,
         video,
-        callback=latent_preview.prepare_callback(model, count),
+        callback=show_middle_frame(model, count),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
     )
     # What the loop itself returns has the clean frame 1 and the scale of clean latents.
     latents = states[0].float().cpu()
     return Inverted(
         latents,
-        noise=mark_shared(latents * _noise_scale(timesteps, sigmas)),
+        noise=mark_shared(latents * (1.0 if count == steps else _noise_scale(sigmas))),
         level=sigmas[-1].item(),
         steps=count,
         # A hair less, so that the host's whole number of steps / denoise is not one too few.
@@ -108,13 +109,11 @@ def _check_whole(video: Tensor) -> None:
         )
 
 
-def _noise_scale(timesteps: list[int], sigmas: Tensor) -> float:
+def _noise_scale(sigmas: Tensor) -> float:
     """The host starts from noise * sigma, a DDPM sample being x = host's / sqrt(1 + sigma^2).
 
-    The LAMP sampler takes noise for the sample itself where a whole schedule begins.
+    Only where the whole official schedule begins does it take noise for the sample itself.
     """
-    if timesteps[-1] == ddim_timesteps(len(timesteps))[0]:
-        return 1.0
     return (1 + sigmas[-1].item() ** -2) ** 0.5
 
 
@@ -127,8 +126,8 @@ def _uphill(keep: StepCallback) -> Callable[..., Tensor]:
         callback: Callable[..., Any] | None = None,
         **_: Any,
     ) -> Tensor:
-        # This run's own copy: without it frame 1 is shown as it is, and not replaced.
-        extra_args["model_options"]["transformer_options"].pop(KEY)
+        # Without it frame 1 is shown as it is, and not replaced.
+        extra_args["model_options"]["transformer_options"][KEY].first = None
         # The official code takes the clean latents for the sample at the lowest level.
         alphas = 1 / (1 + sigmas.to(x.device) ** 2)
         for step, sigma in enumerate(sigmas[1:].to(x.device)):

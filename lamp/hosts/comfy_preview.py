@@ -1,13 +1,37 @@
-"""Pictures of latents while the UNet is being tuned and must stay where it is."""
+"""Pictures of latents on the way: while a video is sampled, and while the UNet is being tuned."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 _SPARE = 1.5  # of the memory that the decoder is said to need
+
+
+def show_middle_frame(patcher: Any, steps: int) -> Callable[[int, Tensor, Tensor, int], None]:
+    """A callback for a sampler of the host, with progress and previews.
+
+    The host's own previews show the first image of a batch, which never moves here, so they get
+    another one. Those of other packs get the whole video: they play it.
+    """
+    import comfy.utils
+    import latent_preview
+
+    previewer = latent_preview.get_previewer(patcher.load_device, patcher.model.latent_format)
+    plain = type(previewer).__module__ == latent_preview.__name__
+    bar = comfy.utils.ProgressBar(max(steps, 0))
+
+    def show(step: int, denoised: Tensor, _: Tensor, total: int) -> None:
+        picture = None
+        if previewer is not None:
+            shown = denoised[len(denoised) // 2 :] if plain else denoised
+            picture = previewer.decode_latent_to_preview_image("JPEG", shown)
+        bar.update_absolute(step + 1, total, picture)
+
+    return show
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..windows import Windows, in_windows
 from .comfy import WINDOW, bound_motion
+from .comfy_run import AD_PARAMS, run_of
 
 _KEY = "lamp_windows"
 
@@ -58,18 +59,44 @@ def _apply_model(windows: Windows) -> Callable[..., Tensor]:
         **kwargs: Any,
     ) -> Tensor:
         options = transformer_options or {}
-        frames = len(x) // len(options.get("cond_or_uncond", [0]))
+        run = run_of(options)
+        if run is None or windows.length >= run.frames:
+            return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+        frames = run.frames
+        videos = run.videos_in(len(x), frames)
         given = (t, c_concat, c_crossattn, control)
 
         def predict(rows: Tensor) -> Tensor:
             cut = [_rows_of(value, rows, len(x)) for value in given]
             more = {name: _rows_of(value, rows, len(x)) for name, value in kwargs.items()}
-            places = tuple(rows[: len(rows) * frames // len(x)].tolist())
-            return executor(x[rows], *cut, {**options, WINDOW: (places, frames)}, **more)
+            window = rows[: len(rows) // videos].tolist()
+            told = {
+                **options,
+                WINDOW: window,
+                AD_PARAMS: run.whole.part(window).published(),
+                "patches": _whole_middle(options.get("patches", {}), rows, len(x)),
+            }
+            return executor(x[rows], *cut, told, **more)
 
         return in_windows(predict, x, windows, frames)
 
     return apply_model
+
+
+def _whole_middle(patches: dict[str, Any], rows: Tensor, batch: int) -> dict[str, Any]:
+    """The middle patches of a prompt (GLIGEN's boxes) were made for a whole batch, one set for each
+    image, and know nothing of windows: they see a whole batch, and its rows in the window count."""
+
+    def whole(patch: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def middle_patch(x: Tensor, extra_options: dict[str, Any]) -> Tensor:
+            everything = x.new_zeros(batch, *x.shape[1:])
+            everything[rows] = x
+            return patch(everything, extra_options)[rows]
+
+        return middle_patch
+
+    middle = patches.get("middle_patch", [])
+    return {**patches, "middle_patch": [whole(patch) for patch in middle]} if middle else patches
 
 
 def _rows_of(value: Any, rows: Tensor, batch: int) -> Any:
