@@ -32,6 +32,10 @@ from .common import (
 )
 from .progress import NodeProgress
 
+# Load Image gives this size of black for a picture without transparency.
+_NO_MASK = (64, 64)
+_BLACK = 1 / 512  # less than any level of a picture with 8 bits
+
 
 class LoadMotion(io.ComfyNode):
     """Bind a motion file to a MODEL."""
@@ -99,8 +103,8 @@ class LoadMotion(io.ComfyNode):
                     "mask",
                     optional=True,
                     tooltip="White where the picture may move, of any size: one mask for all "
-                    "frames or one for each. Leave room for the way of the object. LAMP Motion "
-                    "Map makes one.",
+                    "frames or one for each. Leave room for the path of the object. LAMP Motion "
+                    "Map makes one. The mask of Load Image counts only if the picture has one.",
                 ),
                 io.Float.Input(
                     "feather",
@@ -188,6 +192,7 @@ class LoadMotion(io.ComfyNode):
                 "motion would never act: set start_percent below end_percent (0 and 1)."
             )
         strengths = parse_strengths(frame_strengths) or [1.0]
+        mask = _given_mask(mask)
         extent = Extent(mask, feather=feather, hold=hold_still, strengths=strengths)
         file = load_motion_file(_motion_path(motion_name))
         _warn_of_another_base(model, file)
@@ -201,6 +206,24 @@ class LoadMotion(io.ComfyNode):
             extent=None if extent.is_whole else extent,
         )
         return io.NodeOutput(bind(model, bound), file)
+
+
+def _given_mask(mask: Any) -> Any:
+    """The mask, or None for the one that stands for none.
+
+    Raises:
+        LampError: it lets nothing move.
+    """
+    if mask is None or (mask > _BLACK).any():
+        return mask
+    if tuple(mask.shape[-2:]) == _NO_MASK:
+        log.info("Load LAMP Motion: the picture has no mask, so the motion acts everywhere.")
+        return None
+    raise LampError(
+        f"The mask of {mask.shape[-1]} x {mask.shape[-2]} is black everywhere, so nothing would "
+        "move: paint white where the picture may move (Invert Mask turns it over), disconnect it, "
+        "or set strength to 0 for a still video."
+    )
 
 
 def _warn_of_another_base(model: Any, file: MotionFile) -> None:

@@ -43,15 +43,29 @@ def ksampler(model: Any, sampler: str = "euler", cfg: float = 5.0, **latent: Any
     return out["samples"]
 
 
-def advanced(model: Any, sampler: Any, sigmas: Any, noise: Any = None, cfg: float = 5.0) -> Tensor:
-    """The stock SamplerCustomAdvanced node with its helpers."""
+def advanced(
+    model: Any,
+    sampler: Any,
+    sigmas: Any,
+    noise: Any = None,
+    cfg: float = 5.0,
+    latent: Tensor | None = None,
+    output: int = 0,
+    **more: Any,
+) -> Tensor:
+    """An output of the stock SamplerCustomAdvanced node, with its helpers.
+
+    Args:
+        output: 0 is the latent, 1 the last prediction.
+        more: further entries of the LATENT, such as a noise_mask.
+    """
     from comfy_extras.nodes_custom_sampler import CFGGuider, RandomNoise, SamplerCustomAdvanced
 
     positive, negative = conditioning()
     guider = core(CFGGuider, model, positive, negative, cfg)[0]
     noise = core(RandomNoise, SEED)[0] if noise is None else noise
-    latent = {"samples": video_latent()}
-    return core(SamplerCustomAdvanced, noise, guider, sampler, sigmas, latent)[0]["samples"]
+    given = {"samples": video_latent() if latent is None else latent, **more}
+    return core(SamplerCustomAdvanced, noise, guider, sampler, sigmas, given)[output]["samples"]
 
 
 def lamp_ksampler(model: Any, latent: Tensor | None = None, **options: Any) -> Tensor:

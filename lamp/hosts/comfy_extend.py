@@ -9,7 +9,9 @@ from torch import Tensor
 
 from ..errors import LampError
 from ..extend import extend
+from .comfy_frames import at_piece, conditioning_at
 from .comfy_noise import describe_latent
+from .comfy_run import Piece
 from .comfy_sampler import sample_video
 
 _SEEDS = 2**64 - 1  # the host itself adds one to a seed, which must not overflow
@@ -28,6 +30,9 @@ def extend_video(
     **sampling: Any,
 ) -> dict[str, Any]:
     """Go on from the last frame of a LATENT (`lamp.extend.extend`).
+
+    What holds one thing for each frame (hints, prompts, masks, strengths, patches of other packs)
+    counts the frames of the whole video, those that are there already included.
 
     Args:
         model: a MODEL with a motion.
@@ -49,10 +54,20 @@ def extend_video(
             "empty."
         )
 
+    total = len(video) + times * (frames - 1)
+
     def draw(start: Tensor, number: int) -> Tensor:
-        piece = torch.cat([start, start.new_zeros(frames - 1, *start.shape[1:])])
-        seeds = (seed + number) % _SEEDS
-        drawn = sample_video(model, positive, negative, {"samples": piece}, seed=seeds, **sampling)
+        begin = len(video) - 1 + number * (frames - 1)
+        piece = Piece(tuple(range(begin, begin + frames)), total)
+        made: dict[int, Any] = {}
+        drawn = sample_video(
+            at_piece(model, piece),
+            conditioning_at(positive, piece, made),
+            conditioning_at(negative, piece, made),
+            {"samples": torch.cat([start, start.new_zeros(frames - 1, *start.shape[1:])])},
+            seed=(seed + number) % _SEEDS,
+            **sampling,
+        )
         return drawn["samples"]
 
     return {"samples": extend(video, draw, times, hold)}

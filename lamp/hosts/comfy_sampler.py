@@ -205,7 +205,8 @@ def with_adain(
                 "The LAMP sampler needs a MODEL with a motion: connect the MODEL output of Load "
                 "LAMP Motion or of LAMP Trainer."
             )
-        place = _Place(sigmas, run.sampling, schedule, done)
+        # uni_pc of the host writes into its noise levels.
+        place = _Place(sigmas.clone(), run.sampling, schedule, done)
         starts = [] if schedule.mode == "off" else step_starts(name, sampler, model, sigmas)
         watched = _BetweenSteps(model, run.first, place, schedule, starts, kwargs["extra_args"])
         last = _LastOfAll(callback, len(sigmas) - 1) if place.ends else None
