@@ -250,6 +250,8 @@ def test_noise_in_frame_1_is_refused(plain: Any, model: Any) -> None:
 
     silent, sigmas = core(DisableNoise)[0], levels(model, steps=8)
     textured = torch.randn(6, 4, 32, 32, generator=torch.Generator().manual_seed(6)) * 2
+    with pytest.raises(LampError, match="Frame 1"):  # noise on top of noise
+        advanced(model, sampler(), sigmas, latent=noised(model, video_latent(), sigmas))
     cases = [(noised(model, video_latent(), sigmas), sigmas)]
     cases += [(noised(model, textured, sigmas[at:]), sigmas[at:]) for at in (1, 3, 4)]
     for latent, part in cases:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..errors import LampError
 
 # A standard deviation, in the model's scale, that no picture has from pixel to pixel.
-_ROUGHEST = 4.0
+_ROUGHEST = 8.0
 # Below this noise level, noise in frame 1 cannot be told from texture.
 _LEAST_SIGMA = 0.5
 
@@ -91,10 +91,11 @@ def check_start(noise: Tensor, latent: Tensor, sigmas: Tensor, model: Any, sampl
         return
     sigma = min(float(sigmas[0]), float(sampling.sigma_max))
     first, *others = (_roughness(frame) for frame in model.latent_format.process_in(latent))
-    noisy = first > _ROUGHEST**2
+    rest = sum(others) / len(others)
+    noisy = min(first, rest) > _ROUGHEST**2
     if sigma >= _LEAST_SIGMA and not noise.any():
         # Frames that hold noise of this level are rougher than a clean frame 1 by its variance.
-        noisy |= sum(others) / len(others) - first < 0.25 * min(sigma**2, first)
+        noisy |= rest - first < 0.25 * min(sigma**2, first)
     if noisy:
         raise LampError(
             f"Frame 1 of the latent holds noise, and sampling begins at the level {sigma:.2f}: a "
