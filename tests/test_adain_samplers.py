@@ -96,6 +96,7 @@ def test_adain_follows_every_sampler_by_the_formula(
     """Under a constant prediction D, or a constant derivative, a step is x -> k x + c for every
     sampler, noise that it draws included. k and c are measured without AdaIN, from two starts."""
     import comfy.samplers
+
     from lamp.hosts.comfy_noise import mark_shared
     from lamp.hosts.comfy_sampler import make_sampler, make_sigmas, with_adain
 
@@ -138,6 +139,7 @@ def test_samplers_without_memory_equal_their_single_steps(
     """On the real model: one step of the stock sampler, AdaIN, the next step."""
     import comfy.samplers
     from comfy_extras.nodes_custom_sampler import DisableNoise
+
     from lamp.hosts.comfy_sampler import make_sampler, make_sigmas
 
     if "ancestral" in name:
@@ -177,6 +179,7 @@ def test_parts_of_a_schedule_equal_the_whole(
 ) -> None:
     """Split Sigmas, also where one part has no step, the second one without new noise."""
     from comfy_extras.nodes_custom_sampler import DisableNoise, SplitSigmas
+
     from lamp.hosts.comfy_sampler import make_sampler, make_sigmas
 
     model = moving(plain, file)
@@ -191,6 +194,7 @@ def test_parts_of_a_schedule_equal_the_whole(
 def test_with_adain_off_the_lamp_sampler_is_the_stock_one(plain: Any, file: MotionFile) -> None:
     """Over whole schedules of the host and over their parts, to the bit."""
     import comfy.samplers
+
     from lamp.hosts.comfy_sampler import make_sampler, make_sigmas
 
     model = moving(plain, file)
@@ -204,6 +208,7 @@ def test_with_adain_off_the_lamp_sampler_is_the_stock_one(plain: Any, file: Moti
 
 def test_official_counts_on_in_a_part_or_says_that_it_cannot(plain: Any, file: MotionFile) -> None:
     from comfy_extras.nodes_custom_sampler import DisableNoise
+
     from lamp.hosts.comfy_sampler import make_sampler, make_sigmas
 
     model = moving(plain, file)

@@ -1,4 +1,4 @@
-"""Calls of the model that other nodes cut, reorder, or go around: right to the bit, or a sentence."""
+"""Calls of the model that other nodes cut, reorder, or go around: right, or a sentence."""
 
 from __future__ import annotations
 

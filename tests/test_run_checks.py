@@ -50,6 +50,7 @@ def levels(model: Any, scheduler: str = "normal", steps: int = STEPS) -> Tensor:
 
 def sampler(name: str = "euler", mode: Any = None) -> Any:
     import comfy.samplers
+
     from lamp.hosts.comfy_sampler import make_sampler
 
     stock = comfy.samplers.sampler_object(name)
