@@ -231,8 +231,11 @@ class ComfyServer:
         self._request("POST", "/interrupt", json={})
 
     def free(self) -> None:
-        """Unload models and forget cached node outputs."""
+        """Unload models and forget cached node outputs, and wait until that is done."""
         self._request("POST", "/free", json={"unload_models": True, "free_memory": True})
+        # The server only notes the wish, and fulfils it between two runs: what runs after this one
+        # finds nothing.
+        self.queue(_ANYTHING).check()
 
     def _request(self, method: str, path: str, **options: Any) -> requests.Response:
         try:
@@ -319,6 +322,15 @@ class ComfyServer:
                 return found[prompt_id]
             time.sleep(0.05)
         raise ServerFailed(self._with_log("the finished run does not appear in the history"))
+
+
+_ANYTHING: Prompt = {
+    "latent": {
+        "class_type": "EmptyLatentImage",
+        "inputs": {"width": 64, "height": 64, "batch_size": 1},
+    },
+    "show": {"class_type": "PreviewAny", "inputs": {"source": ["latent", 0]}},
+}
 
 
 def _no_gpu() -> bool:

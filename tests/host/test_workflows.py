@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import time
 from typing import Any
 
 import numpy as np
@@ -90,12 +89,6 @@ def frames_of(server: ComfyServer, result: RunResult, prompt: dict[str, Any]) ->
     return np.stack([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(film)])
 
 
-def forget(server: ComfyServer) -> None:
-    """Drop the cache; the server does so between two runs."""
-    server.free()
-    time.sleep(1.0)
-
-
 def test_a_second_run_gives_the_same_video(server: ComfyServer) -> None:
     """Short of a full training, to be quick; every node of the workflow runs."""
     prompt = load_api(TOY)
@@ -119,7 +112,7 @@ def test_a_second_run_gives_the_same_video(server: ComfyServer) -> None:
     assert node_of(prompt, "LAMP_Trainer") in between.cached
     assert (frames_of(server, between, prompt) != video).any()
 
-    forget(server)
+    server.free()
     again = server.queue(prompt).check()
     assert node_of(prompt, "LAMP_Trainer") in again.executed
     np.testing.assert_array_equal(frames_of(server, again, prompt), video)
