@@ -8,6 +8,7 @@ from torch import Tensor
 
 from .errors import LampError
 from .noise import split_videos
+from .schedule import TRAIN_TIMESTEPS
 
 AdaINMode = Literal["paper", "official", "off", "custom"]
 
@@ -65,6 +66,17 @@ class AdaINSchedule:
             value = getattr(self, name)
             if not 0.0 <= value <= 1.0:
                 raise LampError(f"AdaIN {name} must lie between 0 and 1, not {value:g}.")
+
+    def place(self, step: int, steps: int, timestep: int) -> tuple[int, int]:
+        """A step's number among how many, for the methods below.
+
+        ``official`` counts the steps themselves. The others go by the noise level at which a step
+        begins, ``timestep`` (0..999), so that schedulers of any spacing, and parts of a schedule,
+        change over at the same noise.
+        """
+        if self.mode == "official":
+            return step, steps
+        return TRAIN_TIMESTEPS - timestep, TRAIN_TIMESTEPS
 
     def in_first_phase(self, step: int, steps: int) -> bool:
         """Whether step number ``step`` (from 0) of ``steps`` belongs to the first phase."""

@@ -78,7 +78,8 @@ def sample(
                 predicted = held(_predicted(x, eps, alpha), first, extents)
                 eps = (x - alpha.sqrt() * predicted) / (1 - alpha).sqrt()
             stepped = ddim_step(x, eps, alpha, next_alpha(host.alphas_cumprod, timestep, steps))
-            x = schedule.after_step(with_first_frame(stepped, first), step, steps, frames)
+            place = schedule.place(step, steps, timestep)
+            x = schedule.after_step(with_first_frame(stepped, first), *place, frames)
             if callback is not None:
                 callback(step, x)
     x = schedule.after_loop(x, frames)

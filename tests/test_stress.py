@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,22 +14,48 @@ from lamp.adain import AdaINMode, AdaINSchedule
 from lamp.checkpoint import MotionFile
 from lamp.errors import LampError
 from lamp.layers import MotionConv, TemporalAttention
-from tests.comfy_runs import count_hooks, lamp_ksampler, moving
+from lamp.noise import draw_noise, share_noise
+from lamp.sampling import sample
+from tests.comfy_runs import SEED, conditioning, count_hooks, lamp_ksampler, moving, worst
 from tests.small_models import hook_count
+from tests.test_inversion import reference
 from tests.tiny_models import text, tiny_patcher, video_latent
 
 MODES: tuple[AdaINMode, ...] = ("paper", "official", "off", "custom")
 slow = pytest.mark.slow
 
 
-def sound(out: Tensor, latent: Tensor) -> None:
-    assert out.shape == latent.shape and out.isfinite().all()
-    assert torch.equal(out[0], latent[0])
+@pytest.fixture(scope="module")
+def expected(file: MotionFile) -> Callable[..., Tensor]:
+    """The reference sampler on diffusers, in double precision."""
+    host, motion = reference(file)
+    host.unet.double()
+    host.alphas_cumprod = host.alphas_cumprod.double()
+    motion.double()
+
+    def run(latent: Tensor, prompts: Any, *, steps: int, cfg: float, schedule: Any) -> Tensor:
+        texts = [given[0][0].double() for given in prompts]
+        # Attention to tokens that are all repeated is attention to the tokens.
+        length = math.lcm(*(text.shape[1] for text in texts))
+        positive, negative = (text.repeat(1, length // text.shape[1], 1) for text in texts)
+        noise = share_noise(draw_noise(*latent.shape, SEED), 0.2).double()
+        first = latent[:1].double() * 0.18215
+        settings = {"steps": steps, "guidance": cfg, "schedule": schedule}
+        return sample(host, motion, first, noise, positive, negative, **settings) / 0.18215
+
+    return run
 
 
-@torch.inference_mode()
-def sampled(plain: Any, file: MotionFile, latent: Tensor, **options: Any) -> None:
-    sound(lamp_ksampler(moving(plain, file), latent, **{"steps": 2, **options}), latent)
+def sampled(
+    plain: Any, file: MotionFile, expected: Any, latent: Tensor, prompts: Any = None, **options: Any
+) -> None:
+    """LAMP KSampler gives frame 1 as it is, and the other frames of the reference."""
+    settings = {"steps": 2, "cfg": 5.0, "schedule": AdaINSchedule("off"), **options}
+    with torch.inference_mode():
+        out = lamp_ksampler(moving(plain, file), latent, **settings)
+    assert out.shape == latent.shape and torch.equal(out[0], latent[0])
+    wanted = expected(latent, prompts or conditioning(), **settings)
+    assert worst(out.double()[1:], wanted[1:]) < 1e-3
 
 
 @pytest.mark.parametrize(
@@ -35,30 +63,30 @@ def sampled(plain: Any, file: MotionFile, latent: Tensor, **options: Any) -> Non
     [(2, 8, 8), (3, 8, 12), (5, 20, 8), (17, 8, 8), pytest.param(128, 8, 10, marks=slow)],
 )
 def test_lengths_and_shapes(
-    plain: Any, file: MotionFile, frames: int, height: int, width: int
+    plain: Any, file: MotionFile, expected: Any, frames: int, height: int, width: int
 ) -> None:
     schedule = AdaINSchedule("official")
-    sampled(plain, file, video_latent(frames, height, width), schedule=schedule)
+    sampled(plain, file, expected, video_latent(frames, height, width), schedule=schedule)
 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("cfg", [1.0, 30.0])
 @pytest.mark.parametrize("steps", [1, 4, *(pytest.param(n, marks=slow) for n in (33, 100))])
 def test_steps_and_guidance_under_every_schedule(
-    plain: Any, file: MotionFile, steps: int, cfg: float, mode: AdaINMode
+    plain: Any, file: MotionFile, expected: Any, steps: int, cfg: float, mode: AdaINMode
 ) -> None:
     schedule = AdaINSchedule(mode)
-    sampled(plain, file, video_latent(3), steps=steps, cfg=cfg, schedule=schedule)
+    sampled(plain, file, expected, video_latent(3), steps=steps, cfg=cfg, schedule=schedule)
 
 
 @pytest.mark.parametrize("tokens", [1, 77, 1001])
 def test_prompts_of_any_length(
-    plain: Any, file: MotionFile, monkeypatch: pytest.MonkeyPatch, tokens: int
+    plain: Any, file: MotionFile, expected: Any, monkeypatch: pytest.MonkeyPatch, tokens: int
 ) -> None:
     """An empty prompt's one token at the least, the thirteen times 77 of 4,000 characters."""
     given = [[text(1, tokens), {}]], [[text(2, 77), {}]]
     monkeypatch.setattr("tests.comfy_runs.conditioning", lambda: given)
-    sampled(plain, file, video_latent(3))
+    sampled(plain, file, expected, video_latent(3), given)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -237,11 +237,11 @@ class _Place:
         highest = float(sampling.sigma_max)
         self.scaled_by_host = float(sigmas[0]) >= highest * (1 - 1e-5)
         self.ends = ends_clean(sigmas, sampling)
-        self._counts = schedule.mode == "official"
+        self._schedule = schedule
         if done is None and (self.starts_official or self.scaled_by_host):
             done = 0
         self._done = done
-        if self._counts and done is None and self.steps:
+        if schedule.mode == "official" and done is None and self.steps:
             raise LampError(
                 "The AdaIN schedule 'official' counts the steps from the beginning, and sampling "
                 f"begins at the level {float(sigmas[0]):.2f}, after an unknown number of them: "
@@ -250,9 +250,9 @@ class _Place:
 
     def of(self, step: int) -> tuple[int, int]:
         """A step's number among how many, for `AdaINSchedule.after_step`."""
-        if self._counts:
-            return (self._done or 0) + step, (self._done or 0) + self.steps
-        return TRAIN_TIMESTEPS - nearest_timestep(self.sigmas[step]), TRAIN_TIMESTEPS
+        done = self._done or 0
+        timestep = nearest_timestep(self.sigmas[step])
+        return self._schedule.place(done + step, done + self.steps, timestep)
 
 
 class _LastOfAll:
