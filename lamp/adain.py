@@ -40,14 +40,14 @@ def _var_mean(x: Tensor) -> tuple[Tensor, Tensor]:
 class AdaINSchedule:
     """When the later frames take which frame's statistics while a video is sampled.
 
-    - ``paper``: supplement alg. 1. While t > 20 of 50 (t counts down to 0; other step counts in
-      proportion) frames 3.. take frame 2's statistics, afterwards frames 2.. take frame 1's.
+    - ``paper``: supplement alg. 1. While t > 20 of 50 (timesteps above 401) frames 3.. take frame
+      2's statistics, afterwards frames 2.. take frame 1's.
     - ``official``: as the published code runs: the first phase lasts 31 steps, however many
       there are; then frame 2 takes frame 1's statistics and frames 3.. those of the new frame 2;
       after the loop frames 2.. take frame 1's once more.
     - ``off``: the frames stay as they are.
-    - ``custom``: the paper's targets; the first phase lasts the share ``switch`` of the steps,
-      and each phase moves the frames by its strength from unchanged (0) to AdaIN (1).
+    - ``custom``: the paper's targets; the first phase lasts the share ``switch`` of the
+      timesteps, and each phase moves the frames by its strength from unchanged (0) to AdaIN (1).
 
     ``switch`` and the strengths count in ``custom`` only.
     Raises LampError for an unknown mode or a value outside 0..1.

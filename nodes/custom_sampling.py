@@ -37,8 +37,8 @@ class AdaINScheduleNode(io.ComfyNode):
                 _share(
                     "switch",
                     0.6,
-                    "The share of the steps after which frame 1 takes over from frame 2 as the "
-                    "model of the others (custom only).",
+                    "The share of the noise schedule after which the frames follow frame 1 "
+                    "instead of frame 2 (custom only).",
                 ),
                 _share(
                     "first_strength",

@@ -188,7 +188,7 @@ def test_the_sampler_says_what_is_wrong(node_classes: Nodes, model: Any) -> None
     refused("latent contains NaN", latent={"samples": broken})
     refused("channels, the MODEL needs 4", latent={"samples": torch.ones(6, 16, 8, 8)})
     refused("Frame 1 of the latent is empty", latent={"samples": torch.zeros(6, 4, 8, 8)})
-    refused("uni_pc' chooses its own noise levels", sampler_name="uni_pc")
+    refused("uni_pc' rebuilds", sampler_name="uni_pc")
     refused("Unknown sampler 'best'. Choose one of: euler", sampler_name="best")
     refused(r"Unknown scheduler 'best'. Choose one of: ddim \(official\)", scheduler="best")
     refused("Unknown AdaIN mode 'best'", adain="best")
