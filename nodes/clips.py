@@ -176,7 +176,7 @@ class TrainingClips(io.ComfyNode):
         return ";".join(seen)
 
     @classmethod
-    @named_errors("LAMP Training Clips")
+    @named_errors("LAMP Training Clips", ("folder",))
     def execute(
         cls,
         folder: list[str],

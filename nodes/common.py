@@ -5,8 +5,9 @@ from __future__ import annotations
 import functools
 import inspect
 import json
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -15,7 +16,7 @@ from comfy_api.latest import io, ui
 
 from ..lamp.errors import LampError
 from ..lamp.names import is_plain_name, number_of
-from ..lamp.plain import log, plain_error, plain_lines
+from ..lamp.plain import log, plain, plain_error, plain_lines
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -24,6 +25,7 @@ LampMotion = io.Custom("LAMP_MOTION")
 LampAdaIN = io.Custom("LAMP_ADAIN")
 
 MOTION_FOLDER = "lamp_motion"
+_LONGEST_TEXT = 100_000  # characters; text encoders read a few hundred
 _MAX_SEED = 0xFFFFFFFFFFFFFFFF
 # The inputs by which the loaders of checkpoints and diffusion models name their file.
 _FILE_INPUTS = ("ckpt_name", "unet_name", "model_path")
@@ -32,18 +34,25 @@ _FILE_INPUTS = ("ckpt_name", "unet_name", "model_path")
 # --- errors ---------------------------------------------------------------------------------
 
 
-def named_errors(display_name: str) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
+def named_errors(
+    display_name: str, looks_up: tuple[str, ...] = ()
+) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
     """What leaves a node's `execute`; goes below `@classmethod`.
 
     The sentence of a `LampError` begins with the node's name. Whatever the node shows, and any
     error with those behind it, is plain: the host logs and sends it as it is, and half a character
     from a prompt would end the thread that runs all prompts.
+
+    Args:
+        looks_up: menus whose choice the node finds on the disk itself, and tells of if it is gone.
     """
 
     def decorate(execute: Callable[_P, _R]) -> Callable[_P, _R]:
         @functools.wraps(execute)
         def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
             try:
+                _check_given(kwargs)
+                _check_choices(args[0], kwargs, looks_up)
                 return _plainly_shown(execute(*args, **kwargs))
             except LampError as error:
                 failed: BaseException = type(error)(f"{display_name}: {error}")
@@ -79,6 +88,31 @@ def plain_errors(check: Callable[_P, _R]) -> Callable[_P, _R]:
     # The host reads the names of the inputs off it, without looking behind a wrapper.
     run.__signature__ = inspect.signature(check)  # type: ignore[attr-defined]
     return run
+
+
+def _check_given(inputs: Mapping[str, Any]) -> None:
+    """What no widget gives and the host lets through: to its range check NaN is in every range,
+    and a text may have any length."""
+    for name, value in inputs.items():
+        for each in value if type(value) is list else (value,):
+            if isinstance(each, float) and not math.isfinite(each):
+                raise LampError(f"{name} is {each}, which is no number to work with: set another.")
+            if isinstance(each, str) and len(each) > _LONGEST_TEXT:
+                raise LampError(
+                    f"{name} has {len(each):,} characters, more than {_LONGEST_TEXT:,}: shorten it."
+                )
+
+
+def _check_choices(node: Any, inputs: Mapping[str, Any], looks_up: tuple[str, ...]) -> None:
+    """Not every version of the host looks whether a menu has what comes over its API."""
+    for each in node.define_schema().inputs or ():
+        if not isinstance(each, io.Combo.Input) or each.id in looks_up or each.id not in inputs:
+            continue
+        value = inputs[each.id]
+        for chosen in value if type(value) is list else (value,):
+            if isinstance(chosen, str) and each.options and chosen not in each.options:
+                known = ", ".join(map(str, each.options))
+                raise LampError(f"{each.id} is '{plain(chosen, 100)}': choose one of {known}.")
 
 
 def _plainly_shown(output: _R) -> _R:

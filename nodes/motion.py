@@ -172,7 +172,7 @@ class LoadMotion(io.ComfyNode):
         return f"{state.st_mtime_ns} {state.st_size}"
 
     @classmethod
-    @named_errors("Load LAMP Motion")
+    @named_errors("Load LAMP Motion", ("motion_name",))
     def execute(
         cls,
         model: Any,

@@ -122,7 +122,7 @@ class ConvertOfficial(io.ComfyNode):
         )
 
     @classmethod
-    @named_errors("Convert Official LAMP Checkpoint")
+    @named_errors("Convert Official LAMP Checkpoint", ("folder",))
     def execute(cls, model: Any, folder: str, prompt: str = "") -> io.NodeOutput:
         place = official_folders().get(folder)
         if place is None:

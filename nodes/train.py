@@ -67,7 +67,7 @@ class Trainer(io.ComfyNode):
         )
 
     @classmethod
-    @named_errors("LAMP Trainer")
+    @named_errors("LAMP Trainer", ("resume",))
     def execute(
         cls,
         model: Any,

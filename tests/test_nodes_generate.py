@@ -189,9 +189,9 @@ def test_the_sampler_says_what_is_wrong(node_classes: Nodes, model: Any) -> None
     refused("channels, the MODEL needs 4", latent={"samples": torch.ones(6, 16, 8, 8)})
     refused("Frame 1 of the latent is empty", latent={"samples": torch.zeros(6, 4, 8, 8)})
     refused("uni_pc' rebuilds", sampler_name="uni_pc")
-    refused("Unknown sampler 'best'. Choose one of: euler", sampler_name="best")
-    refused(r"Unknown scheduler 'best'. Choose one of: ddim \(official\)", scheduler="best")
-    refused("Unknown AdaIN mode 'best'", adain="best")
+    refused("sampler_name is 'best': choose one of euler", sampler_name="best")
+    refused(r"scheduler is 'best': choose one of ddim \(official\)", scheduler="best")
+    refused("adain is 'best'", adain="best")
     refused("would need 1600 noise levels", steps=800, denoise=0.5)
     ksample(node_classes, model, sampler_name="uni_pc", adain="off")
 

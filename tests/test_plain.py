@@ -235,11 +235,21 @@ def test_every_node_lets_plain_errors_out_only(node_classes: dict[str, Any]) -> 
             assert hasattr(own.__func__, "__wrapped__"), (name, method)
 
 
+class Bare:
+    """A node without inputs."""
+
+    @staticmethod
+    def define_schema() -> Any:
+        from types import SimpleNamespace
+
+        return SimpleNamespace(inputs=[])
+
+
 @pytest.mark.parametrize("number", range(len(originals())))
 def test_what_a_node_raises_can_be_printed(pack: Any, number: int) -> None:
     from comfyui_lamp.nodes.common import named_errors, plain_errors
 
-    def fail() -> None:
+    def fail(node: Any) -> None:
         try:
             raise originals()[number]
         except Exception as error:
@@ -249,7 +259,7 @@ def test_what_a_node_raises_can_be_printed(pack: Any, number: int) -> None:
 
     for guarded in (named_errors("A Node")(fail), plain_errors(fail)):
         with pytest.raises(Exception) as caught:  # noqa: B017, PT011
-            guarded()
+            guarded(Bare)
         assert harmless("".join(traceback.format_exception(caught.value)), lines=True)
 
 
@@ -261,6 +271,8 @@ def test_what_a_node_shows_is_plain(pack: Any, text: str) -> None:
 
     shown = ui.PreviewText(f"a\n{text}")
     for given in (shown, {**shown.as_dict(), "images": []}):
-        output = named_errors("A Node")(lambda given=given: comfy_io.NodeOutput(ui=given))()
+        output = named_errors("A Node")(lambda node, given=given: comfy_io.NodeOutput(ui=given))(
+            Bare
+        )
         told = output.ui if isinstance(output.ui, dict) else output.ui.as_dict()
         assert harmless(told["text"][0], lines=True)
