@@ -8,7 +8,6 @@ in here ends a run: where the disk does not play along, things are computed as w
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
 import time
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from .plain import log
+from .strict_json import read_json
 from .tensor_header import check_header
 
 FORMAT = 1
@@ -126,6 +126,8 @@ class TensorCache:
         except OSError as error:
             self._stop_writing(error)
             return None
+        except MemoryError:  # nothing that was kept here is so large
+            data = b""
         tensors = _decode(name, data)
         if tensors is None:
             log.warning("the cache file %s is damaged: computing it anew", name)
@@ -216,11 +218,11 @@ def _decode(name: str, data: bytes) -> dict[str, Tensor] | None:
 
     try:
         length = int.from_bytes(data[:8], "little")
-        check_header(data[8 : 8 + length], length)
+        check_header(data[8 : 8 + length], length, len(data) - 8 - length)
         tensors = load(data)
-        header = json.loads(data[8 : 8 + length])
+        header = read_json(data[8 : 8 + length])
         about = header["__metadata__"]
         sound = about["lamp.cache"] == name and about["sha256"] == digest(tensors)
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError):
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, MemoryError):
         return None
     return tensors if sound else None

@@ -22,11 +22,23 @@ import torch
 from torch import Tensor
 
 from .architecture import SiteMap, describe_family
-from .compress import BYTES_KEY, RANK_KEY, Factors, check_size, compress, compress_factors, expand
+from .compress import (
+    BYTES_KEY,
+    RANK_KEY,
+    Factors,
+    Form,
+    check_size,
+    compress,
+    compress_factors,
+    expand,
+    read_forms,
+)
 from .disk import cure, put_new
-from .errors import IncompatibleModelError, MotionFileError
-from .motion import GROUPNORM_MODES, Motion
+from .errors import IncompatibleModelError, LampError, MotionFileError, is_out_of_memory
+from .motion import GROUPNORM_MODES
+from .motion_shapes import Shapes, misfit, no_motion, shapes_for, shapes_of
 from .plain import log
+from .strict_json import read_json
 from .tensor_header import MAX_HEADER, check_file
 
 FORMAT = 2
@@ -40,6 +52,13 @@ _MODELSPEC_ARCHITECTURE = {
 _MAX_BYTES = 8 * 2**30
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MAX_CONFIG = 2**19  # characters; as JSON of empty lists it takes twenty times as many bytes
+_RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(("frames", "width", "height"), (1, 10**6)),
+    "fps": (5e-324, 1e6),  # above 0
+    "steps": (0, 10**9),
+    "seed": (-(2**63), 2**64),
+    "learning_rate": (-1e6, 1e6),
+}
 _MAX_EXTRA = MAX_HEADER // 2
 
 
@@ -91,16 +110,7 @@ class MotionFile:
             IncompatibleModelError: it was trained for another family of models.
             MotionFileError: tensors are missing, unknown or of a wrong shape.
         """
-        if self.config.family != sites.family:
-            raise _family_error(self.name, self.config.family, sites.family)
-        expected = Motion(sites, device="meta").state_dict()
-        problem = _first_difference(self.state, expected)
-        if problem is not None:
-            raise MotionFileError(
-                f"{self.name} does not fit the connected MODEL: {problem}. The file is damaged or "
-                "was trained on a model of another shape; use the base model it names "
-                f"('{self.config.base_model or 'unknown'}') or download it again."
-            )
+        _check_fit(self.name, self.config, shapes_of(self.state), sites)
 
 
 def save_motion(
@@ -174,11 +184,17 @@ def save_motion(
     return path
 
 
-def load_motion_file(path: Path) -> MotionFile:
-    """Read and check a motion file.
+def load_motion_file(path: Path, sites: SiteMap | None = None) -> MotionFile:
+    """Read and check a motion file. Its tensors take at most three times what an honest file of its
+    family does, whatever it says.
+
+    Args:
+        sites: of the UNet that it is for: nothing is read unless it fits.
 
     Raises:
-        MotionFileError: it is missing, damaged, no motion file, or of a newer format.
+        MotionFileError: it is missing, damaged, no motion file, of a newer format, does not fit
+            `sites`, or the memory does not suffice.
+        IncompatibleModelError: it was trained for another family of models.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -190,17 +206,55 @@ def load_motion_file(path: Path) -> MotionFile:
         check_file(path)
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
+            config = _read_config(path.name, metadata)
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            forms = _read_forms(path.name, config, metadata, shapes)
+            if sites is not None:
+                _check_fit(path.name, config, shapes, sites)
             state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+            state = expand(path.name, state, forms) if RANK_KEY in metadata else state
+    except LampError:
+        raise
+    except (SafetensorError, OSError, ValueError, RuntimeError, MemoryError) as error:
         raise MotionFileError(
             f"{path.name} is no readable .safetensors file ({str(error)[:200]}): download it again."
+            if not is_out_of_memory(error)
+            else f"There is not enough memory to read {path.name}: close other programs, or other "
+            "models in this one."
         ) from error
-    config = _read_config(path.name, metadata)
-    if RANK_KEY in metadata:
-        state = expand(path.name, state, metadata[RANK_KEY])
     for name, tensor in state.items():
         _check_tensor(path.name, name, tensor)
     return MotionFile(state, config, metadata, path.name)
+
+
+def _read_forms(
+    file: str, config: MotionConfig, metadata: Mapping[str, str], shapes: Shapes
+) -> dict[str, Form]:
+    """The forms of a compact file, if they unfold to a motion; `shapes` is then of that motion."""
+    if RANK_KEY not in metadata:
+        return {}
+    forms = read_forms(file, metadata[RANK_KEY])
+    shapes.pop(BYTES_KEY, None)
+    shapes |= {name: form.shape for name, form in forms.items()}
+    problem = no_motion(config.family, shapes)
+    if problem is not None:
+        raise MotionFileError(
+            f"The compact file {file} is damaged ('{RANK_KEY}' in its header: {problem}): download "
+            "it again."
+        )
+    return forms
+
+
+def _check_fit(file: str, config: MotionConfig, shapes: Shapes, sites: SiteMap) -> None:
+    if config.family != sites.family:
+        raise _family_error(file, config.family, sites.family)
+    problem = misfit(shapes, shapes_for(sites))
+    if problem is not None:
+        raise MotionFileError(
+            f"{file} does not fit the connected MODEL: {problem}. The file is damaged or "
+            "was trained on a model of another shape; use the base model it names "
+            f"('{config.base_model or 'unknown'}') or download it again."
+        )
 
 
 def _config_text(config: MotionConfig) -> str:
@@ -239,7 +293,7 @@ def _read_config(file: str, metadata: Mapping[str, str]) -> MotionConfig:
         text = metadata["lamp.config"]
         if len(text) > _MAX_CONFIG:
             raise ValueError(f"it has {len(text):,} characters")
-        raw = json.loads(text)
+        raw = read_json(text)
         known = {f.name: raw[f.name] for f in fields(MotionConfig) if f.name in raw}
         return MotionConfig(**_typed(known))
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -260,11 +314,9 @@ def _typed(raw: dict[str, Any]) -> dict[str, Any]:
             raise TypeError(f"{name} is no {wanted.__name__}")
         if wanted is str:
             value.encode()  # half a character, which JSON can hold, could never be shown
-    for name in ("frames", "width", "height", "fps"):
-        if name in raw and not 0 < raw[name] <= 10**6:
+    for name, (low, high) in _RANGES.items():
+        if name in raw and not low <= raw[name] <= high:
             raise ValueError(f"{name} is out of range")
-    if not math.isfinite(raw.get("learning_rate", 0.0)):
-        raise ValueError("learning_rate is no number")
     if any(type(caption) is not str for caption in raw.get("captions", [])):
         raise TypeError("captions holds something else than text")
     "".join(raw.get("captions", [])).encode()
@@ -297,17 +349,6 @@ def _stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         )
     narrowed = tensor.to(dtype).contiguous()
     return narrowed if torch.isfinite(narrowed).all() else tensor.float().contiguous()
-
-
-def _first_difference(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str | None:
-    for name, tensor in expected.items():
-        if name not in state:
-            return f"tensor '{name}' is missing"
-        if state[name].shape != tensor.shape:
-            found, wanted = tuple(state[name].shape), tuple(tensor.shape)
-            return f"tensor '{name}' has shape {found}, the MODEL needs {wanted}"
-    unknown = next((name for name in state if name not in expected), None)
-    return None if unknown is None else f"tensor '{unknown[:100]}' has no place in it"
 
 
 def _family_error(name: str, trained: str, connected: str) -> IncompatibleModelError:

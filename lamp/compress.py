@@ -27,6 +27,7 @@ from torch import Tensor
 
 from .errors import LampError, MotionFileError
 from .rounding import BITS, PLAIN, from_bytes, loss, row_bytes, seen, to_bytes
+from .strict_json import read_json
 
 RANK_KEY = "lamp.rank"
 """Header entry: base64 of deflated JSON, tensor name -> `Form.entry`, in the order of the bytes in
@@ -47,10 +48,9 @@ Factors = tuple[Tensor, Tensor]
 # The price of a byte is sought from 2^-80 of the strongest component up, this often halved.
 _PRICES, _HALVINGS = 80.0, 30
 _REFITS = 2
-# Nothing honest is larger: SD-XL's motion has 1.1 G numbers in all, 5 M in a tensor.
-_MOST_NUMBERS = 2**27
-_MOST_IN_ALL = 2**31
-_MOST_TEXT = 2**20
+# Nothing honest is larger: SD-XL's motion has 5 M numbers in a tensor, and 90 kB tell of all.
+_MOST_NUMBERS = 2**24
+_MOST_TEXT = 2**18
 
 
 @dataclass(frozen=True)
@@ -140,17 +140,20 @@ def compress_factors(factors: Mapping[str, Factors]) -> tuple[Tensor, str]:
     return _joined(found)
 
 
-def expand(file: str, tensors: Mapping[str, Tensor], header: str) -> dict[str, Tensor]:
+def expand(
+    file: str, tensors: Mapping[str, Tensor], forms: Mapping[str, Form]
+) -> dict[str, Tensor]:
     """The tensors of a motion, those that were compressed in fp16, from what its file holds.
 
     Args:
         file: its name, for errors.
-        header: the text of `RANK_KEY`.
+        forms: see `read_forms`. A small file may ask for much memory: whoever calls this has seen
+            that their shapes are those of a motion.
 
     Raises:
         MotionFileError: header and tensors do not belong together.
     """
-    state, forms = dict(tensors), _read_forms(file, header)
+    state = dict(tensors)
     data = state.pop(BYTES_KEY, None)
     wanted = sum(form.bytes for form in forms.values())
     if data is None or data.dtype != torch.uint8 or tuple(data.shape) != (wanted,):
@@ -174,6 +177,8 @@ def _joined(found: Mapping[str, tuple[Form, Sequence[Tensor]]]) -> tuple[Tensor,
 
 
 def _whole(data: Tensor, form: Form) -> Tensor:
+    if not form.matrices:  # of rank zero: no bytes on the disk, and none in memory
+        return torch.zeros((), dtype=torch.float16).expand(form.shape)
     matrices = []
     for rows, columns, bits in form.matrices:
         size = rows * row_bytes(columns, bits)
@@ -228,8 +233,9 @@ class _Curve:
     def of(cls, tensor: Tensor, weight: float) -> _Curve:
         shape, matrix = tuple(tensor.shape), _matrix(tensor)
         plain = {PLAIN: 0.0} if tensor.half().isfinite().all() else {}
-        if tensor.ndim == 1 and plain:  # norms and biases: few, and nothing to be gained
-            return cls(shape, torch.zeros(len(BITS) + 1, 0), plain)
+        if tensor.ndim == 1:  # norms and biases: few, and nothing to be gained
+            whole = {bits: loss(matrix, bits).sum().item() for bits in BITS}
+            return cls(shape, torch.zeros(len(BITS) + 1, 0), plain or whole)
         whole = {bits: weight * loss(matrix, bits).sum().item() for bits in BITS}
         up, down = _components(matrix)
         strength = down.square().sum(1).double()
@@ -348,20 +354,24 @@ def _apart(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
 # --- reading ----------------------------------------------------------------------------------
 
 
-def _read_forms(file: str, header: str) -> dict[str, Form]:
+def read_forms(file: str, header: str) -> dict[str, Form]:
+    """How each tensor is stored, from the text of `RANK_KEY`.
+
+    Raises:
+        MotionFileError: no compact file has such a text.
+    """
     try:
-        text = zlib.decompressobj().decompress(base64.b64decode(header), _MOST_TEXT)
-        forms = dict(_checked_forms(json.loads(text)))
-    except (AttributeError, TypeError, ValueError, RecursionError, zlib.error) as error:
+        inflate = zlib.decompressobj()
+        text = inflate.decompress(base64.b64decode(header, validate=True), _MOST_TEXT)
+        if not inflate.eof or inflate.unused_data:
+            raise ValueError(f"it does not end within {_MOST_TEXT:,} bytes")
+        return dict(_checked_forms(read_json(text)))
+    except (AttributeError, TypeError, ValueError, zlib.error) as error:
         raise _damaged(file, f"'{RANK_KEY}' in its header: {str(error)[:100]}") from error
-    if sum(math.prod(form.shape) for form in forms.values()) > _MOST_IN_ALL:
-        raise _damaged(file, f"'{RANK_KEY}' in its header tells of more than any motion holds")
-    return forms
 
 
 def _checked_forms(raw: dict[str, Any]) -> Iterator[tuple[str, Form]]:
-    """Each value's type and range: a header comes from strangers, and a small file may ask for
-    much memory."""
+    """Each value's type and range: a header comes from strangers."""
     for name, entry in raw.items():
         if type(entry) is not list or not entry:
             raise TypeError(f"{name[:100]} has something else than a list")
@@ -374,6 +384,8 @@ def _checked_forms(raw: dict[str, Any]) -> Iterator[tuple[str, Form]]:
         if ranks:
             if len(ranks) != len(BITS) or min(ranks) < 0 or sum(ranks) > shape[0]:
                 raise ValueError(f"{name[:100]} has ranks {ranks[:8]}")
+            if len(shape) == 1 and not any(ranks):  # vectors are few, and tell how wide a site is
+                raise ValueError(f"{name[:100]} is a vector of rank zero")
             yield name, Form(tuple(ranks), tuple(shape))
         elif kind in (*BITS, PLAIN):
             yield name, Form((), tuple(shape), kind)

@@ -194,7 +194,11 @@ def _check_tensor(where: str, name: str, tensor: Tensor, expected: Tensor) -> No
             f"{where}: tensor '{name}' has shape {tuple(tensor.shape)[:8]}, with the base given it "
             f"would have {tuple(expected.shape)}. Give the checkpoint that it was trained on."
         )
-    if tensor.layout != torch.strided or not tensor.is_floating_point():
+    if (
+        tensor.layout != torch.strided
+        or tensor.device.type != "cpu"
+        or not tensor.is_floating_point()
+    ):
         raise MotionFileError(f"{where}: tensor '{name}' holds {tensor.dtype}, not plain floats.")
     if not all(math.isfinite(end) for end in torch.aminmax(tensor)):
         raise MotionFileError(

@@ -25,3 +25,11 @@ class IncompatibleModelError(LampError):
 
 class ClipError(LampError):
     """A training clip cannot be found, read or used."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device, or the machine itself, had no memory left."""
+    # Told by its name, since this module does not import PyTorch.
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and "alloc" in str(error) and "memory" in str(error)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
 
 from .checkpoint import MotionFile, save_motion
+from .strict_json import read_json
 
 PARENTS_KEY = "lamp.parents"
 """Header entry of a merged motion: JSON, a list of `{"name", "weight", "prompt"}`."""
@@ -49,7 +49,7 @@ def history(metadata: Mapping[str, str]) -> dict[str, str]:
 def parents(metadata: Mapping[str, str]) -> str:
     """`a.safetensors (0.5), b.safetensors (0.5)`; empty if the motion is not merged."""
     try:
-        entries = json.loads(metadata.get(PARENTS_KEY, "[]"))
+        entries = read_json(metadata.get(PARENTS_KEY, "[]"))
         return ", ".join(f"{entry['name']} ({entry['weight']:g})" for entry in entries)
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
         return "not readable"

@@ -22,10 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from .clips import ClipSet
-from .errors import LampError
+from .errors import LampError, is_out_of_memory
 from .names import number_of
 from .plain import log
 from .training import StepReport, Training
@@ -197,13 +195,6 @@ def conduct(
     finally:
         folder.close()
     training.finish()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or the machine itself, had no memory left."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "alloc" in str(error) and "memory" in str(error)
 
 
 def _rescue(training: Training, folder: RunFolder, saved: int) -> int:

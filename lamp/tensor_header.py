@@ -6,8 +6,12 @@ Files come from strangers. Read blindly, a header of 1 MB that lists a tensor's 
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
+from typing import Any
+
+from .strict_json import read_json
 
 MAX_HEADER = 8 * 2**20
 """Bytes; most of it is the graph that made a motion. One for SD 1.x has about 100 kB of its own."""
@@ -24,16 +28,19 @@ def check_file(path: Path) -> None:
     """See that a file's header is one that can be read.
 
     Raises:
-        HeaderError: it is too long, too dense, or has tensors of too many dimensions.
+        HeaderError: it is too long or too dense, names something twice, or tells of tensors that
+            the file does not hold.
         OSError: the file cannot be read.
     """
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
-        check_header(file.read(min(length, MAX_HEADER)), length)
+        held = path.stat().st_size - 8 - length
+        check_header(file.read(min(length, MAX_HEADER)), length, held)
 
 
-def check_header(header: bytes, length: int) -> None:
-    """See that a header, which gives itself a `length`, can be read. See `check_file`."""
+def check_header(header: bytes, length: int, held: int) -> None:
+    """See that a header, which gives itself a `length`, can be read, and that `held` bytes behind
+    it can be the tensors that it tells of. See `check_file`."""
     if length > MAX_HEADER:
         raise HeaderError(f"its header has {length:,} bytes, more than {MAX_HEADER:,}")
     plain = header.replace(rb"\\", b"").replace(rb"\"", b"")
@@ -44,3 +51,25 @@ def check_header(header: bytes, length: int) -> None:
         raise HeaderError("its header lists too much")
     if _LONG_LIST.search(structure):
         raise HeaderError("a tensor in its header has more than 8 dimensions")
+    try:
+        entries = read_json(header)
+    except ValueError as error:
+        raise HeaderError(f"its header is damaged: {str(error)[:200]}") from error
+    if type(entries) is not dict:
+        raise HeaderError("its header is no list of tensors")
+    for name, entry in entries.items():
+        if name != "__metadata__":
+            _check_entry(name, entry, held)
+
+
+def _check_entry(name: str, entry: Any, held: int) -> None:
+    """A shape costs no bytes if a side of it is 0, whatever the others are: models would be built
+    by them."""
+    shape = entry.get("shape") if type(entry) is dict else None
+    if type(shape) is not list or any(type(side) is not int or side < 0 for side in shape):
+        raise HeaderError(f"the tensor '{name[:100]}' in its header has no shape")
+    if 0 in shape and len(shape) > 1:
+        raise HeaderError(f"the tensor '{name[:100]}' in its header has a side of 0")
+    # No number takes less than half a byte.
+    if math.prod(shape) > 2 * max(held, 0):
+        raise HeaderError(f"the tensor '{name[:100]}' has more numbers than the file bytes")

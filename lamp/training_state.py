@@ -20,10 +20,12 @@ from torch import Tensor
 from .disk import cure
 from .errors import LampError
 from .optimizers import optimizer_state, restore_optimizer
+from .strict_json import read_json
 from .tensor_header import check_file
 from .training import Training
 
 FORMAT = 1
+_MOST_STEPS = 10**9
 _FREE = ("checkpointing",)  # settings that change no number
 
 
@@ -118,13 +120,21 @@ def read_state(path: Path) -> TrainingState:
     try:
         check_file(path)
         with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {})["lamp.state"])
+            facts = read_json((file.metadata() or {})["lamp.state"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if facts["format"] != FORMAT:
             raise ValueError(f"its format is {facts['format']}, this version reads {FORMAT}")
-        if type(facts["step"]) is not int:
-            raise TypeError("its step is no number")
-    except (SafetensorError, OSError, LookupError, TypeError, ValueError, RuntimeError) as error:
+        if type(facts["step"]) is not int or not 0 <= facts["step"] <= _MOST_STEPS:
+            raise TypeError("its step is no number of steps")
+    except (
+        SafetensorError,
+        OSError,
+        LookupError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+        MemoryError,
+    ) as error:
         raise StateError(
             f"{path.name} is no readable state of a training ({str(error)[:100]}): resume from "
             "another one."

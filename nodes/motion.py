@@ -9,7 +9,7 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io, ui
 
-from ..lamp.architecture import base_hash
+from ..lamp.architecture import base_hash, map_unet
 from ..lamp.checkpoint import MotionFile, load_motion_file, save_motion
 from ..lamp.compress import SIZE
 from ..lamp.describe import describe_motion
@@ -194,7 +194,7 @@ class LoadMotion(io.ComfyNode):
         strengths = parse_strengths(frame_strengths) or [1.0]
         mask = _given_mask(mask)
         extent = Extent(mask, feather=feather, hold=hold_still, strengths=strengths)
-        file = load_motion_file(_motion_path(motion_name))
+        file = load_motion_file(_motion_path(motion_name), map_unet(unet_of(model)))
         _warn_of_another_base(model, file)
         bound = BoundMotion(
             load_motion(model, file),

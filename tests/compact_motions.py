@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lamp.architecture import BlockSite, ConvSite, SiteMap
 from lamp.checkpoint import MotionConfig
-from lamp.compress import BYTES_KEY, compress, expand
+from lamp.compress import BYTES_KEY, compress, expand, read_forms
 from lamp.motion import Motion
 
 BLOCK = "mid_block.attentions.0.transformer_blocks.0"
@@ -58,7 +58,7 @@ def round_trip(
     state: dict[str, Tensor], size: float, importance: dict[str, float] | None = None
 ) -> dict[str, Tensor]:
     data, header = compress(state, size, importance)
-    return expand("m", {BYTES_KEY: data}, header)
+    return expand("m", {BYTES_KEY: data}, read_forms("m", header))
 
 
 def error(found: Tensor, wanted: Tensor) -> float:

@@ -296,7 +296,7 @@ def test_a_missing_tensor_is_named(path: Path) -> None:
 def test_a_tensor_of_another_shape_is_named(path: Path) -> None:
     state = motion_state() | {"conv_in.conv1d.bias": torch.zeros(7)}
     save_motion(path, state, CONFIG)
-    with pytest.raises(MotionFileError, match=r"has shape \(7,\), the MODEL needs \(6,\)"):
+    with pytest.raises(MotionFileError, match=r"has shape \(7,\), needed is \(6,\)"):
         check(path)
 
 

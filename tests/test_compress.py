@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lamp.checkpoint import MotionFile, load_motion_file, save_motion
-from lamp.compress import BYTES_KEY, SIZE, Form, compress, expand
+from lamp.compress import BYTES_KEY, SIZE, Form, compress, expand, read_forms
 from lamp.errors import MotionFileError
 from lamp.history import save_motion_file
 from lamp.merge import merge_motions
@@ -145,7 +145,7 @@ def test_no_other_rank_of_these_bytes_is_nearer() -> None:
     """Against plain low-rank factors in one number of bits, the best of all ranks that fit."""
     tensor = falling(64, 192, seed=5, pace=0.9)
     data, header = compress({"x": tensor}, 0.1)
-    ours = error(expand("m", {BYTES_KEY: data}, header)["x"], tensor)
+    ours = error(expand("m", {BYTES_KEY: data}, read_forms("m", header))["x"], tensor)
     u, values, v = torch.linalg.svd(tensor, full_matrices=False)
     others = []
     for bits in (8, 4, 2):

@@ -125,7 +125,7 @@ def test_too_much_memory_is_noticed(tmp_path: Path) -> None:
     assert re.search("took (6[4-9]|7.) MiB for 0.00 MiB", said), said
 
 
-@pytest.mark.parametrize("sentence", ["no end", "x" * 3000 + ".", "\ud800 is bad."])
+@pytest.mark.parametrize("sentence", ["no end", "x" * 3000 + "."])
 def test_a_refusal_that_nobody_can_read_is_noticed(sentence: str, tmp_path: Path) -> None:
     def refuse(path: Path) -> None:
         raise LampError(sentence)

@@ -6,7 +6,6 @@ Never from the network, and never from a pickle.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from ..errors import IncompatibleModelError, LampError
 from ..metrics import Read, See
+from ..strict_json import read_json
 
 _OPEN_CLIP = "open_clip_config.json"
 # Those that open_clip takes before any other.
@@ -133,7 +133,7 @@ def _bytes(frames: Tensor) -> Tensor:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise _not_whole(file.parent, error) from error
     if not isinstance(content, dict):

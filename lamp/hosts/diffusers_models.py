@@ -7,7 +7,6 @@ from the network, and never from a pickle.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from ..architecture import describe_family, map_unet
 from ..cache import TensorCache, digest
 from ..errors import IncompatibleModelError, LampError
 from ..latents import SCALE, LatentCache
+from ..strict_json import read_json
 from ..toy.base import TEXT_CONFIG, load_text_weights, load_toy_base, tokenize
 from .ldm_file import read_ldm_file
 
@@ -30,6 +30,8 @@ TOY = "toy"
 Tokens = Callable[[str], Tensor]
 
 _PACK = Path(__file__).resolve().parents[2]
+# What libraries raise for shapes that fit no model.
+_NOT_WHOLE = (RuntimeError, ValueError, LookupError, TypeError, ArithmeticError, MemoryError)
 _TOKENS = 77  # of a chunk, its first and last token included
 
 
@@ -153,10 +155,10 @@ def load_unet(path: str | Path) -> tuple[str, nn.Module]:
         return place.name, _load_part(place, "unet", UNet2DConditionModel)
     _check_is_safetensors(place)
     file = read_ldm_file(place)
-    unet = UNet2DConditionModel.from_config(file.unet_config)
     try:
+        unet = _sized(UNet2DConditionModel.from_config, file.unet_config, file.unet)
         unet.load_state_dict(file.unet, assign=True)
-    except RuntimeError as error:
+    except _NOT_WHOLE as error:
         raise _not_whole(place, error) from error
     return place.name, unet
 
@@ -199,16 +201,34 @@ def _load_file(path: Path, tokenizer: str | Path) -> ImageModel:
     _check_is_safetensors(path)
     tokens = _clip_tokens(find_tokenizer(tokenizer))
     file = read_ldm_file(path)
-    unet = UNet2DConditionModel.from_config(file.unet_config)
-    vae = AutoencoderKL.from_config(file.vae_config)
-    text_encoder = CLIPTextModel(CLIPTextConfig(**{**TEXT_CONFIG, **file.text_config}))
+    text_config = CLIPTextConfig(**{**TEXT_CONFIG, **file.text_config})
     try:
+        unet = _sized(UNet2DConditionModel.from_config, file.unet_config, file.unet)
+        vae = _sized(AutoencoderKL.from_config, file.vae_config, file.vae)
+        text_encoder = _sized(CLIPTextModel, text_config, file.text)
         unet.load_state_dict(file.unet)
         vae.load_state_dict(file.vae)
         load_text_weights(text_encoder, file.text)
-    except (RuntimeError, ValueError) as error:
+    except _NOT_WHOLE as error:
         raise _not_whole(path, error) from error
     return ImageModel(path.name, unet, vae, text_encoder, tokens)
+
+
+def _sized(make: Callable[[Any], Any], config: Any, state: dict[str, Tensor]) -> Any:
+    """A model, once it is certain that it is no larger than the tensors that stand for it: a file
+    of a few bytes may tell of any width.
+
+    Raises:
+        ValueError: a tensor of the model is missing in `state` or has another size there.
+    """
+    with torch.device("meta"):
+        expected = make(config).state_dict()
+    for name, tensor in expected.items():
+        held = state.get(name, state.get(f"text_model.{name}"))  # as transformers names it
+        if not name.endswith("position_ids") and (held is None or held.numel() != tensor.numel()):
+            size = "none" if held is None else f"{tuple(held.shape)[:8]}"
+            raise ValueError(f"'{name}' is {tuple(tensor.shape)} in such a model, here {size}")
+    return make(config)
 
 
 def _check_is_safetensors(path: Path) -> None:
@@ -267,7 +287,7 @@ def _predicts_velocity(folder: Path) -> bool:
     if not file.is_file():
         return False
     try:
-        predicts = json.loads(file.read_text(encoding="utf-8")).get("prediction_type", "epsilon")
+        predicts = read_json(file.read_text(encoding="utf-8")).get("prediction_type", "epsilon")
     except ValueError as error:
         raise LampError(f"{file} is damaged ({error}): download it again.") from error
     if predicts not in ("epsilon", "v_prediction"):

@@ -7,7 +7,6 @@ its header: `lamp.heads` = `{"unet": 2, "text": 2}`.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,6 +17,8 @@ from torch import Tensor, nn
 
 from ..architecture import canonical_names
 from ..errors import IncompatibleModelError, LampError
+from ..strict_json import read_json
+from ..tensor_header import check_file
 
 State = dict[str, Tensor]
 
@@ -67,8 +68,9 @@ def read_ldm_file(path: Path) -> LdmFile:
     """
     parts, header = _read(path)
     heads = _heads(path.name, header)
-    unet, vae, text = _canonical(parts[_UNET]), _vae_state(parts[_VAE]), _text_state(parts[_TEXT])
     try:
+        unet, vae = _canonical(parts[_UNET]), _vae_state(parts[_VAE])
+        text = _text_state(parts[_TEXT])
         return LdmFile(
             _unet_config(unet, heads.get("unet", _UNET_HEADS)),
             unet,
@@ -82,6 +84,13 @@ def read_ldm_file(path: Path) -> LdmFile:
             f"{path.name} lacks the tensor {error}: it is no whole SD 1.x checkpoint; download it "
             "again."
         ) from error
+    except IncompatibleModelError:
+        raise
+    except (ValueError, AttributeError, IndexError, TypeError, RecursionError) as error:
+        raise LampError(
+            f"{path.name} has tensors that no SD 1.x checkpoint has ({str(error)[:200]}): download "
+            "it again."
+        ) from error
 
 
 def _read(path: Path) -> tuple[dict[str, State], dict[str, str]]:
@@ -89,6 +98,7 @@ def _read(path: Path) -> tuple[dict[str, State], dict[str, str]]:
 
     parts: dict[str, State] = {_UNET: {}, _VAE: {}, _TEXT: {}}
     try:
+        check_file(path)
         with safe_open(path, framework="pt") as file:
             names = list(file.keys())
             _check_family(path.name, names)
@@ -97,9 +107,11 @@ def _read(path: Path) -> tuple[dict[str, State], dict[str, str]]:
                 if prefix is not None:
                     parts[prefix][name.removeprefix(prefix)] = file.get_tensor(name).float()
             return parts, file.metadata() or {}
-    except (SafetensorError, OSError) as error:
+    except LampError:
+        raise
+    except (SafetensorError, OSError, ValueError, RuntimeError, MemoryError) as error:
         raise LampError(
-            f"{path.name} is no readable .safetensors file ({error}): download it again."
+            f"{path.name} is no readable .safetensors file ({str(error)[:200]}): download it again."
         ) from error
 
 
@@ -128,7 +140,7 @@ def _check_family(file: str, names: list[str]) -> None:
 
 def _heads(file: str, header: Mapping[str, str]) -> dict[str, int]:
     try:
-        heads = json.loads(header.get("lamp.heads", "{}"))
+        heads = read_json(header.get("lamp.heads", "{}"))
         for part, number in heads.items():
             if type(number) is not int or not 0 < number <= _MOST_HEADS:
                 raise ValueError(f"{part[:100]} is no count of heads")
@@ -255,6 +267,9 @@ def _text_config(state: State, heads: int | None) -> dict[str, Any]:
 
 
 def _count(state: State, pattern: str) -> int:
-    """How many places of a list are filled: one more than the largest number in the names."""
-    found = (re.match(pattern, name) for name in state)
-    return max((int(match[1]) for match in found if match), default=-1) + 1
+    """How many places of a list are filled, by the numbers in the names, without a gap: modules
+    are made for all of them."""
+    found = {match[1] for name in state if (match := re.match(pattern, name))}
+    if found != {str(place) for place in range(len(found))}:
+        raise ValueError(f"the numbers in '{pattern}' leave places out")
+    return len(found)
