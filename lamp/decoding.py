@@ -56,6 +56,15 @@ def count_frames(clip: Readable, pulse: Callable[[], None] = nothing) -> int:
             return video.count()
 
 
+def check_kind(clip: Readable) -> None:
+    """See that a file is a clip of a kind that is read, before others open it who would follow a
+    play list. Raises ClipError."""
+    watch = Watch(clip.name)
+    with _watched(clip, watch):
+        if not _is_picture(clip):
+            VideoFile(clip, watch).close()
+
+
 @dataclass
 class Tally:
     """Counts the frames that pass by, and tells their rate by their times."""

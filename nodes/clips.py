@@ -15,6 +15,7 @@ from ..lamp.clip_listing import look_into
 from ..lamp.clip_reader import VideoBytes, reading
 from ..lamp.clip_sources import BatchSource, ClipSource, FileSource
 from ..lamp.clips import ClipSet, ClipSettings, clips_from_sources, image_sources
+from ..lamp.decoding import check_kind
 from ..lamp.errors import ClipError
 from ..lamp.plain import log
 from .common import aliases, named_errors, plain_errors
@@ -188,8 +189,8 @@ class TrainingClips(io.ComfyNode):
         chosen = {name: values[0] for name, values in settings.items()}
         chosen["fps"] = chosen["fps"] or None
         chosen["short"] = chosen.pop("short_clips")
-        progress = NodeProgress(cls.hidden.unique_id)
         sources, notes = find_sources(folder[0], images or [], videos or [])
+        progress = NodeProgress(cls.hidden.unique_id)
         clips = clips_from_sources(sources, prompt, ClipSettings(**chosen), progress.update, notes)
         for warning in clips.warnings:
             log.warning(warning)
@@ -224,6 +225,7 @@ def video_source(video: Any, name: str) -> ClipSource:
     if isinstance(video, InputImpl.VideoFromFile):
         found = video.get_stream_source()
         file = Path(found) if isinstance(found, str) else VideoBytes(name, found.getvalue())
+        check_kind(file)  # before the host opens it
         with reading(file):
             whole = InputImpl.VideoFromFile(found).get_dimensions() == video.get_dimensions()
         if whole:
