@@ -16,6 +16,7 @@ from torch import Tensor
 from .clip_reader import Readable, SourceFrame, Told, nothing, open_clip, reading
 from .decoding import count_frames, image_files, source_frames
 from .errors import ClipError
+from .images import opaque
 
 
 class ClipSource(Protocol):
@@ -174,6 +175,4 @@ class BatchSource:
 
 def _to_bytes(image: Tensor) -> Tensor:
     """``h w c`` in 0..1 -> ``h w 3`` uint8, transparent parts becoming black."""
-    image = image.float().cpu().clamp(0.0, 1.0)
-    colour = image[..., :3] * image[..., 3:] if image.shape[-1] == 4 else image
-    return (colour * 255).round().byte().expand(*image.shape[:2], 3)
+    return (opaque(image.cpu()) * 255).round().byte()

@@ -9,6 +9,8 @@ from .errors import LampError
 
 Fit = Literal["crop", "pad", "stretch"]
 
+_LEVEL = 0.5 / 255
+_HARDLY_ANYTHING_ELSE = 0.99  # of the pixels
 LATENT_STRIDE = 8
 """Pixels per latent, in both directions, in the VAE of Stable Diffusion 1.x."""
 
@@ -91,6 +93,21 @@ def _middle(x: Tensor, width: int, height: int) -> Tensor:
 def _ceil(value: float) -> int:
     """Round up, but not for the last digits of a division that comes out even."""
     return -int(-(value - 1e-6) // 1)
+
+
+def opaque(images: Tensor) -> Tensor:
+    """``... h w c`` (c is 1, 3 or 4), of any values -> ``... h w 3`` in 0..1 on black."""
+    images = images.float().clamp(0.0, 1.0)
+    colour = images[..., :3] * images[..., 3:] if images.shape[-1] == 4 else images
+    return colour.expand(*colour.shape[:-1], 3)
+
+
+def one_colour(image: Tensor) -> str:
+    """`white` or `black` if hardly anything else is in a picture ``h w 3`` in 0..1; else empty."""
+    for name, there in (("white", image > 1 - _LEVEL), ("black", image < _LEVEL)):
+        if there.all(-1).float().mean() > _HARDLY_ANYTHING_ELSE:
+            return name
+    return ""
 
 
 def thumbnail_uri(images: Tensor, side: int = 256) -> str:

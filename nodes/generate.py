@@ -13,10 +13,11 @@ from ..lamp.errors import LampError
 from ..lamp.histogram import match_histograms
 from ..lamp.hosts.comfy_noise import NOISE_LEVEL, SharedNoise
 from ..lamp.hosts.comfy_sampler import OFFICIAL_SCHEDULER, sample_video, scheduler_names
-from ..lamp.hosts.comfy_vae import encode_first_frame
+from ..lamp.hosts.comfy_vae import encode_first_frame, first_picture
 from ..lamp.images import LATENT_STRIDE, Fit, check_size, fit_images
 from ..lamp.plain import log
 from .common import LampAdaIN, LampMotion, aliases, named_errors, plain_errors, seed_input
+from .progress import NodeProgress
 
 _SEED = "The number that decides the noise: the same seed, the same video."
 _MAX_SIZE = 8192
@@ -36,6 +37,7 @@ class FirstFrameCondition(io.ComfyNode):
             category="LAMP/sampling",
             description="Makes the LATENT of a video from its first frame: frame 1 holds the "
             "picture, the others are empty. The sampler keeps frame 1 exactly as it is.",
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Vae.Input(
                     "vae",
@@ -127,11 +129,17 @@ class FirstFrameCondition(io.ComfyNode):
         _check_video(width, height, frames)
         if image.shape[0] > 1:
             log.warning("LAMP First-Frame Condition: took the first of %d images.", len(image))
-        picture = fit_images(image[:1], width, height, fit)
+        picture = fit_images(first_picture(image, cls._warn), width, height, fit)
         family = "sd1" if motion is None else motion.config.family
         first = encode_first_frame(vae, picture, family)
         others = first.new_zeros(frames - 1, *first.shape[1:])
         return io.NodeOutput({"samples": torch.cat([first, others])})
+
+    @classmethod
+    def _warn(cls, sentence: str) -> None:
+        """In the log, and under the node where there is a server to show it."""
+        log.warning("LAMP First-Frame Condition: %s", sentence)
+        NodeProgress(getattr(cls.hidden, "unique_id", None)).say(sentence)
 
 
 def _check_video(width: int, height: int, frames: int) -> None:

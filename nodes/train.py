@@ -90,6 +90,7 @@ class Trainer(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..lamp.hosts import comfy_clips, comfy_preview, comfy_training
         from ..lamp.hosts.comfy_memory import plan_memory
+        from ..lamp.hosts.comfy_vae import first_picture
 
         config = TrainConfig(
             steps=steps,
@@ -100,7 +101,9 @@ class Trainer(io.ComfyNode):
         place = find_place(name, resume)
         comfy_training.check_untouched(model)
         progress = NodeProgress(cls.hidden.unique_id)
-        given = None if first_frame is None else _encoded(model, vae, first_frame, clips)
+        given = None
+        if first_frame is not None:
+            given = _encoded(model, vae, first_picture(first_frame, progress.announce), clips)
         latents = comfy_clips.prepare_clips(model, vae, clip, clips, progress.update, progress.say)
         with comfy_training.tuning_host(model) as host:
             config = replace(config, precision=comfy_training.choose_precision(host, precision))
@@ -153,13 +156,13 @@ def _results(
     )
 
 
-def _encoded(model: Any, vae: Any, first_frame: Tensor, clips: ClipSet) -> Tensor:
-    """Scaled latents `c h w` of the picture that the samples start from."""
+def _encoded(model: Any, vae: Any, picture: Tensor, clips: ClipSet) -> Tensor:
+    """Scaled latents `c h w` of the picture `1 h w 3` that the samples start from."""
     from ..lamp.hosts.comfy_vae import encode_first_frame
     from ..lamp.images import fit_images
 
     width, height = clips.size(0)
-    picture = fit_images(first_frame[:1, ..., :3], width, height, "crop")
+    picture = fit_images(picture, width, height, "crop")
     family = unet_family(model.model.diffusion_model)
     latent = encode_first_frame(vae, picture, family)[0].float().cpu()
     return latent * model.model.latent_format.scale_factor

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from lamp.checkpoint import MotionConfig, MotionFile
+from lamp.clips import clips_from_images
 from lamp.errors import IncompatibleModelError, LampError
 
 Nodes = dict[str, Any]
@@ -87,15 +91,75 @@ def test_the_condition_takes_the_first_of_several_images(
     assert "took the first of 2 images" in caplog.text
 
 
-@pytest.mark.parametrize("channels", [1, 4])
-def test_the_condition_takes_grey_and_transparent_pictures(
-    node_classes: Nodes, channels: int
-) -> None:
+def encoded(nodes: Nodes, image: Tensor) -> Tensor:
+    """What the VAE is given."""
     seen: list[Tensor] = []
     vae = fake_vae(lambda picture: seen.append(picture) or shrink(picture))
-    image = torch.rand(1, 16, 16, channels)
-    condition(node_classes, vae, image, 16, 16, 2)
-    assert torch.equal(seen[0], image[..., :3].expand(1, 16, 16, 3))
+    condition(nodes, vae, image, image.shape[2], image.shape[1], 2)
+    return seen[0]
+
+
+def test_the_condition_takes_grey_pictures(node_classes: Nodes) -> None:
+    image = torch.rand(1, 16, 16, 1)
+    assert torch.equal(encoded(node_classes, image), image.expand(1, 16, 16, 3))
+
+
+def test_transparent_parts_are_black_as_in_training_clips(node_classes: Nodes) -> None:
+    """The colours that lie hidden there were never meant to be seen."""
+    image = torch.rand(1, 16, 24, 4)
+    image[:, :, :12, 3], image[:, :, 12:, 3] = 0.0, 1.0
+    image[:, 4:8, :, 3] = 0.5
+    shown = encoded(node_classes, image)
+    torch.testing.assert_close(shown, image[..., :3] * image[..., 3:])
+    clips = clips_from_images([image.expand(2, -1, -1, -1)], "x", 2, 24, 16)
+    torch.testing.assert_close(shown[0], clips.frames(0, [0])[0] / 255, rtol=0, atol=0.6 / 255)
+
+
+def test_values_beyond_white_and_black_are_cut_off(node_classes: Nodes) -> None:
+    image = painting() * 1.7 - 0.35
+    assert torch.equal(encoded(node_classes, image), image.clamp(0, 1))
+    assert torch.equal(encoded(node_classes, image.double()), image.clamp(0, 1))
+
+
+@pytest.mark.parametrize(("value", "colour"), [(1.0, "white"), (0.0, "black"), (250.0, "white")])
+def test_a_picture_of_one_colour_is_told_of(
+    node_classes: Nodes, caplog: pytest.LogCaptureFixture, value: float, colour: str
+) -> None:
+    image = torch.full((1, 96, 128, 3), value)
+    image[0, 3, 4] = 0.5  # dust
+    with caplog.at_level(logging.WARNING):
+        condition(node_classes, fake_vae(shrink), image, 128, 96, 2)
+    assert f"all {colour}" in caplog.text
+    caplog.clear()
+    image[0, :10] = 0.5
+    condition(node_classes, fake_vae(shrink), image, 128, 96, 2)
+    condition(node_classes, fake_vae(shrink), torch.full((1, 96, 128, 3), 0.1), 128, 96, 2)
+    assert not caplog.text
+
+
+def test_a_transparent_picture_is_told_of(
+    node_classes: Nodes, caplog: pytest.LogCaptureFixture
+) -> None:
+    image = torch.cat([painting(), torch.zeros(1, 96, 128, 1)], -1)
+    condition(node_classes, fake_vae(shrink), image, 128, 96, 2)
+    assert "all black" in caplog.text
+
+
+def test_a_picture_of_16_bits_through_the_hosts_loader_is_told_of(
+    node_classes: Nodes, caplog: pytest.LogCaptureFixture, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    import folder_paths
+
+    import nodes
+
+    ramp = np.linspace(3000, 60_000, 96 * 128).reshape(96, 128).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    monkeypatch.setattr(folder_paths, "get_input_directory", lambda: str(tmp_path))
+    image = nodes.LoadImage().load_image("a.png")[0]
+    condition(node_classes, fake_vae(shrink), image, 128, 96, 2)
+    white = (image > 0.999).float().mean() > 0.99  # newer hosts may scale it
+    assert ("all white" in caplog.text) == white
 
 
 def test_the_condition_says_what_is_wrong(node_classes: Nodes) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from ..architecture import describe_family
 from ..errors import IncompatibleModelError, LampError
+from ..images import one_colour, opaque
 
 _STRIDE = 8
 # A family's colours must be explained well, and far better than by the other's map. Both margins
@@ -50,12 +52,46 @@ def check_image_vae(vae: Any, family: str = "sd1") -> None:
         )
 
 
+def first_picture(images: Tensor, say: Callable[[str], None]) -> Tensor:
+    """The first of an IMAGE batch, as training clips are read: transparent parts are black, values
+    lie in 0..1.
+
+    Args:
+        images: `n h w c`, of any values; c is 1, 3 or 4.
+        say: called with a sentence where the picture is probably not what it was meant to be.
+
+    Returns:
+        `1 h w 3` in 0..1.
+
+    Raises:
+        LampError: it holds NaN or infinite values, or has another shape.
+    """
+    if images.ndim != 4 or images.shape[-1] not in (1, 3, 4) or 0 in images.shape:
+        raise LampError(
+            f"The first frame's image must have the shape n h w c with 1, 3 or 4 channels, not "
+            f"{tuple(images.shape)}."
+        )
+    if not torch.isfinite(images[:1]).all():
+        raise LampError(
+            "The first frame's image contains NaN or infinite values: look at the node that made "
+            "it (an SD-XL VAE in fp16 does that; start ComfyUI with --fp32-vae)."
+        )
+    picture = opaque(images[:1])
+    if colour := one_colour(picture[0]):
+        say(
+            f"The first frame's image is all {colour}: a picture of 16 bits comes out so from some "
+            "loaders, and a transparent one is black. If that is not meant, save it with 8 bits "
+            "and without transparency."
+        )
+    return picture
+
+
 def encode_first_frame(vae: Any, picture: Tensor, family: str = "sd1") -> Tensor:
     """Encode one picture.
 
     Args:
         vae: a VAE of the host.
-        picture: `1 h w c` in 0..1.
+        picture: `1 h w 3` in 0..1, see `first_picture`.
         family: of the motion that will move the picture.
 
     Returns:
@@ -63,15 +99,10 @@ def encode_first_frame(vae: Any, picture: Tensor, family: str = "sd1") -> Tensor
 
     Raises:
         IncompatibleModelError: the VAE is that of another family.
-        LampError: the picture or its latent holds NaN.
+        LampError: the latent holds NaN.
     """
     check_image_vae(vae, family)
-    if not torch.isfinite(picture).all():
-        raise LampError(
-            "The first frame's image contains NaN or infinite values: look at the node that made "
-            "it (an SD-XL VAE in fp16 does that; start ComfyUI with --fp32-vae)."
-        )
-    latent = vae.encode(_rgb(picture))
+    latent = vae.encode(picture)
     if not torch.isfinite(latent).all():
         raise LampError(
             f"The VAE returned NaN for the first frame: {name_family(family)} VAEs can overflow in "
