@@ -94,7 +94,7 @@ class Tally:
             return self._said
         measured = (self.count - 1) / (last - first)
         said = self._said or 0.0
-        return said if abs(measured - said) < _NEAR * measured else round(measured, 3)
+        return said if abs(measured - said) < _NEAR * measured else round(measured, 6)
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -15,6 +15,8 @@ from .decoding import Tally, source_frames
 from .errors import ClipError
 from .images import Fit, fit_images
 
+_ROUNDING = 1e-6  # seconds
+
 
 @dataclass(frozen=True)
 class ClipInfo:
@@ -99,7 +101,7 @@ def fitted(
 
 
 def resample(frames: Iterator[SourceFrame], fps: float) -> Iterator[SourceFrame]:
-    """At each time 0, 1/fps, 2/fps, ... of the clip the frame that is nearest.
+    """At each time 0, 1/fps, 2/fps, ... of the clip the frame that is nearest, of two the first.
 
     A clip lasts until one more interval after its last frame, or for as long as that one is held
     by what the file says. Frames without a time pass as they are.
@@ -114,12 +116,12 @@ def resample(frames: Iterator[SourceFrame], fps: float) -> Iterator[SourceFrame]
         if previous is None:
             start = now = frame.time
         gap = frame.time - now
-        while previous and number / fps <= now + gap / 2 - start:
+        while previous and number / fps <= now + gap / 2 - start + _ROUNDING:
             yield previous
             number += 1
         previous, now = frame, frame.time
     if previous:
         last = now - start + max(gap, previous.held or 0.0)
-        while not number or number / fps < last - 1e-6:
+        while not number or number / fps < last - _ROUNDING:
             yield previous
             number += 1

@@ -13,7 +13,7 @@ import pytest
 from scripts.host import ROOT
 from scripts.setup_host import OLDEST_PYAV, PYAV_FOLDER
 
-READING = ("test_clip_colours.py", "test_clip_scripts.py", "test_video.py")
+READING = ("test_clip_colours.py", "test_clip_kinds.py", "test_clip_scripts.py", "test_video.py")
 
 
 @pytest.mark.slow
