@@ -16,7 +16,7 @@ from tests.comfy_runs import SEED, advanced, conditioning, core, lamp_ksampler, 
 from tests.ecosystem import FRAMES
 from tests.tiny_models import video_latent
 
-pytestmark = pytest.mark.usefixtures("comfy")
+pytestmark = [pytest.mark.usefixtures("comfy"), pytest.mark.slow]  # many of them
 PAPER = AdaINSchedule("paper")
 # These choose their own noise levels, or rebuild their state from memory.
 REFUSED = {
@@ -88,7 +88,6 @@ class Recorded:
         self.states.append(model.model.process_latent_in(out))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("part", range(6))
 def test_adain_follows_every_sampler_by_the_formula(
     plain: Any, file: MotionFile, part: int

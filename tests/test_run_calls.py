@@ -17,7 +17,7 @@ from tests.ecosystem import FRAMES, Patch, sample
 from tests.tiny_models import random_motion, text, video_latent
 from tests.tiny_patches import tiny_control
 
-pytestmark = pytest.mark.usefixtures("comfy")
+pytestmark = [pytest.mark.usefixtures("comfy"), pytest.mark.slow]  # many of them
 
 
 @pytest.fixture(autouse=True)
