@@ -1,6 +1,7 @@
-"""Does it stand bad files, long use and sudden death? Files of strangers, mixed runs, kill -9.
+"""Does it stand bad files, bad prompts, long use, load and sudden death?
 
-    python -m benchmarks.robustness --files 10000 --runs 200 --kills 50
+    python -m benchmarks.robustness                      all of it
+    python -m benchmarks.robustness hostile prompts      some of it
 
 - files: so many damaged files go to everything that reads files of strangers (the table in
   benchmarks/robustness_loaders.py). Each has to be refused with a sentence of ours or loaded, in
@@ -14,7 +15,20 @@
 - kills: kill -9 at so many random moments of training, of saving and of caching. All files that
   are there must be whole, and the training must end with the same bits as one never killed.
 
-Prints what was tried, and last one line of JSON. Exit status 0 only if nothing else happened.
+- hostile: whole files that mean harm (benchmarks/robustness_hostile.py), each kind under several
+  names, each in a process of its own; with every other PyAV too whose folder (`pip install --target
+  FOLDER av==14.2.0`) PYAV_PATHS names. None may be opened beyond itself, start or ask for anything.
+- prompts: so many prompts over the API of a real server, with what no widget gives in every text
+  and number of every node. The server works afterwards, and nothing outside of its own folders
+  (input, output, models, and its temp and user) was changed; of a folder beside them not a file was
+  read.
+- load: 500 queued prompts, 200 cancels, ten motions on one MODEL, two servers in one folder,
+    a cache
+  that is deleted under trainings, clips that are replaced while they are read, a clock that jumps.
+  `--load 0.1` is a tenth of it.
+
+Prints what was tried, a line of JSON, and last the counts and the number of problems. Exit status 0
+only if there are none.
 """
 
 from __future__ import annotations
@@ -36,6 +50,7 @@ _STUCK = 60  # seconds on the clock for one file: busy machines are slow
 _KINDS_OF_RUNS = 11
 _OBJECTS, _BYTES = 1, 10 * 1024  # that may be more after each run: the noise of allocators
 _WORKER = "benchmarks.robustness"
+_PARTS = ("kills", "files", "hostile", "runs", "prompts", "load")
 
 
 def try_files(count: int, seed: int) -> dict[str, Any]:
@@ -145,6 +160,91 @@ def run_kills(count: int, seed: int) -> dict[str, Any]:
     return _told(vars(result))
 
 
+def try_hostile(seed: int) -> dict[str, Any]:
+    """Files that mean harm, with each PyAV that is there."""
+    folders = ["", *filter(None, os.environ.get("PYAV_PATHS", "").split(os.pathsep))]
+    counts: Counter[str] = Counter()
+    problems: list[str] = []
+    for folder in folders:
+        counts.update(_hostile_outcomes(folder, problems))
+    result = {"tried": counts.total(), **counts, "decoders": len(folders), "problems": problems}
+    print(f"hostile: {counts.total()} tried with {len(folders)} PyAV, {len(problems)} problems")
+    return _told(result)
+
+
+def _hostile_outcomes(folder: str, problems: list[str]) -> Counter[str]:
+    from benchmarks.robustness_hostile import hostile_files
+
+    counts: Counter[str] = Counter()
+    names = [(file.kind, name) for file in hostile_files() for name in file.names]
+    path = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH", "")]))
+    while (done := counts.total()) < len(names):
+        command = [sys.executable, "-m", _WORKER, "--worker", "hostile", "--first", str(done)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True,
+                              env={**os.environ, "PYTHONPATH": path}) as worker:  # fmt: skip
+            for line in worker.stdout or ():
+                kind, name = names[counts.total()]
+                outcome = json.loads(line)
+                counts[outcome["became"]] += 1
+                where = f"{kind}, {name!r}, PyAV {folder or 'as installed'}"
+                problems += [f"{where}: {problem}" for problem in outcome["problems"]]
+        if worker.returncode:
+            kind, name = names[min(counts.total(), len(names) - 1)]
+            problems.append(f"{kind}, {name!r}: the process ended with status {worker.returncode}")
+            counts["crashed"] += 1
+    return counts
+
+
+def work_hostile(first: int) -> None:
+    """Print one line of JSON for each hostile file from `first` on."""
+    import torch
+
+    from benchmarks.robustness_hostile import hostile_files, warm_up
+
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)
+    warm_up()
+    cases = [(file, name) for file in hostile_files() for name in file.names]
+    for file, name in cases[first:]:
+        faulthandler.dump_traceback_later(2 * _STUCK, exit=True)
+        with tempfile.TemporaryDirectory() as folder:
+            os.chdir(folder)
+            place = Path(folder) / "files"
+            place.mkdir()
+            outcome = file.outcome(place, name)
+            left = sorted(set(os.listdir()) - {"files", "outside"})
+            outcome.problems += [f"left {left}"] if left else []
+            os.chdir("/")
+        became = "loaded" if outcome.loaded else "refused" if outcome.refusal else "failed"
+        print(json.dumps({"became": became, "problems": outcome.problems}), flush=True)
+    faulthandler.cancel_dump_traceback_later()
+
+
+def try_prompts(count: int, seed: int) -> dict[str, Any]:
+    """Prompts of strangers, to a real server."""
+    from benchmarks.robustness_prompts import TRACE, Attack
+    from scripts.comfy_server import ComfyServer
+
+    with tempfile.TemporaryDirectory() as folder:
+        with ComfyServer(Path(folder) / "base", extra_nodes=[TRACE]) as server:
+            tried = Attack(server).run(count)
+    told = ", ".join(f"{count} {how}" for how, count in sorted(tried.counts.items()))
+    print(f"prompts: {tried.counts.total()} sent ({told}), {len(tried.problems)} problems")
+    return _told({"tried": tried.counts.total(), **tried.counts, "problems": tried.problems})
+
+
+def try_load(share: float, seed: int) -> dict[str, Any]:
+    """Long queues and everything that changes meanwhile."""
+    from benchmarks.robustness_load import Size, run_load
+
+    full = vars(Size())
+    size = Size(**{name: max(round(share * count), 2) for name, count in full.items()})
+    load = run_load(size)
+    told = ", ".join(f"{count} {what}" for what, count in load.counts.items())
+    print(f"load: {told}, {len(load.problems)} problems")
+    return _told({"tried": load.counts.total(), **load.counts, "problems": load.problems})
+
+
 def _told(result: dict[str, Any]) -> dict[str, Any]:
     for problem in result["problems"][:20]:
         print(f"    {problem}")
@@ -155,23 +255,40 @@ def _told(result: dict[str, Any]) -> dict[str, Any]:
 def main() -> int:
     """Run what is asked for; the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("parts", nargs="*", help=f"any of {', '.join(_PARTS)}; by default all")
     parser.add_argument(
         "--files", type=int, default=10_000, help="damaged files; a tenth as many clips more"
     )
     parser.add_argument("--runs", type=int, default=200, help="mixed runs in ComfyUI")
     parser.add_argument("--kills", type=int, default=50, help="kills")
+    parser.add_argument("--prompts", type=int, default=10_000, help="prompts at most")
+    parser.add_argument("--load", type=float, default=1.0, help="share of the load")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--first", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
-        work(args.worker, args.first, args.files, args.seed)
+        if args.worker == "hostile":
+            work_hostile(args.first)
+        else:
+            work(args.worker, args.first, args.files, args.seed)
         return 0
-    parts = (("kills", args.kills, run_kills), ("files", args.files, try_files),
-             ("runs", args.runs, run_mixed))  # fmt: skip
-    result = {name: part(count, args.seed) for name, count, part in parts if count}
+    if unknown := set(args.parts) - set(_PARTS):
+        parser.error(f"there is no part {', '.join(sorted(unknown))}")
+    asked = {
+        "kills": (args.kills, lambda: run_kills(args.kills, args.seed)),
+        "files": (args.files, lambda: try_files(args.files, args.seed)),
+        "hostile": (1, lambda: try_hostile(args.seed)),
+        "runs": (args.runs, lambda: run_mixed(args.runs, args.seed)),
+        "prompts": (args.prompts, lambda: try_prompts(args.prompts, args.seed)),
+        "load": (args.load, lambda: try_load(args.load, args.seed)),
+    }
+    chosen = [name for name in asked if asked[name][0] and name in (args.parts or _PARTS)]
+    result = {name: asked[name][1]() for name in chosen}
     problems = sum(part["problems"] for part in result.values())
     print(json.dumps({"benchmark": "robustness", "seed": args.seed, **result}))
+    told = [f"{name} {part.get('tried', '')}".rstrip() for name, part in result.items()]
+    print(f"{', '.join(told)}: {problems} problems")
     return 1 if problems else 0
 
 

@@ -117,7 +117,7 @@ class Attack:
         self.outside = server.base.parent / f"{server.base.name}-outside"
         _lay_bait(self.outside)
         self._infos = server.object_info()
-        graph = every_node(_write_motion(server.base))
+        graph = every_node(write_motion(server.base))
         _write_official(server.base)
         self.graph = {key: self._filled(node) for key, node in graph.items()}
         self._bait = _state_of(self.outside)
@@ -164,7 +164,7 @@ class Attack:
         changed = {**node, "inputs": {**node["inputs"], name: value}}
         answer = self._send({**self._below(key), key: changed}, key)
         status, message, kind = self._end(answer)
-        if status == "failed" and not kind.endswith("Error") or "comfyui" not in kind and kind:
+        if status == "failed" and "comfyui-lamp" not in kind:
             self.tried.problems.append(f"{where}: {kind}: {message[:200]}")
         elif status == "failed" and not _is_sentence(message):
             self.tried.problems.append(f"{where}: no sentence: {message[:200]!r}")
@@ -217,7 +217,7 @@ class Attack:
     def _touched(self, start: int) -> list[str]:
         """What was read of the bait, changed outside of the server's folders, run or connected."""
         problems = []
-        base, host = self.server.base.resolve(), Path.cwd()
+        base = self.server.base.resolve()
         with self._trace().open("rb") as file:
             file.seek(start)
             for line in map(json.loads, file):
@@ -228,7 +228,6 @@ class Attack:
                     problems.append(f"outside of its folders: {line['event']} {line['details']}")
                 elif line["kind"] == "run" and not _is_common(line):
                     problems.append(f"{line['event']} {line['details']}")
-        del host
         if _state_of(self.outside) != self._bait:
             problems.append("the bait was changed")
         return list(dict.fromkeys(problems))
@@ -270,7 +269,7 @@ def _state_of(folder: Path) -> list[tuple[str, int, int, bytes]]:
     return found
 
 
-def _write_motion(base: Path) -> str:
+def write_motion(base: Path) -> str:
     from lamp.architecture import map_unet
     from lamp.checkpoint import MotionConfig, save_motion
     from lamp.motion import Motion

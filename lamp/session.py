@@ -145,12 +145,27 @@ def newest_run(target: Path) -> tuple[Path, TrainingState] | None:
 
 def newest_state(folders: list[Path]) -> tuple[Path, TrainingState] | None:
     """The newest state that is whole, and its file; damaged ones are passed over with a warning."""
-    for path in newest_first(path for folder in folders for path in states(folder)):
-        try:
-            return path, read_state(path)
-        except StateError as error:
-            log.warning("%s", error)
+    by_age = newest_first(path for folder in folders for path in states(folder))
+    for folder in dict.fromkeys(path.parent for path in by_age):
+        for path in _newest_of_run([path for path in by_age if path.parent == folder]):
+            try:
+                return path, read_state(path)
+            except StateError as error:
+                log.warning("%s", error)
     return None
+
+
+def _newest_of_run(by_age: list[Path]) -> list[Path]:
+    """By the run's own log where there is one, for a clock may be set back in the middle of a run:
+    the last step first. What lies beyond the log's end was left when an earlier state went on."""
+    try:
+        last = max((line["step"] for line in _lines(by_age[0].parent / "log.jsonl")), default=0)
+    except OSError:
+        last = 0
+    step = {path: _name(path) or (0, "") for path in by_age}
+    if not last:
+        return by_age
+    return sorted(by_age, key=lambda path: (step[path][0] <= last, step[path]), reverse=True)
 
 
 def conduct(

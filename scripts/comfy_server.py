@@ -120,6 +120,13 @@ class ComfyServer:
         return self._base
 
     @property
+    def pid(self) -> int:
+        """The server's process."""
+        if self._process is None:
+            raise RuntimeError("the server is not running")
+        return self._process.pid
+
+    @property
     def log_path(self) -> Path:
         return self._log or self.base / "server.log"
 

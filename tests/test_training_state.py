@@ -195,6 +195,38 @@ def test_only_the_newest_states_stay(
     ]
 
 
+@pytest.mark.parametrize("ages", [(3, 2, 1), (1, 2, 3), (2, 2, 2)])
+def test_a_run_goes_on_from_its_last_step_whatever_the_clock_says(
+    host: DiffusersHost, clips: LatentClips, tmp_path: Path, ages: tuple[int, ...]
+) -> None:
+    """The system's clock may be set back in the middle of a run."""
+    conduct(fresh(host, clips), RunFolder(tmp_path, WHO, keep=3), Upkeep(2, 3, 0), quiet)
+    assert len(states(tmp_path)) == 3
+    for age, path in zip(ages, states(tmp_path), strict=True):
+        os.utime(path, (10**9 + age,) * 2)
+    found = newest_state([tmp_path])
+    assert found is not None and found[1].step == 8
+
+
+def test_a_run_that_went_on_from_an_earlier_state_stays_on_its_way(
+    host: DiffusersHost, clips: LatentClips, tmp_path: Path
+) -> None:
+    folder = RunFolder(tmp_path, WHO, keep=9)
+    conduct(fresh(host, clips), folder, Upkeep(2, 9, 0), quiet)
+    again = fresh(host, clips)
+    restore(again, read_state(tmp_path / "state-step000002.safetensors"), WHO)
+    folder.forget_after(2)
+
+    def stop(report: StepReport) -> None:
+        if report.step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        conduct(again, folder, Upkeep(2, 9, 0), stop)
+    found = newest_state([tmp_path])
+    assert found is not None and found[1].step == 4
+
+
 def test_out_of_memory_keeps_the_state_and_names_settings(
     host: DiffusersHost, clips: LatentClips, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
