@@ -116,20 +116,28 @@ def _status(entry: dict[str, Any]) -> str:
 def run_load(size: Size) -> Load:
     """All of it."""
     load = Load()
-    with tempfile.TemporaryDirectory() as folder:
-        base = Path(folder) / "base"
-        with ComfyServer(base) as server:
-            write_motion(base)
-            client = Client(server)
-            for part in (_many_prompts, _many_cancels, _stacked, _cache_deleted):
-                part(client, size, load)
-            with ComfyServer(base, log=base / "second.log") as second:
-                _shared_folder(client, Client(second), size, load)
-        load.expect(not _left(base), f"left behind: {_left(base)[:5]}")
+    with tempfile.TemporaryDirectory() as folder, ComfyServer(Path(folder) / "base") as server:
+        load_server(server, size, load)
+        with ComfyServer(server.base, log=server.base / "second.log") as second:
+            _shared_folder(Client(server), Client(second), size, load)
+        load.expect(not _left(server.base), f"left behind: {_left(server.base)[:5]}")
+    load_process(size, load)
+    return load
+
+
+def load_server(server: ComfyServer, size: Size, load: Load) -> None:
+    """What one server has to bear."""
+    write_motion(server.base)
+    client = Client(server)
+    for part in (_many_prompts, _many_cancels, _stacked, _cache_deleted):
+        part(client, size, load)
+
+
+def load_process(size: Size, load: Load) -> None:
+    """Files and a clock that change under our hands."""
     with tempfile.TemporaryDirectory() as folder:
         _clips_replaced(Path(folder), size, load)
         _clock_jumps_back(Path(folder), load)
-    return load
 
 
 def _left(base: Path) -> list[str]:

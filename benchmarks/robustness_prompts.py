@@ -121,6 +121,7 @@ class Attack:
         _write_official(server.base)
         self.graph = {key: self._filled(node) for key, node in graph.items()}
         self._bait = _state_of(self.outside)
+        self.inputs = len({case[:2] for case in self.cases()})
 
     def _filled(self, node: dict[str, Any]) -> dict[str, Any]:
         specs = input_specs(self._infos[node["class_type"]])
@@ -156,7 +157,7 @@ class Attack:
             if number % 50 == 49:
                 self._normal()
         self._normal(every=True)
-        self.tried.problems += self._touched(seen)
+        self.tried.problems += self.touched(seen)
         return self.tried
 
     def _one(self, key: str, name: str, value: Any, where: str) -> str:
@@ -214,7 +215,7 @@ class Attack:
     def _trace(self) -> Path:
         return self.server.base / "trace.jsonl"
 
-    def _touched(self, start: int) -> list[str]:
+    def touched(self, start: int) -> list[str]:
         """What was read of the bait, changed outside of the server's folders, run or connected."""
         problems = []
         base = self.server.base.resolve()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.robustness_prompts import TRACE
 from scripts.comfy_server import ComfyServer
 from scripts.host import HostMissing, host_path
 from tests.host.generate_graphs import node
@@ -29,7 +30,8 @@ def server() -> Iterator[ComfyServer]:
         host_path()
     except HostMissing as error:
         pytest.skip(f"needs ComfyUI: {error}")
-    with ComfyServer(extra_nodes=[_HERE / folder for folder in collect_ignore]) as running:
+    extra = [*(_HERE / folder for folder in collect_ignore), TRACE]
+    with ComfyServer(extra_nodes=extra) as running:
         yield running
 
 

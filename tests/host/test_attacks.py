@@ -1,0 +1,66 @@
+"""The long trials of benchmarks/robustness.py in short, on the server of the other tests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.robustness_load import Load, Size, load_process, load_server
+from benchmarks.robustness_prompts import Attack, _is_sentence, _lay_bait, _state_of, every_node
+from scripts.comfy_server import ComfyServer
+
+
+@pytest.mark.slow
+def test_prompts_of_strangers_leave_a_server_that_works_and_nothing_else(
+    server: ComfyServer,
+) -> None:
+    """Half characters, NaN and the like in every input; the rest of the list in the full run."""
+    attack = Attack(server)
+    tried = attack.run(120)
+    assert tried.problems == [] and tried.counts.total() == 120
+    assert attack.inputs > 100
+
+
+@pytest.mark.slow
+def test_load_loses_nothing_and_leaves_nothing(server: ComfyServer) -> None:
+    load = Load()
+    load_server(server, Size(prompts=12, cancels=6, stacked=10, shared=8), load)
+    assert load.problems == [] and load.counts["prompts"] == 12
+
+
+@pytest.mark.slow
+def test_what_changes_under_our_hands_is_read_or_refused() -> None:
+    load = Load()
+    load_process(Size(replaced=15), load)
+    assert load.problems == [] and load.counts.total() == 16
+
+
+def test_every_node_is_tried(server: ComfyServer) -> None:
+    tried = {node["class_type"] for node in every_node("m").values()}
+    assert {name for name in server.object_info() if name.startswith("LAMP_")} <= tried
+
+
+def test_a_touched_folder_and_an_unreadable_sentence_are_noticed(tmp_path: Path) -> None:
+    _lay_bait(tmp_path)
+    before = _state_of(tmp_path)
+    (tmp_path / "bait").write_bytes(b"not mine")
+    assert _state_of(tmp_path) != before
+    assert not _is_sentence("half \ud800.") and not _is_sentence("no end") and _is_sentence("So.")
+
+
+def test_what_the_server_opens_elsewhere_is_noticed(server: ComfyServer) -> None:
+    attack = Attack(server)
+    seen = server.base / "trace.jsonl"
+    start = seen.stat().st_size
+    notes = [
+        ("read", "open", attack.outside / "bait"),
+        ("change", "open", server.base.parent / "x"),
+        ("run", "subprocess.Popen", "sh"),
+    ]
+    with seen.open("a") as file:
+        for kind, event, path in notes:
+            note = {"kind": kind, "event": event, "paths": [str(path)], "details": ""}
+            file.write(json.dumps(note) + "\n")
+    assert len(attack.touched(start)) == 3
