@@ -16,6 +16,7 @@ VIDEO_ENDINGS = (
     ".mp4", ".m4v", ".mp4v", ".mov", ".qt", ".webm", ".mkv", ".avi", ".gif", ".ts", ".mts",
     ".m2ts", ".mpg", ".mpeg", ".vob", ".wmv", ".asf", ".flv", ".f4v", ".3gp", ".3g2", ".ogv",
 )  # fmt: skip
+_MOSTLY_CLIPS = (".webp", ".apng")
 _HOUSEKEEPING = ("thumbs.db", "desktop.ini")  # of systems; like those that begin with a dot
 _MOST_NAMES = 1000
 _LONGEST_LINE = 1200
@@ -24,7 +25,8 @@ NO_CLIP = "of a kind that is not read: convert them to mp4"
 SINGLE = "single pictures, in which nothing moves: put the pictures of a clip into a sub-folder"
 NO_TEXT = "captions of no clip: they have to be named as their clip is"
 NO_FILE = "no files"
-NO_PICTURES = "folders without pictures: if there are clips in them, choose such a folder itself"
+NO_PICTURES = "folders without pictures"
+OF_CLIPS = "folders of clips: choose such a folder itself"
 
 
 @dataclass
@@ -101,14 +103,27 @@ def _why_not(path: Path) -> str:
     """Why something is no clip; empty if it is one."""
     if path.is_dir():
         with reading(path):
-            return "" if image_files(path) else NO_PICTURES
+            return _why_no_pictures(path)
     # Nobody would ever write into a pipe; a link to nothing is named when it is read.
     if path.exists() and not path.is_file():
         return NO_FILE
     ending = path.suffix.lower()
-    if ending in VIDEO_ENDINGS or (ending in ANIMATED_ENDINGS and is_animated(path)):
+    animated = is_animated(path) if ending in ANIMATED_ENDINGS else False
+    # A broken one that is mostly a clip is named when it is read.
+    if ending in VIDEO_ENDINGS or animated or (animated is None and ending in _MOSTLY_CLIPS):
         return ""
     return SINGLE if ending in IMAGE_ENDINGS or ending in ANIMATED_ENDINGS else NO_CLIP
+
+
+def _why_no_pictures(folder: Path) -> str:
+    """Why a sub-folder is no clip; empty if its pictures are the frames of one."""
+    pictures = image_files(folder)
+    videos = [path for path in folder.iterdir() if path.suffix.lower() in VIDEO_ENDINGS]
+    if not pictures:
+        return OF_CLIPS if videos else NO_PICTURES
+    first = pictures[0]
+    animated = first.suffix.lower() in ANIMATED_ENDINGS and is_animated(first)
+    return OF_CLIPS if animated or len(videos) >= len(pictures) else ""
 
 
 def _lines(names: list[str]) -> Iterator[str]:

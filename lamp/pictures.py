@@ -56,14 +56,13 @@ def is_picture(head: bytes) -> bool:
     return head[:8] == b"\x89PNG\r\n\x1a\n" or (head[:4], head[8:12]) == (b"RIFF", b"WEBP")
 
 
-def is_animated(path: Path) -> bool:
-    """Whether a file holds more than one picture. Of the broken ones those do that mostly do:
-    reading them names them."""
+def is_animated(path: Path) -> bool | None:
+    """Whether a file holds more than one picture; None if it cannot be told, as of broken ones."""
     try:
         with path.open("rb") as file, open_picture(file) as picture:
             return getattr(picture, "n_frames", 1) > 1
     except Exception:  # Pillow leaks those of its helpers
-        return path.suffix.lower() in (".webp", ".apng")
+        return None
 
 
 def animated_frames(clip: Readable, watch: Watch) -> Generator[SourceFrame, None, None]:

@@ -120,6 +120,8 @@ class VideoFile:
         held: dict[int, float] = {}
         for packet in packets:
             self._watch.check()
+            if not packet.size and packet.dts is not None:
+                continue  # the picture stays; the decoder would take it for the end
             if packet.pts is not None and packet.duration:
                 held[packet.pts] = packet.duration * self._tick
             for frame in decoder.decode(packet):
@@ -176,7 +178,8 @@ def _flags(stream: Any) -> int:
 
 
 def _chosen_stream(container: Any, clip: Readable) -> av.VideoStream:
-    """No covers; of the others the one that is marked as default, then the largest."""
+    """No covers and no stills; of the others the one that is marked as default, then the
+    largest."""
     films = [s for s in container.streams.video if not _is_cover(s)]
     if not films:
         covers = ", only a cover" if container.streams.video else ", only sound"
@@ -189,6 +192,7 @@ def _chosen_stream(container: Any, clip: Readable) -> av.VideoStream:
     stream = max(
         readable,
         key=lambda s: (
+            s.frames != 1,
             _flags(s) & _DEFAULT,
             s.codec_context.width * s.codec_context.height,
         ),

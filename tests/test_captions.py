@@ -1,5 +1,6 @@
 """Captions beside the clips, and what stands in for them."""
 
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -110,3 +111,74 @@ def test_other_encodings_are_refused_by_name(clip):
 )
 def test_sides(caption, sided):
     assert names_a_side(caption) is sided
+
+
+@pytest.mark.parametrize("form", ["NFC", "NFD", "NFKD"])
+@pytest.mark.parametrize("clip_form", ["NFC", "NFD"])
+def test_a_caption_is_found_in_every_way_of_writing_an_umlaut(
+    tmp_path: Path, form: str, clip_form: str
+) -> None:
+    """macOS writes letters and their marks apart, others together."""
+    name = "Rösslein é 가나다 ś"
+    clip = tmp_path / f"{unicodedata.normalize(clip_form, name)}.mp4"
+    clip.touch()
+    text = clip.with_name(f"{unicodedata.normalize(form, name)}.txt")
+    text.write_text("a little horse", encoding="utf-8")
+    assert find_caption(clip, "x").text == "a little horse"
+
+
+@pytest.mark.parametrize("name", ["clip.one.TXT", "CLIP.ONE.txt", "Clip.One.Txt",
+                                  "clip.one.caption", "clip.one.CAPTION"])  # fmt: skip
+def test_a_caption_is_found_in_upper_case_and_by_other_endings(clip: Path, name: str) -> None:
+    clip.with_name(name).write_text("it is found")
+    assert find_caption(clip, "x") == ("it is found", "file", "")
+
+
+def test_of_two_captions_the_exact_one_is_taken(clip: Path) -> None:
+    clip.with_name("CLIP.ONE.txt").write_text("other")
+    clip.with_name("clip.one.caption").write_text("second")
+    clip.with_name("clip.one.txt").write_text("first")
+    if len(list(clip.parent.iterdir())) < 3:
+        pytest.skip("this disk knows no case")
+    assert find_caption(clip, "x").text == "first"
+    clip.with_name("clip.one.txt").unlink()
+    assert find_caption(clip, "x").text == "second"  # by its very name
+    clip.with_name("clip.one.caption").unlink()
+    assert find_caption(clip, "x").text == "other"
+
+
+@pytest.mark.parametrize("text", ["a horse", "ein Pferd läuft", "马在跑"])
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-16", "utf-32", "utf-32-le"])
+def test_utf_16_is_read_by_its_mark_and_refused_without(
+    clip: Path, text: str, encoding: str
+) -> None:
+    data = text.encode(encoding)
+    write(clip, data)
+    if encoding == "utf-16":
+        assert find_caption(clip, "x") == (text, "file", "")
+        write(clip, b"\xfe\xff" + text.encode("utf-16-be"))
+        assert find_caption(clip, "x").text == text
+        return
+    with pytest.raises(ClipError, match="'clip.one.txt'"):
+        find_caption(clip, "x")
+
+
+@pytest.mark.parametrize("data", [b"a\0b", b"\0" * 40, b"a horse \x1b[31m", b"\x7fELF\x01\x01",
+                                  b"a\x08\x08", "a \x85\x9b b".encode()])  # fmt: skip
+def test_signs_of_control_are_no_caption(clip: Path, data: bytes) -> None:
+    with pytest.raises(ClipError, match="'clip.one.txt'"):
+        find_caption(write(clip, data), "x")
+
+
+@pytest.mark.parametrize("text", ["\u200b", "\u200b\u200c\u200d\u2060\ufeff", " \u00ad\u200e\n",
+                                  "\u3164", "\u2800 \u2800", "\U000e0020"])  # fmt: skip
+def test_a_caption_in_which_nothing_is_seen_is_empty(clip: Path, text: str) -> None:
+    found = find_caption(write(clip, text.encode()), "a horse runs")
+    assert (found.text, found.source) == ("a horse runs", "prompt") and found.warning
+    assert given_caption(text, clip).warning
+    assert find_caption(clip.with_name("other.mp4"), text).source == "folder"
+
+
+def test_signs_that_join_letters_are_kept(clip: Path) -> None:
+    text = "می\u200cدود, \U0001f468\u200d\U0001f33e"
+    assert find_caption(write(clip, text.encode()), "x").text == text

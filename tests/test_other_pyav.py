@@ -13,11 +13,18 @@ import pytest
 from scripts.host import ROOT
 from scripts.setup_host import OLDEST_PYAV, PYAV_FOLDER
 
-READING = ("test_clip_colours.py", "test_clip_kinds.py", "test_clip_scripts.py", "test_video.py")
+READING = (
+    "test_clip_colours.py",
+    "test_clip_kinds.py",
+    "test_clip_listing.py",
+    "test_clip_scripts.py",
+    "test_video.py",
+)
 
 
 @pytest.mark.slow
-def test_clips_are_read_alike_with_the_oldest_pyav() -> None:
+@pytest.mark.parametrize("name", READING)
+def test_clips_are_read_alike_with_the_oldest_pyav(name: str) -> None:
     if not (PYAV_FOLDER / "av").is_dir():
         pytest.skip(f"needs {OLDEST_PYAV}, which `make setup` installs where it can")
     others = {**os.environ, "PYTHONPATH": str(PYAV_FOLDER)}
@@ -27,9 +34,8 @@ def test_clips_are_read_alike_with_the_oldest_pyav() -> None:
     )  # fmt: skip
     assert found.stdout.strip() == OLDEST_PYAV.partition("==")[2]
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider",
-         *(f"tests/{name}" for name in READING)],
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"tests/{name}"],
         env=others, cwd=ROOT, capture_output=True, text=True, timeout=280,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
-    assert int(re.search(r"(\d+) passed", run.stdout)[1]) > 100
+    assert int(re.search(r"(\d+) passed", run.stdout)[1]) > 30
