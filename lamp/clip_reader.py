@@ -159,9 +159,12 @@ def reading(
     name = name or (clip if isinstance(clip, str) else clip.name)
     try:
         yield
-    except (LampError, MemoryError):
+    except LampError:
         raise
     except Exception as error:  # PyAV and PIL share no base class, and PIL leaks others' errors
+        # FFmpeg's own has a number, and mostly means that a damaged file claims too much.
+        if isinstance(error, MemoryError) and not hasattr(error, "errno"):
+            raise
         log.debug("reading %s", name, exc_info=True)
         reason = getattr(error, "strerror", None) or str(error)
         if isinstance(clip, Path):
