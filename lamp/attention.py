@@ -11,6 +11,7 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .layout import FrameLayout
@@ -30,3 +31,33 @@ def first_frame_kv(attn1: nn.Module, layout: FrameLayout, stack: ExitStack) -> N
     for projection in (attn1.to_k, attn1.to_v):
         stack.callback(projection.register_forward_pre_hook(keep_first).remove)
         stack.callback(projection.register_forward_hook(expand).remove)
+
+
+def torch_attention(
+    _: Any,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    mask: Tensor | None = None,
+    *__: Any,
+    skip_reshape: bool = False,
+    skip_output_reshape: bool = False,
+    **___: Any,
+) -> Tensor:
+    """PyTorch's own attention as ComfyUI's `optimized_attention_override`: it has a gradient on
+    every device, which the kernels that a host may choose for sampling have not.
+
+    Args:
+        q, k, v: `b n (h d)`, with `skip_reshape` `b h n d`.
+        mask: added to the scores, `n m` or `b n m` (one for all heads) or `b h n m`.
+
+    Returns:
+        `b n (h d)`, with `skip_output_reshape` `b h n d`.
+    """
+    if not skip_reshape:
+        q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k, v))
+    if mask is not None and mask.ndim == 3:
+        mask = mask.unsqueeze(1)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    return out if skip_output_reshape else out.transpose(1, 2).flatten(2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from .clips import Window
 from .latents import LatentClips
+from .pooled import stack_prompts
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,4 @@ class Batches:
 
 def prompts(clips: LatentClips, windows: list[Window]) -> Tensor:
     """The prompts of the windows' clips, `b n d`."""
-    texts = [clips.text[clips.clips.captions[window.clip]] for window in windows]
-    # Long prompts come in several chunks of 77 tokens; repeating them changes nothing.
-    length = math.lcm(*(text.shape[1] for text in texts))
-    return torch.cat([text.repeat(1, length // text.shape[1], 1) for text in texts])
+    return stack_prompts([clips.text[clips.clips.captions[window.clip]] for window in windows])

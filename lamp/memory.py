@@ -33,7 +33,8 @@ class MemoryPlan:
     - ``height``, ``width`` of the LATENTS, each ``pixels`` pixels large (8 in SD 1.x);
     - ``text_tokens``: 77, or a multiple of it for long prompts;
     - ``weights_dtype`` of the frozen UNet; None: as it was loaded;
-    - ``device``: `cpu`, or `cuda` for every kind of GPU.
+    - ``device``: `cpu`, or `cuda` for every kind of GPU;
+    - ``fused``: whether it has an attention kernel that never holds the matrix of all pairs.
 
     The other fields are those of `TrainConfig`. Raises LampError for a value outside its range.
     """
@@ -52,6 +53,7 @@ class MemoryPlan:
     rank: int = 0
     groupnorm: str = "pooled"
     device: str = "cuda"
+    fused: bool = True
     pixels: int = 8
 
     def __post_init__(self) -> None:
@@ -141,13 +143,19 @@ class Estimator:
     Args:
         unet: the host's own UNet (diffusers or ComfyUI), left as it is.
         sites: its motion sites.
+        computed: the type in which the host computes, to which it casts weights of another type
+            layer by layer; by default that of the weights, or the least that goes with a plan's
+            precision.
     """
 
-    def __init__(self, unet: nn.Module, sites: SiteMap) -> None:
+    def __init__(
+        self, unet: nn.Module, sites: SiteMap, computed: torch.dtype | None = None
+    ) -> None:
         self._unet, self._sites = unet, sites
         block = unet.get_submodule(sites.blocks[0].module)
         self._text_width = block.attn2.to_k.in_features
         self._loaded = block.attn2.to_k.weight.dtype
+        self._computed = computed
         self._copies: dict[torch.dtype | None, nn.Module] = {}
         self._passes: dict[tuple[torch.dtype | None, Shapes], StepMemory] = {}
 
@@ -155,13 +163,14 @@ class Estimator:
         """The estimate for one plan.
 
         Raises:
-            LampError: precision fp32 is planned for weights that are not fp32.
+            LampError: precision fp32 is planned for a model that computes in another type.
         """
         plan = replace(plan, weights_dtype=plan.weights_dtype or self._loaded)
-        if plan.precision == "fp32" and plan.weights_dtype != torch.float32:
+        computed = self._computed_of(plan)
+        if plan.precision == "fp32" and computed != torch.float32:
             raise LampError(
-                f"precision is fp32, but the model's weights are {plan.weights_dtype}: choose "
-                "bf16 or fp16, or load the model in fp32."
+                f"precision is fp32, but the model computes in {computed}: choose bf16 or fp16, or "
+                "load the model in fp32."
             )
         unet = self._copy(plan.weights_dtype)
         step = self._step(unet, plan)
@@ -185,6 +194,18 @@ class Estimator:
             transient=activations - saved,
         )
 
+    def _computed_of(self, plan: MemoryPlan) -> torch.dtype:
+        """The type in which the UNet computes: loaded in another one, it needs no casts."""
+        weights = plan.weights_dtype or self._loaded
+        if weights != self._loaded:
+            return weights
+        if self._computed is not None:
+            return self._computed
+        low = PRECISIONS[plan.precision]
+        if low is None:
+            return torch.float32
+        return weights if weights.itemsize > 1 else low  # fp8 is never computed in
+
     def _copy(self, dtype: torch.dtype | None) -> nn.Module:
         if dtype not in self._copies:
             # As loaded, norms may have another type than the rest.
@@ -192,9 +213,11 @@ class Estimator:
         return self._copies[dtype]
 
     def _step(self, unet: nn.Module, plan: MemoryPlan) -> StepMemory:
-        names = {field.name for field in fields(Shapes)} - {"gradients_kept"}
+        names = {field.name for field in fields(Shapes)} & {field.name for field in fields(plan)}
         shapes = Shapes(
-            **{name: getattr(plan, name) for name in names}, gradients_kept=plan.accumulate > 1
+            **{name: getattr(plan, name) for name in names},
+            computed=self._computed_of(plan),
+            gradients_kept=plan.accumulate > 1,
         )
         key = (plan.weights_dtype, shapes)
         if key not in self._passes:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections import OrderedDict
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .architecture import SiteMap, pooled_width, text_width
+from .attention import torch_attention
 from .checkpointing import checkpointed
 from .hosts import Host
 from .hosts.diffusers import DiffusersHost
@@ -23,6 +21,7 @@ from .motion import Motion
 from .recipe import PRECISIONS
 from .schedule import scaled_linear_alphas
 from .training import predict_loss
+from .twins import twin
 
 
 @dataclass(frozen=True)
@@ -35,9 +34,11 @@ class Shapes:
     batch: int
     text_tokens: int
     precision: str
+    computed: torch.dtype
     checkpointing: bool
     groupnorm: str
     device: str
+    fused: bool
     gradients_kept: bool
     rank: int
 
@@ -53,36 +54,13 @@ class StepMemory:
 
 
 def meta_copy(module: nn.Module, dtype: torch.dtype | None = None) -> Any:
-    """The same modules with parameters and buffers of the same shapes on `meta`, without hooks.
+    """`twin` on the `meta` device; `dtype` replaces the type of floating-point tensors."""
 
-    Everything else is shared with `module`, which stays as it is. `dtype` replaces the type of
-    floating-point parameters.
-    """
-    moved: dict[int, Tensor] = {}
+    def empty(tensor: Tensor, *_: Any) -> Tensor:
+        kind = dtype if dtype and tensor.is_floating_point() else tensor.dtype
+        return torch.empty_like(tensor, dtype=kind, device="meta")
 
-    def move(tensor: Tensor | None) -> Tensor | None:
-        if tensor is None:
-            return None
-        if id(tensor) not in moved:
-            kind = dtype if dtype and tensor.is_floating_point() else tensor.dtype
-            empty = torch.empty_like(tensor, dtype=kind, device="meta")
-            is_parameter = isinstance(tensor, nn.Parameter)
-            moved[id(tensor)] = nn.Parameter(empty, requires_grad=False) if is_parameter else empty
-        return moved[id(tensor)]
-
-    def copy(source: nn.Module) -> nn.Module:
-        twin = source.__class__.__new__(source.__class__)
-        twin.__dict__ = {
-            name: OrderedDict() if name.endswith("_hooks") else value
-            for name, value in source.__dict__.items()
-            if name != "forward"
-        }
-        twin._parameters = {name: move(p) for name, p in source._parameters.items()}
-        twin._buffers = {name: move(b) for name, b in source._buffers.items()}
-        twin._modules = {name: child and copy(child) for name, child in source._modules.items()}
-        return twin
-
-    return copy(module)
+    return twin(module, empty)
 
 
 def shadow_motion(sites: SiteMap, rank: int) -> Motion:
@@ -117,9 +95,9 @@ def _follow(
     trace: MemoryTrace, unet: nn.Module, motion: Motion, text_width: int, shapes: Shapes
 ) -> StepMemory:
     kept = sum(p.grad.nbytes for p in motion.parameters() if p.grad is not None)
-    rules = DeviceRules(shapes.device, PRECISIONS[shapes.precision])
+    rules = DeviceRules(shapes.device, PRECISIONS[shapes.precision], shapes.fused)
     layout = FrameLayout(shapes.frames, shapes.batch)
-    host = _host(unet, shapes.device)
+    host = _host(unet, shapes.computed)
     timesteps = torch.zeros(shapes.batch, dtype=torch.long)
     with ExitStack() as stack:
         stack.enter_context(motion.attached(unet, layout, groupnorm=shapes.groupnorm))
@@ -148,19 +126,17 @@ def _backward(loss: Tensor) -> None:
     )  # fmt: skip
 
 
-def _host(unet: nn.Module, device: str) -> Host:
-    return _ComfyShadow(unet, device) if hasattr(unet, "input_blocks") else DiffusersHost(unet)
+def _host(unet: nn.Module, computed: torch.dtype) -> Host:
+    return _ComfyShadow(unet, computed) if hasattr(unet, "input_blocks") else DiffusersHost(unet)
 
 
 class _ComfyShadow:
-    """ComfyUI's UNet as `ComfyHost` runs it, with the attention that it takes on `device`."""
+    """ComfyUI's UNet as `ComfyHost` runs it."""
 
-    def __init__(self, unet: nn.Module, device: str) -> None:
-        self.unet, self._device, self.velocity = unet, device, False
+    def __init__(self, unet: nn.Module, computed: torch.dtype) -> None:
+        self.unet, self._dtype, self.velocity = unet, computed, False
         self.alphas_cumprod = scaled_linear_alphas()
         self._text_width = text_width(unet)
-        own = next(unet.parameters()).dtype
-        self._dtype = own if own.itemsize > 1 else torch.bfloat16  # fp8 is never computed in
 
     def predict(self, x: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
         videos = timesteps.shape[0]
@@ -172,7 +148,7 @@ class _ComfyShadow:
             y=self._vector(x),
             transformer_options={
                 "cond_or_uncond": [0] * videos,
-                "optimized_attention_override": self._attend,
+                "optimized_attention_override": torch_attention,
             },
         )
         return noise.float()
@@ -184,23 +160,3 @@ class _ComfyShadow:
         return torch.empty(x.shape[0], self.unet.label_emb[0][0].in_features, device="meta").to(
             self._dtype
         )
-
-    def _attend(
-        self, chosen: Any, q: Tensor, k: Tensor, v: Tensor, heads: int, *_: Any, **__: Any
-    ) -> Tensor:
-        matrices = chosen.__name__ in ("attention_basic", "attention_split", "attention_sub_quad")
-        # Asked about a GPU on a machine without one, ComfyUI answers for the CPU.
-        if matrices and (self._device == "cpu" or torch.cuda.is_available()):
-            return _matrix_attention(q, k, v, heads)
-        q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-
-
-def _matrix_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """ComfyUI's attention for the CPU: holds the matrix of all pairs; q, k, v: `b n (h d)`."""
-    q, k, v = (t.unflatten(2, (heads, -1)).transpose(1, 2).flatten(0, 1) for t in (q, k, v))
-    scale = 1 / math.sqrt(q.shape[-1])
-    scores = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), alpha=scale, beta=0)
-    weights = scores.softmax(dim=-1)
-    del scores
-    return torch.bmm(weights, v).unflatten(0, (-1, heads)).transpose(1, 2).flatten(2)

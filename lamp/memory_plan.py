@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -9,10 +10,13 @@ import torch
 from torch import nn
 
 from .architecture import map_unet
+from .errors import LampError
 from .latents import LatentClips
 from .memory import Estimator, MemoryPlan, choose_checkpointing
 from .memory_fit import refuse
-from .recipe import TrainConfig
+from .recipe import PRECISIONS, TrainConfig
+
+CHECKPOINTING = ("auto", "on", "off")
 
 
 def settle_memory(
@@ -23,6 +27,7 @@ def settle_memory(
     device: torch.device,
     free: int,
     say: Callable[[str], None],
+    computed: torch.dtype | None = None,
 ) -> TrainConfig:
     """`config` with checkpointing `on`, `off` or, for `auto`, as the memory asks for it.
 
@@ -30,10 +35,16 @@ def settle_memory(
         unet: loaded already, in the type that it will have.
         free: bytes that are left on the device beside it.
         say: told the estimate.
+        computed: see `Estimator`.
 
     Raises:
         OutOfMemoryPlanError: the run cannot fit; names three settings with which it does.
+        LampError: `checkpointing` is none of these words.
     """
+    if checkpointing not in CHECKPOINTING:
+        raise LampError(
+            f"checkpointing is '{checkpointing[:40]}': choose {', '.join(CHECKPOINTING)}."
+        )
     sites = map_unet(unet)
     largest = max(latents.posteriors, key=lambda posterior: posterior.mean[0].numel())
     height, width = largest.mean.shape[-2:]
@@ -41,18 +52,39 @@ def settle_memory(
         replace(config, checkpointing=checkpointing == "on"),
         height,
         width,
-        text_tokens=max(text.shape[1] for text in latents.text.values()),
+        text_tokens=_longest([text.shape[1] for text in latents.text.values()], config.batch),
         device="cpu" if device.type == "cpu" else "cuda",
+        fused=attention_is_fused(device, PRECISIONS[config.precision] or torch.float32),
         pixels=latents.clips.size(0)[1] // latents.posteriors[0].mean.shape[-2],
     )
-    estimator = Estimator(unet, sites)
-    # The estimate counts the frozen UNet, too.
-    available = free + sum(p.nbytes for p in unet.parameters())
+    estimator = Estimator(unet, sites, computed)
+    # The estimate counts the frozen UNet, too; what of it is not there yet takes of what is free.
+    there = [p for p in unet.parameters() if p.device.type == device.type]
+    available = free + sum(p.nbytes for p in there)
     if checkpointing == "auto":
         plan = replace(plan, checkpointing=choose_checkpointing(estimator, plan, available))
     refuse(estimator, plan, available)
     say(estimator(plan).sentence())
     return replace(config, checkpointing=plan.checkpointing)
+
+
+def _longest(tokens: list[int], batch: int) -> int:
+    """Tokens of the longest prompt, as prompts of several lengths in one batch become it."""
+    return math.lcm(*tokens) if batch > 1 else max(tokens)
+
+
+def attention_is_fused(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether PyTorch's attention trains on a device without holding the matrix of all pairs.
+
+    On GPUs of Apple and others it has no such kernel for what needs a gradient.
+    """
+    if device.type != "cuda":
+        return device.type == "cpu"
+    from torch.backends.cuda import SDPAParams, can_use_efficient_attention, can_use_flash_attention
+
+    q = torch.empty(1, 1, 64, 40, dtype=dtype, device=device, requires_grad=True)
+    asked = SDPAParams(q, q, q, None, 0.0, False, False)
+    return bool(can_use_flash_attention(asked) or can_use_efficient_attention(asked))
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -150,13 +150,15 @@ def _restore(description: Any) -> Any:
 class DeviceRules(TorchFunctionMode):
     """Autocast and the choice of attention kernel of a device type, for tensors on `meta`.
 
+    `fused`: whether the device has a kernel that never holds the matrix of all pairs.
+
     Leave `caching` on during the forward pass, as autocast keeps its copies of the learned
     parameters till its block ends; a recomputation in the backward pass ends after each block.
     """
 
-    def __init__(self, device: str, precision: torch.dtype | None) -> None:
+    def __init__(self, device: str, precision: torch.dtype | None, fused: bool = True) -> None:
         super().__init__()
-        self._device, self._precision = device, precision
+        self._device, self._precision, self._fused = device, precision, fused
         self._cache: dict[int, Tensor] = {}
         self._caching = True
 
@@ -172,7 +174,8 @@ class DeviceRules(TorchFunctionMode):
         if self._precision is not None:
             args, kwargs = self._cast_arguments(name, args, kwargs)
         if name == "scaled_dot_product_attention":
-            return _fused_attention(self._device, *args, **kwargs)
+            attend = _fused_attention if self._fused else _matrix_attention
+            return attend(self._device, *args, **kwargs)
         return func(*args, **kwargs)
 
     def _cast_arguments(self, name: str, args: Any, kwargs: Any) -> tuple[Any, Any]:
@@ -204,6 +207,12 @@ def _fused_attention(device: str, q: Tensor, k: Tensor, v: Tensor, *_: Any, **op
     if q.dtype == torch.float32:
         return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True)[0]
     return torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[0]
+
+
+def _matrix_attention(device: str, q: Tensor, k: Tensor, v: Tensor, *_: Any, **__: Any) -> Any:
+    """What PyTorch computes where no such kernel is: it keeps the matrix of all pairs."""
+    scores = torch.ops.aten.matmul(q * q.shape[-1] ** -0.5, k.transpose(-2, -1))
+    return torch.ops.aten.matmul(scores.softmax(-1), v)
 
 
 # --- memory that a kernel takes and gives back before it returns ---------------------------------

@@ -12,6 +12,7 @@ from .hosts import Host
 from .layout import FrameLayout
 from .masks import Extent, all_hold, extents_of, held, restored
 from .motion import Acting, Motion, attached
+from .pooled import stack_prompts
 from .schedule import ddim_step, ddim_timesteps, next_alpha
 from .windows import Windows, in_windows
 
@@ -99,7 +100,7 @@ def predict_guided(
     """Classifier-free guidance, uncond and cond in one batch. x: `(b f) c h w`."""
     if uncond is None:
         return host.predict(x, torch.full((cond.shape[0],), timestep), cond)
-    text = torch.cat([uncond, cond])
+    text = stack_prompts([uncond, cond])
     both = host.predict(torch.cat([x, x]), torch.full((text.shape[0],), timestep), text)
     base, conditioned = both.chunk(2)
     return base + guidance * (conditioned - base)

@@ -22,6 +22,7 @@ from .layout import FrameLayout
 from .low_rank import factorise
 from .motion import Motion
 from .optimizers import Alone, Average, Peers, apply_gradients, make_optimizer, set_rate
+from .reached import Reached
 from .recipe import PRECISIONS, TrainConfig, learning_rate_factor
 from .sampling import with_first_frame
 from .schedule import TRAIN_TIMESTEPS, add_noise
@@ -131,6 +132,7 @@ class Training:
         self.trained = list(motion.trained_parameters().values())
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.average = Average(self.trained, config.ema)
+        self._reached = Reached(_moving(motion, self.optimizer))
         self.draw = torch.Generator().manual_seed(config.seed)
         learned, held_out = split_clips(len(clips.posteriors), config.hold_out, config.seed)
         self.batches = Batches(clips, learned, self.draw)
@@ -207,6 +209,8 @@ class Training:
                 loss = self._loss(*self._share()) / self.config.accumulate
                 self.scaler.scale(loss).backward()
                 total += loss.detach()
+        if self._reached.waits and total.isfinite():
+            self._reached.check(self.scaler.get_scale())
         self.peers.mean_([total, *(p.grad for p in self.trained if p.grad is not None)])
         return _finite(total, self.step, rate)
 
@@ -262,6 +266,12 @@ def train(
     finally:
         training.finish()
     return training.losses
+
+
+def _moving(motion: Motion, optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
+    """What is learned, by name, without what an own learning rate of 0 holds where it is."""
+    moving = {id(p) for g in optimizer.param_groups if g["factor"] for p in g["params"]}
+    return {n: p for n, p in motion.trained_parameters().items() if id(p) in moving}
 
 
 def _finite(loss: Tensor, step: int, rate: float) -> float:

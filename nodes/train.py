@@ -12,6 +12,7 @@ from torch import Tensor
 from ..lamp.architecture import base_hash, unet_family
 from ..lamp.clips import ClipSet
 from ..lamp.latents import LatentClips
+from ..lamp.memory_plan import CHECKPOINTING
 from ..lamp.outcome import Outcome, describe_training, train_to_file
 from ..lamp.recipe import OPTIMIZERS, PRECISIONS, PRESETS, TrainConfig, preset
 from ..lamp.run_lock import alone_in
@@ -34,7 +35,6 @@ from .recipe import LampRecipe
 from .training_run import SampleCase, Show, claim, find_place, pictures, resume_choices
 
 LossMap = io.Custom("LOSS_MAP")
-CHECKPOINTING = ("auto", "on", "off")
 
 
 class Trainer(io.ComfyNode):

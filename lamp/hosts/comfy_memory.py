@@ -21,4 +21,6 @@ def plan_memory(
     import comfy.model_management as management
 
     free = int(management.get_free_memory(host.device))
-    return settle_memory(host.unet, latents, config, checkpointing, host.device, free, say)
+    return settle_memory(
+        host.unet, latents, config, checkpointing, host.device, free, say, host.dtype
+    )

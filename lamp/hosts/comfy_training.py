@@ -7,15 +7,17 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..architecture import map_unet, pooled_width, text_width
+from ..attention import torch_attention
 from ..errors import IncompatibleModelError, LampError
 from ..images import LATENT_STRIDE
 from ..motion import Motion
 from ..pooled import split_pooled
 from ..schedule import TRAIN_TIMESTEPS, noise_of_velocity
 from .comfy import KEY
+from .comfy_weights import plain_patcher
 
 
 class ComfyHost:
@@ -41,7 +43,10 @@ class ComfyHost:
             timesteps.to(x.device).repeat_interleave(frames).float(),
             context=text.to(x.device, self.dtype).repeat_interleave(frames, dim=0),
             y=vector,
-            transformer_options={"cond_or_uncond": [0] * videos},
+            transformer_options={
+                "cond_or_uncond": [0] * videos,
+                "optimized_attention_override": torch_attention,
+            },
         ).float()
         if not self.velocity:
             return predicted
@@ -63,18 +68,13 @@ class ComfyHost:
 
 @contextmanager
 def tuning_host(patcher: Any) -> Iterator[ComfyHost]:
-    """A MODEL loaded and ready to carry gradients, its own weights frozen.
+    """A MODEL's UNet ready to carry gradients, its own weights frozen; see `plain_patcher`.
 
     The executor runs nodes in inference mode, in which no gradient exists: the block runs outside
-    of it, and the weights that were loaded inside of it are cloned once into normal tensors.
+    of it.
     """
-    import comfy.model_management as management
-
     with torch.inference_mode(False), torch.enable_grad():
-        management.load_models_gpu([patcher], force_full_load=True)
-        _leave_inference_mode(patcher.model.diffusion_model)
-        _leave_inference_mode(patcher.model.model_sampling)
-        yield ComfyHost(patcher)
+        yield ComfyHost(plain_patcher(patcher))
 
 
 def new_motion(host: ComfyHost, seed: int) -> Motion:
@@ -83,10 +83,11 @@ def new_motion(host: ComfyHost, seed: int) -> Motion:
 
 
 def choose_precision(host: ComfyHost, wanted: str) -> str:
-    """`auto` is fp32 where the UNet is, else bf16 if the device has it, else fp16.
+    """`auto` is fp32 where the UNet computes in it, whatever its weights are stored in; else bf16
+    if the UNet or the device has it, else fp16.
 
     Raises:
-        LampError: fp32 is wanted, but the UNet was loaded in half precision.
+        LampError: fp32 is wanted, but the UNet computes in half precision.
     """
     import comfy.model_management as management
 
@@ -94,11 +95,12 @@ def choose_precision(host: ComfyHost, wanted: str) -> str:
     if wanted == "auto":
         if full:
             return "fp32"
-        return "bf16" if management.should_use_bf16(host.device) else "fp16"
+        has_bf16 = host.dtype == torch.bfloat16 or management.should_use_bf16(host.device)
+        return "bf16" if has_bf16 else "fp16"
     if wanted == "fp32" and not full:
         raise LampError(
-            f"precision is fp32, but ComfyUI loaded the MODEL in {host.dtype}: choose auto, bf16 "
-            "or fp16, or start ComfyUI with --force-fp32."
+            f"precision is fp32, but the MODEL computes in {host.dtype}: choose auto, bf16 or "
+            "fp16, or start ComfyUI with --force-fp32."
         )
     return wanted
 
@@ -107,12 +109,17 @@ def check_untouched(patcher: Any) -> None:
     """See that a motion can be trained on a MODEL.
 
     Raises:
-        LampError: it carries a motion already.
+        LampError: it carries a motion already, or lies on a device without a backward pass.
         IncompatibleModelError: it is no Stable Diffusion UNet, or predicts something unusual.
     """
     if patcher.get_attachment(KEY) is not None:
         raise LampError(
             "This MODEL already carries a LAMP motion: connect the MODEL of the checkpoint itself."
+        )
+    if patcher.load_device.type == "privateuseone":
+        raise LampError(
+            "DirectML has no backward pass for what a UNet computes, so nothing can be trained on "
+            "it: start ComfyUI with --cpu, or use PyTorch for ROCm, CUDA or XPU."
         )
     map_unet(patcher.model.diffusion_model)
     predicts_velocity(patcher)
@@ -139,15 +146,3 @@ def predicts_velocity(patcher: Any) -> bool:
             "ModelSampling nodes; LCM and EDM models cannot be trained on."
         )
     return velocity
-
-
-def _leave_inference_mode(root: nn.Module) -> None:
-    for module in root.modules():
-        for name, parameter in module._parameters.items():
-            if parameter is not None:
-                value = parameter.detach()
-                value = value.clone() if value.is_inference() else value
-                module._parameters[name] = nn.Parameter(value, requires_grad=False)
-        for name, buffer in module._buffers.items():
-            if buffer is not None and buffer.is_inference():
-                module._buffers[name] = buffer.clone()

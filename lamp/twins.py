@@ -1,0 +1,50 @@
+"""Copies of modules that share all but their tensors, so that a model can be used in another form
+while it stays as it is."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+Change = Callable[[Tensor, nn.Module, str], Tensor]
+"""The tensor to hold in place of one that a module holds under a name."""
+
+
+def twin(
+    module: nn.Module, change: Change, leave_out: Callable[[str], bool] = lambda name: False
+) -> Any:
+    """The same modules without hooks, frozen, each parameter and buffer replaced by what `change`
+    makes of it. A tensor that several modules share is shared in the copy, too.
+
+    Args:
+        leave_out: attributes of a module, by name, that its copy does not get.
+    """
+    made: dict[int, Tensor] = {}
+
+    def tensor(value: Tensor | None, owner: nn.Module, name: str) -> Tensor | None:
+        if value is None:
+            return None
+        if id(value) not in made:
+            changed = change(value, owner, name)
+            is_parameter = isinstance(value, nn.Parameter)
+            made[id(value)] = nn.Parameter(changed, False) if is_parameter else changed
+        return made[id(value)]
+
+    def copy(source: nn.Module) -> nn.Module:
+        double = source.__class__.__new__(source.__class__)
+        double.__dict__ = {
+            name: OrderedDict() if name.endswith("_hooks") else value
+            for name, value in source.__dict__.items()
+            if name != "forward" and not leave_out(name)
+        }
+        for kind in ("_parameters", "_buffers"):
+            held = getattr(source, kind).items()
+            double.__dict__[kind] = {name: tensor(value, source, name) for name, value in held}
+        children = source._modules.items()
+        double.__dict__["_modules"] = {name: child and copy(child) for name, child in children}
+        return double
+
+    return copy(module)
