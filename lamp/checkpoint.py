@@ -168,7 +168,7 @@ def save_motion(
     beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, beside, metadata=metadata)
+        save_file(tensors, beside, metadata=_encodable(metadata))
         beside.chmod(0o644)  # safetensors writes 0600, which other users' servers cannot read
         if new:
             return put_new(beside, path)
@@ -255,6 +255,15 @@ def _check_fit(file: str, config: MotionConfig, shapes: Shapes, sites: SiteMap) 
             "was trained on a model of another shape; use the base model it names "
             f"('{config.base_model or 'unknown'}') or download it again."
         )
+
+
+def _encodable(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Names on a disk may hold bytes that are no text: a `?` stands for each, as in captions."""
+    return {_text(name): _text(text) for name, text in metadata.items()}
+
+
+def _text(text: str) -> str:
+    return text.encode(errors="replace").decode()
 
 
 def _config_text(config: MotionConfig) -> str:

@@ -102,7 +102,7 @@ def find_weights(folder: Path) -> Path:
     """
     for place in (folder / "unet", folder):
         for ending in ("safetensors", "bin"):
-            files = sorted(place.glob(f"*.{ending}"))
+            files = sorted(file for file in place.glob(f"*.{ending}") if file.is_file())
             if len(files) > 1:
                 names = ", ".join(file.name for file in files[:4])
                 raise MotionFileError(

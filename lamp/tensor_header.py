@@ -32,6 +32,8 @@ def check_file(path: Path) -> None:
             the file does not hold.
         OSError: the file cannot be read.
     """
+    if path.exists() and not path.is_file():
+        raise HeaderError("it is no file")  # a pipe would be waited for until the end of days
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         held = path.stat().st_size - 8 - length

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import zlib
 from pathlib import Path
 
@@ -13,10 +14,13 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.robustness_hostile import Hostile, hostile_files
 from lamp.checkpoint import MotionConfig, load_motion_file, save_motion
+from lamp.convert import find_weights
 from lamp.errors import IncompatibleModelError, LampError, MotionFileError
 from lamp.history import parents
+from lamp.hosts.ldm_file import read_ldm_file
 from lamp.strict_json import read_json
 from lamp.tensor_header import HeaderError, check_header
+from lamp.training_state import read_state
 
 from .compact_motions import CONFIG, SITES, compressible
 
@@ -166,3 +170,26 @@ def test_a_field_out_of_range_is_named(empty_folder: Path, field: str, value: fl
     path = save_motion(empty_folder / "m.safetensors", {"a": torch.zeros(1)}, config)
     with pytest.raises(MotionFileError, match=field):
         load_motion_file(path)
+
+
+def test_names_that_are_no_text_do_not_cost_a_motion(empty_folder: Path) -> None:
+    """As of a checkpoint on an old disk: a training of hours ends with them."""
+    config = MotionConfig("sd1", prompt="a\udcff", captions=["b\ud800"], base_model="c\udcff.ckpt")
+    path = save_motion(
+        empty_folder / "m.safetensors", {"a": torch.zeros(1)}, config, title="t\udcff",
+        license_name="l\ud800", extra={"work\ud800": "x\udcff"},
+    )  # fmt: skip
+    file = load_motion_file(path)
+    assert (file.config.prompt, file.config.captions) == ("a?", ["b?"])
+    assert file.config.base_model == "c?.ckpt" and file.metadata["work?"] == "x?"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(empty_folder: Path) -> None:
+    for number, name in enumerate(("m.safetensors", "unet/x.bin", "unet/x.safetensors")):
+        path = empty_folder / str(number) / name
+        path.parent.mkdir(parents=True)
+        os.mkfifo(path)
+        for read in (load_motion_file, read_state, read_ldm_file, lambda p: find_weights(p.parent)):
+            with pytest.raises(LampError):
+                read(path)
