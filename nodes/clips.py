@@ -63,7 +63,7 @@ class TrainingClips(io.ComfyNode):
                     "folder",
                     options=[NO_FOLDER, *clip_folders()],
                     tooltip="Folder below ComfyUI's input folder (or datasets) that holds the "
-                    "clips: mp4, mov, webm, mkv, gif, or sub-folders of images.",
+                    "clips: videos, animated pictures, or sub-folders of images.",
                 ),
                 io.String.Input(
                     "prompt",
