@@ -18,7 +18,7 @@ from . import (
     toy,
     train,
 )
-from .common import register_motion_folder
+from .model_paths import register_motion_folder
 
 # Before anything asks for a schema: the list of motions is one of its menus.
 register_motion_folder()

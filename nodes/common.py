@@ -16,7 +16,8 @@ from comfy_api.latest import io, ui
 
 from ..lamp.errors import LampError
 from ..lamp.names import is_plain_name, number_of
-from ..lamp.plain import log, plain, plain_error, plain_lines
+from ..lamp.plain import plain, plain_error, plain_lines
+from .model_paths import motion_root, shown
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -24,7 +25,6 @@ _R = TypeVar("_R")
 LampMotion = io.Custom("LAMP_MOTION")
 LampAdaIN = io.Custom("LAMP_ADAIN")
 
-MOTION_FOLDER = "lamp_motion"
 _LONGEST_TEXT = 100_000  # characters; text encoders read a few hundred
 _MAX_SEED = 0xFFFFFFFFFFFFFFFF
 # The inputs by which the loaders of checkpoints and diffusion models name their file.
@@ -153,28 +153,6 @@ def seed_input(tooltip: str, most: int = _MAX_SEED, *, changes: bool = True) -> 
 # --- motion files ---------------------------------------------------------------------------
 
 
-def register_motion_folder() -> None:
-    """Make `models/lamp_motion` a model folder of the host, beside those of its yaml file."""
-    path = os.path.join(folder_paths.models_dir, MOTION_FOLDER)
-    folder_paths.add_model_folder_path(MOTION_FOLDER, path, is_default=True)
-    # Without a list of extensions the host would show every file.
-    folder_paths.folder_names_and_paths[MOTION_FOLDER][1].add(".safetensors")
-    try:
-        os.makedirs(path, exist_ok=True)
-    except OSError as error:
-        log.warning("LAMP: the folder %s cannot be made: %s", path, error)
-
-
-def motion_root() -> Path:
-    """The folder into which motions are written."""
-    return Path(os.path.abspath(folder_paths.get_folder_paths(MOTION_FOLDER)[0]))
-
-
-def shown_motion(path: Path) -> str:
-    """Where a motion was written, as people find it: `models/lamp_motion/horse_run.safetensors`."""
-    return f"models/{MOTION_FOLDER}/{path.relative_to(motion_root()).as_posix()}"
-
-
 def motion_folder(name: str) -> Path:
     """A new place below the motion folder, numbered and without extension: `NAME_00001`.
 
@@ -185,7 +163,7 @@ def motion_folder(name: str) -> Path:
     root = motion_root()
     if not is_plain_name(name):
         raise LampError(
-            f"'{name[:100]}' names no file below models/{MOTION_FOLDER}: use a name such as "
+            f"'{name[:100]}' names no file below {shown(root)}: use a name such as "
             "LAMP/motion, without '..', a leading '/', a mark such as ':' or '?', or a dot at the "
             "end."
         )
@@ -194,7 +172,7 @@ def motion_folder(name: str) -> Path:
         taken = [number_of(file, stem) for file in os.listdir(folder)]
     except Exception as error:
         raise LampError(
-            f"No file '{name[:100]}' can be made in models/{MOTION_FOLDER} ({error}): choose "
+            f"No file '{name[:100]}' can be made in {shown(root)} ({error}): choose "
             "another name, or see that the folder can be written to."
         ) from error
     return Path(folder, f"{stem}_{max(taken, default=0) + 1:05}")

@@ -20,20 +20,21 @@ from ..lamp.images import thumbnail_uri
 from ..lamp.masks import Extent, parse_strengths
 from ..lamp.plain import log
 from .common import (
-    MOTION_FOLDER,
     LampMotion,
     advanced,
     aliases,
     motion_folder,
     named_errors,
     plain_errors,
-    shown_motion,
     workflow_metadata,
 )
+from .model_paths import MOTION_FOLDER, shown, shown_folders
 from .progress import NodeProgress
 
 # Load Image gives this size of black for a picture without transparency.
 _NO_MASK = (64, 64)
+# Where the authors list their checkpoints and clips.
+PUBLISHED = "https://github.com/RQ-Wu/LAMP"
 _BLACK = 1 / 512  # less than any level of a picture with 8 bits
 
 
@@ -245,8 +246,9 @@ def _motion_path(name: str) -> Path:
         path = None
     if path is None:
         raise LampError(
-            f"There is no motion file '{name[:100]}' in models/{MOTION_FOLDER}: put it there and "
-            "press R to refresh the list."
+            f"There is no motion file '{name[:100]}' in {shown_folders(MOTION_FOLDER)}: put it "
+            "there and press R to refresh the list. Train one with LAMP Trainer, or convert one of "
+            f"the authors', listed at {PUBLISHED}, with Convert Official LAMP Checkpoint."
         )
     return Path(path)
 
@@ -340,9 +342,9 @@ class SaveMotion(io.ComfyNode):
             new=True,
             progress=NodeProgress(getattr(cls.hidden, "unique_id", None)).update,
         )
-        shown = shown_motion(path)
-        log.info("LAMP: saved %s", shown)
-        return io.NodeOutput(str(path), ui=ui.PreviewText(shown))
+        place = shown(path)
+        log.info("LAMP: saved %s", place)
+        return io.NodeOutput(str(path), ui=ui.PreviewText(place))
 
 
 class MotionInfo(io.ComfyNode):

@@ -15,6 +15,7 @@ from ..lamp.errors import LampError
 from ..lamp.hosts.comfy import own_weights, unet_of
 from ..lamp.merge import merge_motions
 from .common import LampMotion, aliases, named_errors, upstream_name
+from .model_paths import shown_folders
 from .progress import NodeProgress
 
 
@@ -127,8 +128,9 @@ class ConvertOfficial(io.ComfyNode):
         place = official_folders().get(folder)
         if place is None:
             raise LampError(
-                f"There is no folder '{folder[:100]}' with unet in it in models/diffusers: put the "
-                "official one there and press R to refresh the list."
+                f"There is no folder '{folder[:100]}' with unet in it in "
+                f"{shown_folders('diffusers')}: put the official one there and press R to refresh "
+                "the list."
             )
         unet, weights = unet_of(model), own_weights(model, "diffusion_model")
         file = convert_official(

@@ -26,10 +26,10 @@ from .common import (
     aliases,
     named_errors,
     seed_input,
-    shown_motion,
     upstream_name,
     workflow_metadata,
 )
+from .model_paths import shown
 from .progress import NodeProgress, told_with_picture
 from .recipe import LampRecipe
 from .training_run import SampleCase, Show, claim, find_place, pictures, resume_choices
@@ -152,7 +152,7 @@ def _results(
         plot,
         str(path),
         losses,
-        ui=told_with_picture(plot, f"saved {shown_motion(path)}", node),
+        ui=told_with_picture(plot, f"saved {shown(path)}", node),
     )
 
 

@@ -17,7 +17,8 @@ from ..lamp.run_pictures import sample_clip, save_animation, save_loss_plot
 from ..lamp.session import newest_first, newest_run, states
 from ..lamp.training import StepReport, Training
 from ..lamp.training_state import read_state
-from .common import motion_folder, motion_root
+from .common import motion_folder
+from .model_paths import motion_root
 from .progress import NodeProgress, duration
 
 RUNS = "lamp_training"

@@ -63,17 +63,6 @@ def test_the_folder_is_the_hosts_own(pack: Any, tmp_path: Path) -> None:
     assert Path(paths[0]).is_dir()
 
 
-def test_registering_twice_keeps_folders_of_the_yaml_file(pack: Any) -> None:
-    import folder_paths
-    from comfyui_lamp.nodes.common import register_motion_folder
-
-    paths = folder_paths.folder_names_and_paths["lamp_motion"][0]
-    paths.append("elsewhere")
-    register_motion_folder()
-    assert paths[-1] == "elsewhere" and len(paths) == 2
-    paths.remove("elsewhere")
-
-
 # --- Save LAMP Motion -----------------------------------------------------------------------------
 
 
@@ -210,7 +199,7 @@ def test_files_that_are_no_motion_are_refused(
     node_classes: Nodes, motion: MotionFile, folder: Path, plain: Any
 ) -> None:
     path = folder / "m.safetensors"
-    refused(node_classes, plain, "no motion file 'm.safetensors' in models/lamp_motion")
+    refused(node_classes, plain, "no motion file 'm.safetensors'")
     check = node_classes["LAMP_LoadMotion"].validate_inputs
     assert "no motion file 'm.safetensors'" in check(motion_name="m.safetensors")
     assert check(motion_name=None) is True  # it comes over a link

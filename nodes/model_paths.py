@@ -1,0 +1,94 @@
+"""The folders of motions: where the host looks for models, in the order that its users chose."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+
+from ..lamp.plain import log
+
+MOTION_FOLDER = "lamp_motion"
+BUNDLED = Path(__file__).resolve().parent.parent / "lamp" / "toy" / "motions"
+"""The motion that comes with the pack; nothing is written there."""
+
+
+def register_motion_folder() -> None:
+    """Make `models/lamp_motion` a model folder of the host, beside those of extra_model_paths.yaml.
+
+    The host reads that file before it loads packs. For its own kinds of models it puts the folders
+    of sections with `is_default` before `models/KIND`, and all others behind; so does this.
+    """
+    standard = os.path.join(folder_paths.models_dir, MOTION_FOLDER)
+    folder_paths.add_model_folder_path(MOTION_FOLDER, standard)
+    paths, extensions = folder_paths.folder_names_and_paths[MOTION_FOLDER]
+    defaults = set(_default_folders(MOTION_FOLDER))
+    if standard not in defaults:
+        paths.remove(standard)
+        paths.insert(sum(path in defaults for path in paths), standard)
+    folder_paths.add_model_folder_path(MOTION_FOLDER, str(BUNDLED))
+    # Without a list of extensions the host would show every file.
+    extensions.add(".safetensors")
+    try:
+        os.makedirs(paths[0], exist_ok=True)
+    except OSError as error:
+        log.warning("LAMP: the folder %s cannot be made: %s", paths[0], error)
+
+
+def _default_folders(kind: str) -> Iterator[str]:
+    """The folders of a kind of models for which extra_model_paths.yaml sets `is_default`.
+
+    The host keeps no note of that. Paths are put together as in its `load_extra_path_config`.
+    """
+    for file in _path_files():
+        for section in _sections(file):
+            base = os.path.expandvars(os.path.expanduser(str(section.get("base_path") or "")))
+            root = os.path.join(os.path.dirname(os.path.abspath(file)), base)
+            if section.get("is_default"):
+                for line in str(section.get(kind) or "").splitlines():
+                    if line:
+                        yield os.path.normpath(os.path.join(root, line))
+
+
+def _path_files() -> Iterator[str]:
+    """ComfyUI's own extra_model_paths.yaml and those of its command line."""
+    from comfy.cli_args import args
+
+    own = Path(folder_paths.__file__).with_name("extra_model_paths.yaml")
+    if own.is_file():
+        yield str(own)
+    yield from itertools.chain(*(args.extra_model_paths_config or ()))
+
+
+def _sections(file: str) -> list[Mapping[str, Any]]:
+    import yaml
+
+    try:
+        with open(file, encoding="utf-8") as stream:
+            content = yaml.safe_load(stream)
+    except (OSError, UnicodeError, yaml.YAMLError) as error:
+        log.warning("LAMP: %s cannot be read: %s", file, error)
+        return []
+    found = content.values() if isinstance(content, Mapping) else ()
+    return [section for section in found if isinstance(section, Mapping)]
+
+
+def motion_root() -> Path:
+    """The folder into which motions are written."""
+    return Path(os.path.abspath(folder_paths.get_folder_paths(MOTION_FOLDER)[0]))
+
+
+def shown(path: Path) -> str:
+    """A path as people find it: from ComfyUI's folder on, or in full where it lies elsewhere."""
+    base = Path(os.path.abspath(folder_paths.base_path))
+    return path.relative_to(base).as_posix() if path.is_relative_to(base) else str(path)
+
+
+def shown_folders(kind: str) -> str:
+    """The folders in which the host looks for a kind of models, for a message."""
+    folders = [Path(os.path.abspath(path)) for path in folder_paths.get_folder_paths(kind)]
+    return " or ".join(shown(folder) for folder in folders if folder != BUNDLED)
