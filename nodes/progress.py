@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from ..lamp.plain import log, plain_lines
+from ..lamp.plain import log, plain, plain_lines
 
 _PREVIEW_SIZE = 512  # pixels of the longer side
 
@@ -38,7 +38,7 @@ class NodeProgress:
         """Show a line of text under the node, where there is a server to show it."""
         server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
         if server is not None and self._node_id is not None:
-            server.send_progress_text(plain_lines(text), self._node_id)
+            server.send_progress_text(plain_lines(text), plain(self._node_id))
 
 
 def told_with_picture(picture: Any, text: str, node: type[Any]) -> dict[str, Any]:

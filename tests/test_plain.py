@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import re
+import sys
 import traceback
 import unicodedata
 from pathlib import Path
@@ -276,3 +277,21 @@ def test_what_a_node_shows_is_plain(pack: Any, text: str) -> None:
         )
         told = output.ui if isinstance(output.ui, dict) else output.ui.as_dict()
         assert harmless(told["text"][0], lines=True)
+
+
+@pytest.mark.parametrize("text", HARMFUL)
+def test_lines_under_a_node_can_be_sent_whatever_its_name_in_the_graph(
+    pack: Any, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the host sends them: both encoded into one message."""
+    from types import SimpleNamespace
+
+    from comfyui_lamp.nodes.progress import NodeProgress
+
+    sent: list[str] = []
+    instance = SimpleNamespace(send_progress_text=lambda line, node: sent.extend((line, node)))
+    server = SimpleNamespace(PromptServer=SimpleNamespace(instance=instance))
+    monkeypatch.setitem(sys.modules, "server", server)
+    NodeProgress(text).announce(f"reading {text}")
+    NodeProgress("7").say("reading")
+    assert all(harmless(part, lines=True) for part in sent) and sent[2:] == ["reading", "7"]
