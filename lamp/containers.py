@@ -35,11 +35,13 @@ class Outline:
 
     - ``end``: bytes that belong to it, where more may lie behind them (None: all);
     - ``cut``: whether pictures go on behind the file's end;
+    - ``unread``: whether another film lies behind those that FFmpeg reads;
     - ``crops``: of each video track in order, where there are any.
     """
 
     end: int | None = None
     cut: bool = False
+    unread: bool = False
     crops: tuple[Crop, ...] = ()
 
 
@@ -90,15 +92,16 @@ def _boxes(file: BinaryIO, place: int, end: int) -> Iterator[_Part]:
 
 
 def _walk_mp4(file: BinaryIO, size: int) -> Outline:
-    cut, crops = False, []
+    cut, films, crops = False, 0, []
     for box in _boxes(file, 0, size):
         if box.name in (b"mdat", b"moof"):
             cut = box.end > size
-        if box.name == b"moov":
+        films += box.name == b"moov"
+        if box.name == b"moov" and films == 1:
             for track in _boxes(file, box.place, min(box.end, size)):
                 if track.name == b"trak":
                     crops += _mp4_crop(file, track)
-    return Outline(cut=cut, crops=tuple(crops))
+    return Outline(cut=cut, unread=films > 1, crops=tuple(crops))
 
 
 def _mp4_crop(file: BinaryIO, track: _Part) -> list[Crop]:
@@ -144,6 +147,7 @@ def _clean_aperture(data: bytes, width: int, height: int) -> Crop:
 
 _EBML, _SEGMENT, _CLUSTER, _TRACKS = 0x1A45DFA3, 0x18538067, 0x1F43B675, 0x1654AE6B
 _ENTRY, _TYPE, _VIDEO = 0xAE, 0x83, 0xE0
+_FILMS_READ = 2  # of those joined byte by byte, by FFmpeg
 _CODED_WIDTH, _CODED_HEIGHT, _SHOWN_WIDTH, _SHOWN_HEIGHT = 0xB0, 0xBA, 0x54B0, 0x54BA
 _CROPS = {0x54CC: "left", 0x54BB: "top", 0x54DD: "right", 0x54AA: "bottom"}
 
@@ -169,25 +173,24 @@ def _elements(data: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _walk_matroska(file: BinaryIO, size: int) -> Outline:
-    cut, place = False, 0
+    cut, place, films, promised = False, 0, 0, 0
     crops: tuple[Crop, ...] = ()
     try:
-        _, header, head = _element(_at(file, 0, 12))
-        place = header + head
-        name, length, head = _element(_at(file, place, 12))
-        end = place + head + length
-        place += head
-        while name and place < min(end, size):
+        while place < size:
             name, length, head = _element(_at(file, place, 12))
+            if name == _SEGMENT:  # its elements follow
+                films += 1
+                place, promised = place + head, place + head + length
+                continue
             if length == _UNKNOWN:
                 break
-            if name == _TRACKS and length < _MOST_HEADER:
+            if name == _TRACKS and films == 1 and length < _MOST_HEADER:
                 crops = tuple(_matroska_crops(_at(file, place + head, length)))
             place += head + length
-            cut = name == _CLUSTER and (place > size or place == size < end < _UNKNOWN)
+            cut = name == _CLUSTER and (place > size or place == size < promised < _UNKNOWN)
     except ValueError:  # the head of an element is cut, or it is none
-        cut = size - place < 12
-    return Outline(cut=cut, crops=crops)
+        cut = size - place < 12 and size < promised
+    return Outline(cut=cut, unread=films > _FILMS_READ, crops=crops)
 
 
 def _matroska_crops(tracks: bytes) -> Iterator[Crop]:
@@ -252,7 +255,7 @@ def _walk_flv(file: BinaryIO, size: int) -> Outline:
     while place + 11 <= size:
         head = _at(file, place, 4)
         if head[0] & 0x1F not in (8, 9, 18):
-            return Outline()
+            return Outline(unread=head[:3] == b"FLV")
         place += 11 + int.from_bytes(head[1:], "big") + 4
     return Outline(cut=place > size + 4)  # the last tag's length behind it may be missing
 
@@ -265,15 +268,21 @@ def _walk_ogg(file: BinaryIO, size: int) -> Outline:
             return Outline()
         count = head[26]
         place += 27 + count + sum(head[27 : 27 + count])
-    return Outline(cut=place != size)
+    rest = _at(file, place, 4)
+    return Outline(cut=place > size or (rest != b"" and b"OggS".startswith(rest)))
 
 
 # --- GIF ---------------------------------------------------------------------------------------
 
 
+_MOST_GIF = 1 << 28  # bytes that are taken into memory to look at them
+
+
 def _walk_gif(file: BinaryIO, size: int) -> Outline:
     """Up to the trailer. What lies behind it is no picture, whatever it looks like; without one
     the file ends where a block does."""
+    if size > _MOST_GIF:
+        return Outline()
     data = _at(file, 0, size)
 
     def table(flags: int) -> int:

@@ -20,7 +20,7 @@ from .clip_reader import (
 from .containers import Crop, Outline, outline
 from .deinterlacing import deinterlaced
 from .errors import ClipError
-from .video_pixels import Decoded, Painter, display_matrix
+from .video_pixels import Decoded, Painter
 from .video_times import LEAPING, Clock, in_order, peek
 
 if TYPE_CHECKING:
@@ -58,6 +58,11 @@ class VideoFile:
             self.stream = _chosen_stream(self.container, clip)
             self._stack = stack.pop_all()
         self.told.rate = float(self.stream.average_rate or self.stream.guessed_rate or 0) or None
+        if self.outline.unread:
+            self.told.note(
+                "holds films one behind the other, of which only the first is read, or the first "
+                "two. Join them with ffmpeg (-f concat), or split the file."
+            )
         self._tick = float(self.stream.time_base or 1)
         crop, aspect = self._shape()
         self._painter = Painter(self.stream, aspect, crop, self.told)
@@ -134,7 +139,7 @@ class VideoFile:
                         "start. Replace it, or cut it before that."
                     )
                 count += 1
-                tags, turned = self._painter.tags(frame), display_matrix(frame)
+                tags, turned = self._painter.tags(frame), self._painter.turned(frame)
                 yield Decoded(time, frame, held.pop(pts, None), tags, turned)
             while len(held) > _MOST_HELD:
                 del held[next(iter(held))]

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     import av
     from numpy.typing import NDArray
 
+_STRIP = 2**20  # pixels whose colours are computed at a time
 _UNTOLD = 2  # FFmpeg's number of a matrix, a transfer function, primaries that are not told
 _LIMITED, _FULL = 1, 2
 # FFmpeg's number of a matrix (ITU-T H.273) -> swscale's number of its coefficients.
@@ -81,6 +82,7 @@ class Painter:
 
         self._stream, self._aspect, self._crop, self._told = stream, aspect, crop, told
         self._reformatter = VideoReformatter()
+        self._turns: dict[int, tuple[int, ...] | None] = {}
 
     def tags(self, frame: av.VideoFrame) -> Tags:
         """The frame's colours as told, with a note where they cannot be kept as they are."""
@@ -98,6 +100,13 @@ class Painter:
                     "look wrong in the contact sheet, convert the clip to BT.709."
                 )
         return tags
+
+    def turned(self, frame: av.VideoFrame) -> tuple[int, ...] | None:
+        """How the frame is to be turned and mirrored, see `display_matrix`."""
+        # Asked for once for each angle: a frame that was asked holds on to itself.
+        if frame.rotation not in self._turns:
+            self._turns[frame.rotation] = display_matrix(frame)
+        return self._turns[frame.rotation]
 
     def paint(self, each: Decoded) -> Tensor:
         """``h w 3`` uint8: square pixels, on black, upright."""
@@ -120,9 +129,13 @@ class Painter:
 
 
 def _from_hdr(picture: Tensor, tags: Tags) -> Tensor:
-    """``h w 3`` int32 of 16 bits, Y Cb Cr -> ``h w 3`` uint8."""
-    rgb = rgb_of(picture.float() / 65535, tags.full_range, tags.matrix)
-    return (to_sdr(rgb, tags.transfer, tags.primaries) * 255).round().byte()
+    """``h w 3`` int32 of 16 bits, Y Cb Cr -> ``h w 3`` uint8; some rows at a time."""
+    out = torch.empty(picture.shape, dtype=torch.uint8)
+    rows = max(_STRIP // picture.shape[1], 1)
+    for into, part in zip(out.split(rows), picture.split(rows), strict=True):
+        rgb = rgb_of(part.float() / 65535, tags.full_range, tags.matrix)
+        into.copy_((to_sdr(rgb, tags.transfer, tags.primaries) * 255).round())
+    return out
 
 
 def _is_yuv(layout: av.VideoFormat) -> bool:

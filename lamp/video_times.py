@@ -36,17 +36,25 @@ def peek(packets: Iterator[av.Packet]) -> tuple[list[av.Packet], bool]:
 
 def in_order(frames: Iterable[Decoded]) -> Iterator[Decoded]:
     """Frames in the order in which they are shown, with times that belong to others of them: the
-    times are right as a whole, and are dealt out anew from the smallest on."""
+    times are right as a whole, and are dealt out anew from the smallest on. One that was there
+    before begins a clock of its own."""
     waiting: deque[Decoded] = deque()
     times: list[float] = []
+    dealt: float | None = None
 
     def next_one() -> Decoded:
-        return replace(waiting.popleft(), time=heapq.heappop(times), held=None)
+        nonlocal dealt
+        dealt = heapq.heappop(times)
+        return replace(waiting.popleft(), time=dealt, held=None)
 
     for each in frames:
         if each.time is None:
             yield each
             continue
+        if each.time in times or (dealt is not None and each.time <= dealt):
+            while waiting:
+                yield next_one()
+            dealt = None
         room = min(REORDERED, max(_HELD_PIXELS // (each.frame.width * each.frame.height), 4))
         waiting.append(each)
         heapq.heappush(times, each.time)

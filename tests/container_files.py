@@ -54,6 +54,25 @@ def with_mkv_crop(
     path.write_bytes(_rewritten(path.read_bytes(), [SEGMENT, TRACKS, ENTRY, VIDEO], added, dropped))
 
 
+def with_mp4_crop(path: Path, left: int, top: int, right: int, bottom: int) -> None:
+    """Write a clean aperture into the first film of an mp4 whose tables lie behind its pictures."""
+    data = path.read_bytes()
+    assert data.index(b"mdat") < data.index(b"moov")
+    entry = data.index(b"stsd") + 12  # its first entry begins with its size
+    size = int.from_bytes(data[entry : entry + 4], "big")
+    width, height = struct.unpack(">HH", data[entry + 32 : entry + 36])
+    wide, high = width - left - right, height - top - bottom
+    numbers = (wide, 1, high, 1, left - right, 2, top - bottom, 2)
+    box = struct.pack(">I4sIIIIiIiI", 40, b"clap", *numbers)
+    out = bytearray(data[: entry + size] + box + data[entry + size :])
+    for name in (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stsd"):
+        place = out.index(name, data.index(b"moov")) - 4
+        longer = int.from_bytes(out[place : place + 4], "big") + 40
+        out[place : place + 4] = longer.to_bytes(4, "big")
+    out[entry : entry + 4] = (size + 40).to_bytes(4, "big")
+    path.write_bytes(out)
+
+
 def _rewritten(data: bytes, names: list[int], added: bytes, dropped: set[int]) -> bytes:
     """Elements with `added` at the end of the one that `names` lead to, without `dropped` there."""
     out, place = b"", 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import subprocess
@@ -187,6 +189,17 @@ def test_the_key_names_content_and_what_shapes_it(tmp_path):
         key(max_frames=19), key(frames=25, short="loop"),
     ]  # fmt: skip
     assert len({plain, *others}) == len(others) + 1
+
+
+def test_what_an_earlier_version_encoded_is_not_taken_again(tmp_path):
+    """It read many clips in other colours, times and sizes, and named them by `"format": 1`."""
+    clips = load_clips([write_numbered(tmp_path / "a.mp4", 20)], "", 4, **SIZE)
+    shape = {
+        "format": 1, "content": clips.sources[0].source.digest, "size": (64, 48), "fit": "crop",
+        "fps": None, "once": 20, "length": 20,
+    }  # fmt: skip
+    earlier = hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
+    assert clips.key(0) != earlier
 
 
 def test_the_key_of_images_names_their_bytes():
