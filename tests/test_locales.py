@@ -168,7 +168,8 @@ def test_pages_tell_of_every_input_output_and_menu(
         words = {f"`{field.display_name or field.id}`" for field in fields}
         # The long menus are the host's own lists of samplers and schedulers, or files.
         menus = [getattr(field, "options", None) or [] for field in schema.inputs or []]
-        words |= {f"`{value}`" for menu in menus if len(menu) <= 5 for value in menu}
+        short = {str(value) for menu in menus if len(menu) <= 5 for value in menu}
+        words |= {f"`{value}`" for value in short if not value.endswith(".safetensors")}
         if language == "zh":
             parts = {**definitions[name].get("inputs", {}), **definitions[name].get("outputs", {})}
             words |= {part["name"] for part in parts.values()}
