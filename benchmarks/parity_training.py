@@ -12,13 +12,13 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lamp.architecture import map_unet
 from lamp.hosts import Host
 from lamp.layout import FrameLayout
 from lamp.motion import Motion
-from lamp.optimizers import apply_gradients, make_optimizer
+from lamp.optimizers import QueryDecay, apply_gradients, make_optimizer
 from lamp.recipe import TrainConfig
 from lamp.training import predict_loss
 
@@ -43,6 +43,8 @@ GRADIENT, NORMS, WHOLE = "gradients", "gradient norms", "whole gradient's norm"
 SECOND_NORMS, SECOND_WHOLE = "batch of 2: gradient norms", "batch of 2: whole gradient's norm"
 AFTER = "parameters"
 
+SHARP = {"learning_rate": 1e-3, "weight_decay": 0.1, "clip_norm": 0.05}
+
 Figures = dict[str, dict[str, Tensor]]
 Batch = dict[str, Tensor]
 
@@ -55,6 +57,24 @@ def training(model: Model, fixture: Fixture) -> Iterator[Measure]:
         rounding = _Rounding(fixture)
         for group, figures in theirs.items():
             yield _compare(group, ours[group], figures, fixture.info, rounding)
+        yield _decay(host, model, fixture)
+
+
+def _decay(host: Host, model: Model, fixture: Fixture) -> Measure:
+    """Strong weight decay, which a short run with the paper's hardly shows: the same gradients go
+    through PyTorch's AdamW on the whole weights, as the official code holds and decays them."""
+    tuner = _Tuner(host, model, fixture, torch.float32, SHARP)
+    theirs = {name: nn.Parameter(tuner.official(name)) for name in tuner.trained}
+    adamw = torch.optim.AdamW(theirs.values(), SHARP["learning_rate"], weight_decay=0.1)
+    for batch in _batches(fixture, torch.float32):
+        gradients = tuner.gradients(tuner.loss(batch))
+        tuner.step(gradients)
+        for name, parameter in theirs.items():
+            parameter.grad = gradients[name].clone()
+        nn.utils.clip_grad_norm_(theirs.values(), SHARP["clip_norm"])
+        adamw.step()
+    errors = {name: largest(tuner.official(name), value) for name, value in theirs.items()}
+    return worst_of("whole weights, lr 1e-3, decay 0.1, clip 0.05", errors, PARAMETERS)
 
 
 def _compare(
@@ -200,14 +220,22 @@ def _cast(batch: Batch, dtype: torch.dtype) -> Batch:
 class _Tuner:
     """The project's training code on one motion."""
 
-    def __init__(self, host: Host, model: Model, fixture: Fixture, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        host: Host,
+        model: Model,
+        fixture: Fixture,
+        dtype: torch.dtype,
+        rates: dict[str, float] | None = None,
+    ) -> None:
         self._host, self._base = host, model.base
         self._motion = Motion(map_unet(host.unet))
         self._motion.load_state_dict(model.learned)
         self._motion.to(dtype)
-        self._trained = self._motion.trained_parameters()
-        config = TrainConfig(steps=len(fixture.info["loss"]), **_rates(fixture.info))
+        self.trained = self._motion.trained_parameters()
+        config = TrainConfig(steps=len(fixture.info["loss"]), **(rates or _rates(fixture.info)))
         self._optimizer = make_optimizer(self._motion, config)
+        self._decay = QueryDecay(host.unet, self._motion, self._optimizer)
         self._clip_norm = config.clip_norm
 
     def loss(self, batch: Batch) -> Tensor:
@@ -222,33 +250,44 @@ class _Tuner:
             )
 
     def gradients(self, loss: Tensor) -> dict[str, Tensor]:
-        gradients = torch.autograd.grad(loss, list(self._trained.values()))
-        return dict(zip(self._trained, gradients, strict=True))
+        gradients = torch.autograd.grad(loss, list(self.trained.values()))
+        return dict(zip(self.trained, gradients, strict=True))
+
+    def step(self, gradients: dict[str, Tensor]) -> Tensor:
+        """One optimiser step; the norm of the whole gradient before clipping."""
+        for name, parameter in self.trained.items():
+            parameter.grad = gradients[name].clone()
+        unscaled = torch.amp.GradScaler("cpu", enabled=False)
+        parameters = list(self.trained.values())
+        return apply_gradients(self._optimizer, parameters, self._clip_norm, unscaled, self._decay)
 
     def run(self, batches: list[Batch]) -> Figures:
         """One optimiser step a batch."""
         losses, norms, after = [], [], {}
-        parameters = list(self._trained.values())
-        unscaled = torch.amp.GradScaler("cpu", enabled=False)
         for step, batch in enumerate(batches, start=1):
             loss = self.loss(batch)
-            loss.backward()
-            norms.append(apply_gradients(self._optimizer, parameters, self._clip_norm, unscaled))
+            norms.append(self.step(self.gradients(loss)))
             losses.append(loss.detach())
-            for name in self._trained:
-                after[f"{name} after step {step}"] = self._official(name)
+            for name in self.trained:
+                after[f"{name} after step {step}"] = self.official(name)
         return {LOSSES: _by_step(losses), WHOLE: _by_step(norms), AFTER: after}
 
-    def _official(self, name: str) -> Tensor:
+    def official(self, name: str) -> Tensor:
         """As the official UNet holds it: there the tuned query replaces the image model's."""
-        value = self._trained[name].detach().clone()
+        value = self.trained[name].detach().clone()
         return value + self._base[name] if name.endswith("attn1.to_q.weight") else value
 
 
 def _rates(info: dict[str, Any]) -> dict[str, float]:
-    """Learning rate and weight decay where the fixture names them; else those of the paper."""
-    named = {"learning_rate": info["learning_rate"]} if "learning_rate" in info else {}
-    for ours, theirs in (("learning_rate", "lr"), ("weight_decay", "weight_decay")):
-        if found := re.search(rf"\b{theirs}=([0-9.]+(?:e-?\d+)?)", info.get("optimizer", "")):
+    """Rate, decay and clipping where the fixture names them; else those of the paper."""
+    names = ("learning_rate", "weight_decay", "clip_norm")
+    named = {name: float(info[name]) for name in names if name in info}
+    number = r"([0-9.]+(?:e-?\d+)?)"
+    for ours, theirs in (
+        ("learning_rate", r"\blr="),
+        ("weight_decay", r"\bweight_decay="),
+        ("clip_norm", r"\bclip_grad_norm_\([^,]*, *(?:max_norm=)?"),
+    ):
+        if found := re.search(theirs + number, info.get("optimizer", "")):
             named[ours] = float(found[1])
     return named

@@ -13,6 +13,7 @@ from .errors import LampError
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 RATE_SCHEDULES = ("constant", "cosine")
 OPTIMIZERS = ("adamw", "adamw8bit")
+QUERY_DECAYS = ("whole", "change")
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class TrainConfig:
       motion convolutions with their gates, of temporal attention, and of the tuned queries;
     - ``reference_width``: the learning rate is meant for layers of so many channels and falls as
       1/width in wider ones (the rule for Adam of Yang et al. 2021); 0 takes it as it is;
+    - ``query_decay``: what weight decay pulls towards 0 in the tuned queries: the ``whole`` query,
+      base + change, as the published code, which holds no other, or the ``change`` alone;
     - ``rank``: each matrix is learned as two factors of this rank (`lamp.low_rank`), which makes a
       small file; 0 learns it as a whole;
     - ``min_snr`` (Hang et al. 2023) caps the weight of clean timesteps at this signal-to-noise
@@ -44,6 +47,7 @@ class TrainConfig:
     query_rate: float = 1.0
     reference_width: int = 0
     weight_decay: float = 1e-2
+    query_decay: str = "whole"
     betas: tuple[float, float] = (0.9, 0.999)
     clip_norm: float = 1.0
     warmup: int = 0
@@ -87,6 +91,7 @@ class TrainConfig:
             ("rate_schedule", RATE_SCHEDULES),
             ("precision", tuple(PRECISIONS)),
             ("optimizer", OPTIMIZERS),
+            ("query_decay", QUERY_DECAYS),
         ):
             if getattr(self, name) not in known:
                 raise LampError(f"{name} is '{getattr(self, name)}': choose {' or '.join(known)}.")
@@ -98,7 +103,8 @@ def preset(name: str, steps: int) -> dict[str, Any]:
     `paper`: the published one. `fast`: higher rates that follow the width of each layer, a short
     warm-up and a cosine to zero, and less weight on nearly clean timesteps, which teach little of
     where things are; on the toy base it learns in a fifth of the steps or fewer
-    (`python -m benchmarks.recipe`).
+    (`python -m benchmarks.recipe`). Its rates would shrink the queries of the image model by up to
+    a hundredth, which the motion would carry to other checkpoints, so only the change decays.
 
     Raises:
         LampError: no recipe has that name.
@@ -112,6 +118,7 @@ def preset(name: str, steps: int) -> dict[str, Any]:
             "warmup": min(100, steps // 15),
             "rate_schedule": "cosine",
             "min_snr": 1.0,
+            "query_decay": "change",
         }
     raise LampError(f"There is no recipe '{name}': choose {' or '.join(PRESETS)}.")
 

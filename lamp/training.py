@@ -21,7 +21,15 @@ from .latents import LatentClips
 from .layout import FrameLayout
 from .low_rank import factorise
 from .motion import Motion
-from .optimizers import Alone, Average, Peers, apply_gradients, make_optimizer, set_rate
+from .optimizers import (
+    Alone,
+    Average,
+    Peers,
+    QueryDecay,
+    apply_gradients,
+    make_optimizer,
+    set_rate,
+)
 from .reached import Reached
 from .recipe import PRECISIONS, TrainConfig, learning_rate_factor
 from .sampling import with_first_frame
@@ -129,6 +137,8 @@ class Training:
         if config.rank:
             factorise(motion, config.rank, config.seed)
         self.optimizer = make_optimizer(motion, config)
+        whole = config.query_decay == "whole"
+        self._decay = QueryDecay(host.unet, motion, self.optimizer) if whole else None
         self.trained = list(motion.trained_parameters().values())
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.average = Average(self.trained, config.ema)
@@ -175,7 +185,8 @@ class Training:
         set_rate(self.optimizer, rate)
         loss = self._gradients(rate)
         self.updating = True  # from here to the end of the step the parameters are no whole state
-        apply_gradients(self.optimizer, self.trained, self.config.clip_norm, self.scaler)
+        clip_norm = self.config.clip_norm
+        apply_gradients(self.optimizer, self.trained, clip_norm, self.scaler, self._decay)
         self.average.update()
         self.losses.append(loss)
         self._remember_place()

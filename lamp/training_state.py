@@ -27,6 +27,7 @@ from .training import Training
 FORMAT = 1
 _MOST_STEPS = 10**9
 _FREE = ("checkpointing",)  # settings that change no number
+_BEFORE = {"query_decay": "change"}  # of states that do not tell it
 
 
 class StateError(LampError):
@@ -210,7 +211,7 @@ def _settings(training: Training) -> dict[str, Any]:
 def _refuse_changes(training: Training, state: TrainingState, identity: dict[str, str]) -> None:
     pairs = (("settings", _settings(training)), ("identity", identity))
     for part, now in pairs:
-        then = state.facts[part]
+        then = {**(_BEFORE if part == "settings" else {}), **state.facts[part]}
         for name in sorted({*then, *now}):
             if then.get(name) == now.get(name):
                 continue

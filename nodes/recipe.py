@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..lamp.motion import GROUPNORM_MODES
-from ..lamp.recipe import RATE_SCHEDULES
+from ..lamp.recipe import QUERY_DECAYS, RATE_SCHEDULES
 from .common import aliases, named_errors
 
 LampRecipe = io.Custom("LAMP_RECIPE")
@@ -84,6 +84,14 @@ class Recipe(io.ComfyNode):
                     options=list(GROUPNORM_MODES),
                     tooltip="Statistics over all frames of a video (pooled, as the official code) "
                     "or frame by frame. The motion file remembers it.",
+                ),
+                io.Combo.Input(
+                    "query_decay",
+                    options=list(QUERY_DECAYS),
+                    optional=True,
+                    tooltip="What weight_decay pulls towards zero in the tuned queries: whole "
+                    "queries, the image model's share included (paper), or only what the motion "
+                    "changes in them, which carries over to other checkpoints unchanged.",
                 ),
             ],
             outputs=[

@@ -36,6 +36,7 @@ _STAGES = {
     "ema": 0.0,
     "min_snr": 1.0,
     "groupnorm": "pooled",
+    "query_decay": "change",
 }
 # The toy's latent has 16 x 16 places; this node counts eight pixels for each.
 _EMPTY = {"width": 128, "height": 128}

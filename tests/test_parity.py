@@ -190,8 +190,9 @@ def inverted_and_edited(
 def test_a_model_of_another_shape(capsys, comfy, other_shape: Path, host: str) -> None:
     status, lines = compare(capsys, other_shape, host)
     assert status == 0, lines
-    assert json.loads(lines[-1])["cases"] == 16
-    groups = ["final", "steps", "timesteps", "noise of the seed", "losses", "prediction"]
+    assert json.loads(lines[-1])["cases"] == 17
+    groups = ["whole weights, lr 1e-3, decay 0.1, clip 0.05"]
+    groups += ["final", "steps", "timesteps", "noise of the seed", "losses", "prediction"]
     groups += ["inversion steps", "inverted", "edit: steps", "edit: final"]
     for group in groups:
         assert any(f": {group} " in line for line in lines), group

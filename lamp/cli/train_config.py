@@ -10,7 +10,15 @@ from ..clip_settings import ClipSettings
 from ..errors import LampError
 from ..motion import GROUPNORM_MODES
 from ..names import is_plain_name
-from ..recipe import OPTIMIZERS, PRECISIONS, PRESETS, RATE_SCHEDULES, TrainConfig, preset
+from ..recipe import (
+    OPTIMIZERS,
+    PRECISIONS,
+    PRESETS,
+    QUERY_DECAYS,
+    RATE_SCHEDULES,
+    TrainConfig,
+    preset,
+)
 from ..session import Upkeep
 from .config_file import ConfigFile
 
@@ -31,6 +39,7 @@ SCHEMA: dict[str, dict[str, Any]] = {
         **_RECIPE,
         "rate_schedule": RATE_SCHEDULES,
         "optimizer": OPTIMIZERS,
+        "query_decay": QUERY_DECAYS,
         "groupnorm": GROUPNORM_MODES,
         "precision": ("auto", *PRECISIONS),
         "checkpointing": ("auto", "on", "off"),
