@@ -33,7 +33,7 @@ from .compress import (
     expand,
     read_forms,
 )
-from .disk import cure, put_new
+from .disk import cure, keep
 from .errors import IncompatibleModelError, LampError, MotionFileError, is_out_of_memory
 from .motion import GROUPNORM_MODES
 from .motion_shapes import Shapes, misfit, no_motion, shapes_for, shapes_of
@@ -43,6 +43,8 @@ from .tensor_header import MAX_HEADER, check_file
 
 FORMAT = 2
 """The newest that is read: 1 holds every tensor as it is, 2 some of them in the compact form."""
+RUN_KEY = "lamp.run"
+"""Header entry of a motion that a run has written: the run's mark, see `lamp.session.mark_of`."""
 _MODELSPEC_ARCHITECTURE = {
     "sd1": "stable-diffusion-v1/lamp-motion",
     "sd2": "stable-diffusion-v2-768-v/lamp-motion",
@@ -170,9 +172,7 @@ def save_motion(
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, beside, metadata=_encodable(metadata))
         beside.chmod(0o644)  # safetensors writes 0600, which other users' servers cannot read
-        if new:
-            return put_new(beside, path)
-        os.replace(beside, path)
+        return keep(beside, path, replace=not new)
     except Exception as error:
         raise MotionFileError(
             f"The motion could not be written to {path.name}: {error}. "
@@ -181,7 +181,18 @@ def save_motion(
     finally:
         with contextlib.suppress(OSError):
             beside.unlink()
-    return path
+
+
+def run_of(path: Path) -> str:
+    """The mark of the training run that wrote a motion file; empty if it has none, or is none."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        check_file(path)
+        with safe_open(path, framework="pt") as file:
+            return str((file.metadata() or {}).get(RUN_KEY, ""))
+    except (SafetensorError, OSError, ValueError, RuntimeError):
+        return ""
 
 
 def load_motion_file(path: Path, sites: SiteMap | None = None) -> MotionFile:
@@ -211,7 +222,9 @@ def load_motion_file(path: Path, sites: SiteMap | None = None) -> MotionFile:
             forms = _read_forms(path.name, config, metadata, shapes)
             if sites is not None:
                 _check_fit(path.name, config, shapes, sites)
-            state = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Copies: what is mapped can be neither replaced nor deleted on Windows.
+            names = list(file.keys())
+            state = {name: file.get_tensor(name).clone() for name in names}
             state = expand(path.name, state, forms) if RANK_KEY in metadata else state
     except LampError:
         raise

@@ -8,8 +8,31 @@ import os
 import re
 from pathlib import Path
 
+from .plain import log
+
 # As the system's own numbers, which safetensors tells in its text only.
 _NO_RIGHT = {5, 19} if os.name == "nt" else {errno.EACCES, errno.EPERM, errno.EROFS}
+
+
+def keep(beside: Path, path: Path, *, replace: bool = True) -> Path:
+    """See what was written `beside` on the disk, then put it in place.
+
+    Where `path` is taken and may not be replaced, or cannot be because it is open elsewhere (on
+    Windows), it goes to NAME-2 and so on, and a warning says so.
+    """
+    with beside.open("rb+") as file:
+        os.fsync(file.fileno())
+    if replace:
+        try:
+            os.replace(beside, path)
+            return path
+        except PermissionError:
+            if not path.exists():
+                raise
+    put = put_new(beside, path)
+    if put != path:
+        log.warning("%s is taken or open elsewhere: written as %s", path.name, put.name)
+    return put
 
 
 def put_new(beside: Path, path: Path) -> Path:

@@ -92,6 +92,10 @@ class Extent:
         factor = self._factor(layout, size, x).flatten(2).transpose(1, 2)
         return factor.repeat_interleave(len(x) // len(factor), dim=0)
 
+    def forget(self) -> None:
+        """Let go of what was made for a run: it lies on the device."""
+        self._made.clear()
+
     def free(self, size: tuple[int, int]) -> Tensor:
         """How far the picture is left to the motion, `n 1 h w` (n is 1 or frames) in 0..1."""
         if self.mask is None:

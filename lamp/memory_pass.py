@@ -54,13 +54,16 @@ class StepMemory:
 
 
 def meta_copy(module: nn.Module, dtype: torch.dtype | None = None) -> Any:
-    """`twin` on the `meta` device; `dtype` replaces the type of floating-point tensors."""
+    """`twin` without hooks on the `meta` device.
+
+    `dtype` replaces the type of floating-point tensors.
+    """
 
     def empty(tensor: Tensor, *_: Any) -> Tensor:
         kind = dtype if dtype and tensor.is_floating_point() else tensor.dtype
         return torch.empty_like(tensor, dtype=kind, device="meta")
 
-    return twin(module, empty)
+    return twin(module, empty, lambda name: name.endswith("_hooks"))
 
 
 def shadow_motion(sites: SiteMap, rank: int) -> Motion:

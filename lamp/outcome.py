@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .checkpoint import MotionConfig, MotionFile, save_motion
+from .checkpoint import RUN_KEY, MotionConfig, MotionFile, run_of, save_motion
 from .clips import ClipSet
 from .errors import LampError, MotionFileError
 from .low_rank import factors, whole_state
@@ -44,18 +44,19 @@ class Outcome:
 
     - ``target``: without `.safetensors`; ``about``: see `describe_training`;
     - ``extra``: further entries of the file's header;
-    - ``again``: whether the run goes on, and may replace the motion that it left before.
+    - ``run``: the run's own mark (`mark_of`): it replaces a file only if that has the same.
     """
 
     target: Path
     about: Mapping[str, Any]
     extra: Mapping[str, str] = field(default_factory=dict)
-    again: bool = False
+    run: str = ""
 
     def file(self, training: Training) -> MotionFile:
-        """The motion as it is now, in fp32 on the CPU."""
-        state = whole_state(training.motion)
-        state = {name: value.detach().float().cpu().clone() for name, value in state.items()}
+        """The motion as it is now, averaged if the run averages, in fp32 on the CPU."""
+        with training.average.shown():
+            state = whole_state(training.motion)
+            state = {name: value.detach().float().cpu().clone() for name, value in state.items()}
         factors_learned = bool(training.config.rank)
         known = {} if factors_learned else importance(training.motion, training.optimizer)
         about = MotionConfig(**self.about, steps=training.step, importance=known)
@@ -69,10 +70,13 @@ class Outcome:
         """
         file = self.file(training)
         path = self.target.with_name(f"{self.target.name}{mark}.safetensors")
-        parts = factors(training.motion)
-        return save_motion(
-            path, file.state, file.config, factors=parts, extra=self.extra, new=not self.again
-        )
+        extra = {**self.extra, RUN_KEY: self.run} if self.run else self.extra
+        own = bool(self.run) and path.exists() and run_of(path) == self.run
+        with training.average.shown():
+            parts = factors(training.motion)
+            return save_motion(
+                path, file.state, file.config, factors=parts, extra=extra, new=not own
+            )
 
 
 def train_to_file(
@@ -98,7 +102,6 @@ def train_to_file(
     except BaseException:
         # BaseException: a host's cancel is none of Exception's children on every version.
         if training.step > begun and not training.updating:
-            training.finish()
             _write_stopped(training, outcome, say)
         raise
     try:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .errors import LampError
+from .motion import GROUPNORM_MODES
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 RATE_SCHEDULES = ("constant", "cosine")
@@ -92,6 +93,7 @@ class TrainConfig:
             ("precision", tuple(PRECISIONS)),
             ("optimizer", OPTIMIZERS),
             ("query_decay", QUERY_DECAYS),
+            ("groupnorm", GROUPNORM_MODES),
         ):
             if getattr(self, name) not in known:
                 raise LampError(f"{name} is '{getattr(self, name)}': choose {' or '.join(known)}.")

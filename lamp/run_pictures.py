@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from .adain import AdaINSchedule
-from .disk import cure
+from .disk import cure, keep
 from .errors import LampError
 from .noise import draw_noise, share_noise
 from .plots import loss_plot
@@ -104,7 +104,7 @@ def _write(path: Path, images: list[Any], **options: Any) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         images[0].save(beside, format=kind, **options)
-        os.replace(beside, path)
+        return keep(beside, path)
     except OSError as error:
         raise LampError(
             f"The picture {path.name} could not be written: {error}. {cure(error, path.parent)}, "
@@ -113,4 +113,3 @@ def _write(path: Path, images: list[Any], **options: Any) -> Path:
     finally:
         with contextlib.suppress(OSError):
             beside.unlink()
-    return path

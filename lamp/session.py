@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import re
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from .plain import log
 from .training import StepReport, Training
 from .training_state import StateError, TrainingState, read_state, take_state, write_state
 
-_STATE = re.compile(r"state-step(\d+)\.safetensors")
+_STATE = re.compile(r"state-step(\d+)(?:-\d+)?\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -43,10 +44,11 @@ class Upkeep:
 
 
 class RunFolder:
-    """The folder of one run. `identity` names what the run depends on besides its settings."""
+    """The folder of one run. `identity` names what the run depends on besides its settings, `run`
+    is its own mark, see `mark_of`."""
 
-    def __init__(self, path: Path, identity: dict[str, str], keep: int = 2) -> None:
-        self.path, self.identity, self._keep = path, identity, max(keep, 1)
+    def __init__(self, path: Path, identity: dict[str, str], keep: int = 2, run: str = "") -> None:
+        self.path, self.identity, self._keep, self._run = path, identity, max(keep, 1), run
         self._writer: Any = None
         self._logs = True
 
@@ -57,7 +59,7 @@ class RunFolder:
             StateError: see `take_state` and `write_state`.
         """
         path = self.path / f"state-step{training.step:06}.safetensors"
-        write_state(path, take_state(training, self.identity))
+        path = write_state(path, take_state(training, self.identity, self._run))
         for old in states(self.path)[: -self._keep]:
             # A state that is open elsewhere (on Windows) goes next time.
             with contextlib.suppress(OSError):
@@ -110,6 +112,12 @@ class RunFolder:
         if writer is not None:
             with contextlib.suppress(OSError):
                 writer.close()
+
+
+def mark_of(state: TrainingState | None) -> str:
+    """The mark by which a run knows its own files: that of the state it goes on from, or a new one.
+    Of a state without one nothing is known."""
+    return (state.run if state is not None else "") or uuid.uuid4().hex
 
 
 def identity(base: str, clips: ClipSet) -> dict[str, str]:
@@ -178,8 +186,8 @@ def conduct(
     """Train from where `training` is to its last step.
 
     However it ends, what was learned is kept if it can be: an error or a cancel (an exception of
-    `on_step` or `sample`) saves the state first. The averaged parameters are in place after the
-    last step only.
+    `on_step` or `sample`) saves the state first. The parameters stay those of the last
+    step, not their average.
 
     Raises:
         LampError: out of memory, with the settings to change; see also `Training.advance`.
@@ -209,7 +217,6 @@ def conduct(
         raise
     finally:
         folder.close()
-    training.finish()
 
 
 def _rescue(training: Training, folder: RunFolder, saved: int) -> int:

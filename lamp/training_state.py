@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .disk import cure
+from .disk import cure, keep
 from .errors import LampError
 from .optimizers import optimizer_state, restore_optimizer
 from .strict_json import read_json
@@ -45,12 +45,18 @@ class TrainingState:
     def step(self) -> int:
         return int(self.facts["step"])
 
+    @property
+    def run(self) -> str:
+        """The mark of the run that it is of; empty in states of earlier versions."""
+        return str(self.facts.get("run", ""))
 
-def take_state(training: Training, identity: dict[str, str]) -> TrainingState:
+
+def take_state(training: Training, identity: dict[str, str], run: str = "") -> TrainingState:
     """The state after the last whole step.
 
     Args:
         identity: what the run depends on besides its settings, by name (`base`, `clips`).
+        run: the run's own mark, which it has in the headers of its motions, too.
 
     Raises:
         StateError: an error struck in the middle of an update, whose parameters belong to no step.
@@ -73,6 +79,7 @@ def take_state(training: Training, identity: dict[str, str]) -> TrainingState:
         "step": training.step,
         "settings": _settings(training),
         "identity": identity,
+        "run": run,
         "order": order,
         "validation": training.validation,
         "average_updates": training.average.updates,
@@ -96,9 +103,7 @@ def write_state(path: Path, state: TrainingState) -> Path:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file(tensors, beside, metadata=header)
-        with beside.open("rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(beside, path)
+        return keep(beside, path)
     except Exception as error:
         raise StateError(
             f"The training's state could not be written to {path.name}: {error}. "
@@ -107,7 +112,6 @@ def write_state(path: Path, state: TrainingState) -> Path:
     finally:
         with contextlib.suppress(OSError):
             beside.unlink()
-    return path
 
 
 def read_state(path: Path) -> TrainingState:
@@ -122,7 +126,9 @@ def read_state(path: Path) -> TrainingState:
         check_file(path)
         with safe_open(path, framework="pt") as file:
             facts = read_json((file.metadata() or {})["lamp.state"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            # Copies: what is mapped can be neither replaced nor deleted on Windows.
+            names = list(file.keys())
+            tensors = {name: file.get_tensor(name).clone() for name in names}
         if facts["format"] != FORMAT:
             raise ValueError(f"its format is {facts['format']}, this version reads {FORMAT}")
         if type(facts["step"]) is not int or not 0 <= facts["step"] <= _MOST_STEPS:

@@ -16,11 +16,12 @@ Change = Callable[[Tensor, nn.Module, str], Tensor]
 def twin(
     module: nn.Module, change: Change, leave_out: Callable[[str], bool] = lambda name: False
 ) -> Any:
-    """The same modules without hooks, frozen, each parameter and buffer replaced by what `change`
+    """The same modules, frozen, each parameter and buffer replaced by what `change`
     makes of it. A tensor that several modules share is shared in the copy, too.
 
     Args:
-        leave_out: attributes of a module, by name, that its copy does not get.
+        leave_out: attributes of a module, by name, that its copy does not get. Left out,
+            hooks are none; a `forward` of a module's own, which is bound to it, always is.
     """
     made: dict[int, Tensor] = {}
 
@@ -36,10 +37,13 @@ def twin(
     def copy(source: nn.Module) -> nn.Module:
         double = source.__class__.__new__(source.__class__)
         double.__dict__ = {
-            name: OrderedDict() if name.endswith("_hooks") else value
+            name: value
             for name, value in source.__dict__.items()
-            if name != "forward" and not leave_out(name)
+            if name != "forward" and (name.endswith("_hooks") or not leave_out(name))
         }
+        for name in [name for name in double.__dict__ if name.endswith("_hooks")]:
+            own = double.__dict__[name]
+            double.__dict__[name] = OrderedDict() if leave_out(name) else own.copy()
         for kind in ("_parameters", "_buffers"):
             held = getattr(source, kind).items()
             double.__dict__[kind] = {name: tensor(value, source, name) for name, value in held}

@@ -188,7 +188,12 @@ def workflow_metadata(hidden: Any) -> dict[str, str]:
     if hidden is None or args.disable_metadata:
         return {}
     parts = {"prompt": hidden.prompt, **(hidden.extra_pnginfo or {})}
-    return {name: json.dumps(part) for name, part in parts.items() if part is not None}
+    return {
+        name: json.dumps(part)
+        for name, part in parts.items()
+        # The file's own entries are never the graph's.
+        if part is not None and not name.startswith(("lamp.", "modelspec."))
+    }
 
 
 def upstream_name(prompt: Any, node_id: Any, input_name: str) -> str:

@@ -9,13 +9,13 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io, ui
 
-from ..lamp.architecture import base_hash, map_unet
+from ..lamp.architecture import map_unet
 from ..lamp.checkpoint import MotionFile, load_motion_file, save_motion
 from ..lamp.compress import SIZE
 from ..lamp.describe import describe_motion
 from ..lamp.errors import LampError
 from ..lamp.history import history
-from ..lamp.hosts.comfy import BoundMotion, bind, load_motion, own_weights, unet_of
+from ..lamp.hosts.comfy import BoundMotion, bind, image_model_hash, load_motion, unet_of
 from ..lamp.images import thumbnail_uri
 from ..lamp.masks import Extent, parse_strengths
 from ..lamp.plain import log
@@ -230,7 +230,7 @@ def _given_mask(mask: Any) -> Any:
 def _warn_of_another_base(model: Any, file: MotionFile) -> None:
     """A motion carries over to other checkpoints of its family, mostly; say so when it has to."""
     trained = file.config.base_hash
-    if trained and base_hash(unet_of(model), own_weights(model, "diffusion_model")) != trained:
+    if trained and image_model_hash(model) not in ("", trained):
         log.warning(
             "Load LAMP Motion: %s was trained on the checkpoint '%s'; the connected one is "
             "another. If the video looks poor, try that one.",

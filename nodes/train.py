@@ -16,7 +16,7 @@ from ..lamp.memory_plan import CHECKPOINTING
 from ..lamp.outcome import Outcome, describe_training, train_to_file
 from ..lamp.recipe import OPTIMIZERS, PRECISIONS, PRESETS, TrainConfig, preset
 from ..lamp.run_lock import alone_in
-from ..lamp.session import RunFolder, Upkeep, identity
+from ..lamp.session import RunFolder, Upkeep, identity, mark_of
 from ..lamp.training import Training
 from ..lamp.training_state import restore
 from .clips import LampClips
@@ -89,6 +89,7 @@ class Trainer(io.ComfyNode):
         **settings: Any,
     ) -> io.NodeOutput:
         from ..lamp.hosts import comfy_clips, comfy_preview, comfy_training
+        from ..lamp.hosts.comfy import image_model_hash
         from ..lamp.hosts.comfy_memory import plan_memory
         from ..lamp.hosts.comfy_vae import first_picture
 
@@ -101,6 +102,7 @@ class Trainer(io.ComfyNode):
         place = find_place(name, resume)
         comfy_training.check_untouched(model)
         progress = NodeProgress(cls.hidden.unique_id)
+        comfy_training.warn_of_patches(model)
         given = None
         if first_frame is not None:
             given = _encoded(model, vae, first_picture(first_frame, progress.announce), clips)
@@ -110,22 +112,23 @@ class Trainer(io.ComfyNode):
             config = plan_memory(host, latents, config, checkpointing, progress.announce)
             motion = comfy_training.new_motion(host, config.seed)
             told = describe_training(config, clips, motion.sites.family)
-            told["base_hash"] = base_hash(host.unet)
+            told["base_hash"] = image_model_hash(model)
             told["base_model"] = upstream_name(cls.hidden.prompt, cls.hidden.unique_id, "model")
             training = Training(host, motion, latents, config)
-            who = identity(told["base_hash"], clips)
+            # A run learns beside the LoRAs in front of it, and goes on beside the same ones.
+            who = identity(base_hash(host.unet), clips)
             if place.state is not None:
                 restore(training, place.state, who)
             place = claim(place)
-            again = place.state is not None
-            outcome = Outcome(place.motion, told, workflow_metadata(cls.hidden), again)
+            mark = mark_of(place.state)
+            outcome = Outcome(place.motion, told, workflow_metadata(cls.hidden), mark)
             show = Show(
                 progress,
                 place.folder,
                 _sample_case(latents, given, sample_cfg),
                 lambda frames: comfy_preview.decode_beside(model, vae, frames),
             )
-            folder = RunFolder(place.folder, who, keep_states)
+            folder = RunFolder(place.folder, who, keep_states, mark)
             upkeep = Upkeep(save_every, keep_states, sample_every)
             with alone_in(place.folder):
                 path = train_to_file(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from .model_paths import motion_root
 from .progress import NodeProgress, duration
 
 RUNS = "lamp_training"
+_DEEPEST = 6  # parts of a name: horses/brown/run_00001 has three
 NONE, LATEST = "none", "latest"
 
 
@@ -32,8 +34,24 @@ def runs_root() -> Path:
 
 def resume_choices() -> list[str]:
     """`none`, `latest`, and every state that was kept, newest first."""
-    found = newest_first(path for folder in runs_root().glob("**/") for path in states(folder))
+    folders = _folders(runs_root(), _DEEPEST)
+    found = newest_first(path for folder in folders for path in states(folder))
     return [NONE, LATEST, *(path.relative_to(runs_root()).as_posix() for path in found)]
+
+
+def _folders(root: Path, deepest: int) -> Iterator[Path]:
+    """The folders of runs, whose names have few parts: what else lies below is not walked through,
+    nor are links, which may lead in circles."""
+    yield root
+    if deepest == 0:
+        return
+    try:
+        below = [Path(item.path) for item in os.scandir(root) if item.is_dir(follow_symlinks=False)]
+    except OSError:
+        return
+    for folder in below:
+        if folder.name != "tensorboard":
+            yield from _folders(folder, deepest - 1)
 
 
 @dataclass(frozen=True)

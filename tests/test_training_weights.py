@@ -307,3 +307,45 @@ def test_directml_is_refused_at_once(comfy: Any) -> None:
     patcher.load_device = SimpleNamespace(type="privateuseone")
     with pytest.raises(LampError, match="DirectML"):
         check_untouched(patcher)
+
+
+def test_a_motion_trained_behind_a_lora_is_of_that_very_checkpoint(comfy: Any) -> None:
+    from lamp.hosts.comfy import image_model_hash
+    from lamp.hosts.comfy_training import tuning_host
+
+    plain = tiny_patcher()
+    patched = plain.clone()
+    key = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
+    patched.add_patches({key: ("diff", (torch.ones(WIDTH, WIDTH),))})
+    expected = image_model_hash(plain)
+    with tuning_host(patched):
+        assert image_model_hash(patched) == expected != image_model_hash(tiny_patcher(seed=1))
+
+
+def test_a_checkpoint_that_cannot_be_read_is_no_reason_to_fail(comfy: Any) -> None:
+    from lamp.hosts.comfy import image_model_hash
+
+    patcher = tiny_patcher()
+    patcher.model.diffusion_model.to("meta")
+    assert image_model_hash(patcher) == ""
+
+
+def test_patches_without_effect_in_training_are_named(
+    comfy: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    from lamp.hosts.comfy_training import warn_of_patches
+
+    patcher = tiny_patcher().clone()
+    patcher.add_patches({})
+    warn_of_patches(patcher)
+    assert not caplog.records
+
+    def free_u(h: Tensor, hsp: Tensor, options: Any) -> tuple[Tensor, Tensor]:
+        return h, hsp
+
+    patcher.set_model_output_block_patch(free_u)
+    patcher.set_model_sampler_post_cfg_function(lambda given: given["denoised"])
+    patcher.add_wrapper_with_key("diffusion_model", "block_cache", lambda *given: given)
+    warn_of_patches(patcher)
+    for name in ("output_block_patch", "sampler_post_cfg_function", "block_cache"):
+        assert name in caplog.text

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..architecture import base_hash, map_unet
 from ..clips import ClipSet, load_clips
-from ..errors import LampError
+from ..errors import LampError, is_out_of_memory
 from ..hosts.accelerate import AcceleratePeers, Bystander, is_launched
 from ..hosts.diffusers import DiffusersHost
 from ..hosts.diffusers_models import ImageModel, decode, load_image_model, on_device
@@ -25,7 +25,7 @@ from ..plain import log
 from ..recipe import PRECISIONS
 from ..run_lock import alone_in, new_folder
 from ..run_pictures import sample_clip, save_animation, save_loss_plot
-from ..session import RunFolder, Upkeep, conduct, identity
+from ..session import RunFolder, Upkeep, conduct, identity, mark_of
 from ..training import StepReport, Training
 from ..training_state import restore
 from .place import Place, find_place
@@ -85,13 +85,13 @@ def _train(
     if not _is_main(peers):
         with stop.listening():
             return conduct(training, Bystander(), Upkeep(0, 1, 0), watch.step)
-    again = place.state is not None
-    if not again:
+    mark = mark_of(place.state)
+    if place.state is None:
         place = Place(new_folder(place.folder))
     about = describe_training(training.config, clips, training.motion.sites.family)
     about |= {"base_hash": base, "base_model": model.name}
-    outcome = Outcome(place.folder, about, again=again)
-    folder = RunFolder(place.folder, who, settings.upkeep.keep)
+    outcome = Outcome(place.folder, about, run=mark)
+    folder = RunFolder(place.folder, who, settings.upkeep.keep, mark)
     samples = Samples(model.vae, device, place.folder, settings.sample_guidance)
     del model  # its text encoder is not needed any more
     with stop.listening(), alone_in(place.folder):
@@ -161,7 +161,9 @@ class Samples:
         try:
             with on_device(self._device, self._vae):
                 return decode(self._vae, video)
-        except torch.OutOfMemoryError:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             log.info("no room for the VAE beside the training: it decodes on the CPU")
         return decode(self._vae, video)
 

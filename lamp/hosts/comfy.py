@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..architecture import map_unet
+from ..architecture import base_hash, map_unet
 from ..checkpoint import MotionFile
 from ..errors import LampError, MotionFileError
 from ..finite import overflow_seen
 from ..masks import Extent, all_hold, extents_of, held, restored
 from ..motion import Acting, Motion, attached
 from ..noise import share_noise
+from ..plain import log
 from .comfy_latent import check_latent, check_start, fill_protected
 from .comfy_run import AD_PARAMS, KEY, PIECE, Run, run_of
 
@@ -80,6 +81,17 @@ def own_weights(patcher: Any, part: str = "") -> dict[str, Tensor]:
     }
 
 
+def image_model_hash(patcher: Any) -> str:
+    """`base_hash` of a MODEL as its file has it, without the LoRAs on it: what a motion tells of
+    its training, and what it is compared with. Empty where the weights cannot be read (GGUF): it
+    is a hint, and no reason to fail."""
+    try:
+        return base_hash(patcher.model.diffusion_model, own_weights(patcher, "diffusion_model"))
+    except Exception as error:  # other packs' weights fail in ways of their own
+        log.info("the checkpoint of this MODEL cannot be told: %s", error)
+        return ""
+
+
 def load_motion(patcher: Any, file: MotionFile) -> Motion:
     """Build the motion of `file` from the host's own layer classes, which cast and stream weights.
 
@@ -109,7 +121,6 @@ def bind(patcher: Any, bound: BoundMotion) -> Any:
     Raises:
         LampError: a motion on the MODEL normalises in another way.
     """
-    import comfy.model_management as management
     import comfy.model_patcher
     from comfy.patcher_extension import WrappersMP
 
@@ -119,9 +130,7 @@ def bind(patcher: Any, bound: BoundMotion) -> Any:
     patcher_class = getattr(
         comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher
     )
-    weights = patcher_class(
-        bound.motion, management.get_torch_device(), management.unet_offload_device()
-    )
+    weights = patcher_class(bound.motion, model.load_device, model.offload_device)
     model.set_additional_models(KEY, [*model.get_additional_models_with_key(KEY), weights])
     model.set_attachments(KEY, bound)
     for kind, wrapper in (
@@ -191,6 +200,9 @@ def _outer_sample(bound: BoundMotion) -> Callable[..., Tensor]:
             out = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
         finally:
             options.pop(KEY, None)
+            for extent in bound.extents:
+                if extent is not None:
+                    extent.forget()
         # Some samplers stop above sigma 0: frame 1 is the given latent, whatever they return.
         return torch.cat([latent_image[:1].to(out), out[1:]])
 

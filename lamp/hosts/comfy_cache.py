@@ -81,7 +81,7 @@ def _model_digest(patcher: Any, *settings: Any) -> str | None:
         # Some hosts set precisions by object patches.
         parts = _plain([*settings, patcher.object_patches, patcher.patches])
         return digest(kind, device, parts, own_weights(patcher))
-    except TypeError as reason:
+    except (TypeError, RuntimeError) as reason:  # the latter of weights that cannot be read
         log.info("what %s encodes is not kept for the next run: %s", kind, reason)
         return None
 

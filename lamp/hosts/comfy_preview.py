@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_SPARE = 1.5  # of the memory that the decoder is said to need
+_SPARE = 1.1  # of a model's size, as the host reckons
 
 
 def show_middle_frame(patcher: Any, steps: int) -> Callable[[int, Tensor, Tensor, int], None]:
@@ -52,16 +52,26 @@ def decode_beside(patcher: Any, vae: Any, latents: Tensor) -> Tensor:
     latent_format = patcher.model.latent_format
     plain = latent_format.process_out(latents.float())
     device = patcher.load_device
-    if not management.is_device_cpu(device):
-        need = vae.memory_used_decode(plain[:1].shape, vae.vae_dtype) + vae.patcher.model_size()
-        if management.get_free_memory(device) < _SPARE * need:
-            return rough_colours(latents, latent_format)
-    pictures = torch.cat([vae.decode(frame).cpu() for frame in plain.split(1)])
-    if not management.is_device_cpu(device):
-        kept = [m for m in management.current_loaded_models if m.model is patcher]
-        management.free_memory(float("inf"), device, keep_loaded=kept)
-        management.soft_empty_cache()
+    on_cpu = management.is_device_cpu(device)
+    if not on_cpu and management.get_free_memory(device) < _asked_for(vae, plain[:1].shape):
+        return rough_colours(latents, latent_format)
+    try:
+        pictures = torch.cat([vae.decode(frame).cpu() for frame in plain.split(1)])
+    finally:
+        if not on_cpu:
+            # The UNet of the run is none of the host's, see `plain_patcher`.
+            management.free_memory(float("inf"), device)
+            management.soft_empty_cache()
     return pictures[..., :3].float().clamp(0.0, 1.0)
+
+
+def _asked_for(vae: Any, shape: torch.Size) -> float:
+    """Bytes that the host wants free on the device before it decodes a latent of that shape."""
+    import comfy.model_management as management
+
+    decoding = vae.memory_used_decode(shape, vae.vae_dtype) + management.extra_reserved_memory()
+    least = management.minimum_inference_memory()
+    return float(_SPARE * vae.patcher.model_size() + max(least, decoding))
 
 
 def rough_colours(latents: Tensor, latent_format: Any) -> Tensor:

@@ -14,6 +14,7 @@ from ..attention import torch_attention
 from ..errors import IncompatibleModelError, LampError
 from ..images import LATENT_STRIDE
 from ..motion import Motion
+from ..plain import log
 from ..pooled import split_pooled
 from ..schedule import TRAIN_TIMESTEPS, noise_of_velocity
 from .comfy import KEY
@@ -123,6 +124,33 @@ def check_untouched(patcher: Any) -> None:
         )
     map_unet(patcher.model.diffusion_model)
     predicts_velocity(patcher)
+
+
+def warn_of_patches(patcher: Any) -> None:
+    """Name what is put on a MODEL and has no effect in training, which calls the UNet itself. LoRAs
+    act, being in the weights."""
+    options = patcher.model_options
+    inside = options.get("transformer_options", {})
+    found = [f"{name}" for name in options if name != "transformer_options" and options[name]]
+    for kind in ("patches", "patches_replace"):
+        for name, patches in inside.get(kind, {}).items():
+            listed = patches.values() if isinstance(patches, dict) else patches
+            found += [f"{name} ({origin})" for origin in dict.fromkeys(map(_origin, listed))]
+    for wrappers in (patcher.wrappers, inside.get("wrappers", {})):
+        for kind, keyed in wrappers.items():
+            found += [f"{kind} ({key or 'no name'})" for key, each in keyed.items() if each]
+    found += [f"injection ({key})" for key, each in patcher.injections.items() if each]
+    if found:
+        log.warning(
+            "LAMP Trainer: what is put on the MODEL with %s has no effect in training, only LoRAs "
+            "have: the motion is learned without it.",
+            ", ".join(dict.fromkeys(found)),
+        )
+
+
+def _origin(patch: Any) -> str:
+    """The module that a patch comes from, such as `nodes_freelunch`."""
+    return str(getattr(patch, "__module__", type(patch).__module__)).rsplit(".", 1)[-1]
 
 
 def predicts_velocity(patcher: Any) -> bool:

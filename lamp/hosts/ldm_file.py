@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ..architecture import canonical_names
@@ -105,7 +106,9 @@ def _read(path: Path) -> tuple[dict[str, State], dict[str, str]]:
             for name in names:
                 prefix = next((prefix for prefix in parts if name.startswith(prefix)), None)
                 if prefix is not None:
-                    parts[prefix][name.removeprefix(prefix)] = file.get_tensor(name).float()
+                    # A copy: nothing stays mapped.
+                    read = file.get_tensor(name).to(torch.float32, copy=True)
+                    parts[prefix][name.removeprefix(prefix)] = read
             return parts, file.metadata() or {}
     except LampError:
         raise
