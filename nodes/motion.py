@@ -215,7 +215,11 @@ def _given_mask(mask: Any) -> Any:
     Raises:
         LampError: it lets nothing move.
     """
-    if mask is None or (mask > _BLACK).any():
+    if mask is None:
+        return None
+    # Of masks for each frame the first one is of no account: frame 1 never moves.
+    later = mask[1:] if mask.ndim > 2 and len(mask) > 1 else mask
+    if (later > _BLACK).any():
         return mask
     if tuple(mask.shape[-2:]) == _NO_MASK:
         log.info("Load LAMP Motion: the picture has no mask, so the motion acts everywhere.")

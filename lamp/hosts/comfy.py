@@ -178,6 +178,7 @@ def _outer_sample(bound: BoundMotion) -> Callable[..., Tensor]:
         latent_image: Tensor,
         sampler: Any,
         sigmas: Tensor,
+        denoise_mask: Tensor | None = None,
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
@@ -196,8 +197,9 @@ def _outer_sample(bound: BoundMotion) -> Callable[..., Tensor]:
             if extent is not None:
                 extent.check(run.whole.total)
         options[KEY] = run
+        latent_image = fill_protected(latent_image, denoise_mask)
         try:
-            out = executor(noise, latent_image, sampler, sigmas, *args, **kwargs)
+            out = executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
         finally:
             options.pop(KEY, None)
             for extent in bound.extents:
@@ -234,7 +236,6 @@ def _sampler_sample(bound: BoundMotion) -> Callable[..., Tensor]:
         callback: Callable[..., Any] | None,
         noise: Tensor,
         latent_image: Tensor,
-        denoise_mask: Tensor | None = None,
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
@@ -242,14 +243,13 @@ def _sampler_sample(bound: BoundMotion) -> Callable[..., Tensor]:
         one may have drawn it anew."""
         options = extra_args["model_options"].setdefault("transformer_options", {})
         run: Run = options[KEY]
-        run.first = latent_image[:1].clone()
-        run.sampling = guider.inner_model.model_sampling
+        run.first, run.latent = latent_image[:1].clone(), latent_image
+        run.guider, run.sampling = guider, guider.inner_model.model_sampling
         if run.piece is not None:
             options[AD_PARAMS] = run.piece.published()
         if run.given is None or not torch.equal(run.given.to(noise), noise):
             noise = share_noise(noise, bound.alpha)
-        latent_image = fill_protected(latent_image, denoise_mask)
-        given = (guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask)
+        given = (guider, sigmas, extra_args, callback, noise, latent_image)
         out = executor(*given, *args, **kwargs)
         # What the extents hold is frame 1 where the schedule leaves noise, and under AdaIN, too.
         if run.denoised is None or not ends_clean(sigmas, run.sampling):

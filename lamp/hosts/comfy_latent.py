@@ -12,7 +12,7 @@ from ..errors import LampError
 # A standard deviation, in the model's scale, that no picture has from pixel to pixel.
 _ROUGHEST = 8.0
 # Below this noise level, noise in frame 1 cannot be told from texture.
-_LEAST_SIGMA = 0.5
+_LEAST_SIGMA = 0.7
 
 
 def check_latent(latent: Tensor, latent_format: Any) -> None:
@@ -57,9 +57,9 @@ def check_one_video(latent: Tensor, batch_index: list[int] | None = None) -> Non
     second = _second_video(latent, batch_index)
     if second is not None:
         raise LampError(
-            f"The latent of {len(latent)} frames holds several videos: another one begins with "
-            f"frame {second + 1}. A motion samples one video at a time: remove Repeat Latent Batch "
-            "or Latent Batch, and queue once for each first frame or seed."
+            f"The latent of {len(latent)} frames holds several videos or pictures: another one "
+            f"begins with frame {second + 1}. A motion draws one video from its frame 1: remove "
+            "Repeat Latent Batch or Latent Batch, and queue once for each first frame or seed."
         )
 
 
@@ -85,17 +85,26 @@ def check_start(noise: Tensor, latent: Tensor, sigmas: Tensor, model: Any, sampl
         model: the host's model, which knows the scale of its latents.
 
     Raises:
-        LampError: frame 1 holds noise, too.
+        LampError: frame 1 holds noise, too, or there is none for the frames after it.
     """
-    if not len(sigmas) or min(latent.shape[-2:]) < 2:
+    if not len(sigmas):
         return
     sigma = min(float(sigmas[0]), float(sampling.sigma_max))
+    if sigma >= _LEAST_SIGMA and not noise.any() and not latent[1:].any():
+        raise LampError(
+            "There is no noise to draw the video from: the frames after frame 1 are empty, and the "
+            "sampler adds none. Set add_noise to enable, or connect RandomNoise in place of "
+            "DisableNoise."
+        )
+    if min(latent.shape[-2:]) < 2:
+        return
     first, *others = (_roughness(frame) for frame in model.latent_format.process_in(latent))
     rest = sum(others) / len(others)
     noisy = min(first, rest) > _ROUGHEST**2
-    if sigma >= _LEAST_SIGMA and not noise.any():
-        # Frames that hold noise of this level are rougher than a clean frame 1 by its variance.
-        noisy |= rest - first < 0.25 * min(sigma**2, first)
+    if sigma >= _LEAST_SIGMA and not noise.any() and first > 0.75 * sigma**2:
+        # Rough enough to hold noise of this level; a clean frame 1 that is as rough by itself lies
+        # below frames with noise by its variance.
+        noisy |= rest - first < 0.25 * sigma**2
     if noisy:
         raise LampError(
             f"Frame 1 of the latent holds noise, and sampling begins at the level {sigma:.2f}: a "
@@ -119,9 +128,12 @@ def fill_protected(latent: Tensor, mask: Tensor | None) -> Tensor:
     Where the mask leaves them free they stay empty: the host adds the latent to the noise.
 
     Args:
-        mask: 1 where the sampler may draw, 0 where it keeps the latent; of the latent's shape.
+        mask: 1 where the sampler may draw, 0 where it keeps the latent; of any size.
     """
+    import comfy.sampler_helpers
+
     if mask is None:
         return latent
+    mask = comfy.sampler_helpers.prepare_mask(mask, latent.shape, latent.device)
     empty = ~latent.flatten(1).any(1)[:, None, None, None]
     return torch.where(empty & (mask < 1), latent[:1], latent)

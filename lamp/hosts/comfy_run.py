@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -49,22 +49,24 @@ class Piece:
 class Run:
     """A run of a sampler on one video.
 
-    `given` is starting noise that must not be mixed, `first` the clean frame 1 (`1 c h w`, model
-    scale; None shows the frames as they are), `sampling` the run's model sampling. `shown` is the
-    input of the UNet (`f c h w`) in the prediction under way and `denoised` the last prediction.
+    `given` is starting noise that must not be mixed, `latent` the host's latent image (`f c h w`,
+    model scale), `first` its clean frame 1 (`1 c h w`; None shows the frames as they are), `guider`
+    and `sampling` the host's own. `shown` is the input of the UNet (`f c h w`) in the prediction
+    under way and `denoised` the last prediction.
     """
 
     frames: int
     piece: Piece | None = None
     given: Tensor | None = None
+    latent: Tensor | None = None
     first: Tensor | None = None
+    guider: Any = None
     sampling: Any = None
     shown: Tensor | None = None
     denoised: Tensor | None = None
     acting: bool = False
     acted: int = 0
     bypassed: int = 0
-    _known: set[tuple[int, ...]] = field(default_factory=set)
 
     @property
     def whole(self) -> Piece:
@@ -109,20 +111,16 @@ class Run:
         if self.shown is None:
             return
         usual = len(x) == len(rows) * len(options.get("cond_or_uncond", [0]))
-        signature = (*x.shape, len(rows), usual)
-        if usual and signature in self._known:
-            return
-        same = _matches(x, self.shown[rows], self.shown.shape[-2:] == x.shape[-2:])
-        own = torch.arange(len(x), device=same.device) % len(rows)
-        right = same[torch.arange(len(x), device=same.device), own]
-        wrong = ~right & same.any(1) if usual else ~right
-        if wrong.any():
+        frames = self.shown[rows]
+        wrong = (~_shows(x, frames)).nonzero().flatten()
+        for number in wrong.tolist():
+            if usual and not _shows(x[number].expand(len(rows), -1, -1, -1), frames).any():
+                continue
             raise LampError(
-                f"Image {int(wrong.nonzero()[0]) + 1} of {len(x)} in a call of the model is not "
-                "the frame of the video that belongs there: another node on this MODEL reorders or "
-                "replaces the frames. Remove it."
+                f"Image {number + 1} of {len(x)} in a call of the model is not the frame of the "
+                "video that belongs there: another node on this MODEL reorders or replaces the "
+                "frames. Remove it."
             )
-        self._known.add(signature)
 
     @contextmanager
     def attending(self) -> Iterator[None]:
@@ -179,25 +177,24 @@ def _origin(function: Any) -> str:
 _PROBES = ((0.5, 0.5), (0.2, 0.3), (0.7, 0.1), (0.4, 0.8))  # places in a picture, as shares
 
 
-def _matches(x: Tensor, frames: Tensor, whole: bool) -> Tensor:
-    """Which row of `x` shows which frame, by four pixels: `(b f)` against `f`, booleans.
+def _shows(x: Tensor, frames: Tensor) -> Tensor:
+    """Which images of `x` show the frames that belong there, by four pixels: booleans.
 
     Args:
-        x: `(b f) c+ h w`; channels beyond those of the frames are conditions.
+        x: `(b f) c+ h w`; channels beyond those of the frames are conditions. Of another size than
+            the frames, they are parts of them, from any place.
         frames: `f c H W`.
-        whole: `x` holds whole pictures; otherwise parts of them, at any place.
     """
-    channels, (height, width) = frames.shape[1], x.shape[-2:]
+    count, channels = frames.shape[:2]
+    height, width = x.shape[-2:]
+    whole = x.shape[-2:] == frames.shape[-2:]
     frames = frames.to(x.device, torch.float32)
     bound = 4 * torch.finfo(x.dtype).eps * frames.abs().max() + 1e-4
-    same = torch.ones(len(x), len(frames), dtype=torch.bool, device=x.device)
+    same = torch.ones(len(x), dtype=torch.bool, device=x.device)
     for down, right in _PROBES:
         row, column = int(down * height), int(right * width)
-        pixels = x[:, :channels, row, column].float()
-        if whole:
-            same &= torch.cdist(pixels, frames[:, :, row, column], p=torch.inf) <= bound
-        else:
-            for number, frame in enumerate(frames):
-                everywhere = frame.flatten(1).t()
-                same[:, number] &= torch.cdist(pixels, everywhere, p=torch.inf).amin(1) <= bound
+        pixels = x[:, :channels, row, column].float().unflatten(0, (-1, count)).transpose(0, 1)
+        found = frames[..., row, column, None] if whole else frames.flatten(2)
+        distances = torch.cdist(pixels, found.transpose(1, 2), p=torch.inf)  # f b 1 or f b (H W)
+        same &= (distances.amin(2) <= bound).t().flatten()
     return same

@@ -19,7 +19,7 @@ from .comfy import bound_motion, ends_clean
 from .comfy_latent import check_one_video
 from .comfy_noise import check_level, given_noise, shared_noise
 from .comfy_preview import show_middle_frame
-from .comfy_run import run_of
+from .comfy_run import Run, run_of
 from .comfy_steps import step_starts
 
 OFFICIAL_SCHEDULER = "ddim (official)"
@@ -208,7 +208,7 @@ def with_adain(
         # uni_pc of the host writes into its noise levels.
         place = _Place(sigmas.clone(), run.sampling, schedule, done)
         starts = [] if schedule.mode == "off" else step_starts(name, sampler, model, sigmas)
-        watched = _BetweenSteps(model, run.first, place, schedule, starts, kwargs["extra_args"])
+        watched = _BetweenSteps(model, run, place, schedule, starts, kwargs["extra_args"])
         last = _LastOfAll(callback, len(sigmas) - 1) if place.ends else None
         out = inner(watched, watched.start(x), sigmas, callback=last or callback, **kwargs)
         out = watched.finish(out)
@@ -286,13 +286,13 @@ class _BetweenSteps:
     def __init__(
         self,
         model: Any,
-        first: Tensor,
+        run: Run,
         place: _Place,
         schedule: AdaINSchedule,
         starts: list[int],
         extra: dict[str, Any],
     ) -> None:
-        self._model, self._first, self._place, self._schedule = model, first, place, schedule
+        self._model, self._run, self._place, self._schedule = model, run, place, schedule
         self._step_of = {call: step for step, call in enumerate(starts) if step}
         self._calls = 0
         self._mask, self._options = extra.get("denoise_mask"), extra["model_options"]
@@ -314,7 +314,7 @@ class _BetweenSteps:
         steps, by half at 501 of 2."""
         if not self._place.starts_official or self._place.scaled_by_host:
             return x
-        latent = self._model.latent_image
+        latent = self._run.latent
         return latent + (x - latent) * (1 + self._place.sigmas[0] ** -2) ** 0.5
 
     def finish(self, x: Tensor) -> Tensor:
@@ -330,14 +330,14 @@ class _BetweenSteps:
             x = self._within_mask(self._denoised, x, last)
         if self._schedule.mode == "off":
             return x
-        video = torch.cat([self._first.to(x), x[1:]])
+        video = torch.cat([self._run.first.to(x), x[1:]])
         return self._within_mask(x, self._schedule.after_loop(video, len(x)), last)
 
     def _adapt(self, x: Tensor, step: int) -> Tensor:
         if self._schedule.mode == "off":
             return x
         scale = (1 + self._place.sigmas[step + 1] ** 2) ** 0.5
-        video = torch.cat([self._first.to(x), x[1:] / scale])
+        video = torch.cat([self._run.first.to(x), x[1:] / scale])
         adapted = self._schedule.after_step(video, *self._place.of(step), len(x))
         adapted = torch.cat([x[:1], adapted[1:] * scale])
         return self._within_mask(x, adapted, step)
@@ -349,6 +349,6 @@ class _BetweenSteps:
             return x
         function = self._options.get("denoise_mask_function")
         if function is not None:  # Differential Diffusion's, which goes by the noise level
-            told = {"model": self._model.inner_model, "sigmas": self._place.sigmas}
+            told = {"model": self._run.guider, "sigmas": self._place.sigmas}
             mask = function(self._place.sigmas[step : step + 1], mask, extra_options=told)
         return torch.lerp(kept, x, mask.to(x))

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from uuid import uuid5
 
 from torch import Tensor
 
+from ..errors import LampError
 from ..windows import Windows, in_windows
 from .comfy import WINDOW, bound_motion
 from .comfy_run import AD_PARAMS, run_of
@@ -42,9 +44,44 @@ def _prepare_sampling(windows: Windows) -> Callable[..., Any]:
     ) -> Any:
         """Ask for the memory of one window only."""
         frames, *rest = noise_shape
+        if frames > windows.length:
+            _check_memories(model.model_options)
         return executor(model, [min(frames, windows.length), *rest], *args, **kwargs)
 
     return prepare_sampling
+
+
+def _check_memories(options: dict[str, Any]) -> None:
+    """Refuse a patch that writes down what it sees in a call of the UNet and reads it after the
+    prediction, as self-attention guidance does: it would find the last window only.
+
+    Both functions share a variable that holds nothing, or what has been written down.
+
+    Raises:
+        LampError: there is one.
+    """
+    replaced = options.get("transformer_options", {}).get("patches_replace", {}).get("attn1", {})
+    written = {id(cell) for patch in replaced.values() for cell in _variables(patch)}
+    for reader in options.get("sampler_post_cfg_function", []):
+        if any(id(cell) in written for cell in _variables(reader)):
+            raise LampError(
+                f"LAMP Anchored Windows does not go with {reader.__qualname__.split('.')[0]} on "
+                "this MODEL: it reads the attention of a whole prediction, and finds that of the "
+                "last window only. Remove that node, or sample without windows."
+            )
+
+
+def _variables(function: Any) -> list[Any]:
+    """The cells that a function shares with others and in which there is nothing or a tensor."""
+    cells = getattr(function, "__closure__", None) or ()
+    return [cell for cell in cells if _is_memory(cell)]
+
+
+def _is_memory(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is None or isinstance(cell.cell_contents, Tensor)
+    except ValueError:  # not assigned yet
+        return True
 
 
 def _apply_model(windows: Windows) -> Callable[..., Tensor]:
@@ -73,6 +110,8 @@ def _apply_model(windows: Windows) -> Callable[..., Tensor]:
             told = {
                 **options,
                 WINDOW: window,
+                # Caches of other nodes keep what they know of a prompt under its number.
+                "uuids": [uuid5(number, str(window)) for number in options.get("uuids", [])],
                 AD_PARAMS: run.whole.part(window).published(),
                 "patches": _whole_middle(options.get("patches", {}), rows, len(x)),
             }
