@@ -239,6 +239,17 @@ def test_load_takes_masks_and_strengths(loaded: Any) -> None:
         assert difference(ksampler(model), ksampler(loaded())) > 1e-3
 
 
+def test_a_mask_that_lets_nothing_move_is_refused_but_for_the_hosts_stand_in(loaded: Any) -> None:
+    assert loaded(mask=torch.zeros(1, 64, 64)).get_attachment("lamp_motion").extent is None
+    first_only = torch.zeros(4, 8, 8)
+    first_only[0] = 1.0
+    for black in (torch.zeros(1, 8, 8), torch.zeros(32, 64), torch.zeros(4, 8, 8), first_only):
+        with pytest.raises(LampError, match="black"):
+            loaded(mask=black)
+    later = first_only.flip(0)
+    assert loaded(mask=later).get_attachment("lamp_motion").extent is not None
+
+
 def test_load_says_what_is_wrong(loaded: Any) -> None:
     with pytest.raises(LampError, match="^Load LAMP Motion: 'slow' is no list of strengths"):
         loaded(frame_strengths="slow")

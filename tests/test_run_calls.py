@@ -13,7 +13,7 @@ from lamp.checkpoint import MotionFile
 from lamp.errors import LampError
 from lamp.windows import Windows
 from tests.comfy_runs import conditioning, count_hooks, lamp_ksampler, moving, worst
-from tests.ecosystem import FRAMES, Patch, sample
+from tests.ecosystem import FRAMES, PATCHES, Patch, sample
 from tests.tiny_models import random_motion, text, video_latent
 from tests.tiny_patches import tiny_control
 
@@ -131,6 +131,24 @@ def test_two_windows_in_a_batch_of_the_usual_size_are_refused(plain: Any, file: 
     order = [0, 2, 1, 3]
     with pytest.raises(LampError, match="not the frame"):
         sample(wrapped(moving(plain, file), chosen(order, True)))
+
+
+def test_frames_that_change_places_in_a_later_step_are_refused(
+    plain: Any, file: MotionFile
+) -> None:
+    calls = []
+
+    def call(unet: Any, args: dict[str, Any]) -> Tensor:
+        calls.append(1)
+        x = args["input"]
+        if len(calls) > 1:
+            order = [0, *range(FRAMES - 1, 0, -1)]
+            x = x[[half * FRAMES + row for half in range(len(x) // FRAMES) for row in order]]
+        return unet(x, args["timestep"], **args["c"])
+
+    with pytest.raises(LampError, match="not the frame"):
+        sample(wrapped(moving(plain, file), call), steps=3)
+    assert len(calls) == 2
 
 
 @pytest.mark.parametrize("halves", ["apart", "swapped"])
@@ -290,6 +308,35 @@ def test_boxes_of_gligen_go_with_windows(plain: Any, file: MotionFile) -> None:
     assert worst(sample(still(plain), samples=latent), whole) > 1e-3
     moved = sample(windowed(moving(plain, file)), positive=positive, samples=latent)
     assert moved.isfinite().all()
+
+
+def test_what_reads_a_whole_predictions_attention_is_refused_in_windows(
+    plain: Any, file: MotionFile
+) -> None:
+    """Self-attention guidance; perturbed-attention guidance keeps nothing, and goes on."""
+    latent = video_latent(LONG)
+    with pytest.raises(LampError, match="SelfAttentionGuidance"):
+        sample(PATCHES["SelfAttentionGuidance"](windowed(moving(plain, file))), samples=latent)
+    short = PATCHES["SelfAttentionGuidance"](windowed(moving(plain, file), LONG, 1))
+    assert sample(short, samples=latent).isfinite().all()  # a single window
+    patch = PATCHES["PerturbedAttentionGuidance"]
+    pieces = sample(patch(windowed(still(plain))), samples=latent)
+    assert worst(pieces, sample(patch(still(plain)), samples=latent)) < 1e-5
+
+
+def test_caches_by_prompt_keep_windows_apart(plain: Any, file: MotionFile) -> None:
+    numbers: list[Any] = []
+
+    def note(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+        numbers.extend(args[-1]["uuids"])
+        return executor(*args, **kwargs)
+
+    from comfy.patcher_extension import WrappersMP
+
+    model = windowed(moving(plain, file))
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "note", note)
+    sample(model, samples=video_latent(LONG), steps=1, cfg=1.0)
+    assert len(set(numbers)) == len(numbers) == len(Windows(4, 1).places(LONG))
 
 
 def extended(model: Any, positive: Any, clip: Tensor, **options: Any) -> Tensor:

@@ -268,6 +268,46 @@ def test_noise_in_frame_1_is_refused(plain: Any, model: Any) -> None:
     assert advanced(model, sampler(), sigmas[3:], silent, latent=halfway).isfinite().all()
 
 
+def test_smooth_frames_behind_a_textured_frame_1_are_no_noise_in_it(model: Any) -> None:
+    """Pictures grow smoother while they move, so frames with noise may be as rough as frame 1."""
+    from comfy_extras.nodes_custom_sampler import DisableNoise
+
+    generator = torch.Generator().manual_seed(6)
+    texture = torch.randn(6, 4, 32, 32, generator=generator)
+    for sigma in (0.75, 1.0, 2.0):
+        sigmas = torch.tensor([sigma, 0.1, 0.0])
+        latent = torch.full((6, 4, 32, 32), 0.2)
+        latent[0] += 0.6 * texture[0]
+        latent[1:] += 0.82 * sigma * texture[1:]
+        out = advanced(model, sampler(), sigmas, core(DisableNoise)[0], latent=latent / SCALE)
+        assert out.isfinite().all()
+
+
+def test_a_run_without_any_noise_is_named_as_such(model: Any) -> None:
+    from comfy_extras.nodes_custom_sampler import DisableNoise
+
+    with pytest.raises(LampError, match="no noise"):
+        advanced(model, sampler(), levels(model), core(DisableNoise)[0])
+
+
+def test_a_sampler_inside_another_nodes_sampler_works_as_alone(model: Any) -> None:
+    """As nodes that shift the noise levels do it: the sampler sees a function, and no model."""
+    import comfy.samplers
+
+    ours = sampler("euler", "paper")
+
+    def outer(inner_model: Any, x: Tensor, sigmas: Tensor, **options: Any) -> Tensor:
+        def call(x: Tensor, sigma: Tensor, **more: Any) -> Tensor:
+            return inner_model(x, sigma, **more)
+
+        return ours.sampler_function(call, x, sigmas, **options)
+
+    for scheduler in ("ddim (official)", "normal"):
+        sigmas = levels(model, scheduler)
+        out = advanced(model, comfy.samplers.KSAMPLER(outer), sigmas)
+        assert torch.equal(out, advanced(model, ours, sigmas))
+
+
 # --- the latent -----------------------------------------------------------------------------------
 
 
