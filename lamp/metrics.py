@@ -1,8 +1,8 @@
 """How good videos are: the paper's three measures (section 4.2), and two by optical flow.
 
 The paper's are made of CLIP embeddings and stand in its table 1 times 100, as here. It calls the
-third a distance, but what is lower for more diverse videos, and what the table shows, is the
-cosine similarity.
+third a distance, but what is lower for more diverse videos, and what the table shows, is a
+similarity. `video_similarity` is not the paper's.
 """
 
 from __future__ import annotations
@@ -58,19 +58,37 @@ def frame_consistency(frames: Tensor) -> float:
 
 
 def diversity(videos: Sequence[Tensor]) -> float:
-    """100 x the mean cosine over all pairs of videos, of embeddings ``f d`` each (or ``n f d``).
+    """100 x the mean product over all pairs of videos, of embeddings ``f d`` each (or ``n f d``).
 
-    A video is the mean of its frames' embeddings, each of unit length. Lower is better: the videos
-    differ more. Section 4.2: "the average CLIP image embedding of all frames to represent a video,
-    subsequently computing and averaging the cosine distance across all video pairs". The paper's
-    second version does so for the videos of each motion, so give those of one motion.
+    A video is the mean of its frames' embeddings, each of unit length; the mean itself is shorter
+    and, as in the published code, stays so. It is the mean cosine over all pairs of frames of two
+    videos. Lower is better: the videos differ more. Section 4.2: "the average CLIP image embedding
+    of all frames to represent a video, subsequently computing and averaging the cosine distance
+    across all video pairs". The paper's second version does so for the videos of each motion, so
+    give those of one motion.
 
     Raises:
         LampError: there is only one video.
     """
+    return 100 * _mean_over_pairs(_video_means(videos))
+
+
+def video_similarity(videos: Sequence[Tensor]) -> float:
+    """100 x the mean cosine over all pairs of videos: `diversity` with means of unit length.
+
+    Two equal videos have 100 whatever they show, so it does not fall where the frames of a video
+    differ among themselves. The paper's numbers are not made this way.
+
+    Raises:
+        LampError: there is only one video.
+    """
+    return 100 * _mean_over_pairs(_unit(_video_means(videos)))
+
+
+def _video_means(videos: Sequence[Tensor]) -> Tensor:
     if len(videos) < 2:
         raise LampError("Diversity compares videos: it needs at least 2, not 1.")
-    return 100 * _mean_over_pairs(_unit(torch.stack([_unit(video).mean(0) for video in videos])))
+    return torch.stack([_unit(video).mean(0) for video in videos])
 
 
 def _unit(embeddings: Tensor) -> Tensor:
@@ -180,6 +198,7 @@ MEASURES = {
     "background": "background {:.1f} dB",
 }
 """The measures of a video by their names in `VideoScore`, as text."""
+SIMILARITY = "not the paper's: equal videos have 100"
 
 
 @dataclass(frozen=True)
@@ -195,10 +214,12 @@ class VideoScore:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Measures of some videos; ``missing`` tells of each that could not be taken what it needs."""
+    """Measures of some videos; ``missing`` tells of each that could not be taken what it needs, or
+    of which videos it lacks."""
 
     videos: tuple[VideoScore, ...]
     diversity: float | None
+    video_similarity: float | None
     missing: dict[str, str]
 
     def mean(self, measure: str) -> float | None:
@@ -217,6 +238,8 @@ class Metrics:
             lines.append(f"mean: {_in_words({name: self.mean(name) for name in MEASURES})}")
         if self.diversity is not None:
             lines.append(f"diversity: {self.diversity:.2f} (lower: the videos differ more)")
+        if self.video_similarity is not None:
+            lines.append(f"video similarity: {self.video_similarity:.2f} ({SIMILARITY})")
         return "\n".join([*lines, *dict.fromkeys(self.missing.values())])
 
 
@@ -232,16 +255,17 @@ def measure(
 
     Args:
         names: what the videos are called.
-        prompts: one for all videos, or one for each.
+        prompts: one for all videos, or one for each; a video whose own is empty has no alignment.
         see, read: CLIP's image and text encoder.
 
     Raises:
         LampError: a video has one frame, or NaN in it, or the prompts are as many as neither.
     """
     _check(videos, names, prompts)
-    asked = [prompt.strip() for prompt in prompts if prompt.strip()]
-    texts = {prompt: read(prompt) for prompt in asked} if see and read else {}
-    each = asked * len(videos) if len(asked) == 1 else asked
+    given = [prompt.strip() for prompt in prompts]
+    each = given * len(videos) if len(given) == 1 else given
+    each = each if len(each) == len(videos) else [""] * len(videos)
+    texts = {prompt: read(prompt) for prompt in each if prompt} if see and read else {}
     scores, embeddings = [], []
     for number, (video, name) in enumerate(zip(videos, names, strict=True)):
         progress(number, len(videos))
@@ -249,7 +273,7 @@ def measure(
         scores.append(
             VideoScore(
                 name,
-                text_alignment(seen, texts[each[number]]) if seen is not None and texts else None,
+                _alignment(seen, texts.get(each[number])),
                 None if seen is None else frame_consistency(seen),
                 motion_amount(video),
                 background_stability(video),
@@ -258,12 +282,17 @@ def measure(
         embeddings += [] if seen is None else [seen]
     progress(len(videos), len(videos))
     found = diversity(embeddings) if len(embeddings) > 1 else None
-    return Metrics(tuple(scores), found, _missing(scores, found, see, read))
+    alike = video_similarity(embeddings) if len(embeddings) > 1 else None
+    return Metrics(tuple(scores), found, alike, _missing(scores, found, see, read))
+
+
+def _alignment(seen: Tensor | None, text: Tensor | None) -> float | None:
+    return None if seen is None or text is None else text_alignment(seen, text)
 
 
 def _check(videos: Sequence[Tensor], names: Sequence[str], prompts: Sequence[str]) -> None:
-    given = len([prompt for prompt in prompts if prompt.strip()])
-    if given not in (0, 1, len(videos)):
+    given = len(prompts)
+    if given not in (0, 1, len(videos)) and any(map(str.strip, prompts)):
         raise LampError(
             f"There are {given} prompts for {len(videos)} videos: give one for all, or one each."
         )
@@ -291,7 +320,13 @@ def _missing(
     image = "Frame consistency and diversity need CLIP's image encoder."
     if "frame_consistency" in lost:
         missing["frame_consistency"] = image
-    if "text_alignment" in lost:
+    unasked = [score.name for score in scores if score.text_alignment is None]
+    if 0 < len(unasked) < len(scores):
+        which = ", ".join(map(plain, unasked))
+        missing["text_alignment"] = (
+            f"Text alignment is of the videos with a prompt, without {which}."
+        )
+    elif unasked:
         both = "Text alignment needs CLIP's image and text encoder."
         missing["text_alignment"] = "Text alignment needs a prompt." if see and read else both
     if found is None:

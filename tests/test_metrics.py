@@ -20,6 +20,7 @@ from lamp.metrics import (
     measure,
     motion_amount,
     text_alignment,
+    video_similarity,
 )
 from tests.clip_files import sliding, texture
 
@@ -62,13 +63,30 @@ def test_consistency_is_over_all_pairs_of_frames() -> None:
 
 def test_diversity_is_over_all_pairs_of_videos() -> None:
     videos = embeddings(4, 5, 12)
-    means = [torch.stack([f / f.norm() for f in video]).mean(0) for video in videos]
-    pairs = [cosine(one, other) for one, other in itertools.combinations(means, 2)]
+    # The product of two means, none of them of unit length, is the mean over all pairs of frames.
+    pairs = [
+        np.mean([cosine(frame, seen) for frame, seen in itertools.product(one, other)])
+        for one, other in itertools.combinations(videos, 2)
+    ]
     assert diversity(videos) == pytest.approx(100 * np.mean(pairs), rel=1e-6)
-    assert diversity([videos[0]] * 3) == pytest.approx(100)
+    # So it falls where the frames of a video differ: two opposite halves leave nothing.
+    still, turned = torch.eye(2)[:1].expand(4, -1), torch.eye(2).repeat(2, 1)
+    assert diversity([still] * 3) == pytest.approx(100)
+    assert diversity([turned] * 3) == pytest.approx(50)
     # Of different lengths, and in an order that must not matter.
     uneven = [videos[0], videos[1][:2], videos[2][:4]]
     assert diversity(uneven) == pytest.approx(diversity([v.flip(0) for v in uneven[::-1]]))
+
+
+def test_video_similarity_is_the_cosine_of_the_videos_means() -> None:
+    videos = embeddings(4, 5, 12)
+    means = [torch.stack([f / f.norm() for f in video]).mean(0) for video in videos]
+    pairs = [cosine(one, other) for one, other in itertools.combinations(means, 2)]
+    assert video_similarity(videos) == pytest.approx(100 * np.mean(pairs), rel=1e-6)
+    assert video_similarity([videos[0]] * 3) == pytest.approx(100)
+    assert diversity([videos[0]] * 3) < 100
+    with pytest.raises(LampError, match="at least 2"):
+        video_similarity(videos[:1])
 
 
 def test_a_measure_of_pairs_needs_a_pair_and_numbers() -> None:
@@ -200,7 +218,11 @@ def test_all_measures_of_some_videos(opencv: None) -> None:
     assert found.diversity == pytest.approx(diversity([v.mean((1, 2)) for v in videos]))
     assert found.mean("motion") == (found.videos[0].motion + found.videos[1].motion) / 2
     lines = found.report().splitlines()
-    assert [line.split(":")[0] for line in lines] == ["a", "b", "mean", "diversity"]
+    assert found.video_similarity == pytest.approx(
+        video_similarity([v.mean((1, 2)) for v in videos])
+    )
+    names = ["a", "b", "mean", "diversity", "video similarity"]
+    assert [line.split(":")[0] for line in lines] == names
     assert lines[0] == (
         f"a: text alignment {found.videos[0].text_alignment:.2f}, frame consistency 100.00, "
         "motion 0.00 px, background 80.0 dB"
@@ -216,7 +238,23 @@ def test_each_video_has_its_prompt_or_all_have_one(opencv: None) -> None:
         alone[1].videos[0].text_alignment,
     ]
     with pytest.raises(LampError, match="2 prompts for 3 videos: give one for all, or one each"):
-        measure([videos[0]] * 3, list("abc"), ["red", "", "green"], see, read)
+        measure([videos[0]] * 3, list("abc"), ["red", "green"], see, read)
+
+
+@pytest.mark.parametrize("prompts", [["", "red"], ["red", ""], ["", "red", "green"], ["", " "]])
+def test_an_empty_prompt_among_several_scores_nothing(prompts: list[str]) -> None:
+    """And no other prompt takes its place."""
+    videos = [moving_square(48, 64, 0)] * len(prompts)
+    found = measure(videos, list("abc")[: len(prompts)], prompts, see, read)
+    colours = videos[0].clamp(0, 1).mean((1, 2))
+    for prompt, score in zip(prompts, found.videos, strict=True):
+        if prompt.strip():
+            assert score.text_alignment == pytest.approx(text_alignment(colours, read(prompt)))
+        else:
+            assert score.text_alignment is None
+    assert "text_alignment" in found.missing
+    if prompts == ["red", ""]:
+        assert found.missing["text_alignment"].endswith("without b.")
 
 
 def test_bytes_and_many_frames_are_measured_alike(opencv: None) -> None:

@@ -21,6 +21,7 @@ from lamp.metrics import (
     frame_consistency,
     motion_amount,
     text_alignment,
+    video_similarity,
 )
 from tests.clip_files import sliding, write_video
 from tests.tiny_clip import SIZE, image_features, normalised, text_features, tiny_clip
@@ -122,6 +123,8 @@ def test_json_has_the_measures_of_the_plain_formulas(
             "background": pytest.approx(background_stability(frames[number])),
         }
     assert found["diversity"] == pytest.approx(diversity(embeddings), abs=1e-3)
+    similarity = video_similarity(embeddings)
+    assert found["video_similarity"] == pytest.approx(similarity, abs=1e-3)
     mean = (found["videos"][0]["motion"] + found["videos"][1]["motion"]) / 2
     assert found["mean"]["motion"] == pytest.approx(mean)
 
@@ -137,9 +140,12 @@ def test_the_table_has_a_line_for_each_video(
     assert len({len(line) for line in lines[:4]}) == 1
     consistent = [frame_consistency(one) for one in seen(whole, frames)]
     assert [line.split()[2] for line in lines[1:3]] == [f"{value:.2f}" for value in consistent]
-    assert lines[-1].startswith("diversity ") and lines[-1].endswith(
-        "(lower: the videos differ more)"
-    )
+    embeddings = seen(whole, frames)
+    told = {line.rpartition(" (")[0] for line in lines[-2:]}
+    assert told == {
+        f"diversity {diversity(embeddings):.2f}",
+        f"video similarity {video_similarity(embeddings):.2f}",
+    }
 
 
 def test_without_clip_there_is_the_flow(tmp_path: Path, capfd: Any) -> None:

@@ -119,10 +119,13 @@ def _as_json(metrics: Metrics) -> dict[str, object]:
         "videos": [asdict(video) for video in metrics.videos],
         "mean": {name: metrics.mean(name) for name in _COLUMNS},
         "diversity": metrics.diversity,
+        "video_similarity": metrics.video_similarity,
     }
 
 
 def _table(metrics: Metrics) -> str:
+    from ..metrics import SIMILARITY
+
     rows = [["video", *(title for title, _ in _COLUMNS.values())]]
     for video in metrics.videos:
         rows.append([plain(video.name), *(_cell(name, getattr(video, name)) for name in _COLUMNS)])
@@ -134,6 +137,8 @@ def _table(metrics: Metrics) -> str:
     ]
     if metrics.diversity is not None:
         lines += ["", f"diversity {metrics.diversity:.2f} (lower: the videos differ more)"]
+    if metrics.video_similarity is not None:
+        lines.append(f"video similarity {metrics.video_similarity:.2f} ({SIMILARITY})")
     if metrics.missing:
         lines += ["", *dict.fromkeys(metrics.missing.values())]
     return "\n".join(lines)
