@@ -54,9 +54,10 @@ _MODELSPEC_ARCHITECTURE = {
 _MAX_BYTES = 8 * 2**30
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MAX_CONFIG = 2**19  # characters; as JSON of empty lists it takes twenty times as many bytes
+_MEASURED = ("frames", "width", "height", "fps")
 _RANGES: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(("frames", "width", "height"), (1, 10**6)),
-    "fps": (5e-324, 1e6),  # above 0
+    **dict.fromkeys(_MEASURED[:-1], (0, 10**6)),
+    "fps": (0, 1e6),
     "steps": (0, 10**9),
     "seed": (-(2**63), 2**64),
     "learning_rate": (-1e6, 1e6),
@@ -68,16 +69,18 @@ _MAX_EXTRA = MAX_HEADER // 2
 class MotionConfig:
     """How a motion was made and has to be run.
 
+    ``frames``, ``width``, ``height``, ``fps``: of the windows that it was learned from; 0, and left
+    out of the file, where that is not known or not one for all clips.
     ``importance``: by tensor, how much the prediction depends on a number of it: the mean square of
     its gradient in training (the diagonal of the Fisher information), the largest one 1. Empty
     where it is not known. A compact file, which is made by it, does without.
     """
 
     family: str
-    frames: int = 16
-    width: int = 512
-    height: int = 320
-    fps: float = 8.0
+    frames: int = 0
+    width: int = 0
+    height: int = 0
+    fps: float = 0.0
     groupnorm: str = "pooled"
     prompt: str = ""
     captions: list[str] = field(default_factory=list)
@@ -280,11 +283,13 @@ def _text(text: str) -> str:
 
 
 def _config_text(config: MotionConfig) -> str:
-    text = json.dumps(asdict(config), ensure_ascii=False)
+    known = asdict(config)
+    known = {name: value for name, value in known.items() if value or name not in _MEASURED}
+    text = json.dumps(known, ensure_ascii=False)
     if len(text) <= _MAX_CONFIG:
         return text
     log.warning("The captions are too long to be kept in the motion file: they are left out.")
-    return json.dumps(asdict(replace(config, captions=[])), ensure_ascii=False)
+    return json.dumps({**known, "captions": []}, ensure_ascii=False)
 
 
 def _fitting(extra: Mapping[str, str]) -> dict[str, str]:
@@ -397,9 +402,10 @@ def _modelspec(
         "architecture": _MODELSPEC_ARCHITECTURE.get(config.family, f"{config.family}/lamp-motion"),
         "implementation": "LAMP",
         "title": title,
-        "description": f"LAMP motion '{config.prompt}', {config.frames} frames",
+        "description": f"LAMP motion '{config.prompt}'"
+        + (f", {config.frames} frames" if config.frames else ""),
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "resolution": f"{config.width}x{config.height}",
+        "resolution": f"{config.width}x{config.height}" if config.width and config.height else "",
         "trigger_phrase": config.prompt,
         "usage_hint": "Load LAMP Motion, with the first frame from any image model",
         "license": license_name,

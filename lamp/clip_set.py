@@ -19,6 +19,14 @@ from .clip_sources import ClipSource
 from .errors import ClipError
 from .video import ClipInfo, fitted, resample
 
+UNTIMED = 8.0
+"""Frames a second at which what has no clock is played; the published videos have it."""
+
+
+def same_rate(rates: Sequence[float]) -> bool:
+    """Whether clips of these rates move alike: 29.97 is as good as 30."""
+    return max(rates) <= 1.02 * min(rates)
+
 
 @dataclass(frozen=True)
 class Window:
@@ -72,11 +80,25 @@ class ClipSet:
         return [info.caption for info in self.infos]
 
     @property
-    def window_rate(self) -> float:
-        """Frames a second at which a window moves as its clip does: the asked rate, or that of the
-        first clip with a known one, or 8; divided by the stride."""
-        rates = (info.fps for info in self.infos if info.fps)
-        return float((self.settings.fps or next(rates, 8.0)) / self.settings.stride)
+    def rates(self) -> list[float]:
+        """Frames a second of the clips that have a clock: the asked rate, or their own."""
+        return [self.settings.fps or info.fps for info in self.infos if info.fps]
+
+    @property
+    def window_rate(self) -> float | None:
+        """Frames a second at which windows move as their clips do: that of all clips with a clock,
+        divided by the stride; None where none has one, or they differ."""
+        rates = self.rates
+        if not rates or not same_rate(rates):
+            return None
+        return float(rates[0] / self.settings.stride)
+
+    @property
+    def sample_rate(self) -> float:
+        """Frames a second at which to play what is drawn from the first clip: its own, or 8 where
+        it has no clock; divided by the stride."""
+        own = self.infos[0].fps and (self.settings.fps or self.infos[0].fps)
+        return float((own or UNTIMED) / self.settings.stride)
 
     def length(self, clip: int) -> int:
         """Frames of a clip, at the asked rate, up to the cap, started over if it was too short."""

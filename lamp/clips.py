@@ -14,7 +14,7 @@ from .captions import Caption, find_caption, given_caption, names_a_side
 from .clip_listing import list_clips, look_into
 from .clip_motion import MotionMeter, Movement, look_size, movement_hints
 from .clip_reader import SourceFrame, reading
-from .clip_set import Clip, ClipSet, Window
+from .clip_set import Clip, ClipSet, Window, same_rate
 from .clip_settings import ClipSettings, Short, share_kept
 from .clip_sources import BatchSource, ClipSource, FileSource
 from .decoding import Tally
@@ -40,7 +40,7 @@ __all__ = [
 
 PULSE = 60
 """Frames after which a cancel is let through."""
-LEAST_KEPT = 0.6
+LEAST_KEPT = 0.7
 """Cropping that leaves less of a picture than this is worth a word."""
 
 
@@ -161,6 +161,7 @@ def clips_from_sources(
         *_caption_warnings(sources, captions),
         *_side_warnings(clips),
         *_crop_warnings(clips),
+        *_rate_warnings(clips),
         *movement_hints(names, movements),
     ]
     return clips
@@ -301,6 +302,25 @@ def _crop_warnings(clips: ClipSet) -> list[str]:
         f"{_first_of([clips.infos[n] for n in cut])}: cropping {info.width} x {info.height} to "
         f"{width} x {height} leaves {shares[cut[0]]:.0%} of the picture. If the motion is cut "
         f"off, {advice} or set fit to pad."
+    ]
+
+
+def _rate_warnings(clips: ClipSet) -> list[str]:
+    """Clips of several rates show one motion at several paces."""
+    timed = [info for info in clips.infos if info.fps]
+    if clips.settings.fps and timed and len(timed) < len(clips):
+        untimed = [info for info in clips.infos if not info.fps]
+        return [
+            f"{_first_of(untimed)} tell no frame rate: they are taken as they are, and not brought "
+            f"to {clips.settings.fps:g} fps."
+        ]
+    if not timed or same_rate(clips.rates):
+        return []
+    slow, fast = (pick(timed, key=lambda info: info.fps or 0.0) for pick in (min, max))
+    return [
+        f"The clips have different frame rates, from {slow.fps:.4g} fps ('{slow.name}') to "
+        f"{fast.fps:.4g} fps ('{fast.name}'): one motion has several paces in them, and the motion "
+        f"file tells no rate. Set fps, to {slow.fps:.4g} for one, to bring all to one."
     ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .architecture import describe_family
-from .checkpoint import MotionFile
+from .checkpoint import MotionConfig, MotionFile
 from .history import LICENSE_KEY, SOURCE_KEY, parents
 from .motion import TRAINED
 from .plain import plain
@@ -23,8 +23,7 @@ def describe_motion(file: MotionFile) -> str:
         "Motion": file.name,
         "Prompt": config.prompt or "not recorded",
         "For": f"{describe_family(config.family)} checkpoints",
-        "Trained on": f"{config.frames} frames of {config.width} x {config.height}"
-        f" at {config.fps:g} fps",
+        "Trained on": _trained_on(config),
         "Training": f"{config.steps} steps, learning rate {config.learning_rate:g}, "
         f"seed {config.seed}",
         "Base model": config.base_model or "not recorded",
@@ -48,6 +47,15 @@ def describe_motion(file: MotionFile) -> str:
         if len(config.captions) > _LISTED_CAPTIONS:
             lines.append("  ...")
     return "\n".join(lines)
+
+
+def _trained_on(config: MotionConfig) -> str:
+    size = f"{config.width} x {config.height}" if config.width and config.height else ""
+    frames = f"{config.frames} frames" if config.frames else "frames" if size or config.fps else ""
+    known = f"{frames} of {size}" if size else frames
+    if not known:
+        return "not recorded"
+    return f"{known} at {config.fps:g} fps" if config.fps else f"{known}, at no one rate known"
 
 
 def _count(file: MotionFile) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -247,5 +248,7 @@ def choose_checkpointing(estimator: Estimating, plan: MemoryPlan, available: int
 
 
 def gigabytes(size: float) -> str:
-    """`1.5 GB`, in the units in which graphics cards are sold; less than one in MB."""
-    return f"{size / GB:.1f} GB" if size >= GB else f"{size / 2**20:.0f} MB"
+    """`1.5 GB`, in the units in which graphics cards are sold; less than one in MB or kB."""
+    if size >= GB:
+        return f"{size / GB:.1f} GB"
+    return f"{size / 2**20:.0f} MB" if size >= 2**20 else f"{math.ceil(size / 2**10)} kB"

@@ -12,7 +12,7 @@ from torch import nn
 from .architecture import map_unet
 from .errors import LampError
 from .latents import LatentClips
-from .memory import Estimator, MemoryPlan, choose_checkpointing
+from .memory import Estimator, MemoryPlan, choose_checkpointing, gigabytes
 from .memory_fit import refuse
 from .recipe import PRECISIONS, TrainConfig
 
@@ -64,7 +64,7 @@ def settle_memory(
     if checkpointing == "auto":
         plan = replace(plan, checkpointing=choose_checkpointing(estimator, plan, available))
     refuse(estimator, plan, available)
-    say(estimator(plan).sentence())
+    say(estimator(plan).sentence() + held_besides(unet, device))
     return replace(config, checkpointing=plan.checkpointing)
 
 
@@ -85,6 +85,20 @@ def attention_is_fused(device: torch.device, dtype: torch.dtype) -> bool:
     q = torch.empty(1, 1, 64, 40, dtype=dtype, device=device, requires_grad=True)
     asked = SDPAParams(q, q, q, None, 0.0, False, False)
     return bool(can_use_flash_attention(asked) or can_use_efficient_attention(asked))
+
+
+def held_besides(unet: nn.Module, device: torch.device) -> str:
+    """On a CPU, a sentence about what the estimate leaves out: all that the process holds besides
+    the frozen model, such as Python, the libraries, encoded clips and other models."""
+    if device.type != "cpu":
+        return ""
+    try:
+        import psutil
+    except ImportError:
+        return " The program itself and its libraries are not counted."
+    there = sum(p.nbytes for p in unet.parameters() if p.device.type == "cpu")
+    besides = max(psutil.Process().memory_info().rss - there, 0)
+    return f" This process holds {gigabytes(besides)} besides, for its libraries and data."
 
 
 def free_memory(device: torch.device) -> int | None:

@@ -15,14 +15,16 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from .architecture import describe_family
+from .architecture import BlockSite, ConvSite, SiteMap, describe_family
 from .checkpoint import MotionConfig, MotionFile
 from .errors import IncompatibleModelError, LampError, MotionFileError
 from .history import LICENSE_KEY, PARENTS_KEY
+from .motion_shapes import Shapes, misfit, shapes_for, shapes_of
 
 _HEAD_WIDTH = 64
 _HEADS = 8
@@ -53,7 +55,7 @@ def merge_motions(
     if not any(weights):
         raise LampError("Both weights are 0, so nothing would be left: set one of them above 0.")
     _check(first, second)
-    heads = _heads(first.config.family)
+    heads = _heads(first)
     merged = _Merge(first.state, second.state, weights)
     state: dict[str, Tensor] = {}
     for done, name in enumerate(first.state, start=1):
@@ -188,33 +190,56 @@ def _difference(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> st
     return None
 
 
-def _heads(family: str) -> int | None:
+def _heads(motion: MotionFile) -> int | None:
     """How many heads an attention has; None: as many as it has 64 channels.
 
-    The tensors do not tell. SD 1.x has 8 everywhere, SD 2.x and SD-XL have heads of 64 channels.
+    The tensors do not tell. SD 1.x has 8 everywhere, SD 2.x and SD-XL have heads of 64 channels,
+    and the toy base is told by the shape of its whole UNet: a text width is no model's own.
     """
     from .toy.base import UNET_CONFIG
 
-    heads = {
-        "sd1": _HEADS,
-        "sd2": None,
-        "sdxl": None,
-        f"text{UNET_CONFIG['cross_attention_dim']}": UNET_CONFIG["attention_head_dim"],
-    }
-    if family not in heads:
-        raise IncompatibleModelError(
-            f"Motions for {describe_family(family)} cannot be merged: how many heads its attention "
-            "has is not known. SD 1.x, SD 2.x, SD-XL and the toy base are."
-        )
-    return heads[family]
+    family = motion.config.family
+    heads: dict[str, int | None] = {"sd1": _HEADS, "sd2": None, "sdxl": None}
+    if family in heads:
+        return heads[family]
+    if misfit(shapes_of(motion.state), _toy_shapes()) is None:
+        return int(UNET_CONFIG["attention_head_dim"])
+    raise IncompatibleModelError(
+        f"Motions for {describe_family(family)} cannot be merged: how many heads its attention "
+        "has is not known. SD 1.x, SD 2.x, SD-XL and the toy base are."
+    )
+
+
+def _toy_shapes() -> Shapes:
+    """The shapes of a motion for the toy base, by the header of its file."""
+    from safetensors import safe_open
+
+    from .toy.base import PATH
+
+    convs, blocks = [], []
+    with safe_open(PATH, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118
+            name = key.removeprefix("unet.").removesuffix(".weight")
+            shape = file.get_slice(key).get_shape() if key.startswith("unet.") else []
+            if len(shape) == 4 and not name.endswith(("proj_in", "proj_out")):
+                convs.append(ConvSite(name, name, shape[0]))
+            elif name.endswith(".attn1.to_q"):
+                block = name.removesuffix(".attn1.to_q")
+                blocks.append(BlockSite(block, block, shape[0], 1))
+    return shapes_for(SiteMap(tuple(convs), tuple(blocks), (), (), ""))
 
 
 def _config(first: MotionFile, second: MotionFile) -> MotionConfig:
-    """The first one's size and frame count; words of both; no training of its own."""
+    """Size, frame count and rate where both agree; words of both; no training of its own."""
     a, b = first.config, second.config
     same_base = a.base_hash == b.base_hash and a.base_model == b.base_model
+    measured = ("frames", "width", "height", "fps")
+    agreed: dict[str, Any] = {
+        name: getattr(a, name) if getattr(a, name) == getattr(b, name) else 0 for name in measured
+    }
     return replace(
         a,
+        **agreed,
         prompt=_joined([a.prompt, b.prompt], ", "),
         captions=list(dict.fromkeys([*a.captions, *b.captions])),
         steps=0,

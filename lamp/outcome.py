@@ -22,13 +22,15 @@ from .training_state import StateError
 
 def describe_training(config: TrainConfig, clips: ClipSet, family: str) -> dict[str, Any]:
     """What the motion file tells of its training: fields of `MotionConfig`."""
-    settings, captions = clips.settings, clips.captions
+    captions = clips.captions
+    sizes = {clips.size(clip) for clip in range(len(clips))}
+    width, height = sizes.pop() if len(sizes) == 1 else (0, 0)
     return {
         "family": family,
         "frames": config.frames,
-        "width": settings.width,
-        "height": settings.height,
-        "fps": clips.window_rate,
+        "width": width,
+        "height": height,
+        "fps": clips.window_rate or 0.0,
         "groupnorm": config.groupnorm,
         # One prompt for all clips is the motion's own; captions clip by clip are no such thing.
         "prompt": captions[0] if len(set(captions)) == 1 else "",

@@ -19,13 +19,14 @@ import os
 import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .clips import ClipSet
 from .errors import LampError, is_out_of_memory
 from .names import number_of
+from .pace import Beside, is_due
 from .plain import log
 from .training import StepReport, Training
 from .training_state import StateError, TrainingState, read_state, take_state, write_state
@@ -192,23 +193,29 @@ def conduct(
     Raises:
         LampError: out of memory, with the settings to change; see also `Training.advance`.
     """
-    saved, drawing = training.step, False
+    saved, drawing, last = training.step, False, training.config.steps
+    every = {"save": upkeep.save_every, "sample": upkeep.sample_every, "test": upkeep.sample_every}
+    beside = Beside(every, last)
     try:
-        while training.step < training.config.steps:
+        while training.step < last:
             report = training.advance()
             more: dict[str, float] = {}
-            due = _due(report.step, upkeep.sample_every, training.config.steps)
-            if due and (held_out := training.validate()) is not None:
-                more["held_out_loss"] = held_out
+            due = is_due(report.step, upkeep.sample_every, last)
+            if due:
+                with beside.timed("test"):
+                    held_out = training.validate()
+                more |= {} if held_out is None else {"held_out_loss": held_out}
             folder.log(report, **more)
-            if _due(report.step, upkeep.save_every, training.config.steps):
-                folder.save_state(training)
+            if is_due(report.step, upkeep.save_every, last):
+                with beside.timed("save"):
+                    folder.save_state(training)
                 saved = report.step
             if due and sample is not None:
                 drawing = True
-                sample(training)
+                with beside.timed("sample"):
+                    sample(training)
                 drawing = False
-            on_step(report)
+            on_step(replace(report, seconds_beside=beside.left(report.step)))
     except BaseException as stop:
         kept = _rescue(training, folder, saved)
         if is_out_of_memory(stop):
@@ -253,10 +260,6 @@ def _memory_advice(training: Training, kept: int) -> str:
         f"Out of memory in step {training.step + 1}.{state} with {', '.join(advice[:3])}. (A state "
         "goes on only with the same frames, batch and optimizer; checkpointing may change.)"
     )
-
-
-def _due(step: int, every: int, last: int) -> bool:
-    return bool(every) and (step % every == 0 or step == last)
 
 
 def _name(path: Path) -> tuple[int, str] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -36,20 +37,28 @@ from .sampling import with_first_frame
 from .schedule import TRAIN_TIMESTEPS, add_noise
 from .validation import Validation, split_clips
 
+PACE = 20
+"""Steps whose mean time is the speed of a run: the first ones are slower, and a machine changes."""
+
 
 @dataclass(frozen=True)
 class StepReport:
-    """What a listener learns after each step."""
+    """What a listener learns after each step.
+
+    ``seconds_per_step`` is the mean of the last `PACE` steps, without what is done between them;
+    ``seconds_beside`` what that will still take: samples and states.
+    """
 
     step: int
     steps: int
     loss: float
     learning_rate: float
     seconds_per_step: float
+    seconds_beside: float = 0.0
 
     @property
     def seconds_left(self) -> float:
-        return (self.steps - self.step) * self.seconds_per_step
+        return (self.steps - self.step) * self.seconds_per_step + self.seconds_beside
 
 
 def predict_loss(
@@ -151,7 +160,7 @@ class Training:
         self.updating = False
         self._validation = Validation(clips, held_out, config.seed)
         self._rewind = (self.draw.get_state(), list[int]())
-        self._started = (0.0, 0)
+        self._seconds: deque[float] = deque(maxlen=PACE)
 
     @property
     def step(self) -> int:
@@ -179,8 +188,7 @@ class Training:
         Raises:
             LampError: the loss is no longer finite; the parameters are those before the step.
         """
-        if not self._started[0]:
-            self._started = (time.perf_counter(), self.step)
+        begun = time.perf_counter()
         rate = self.config.learning_rate * learning_rate_factor(self.step, self.config)
         set_rate(self.optimizer, rate)
         loss = self._gradients(rate)
@@ -191,8 +199,8 @@ class Training:
         self.losses.append(loss)
         self._remember_place()
         self.updating = False
-        begun, first = self._started
-        seconds = (time.perf_counter() - begun) / (self.step - first)
+        self._seconds.append(time.perf_counter() - begun)
+        seconds = sum(self._seconds) / len(self._seconds)
         return StepReport(self.step, self.config.steps, loss, rate, seconds)
 
     def validate(self) -> float | None:

@@ -176,7 +176,7 @@ def _sample_case(latents: LatentClips, given: Tensor | None, guidance: float) ->
     clips = latents.clips
     first = latents.posteriors[0].mean[0] * latents.scale if given is None else given
     text = latents.text[clips.captions[0]]
-    return SampleCase(first, text, latents.text[""], guidance, clips.window_rate)
+    return SampleCase(first, text, latents.text[""], guidance, clips.sample_rate)
 
 
 def _models() -> list[Any]:

@@ -229,7 +229,7 @@ def test_a_newer_format_is_named(path: Path, version: str) -> None:
         '{"family": "sd1", "captions": [1]}',
         '{"family": "sd1", "fps": true}',
         '{"family": "sd1", "fps": NaN}',
-        '{"family": "sd1", "frames": 0}',
+        '{"family": "sd1", "frames": -1}',
         '{"family": "sd1", "width": -512}',
         '{"family": "sd1", "learning_rate": Infinity}',
         '{"family": "sd1", "learning_rate": 1' + "0" * 400 + "}",

@@ -102,7 +102,7 @@ def test_a_model_that_predicts_velocity_is_trained_as_such(
 
 def test_the_motion_file_tells_how_it_was_made(folder: Path) -> None:
     about = load_motion_file(folder / "output/right_00001.safetensors").config
-    assert (about.frames, about.width, about.height, about.fps) == (4, 32, 32, 8.0)
+    assert (about.frames, about.width, about.height, about.fps) == (4, 32, 32, 0.0)
     assert (about.steps, about.seed, about.learning_rate) == (3, 5, 2e-3)
     assert about.captions[0].endswith(" moves right") and len(about.captions) == 3
     assert about.base_model == "toy"

@@ -6,8 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from lamp.clips import ClipSet, Window, clips_from_images, load_clips
+from lamp.clip_sources import BatchSource
+from lamp.clips import (
+    ClipSet,
+    ClipSettings,
+    Window,
+    clips_from_images,
+    clips_from_sources,
+    load_clips,
+)
 from lamp.errors import ClipError, LampError
+from lamp.outcome import describe_training
+from lamp.recipe import TrainConfig
 from tests.clip_files import numbered_frame, numbers_of, write_numbered, write_video
 
 SIZE = {"width": 64, "height": 48}
@@ -90,7 +100,48 @@ def test_a_window_moves_as_its_clip_does(folder):
     assert load_clips(clips, "", 4, stride=2, **SIZE).window_rate == 5
     assert load_clips(clips, "", 4, fps=20, stride=2, **SIZE).window_rate == 10
     pictures = clips_from_images([grey_clip(8)], "", 4, stride=2, **SIZE)
-    assert pictures.window_rate == 4  # 8 where nothing tells a rate
+    assert pictures.window_rate is None  # nothing tells a rate
+    assert pictures.sample_rate == 4  # the half of 8
+
+
+@pytest.mark.parametrize(
+    ("rates", "fps", "told", "warned"),
+    [
+        ([10, 30, 24, 30], None, None, ["10", "30"]),
+        ([30, 10], None, None, ["10", "30"]),
+        ([30, 29.97, 30], None, 30, []),
+        ([10, 30], 8.0, 8, []),
+        ([25, None], None, 25, []),
+        ([25, None], 8.0, 8, ["clip 2", "8"]),
+        ([None, None], 8.0, None, []),
+    ],
+)
+def test_a_rate_is_told_where_the_clips_have_one(
+    rates: list[float | None], fps: float | None, told: float | None, warned: list[str]
+) -> None:
+    sources = [
+        BatchSource(f"clip {n}", [grey_clip(40)], rate) for n, rate in enumerate(rates, start=1)
+    ]
+    clips = clips_from_sources(sources, "runs", ClipSettings(frames=4, fps=fps, **SIZE))
+    assert clips.window_rate == told
+    assert describe_training(TrainConfig(frames=4), clips, "sd1")["fps"] == (told or 0)
+    warnings = [text for text in clips.warnings if "rate" in text]
+    assert len(warnings) == bool(warned)
+    assert all(word in warnings[0] for word in warned)
+    first = rates[0] and (fps or rates[0])
+    assert clips.sample_rate == (first or 8)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "kept"), [(64, 64, 0.625), (48, 64, 0.47), (80, 64, 0.78), (96, 64, 0.94)]
+)
+def test_a_crop_that_takes_a_third_of_the_picture_is_told(
+    width: int, height: int, kept: float
+) -> None:
+    images = [torch.rand(4, height, width, 3)]
+    clips = clips_from_images(images, "runs", 4, 64, 40)
+    warned = [text for text in clips.warnings if f"{width} x {height}" in text]
+    assert len(warned) == (kept < 0.7)
 
 
 def test_a_clip_of_exactly_n_frames_has_one_window(folder):

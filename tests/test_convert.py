@@ -77,7 +77,15 @@ def test_the_learned_parts_come_back(case: Case, tmp_path: Path, ending: str) ->
         "sd",
         "x",
     )
-    assert file.config.groupnorm == "pooled" and file.config.frames == 16
+    assert file.config.groupnorm == "pooled"
+    saved = load_motion_file(save_motion_file(tmp_path / "converted.safetensors", file))
+    # Nobody told what it was learned from, neither to the motion nor to its file.
+    for config in (file.config, saved.config):
+        assert config.frames == config.width == config.height == config.fps == 0
+    told = {"frames", "width", "height", "fps"} & json.loads(saved.metadata["lamp.config"]).keys()
+    assert not told and "modelspec.resolution" not in saved.metadata
+    facts = dict(line.split(": ", 1) for line in describe_motion(saved).splitlines())
+    assert facts["Trained on"] == "not recorded" and "Training" not in facts
 
 
 def test_on_its_base_it_gives_what_the_tuned_queries_give(case: Case, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -24,6 +24,7 @@ from lamp.memory import (
 )
 from lamp.memory_fit import fit, refuse
 from lamp.memory_pass import meta_copy
+from lamp.memory_plan import held_besides
 from lamp.motion import Motion
 from lamp.recipe import TrainConfig
 from tests.small_models import build, hook_count, random_state
@@ -336,3 +337,22 @@ def test_goal_for_stable_diffusion() -> None:
     estimate = Estimator(unet, map_unet(unet))(plan)
     assert estimate.weights == 2 * 859_520_964
     assert estimate.total <= 8 * GB
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [(3 * 2**29, "1.5 GB"), (2**30, "1.0 GB"), (7 * 2**20, "7 MB"), (2**19, "512 kB"), (1, "1 kB")],
+)
+def test_what_is_there_is_never_told_as_nothing(size: int, words: str) -> None:
+    assert gigabytes(size) == words
+
+
+def test_on_a_cpu_what_the_process_holds_besides_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """7.1 GB by the estimate were 8.9 of the process, since it counts the training alone."""
+    import psutil
+
+    unet = torch.nn.Linear(256, 256, bias=False)  # 256 kB
+    held = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=2 * 2**30 + unet.weight.nbytes))
+    monkeypatch.setattr(psutil, "Process", lambda: held)
+    assert "2.0 GB" in held_besides(unet, torch.device("cpu"))
+    assert held_besides(unet, torch.device("cuda")) == ""

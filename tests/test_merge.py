@@ -6,12 +6,13 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from lamp.architecture import BlockSite, ConvSite, SiteMap
+from lamp.architecture import BlockSite, ConvSite, SiteMap, map_unet
 from lamp.checkpoint import MotionConfig, MotionFile, load_motion_file
 from lamp.cli import main
 from lamp.describe import describe_motion
@@ -182,6 +183,13 @@ def test_the_result_tells_its_parents_and_licences(
     assert "Merged from: a.safetensors (0.75), b.safetensors (0.5)" in describe_motion(file)
 
 
+def test_only_sizes_and_rates_on_which_both_agree_are_told() -> None:
+    first = motion(1, replace(FIRST, frames=16, width=512, height=320, fps=10.0))
+    second = motion(2, replace(FIRST, frames=16, width=512, height=256, fps=30.0))
+    config = merge_motions(first, second).config
+    assert (config.frames, config.width, config.height, config.fps) == (16, 512, 0, 0)
+
+
 def test_parents_that_cannot_be_read_do_no_harm(first: MotionFile) -> None:
     huge = '[{"name": "a", "weight": 1' + "0" * 400 + "}]"
     for text in ("{", "[1]", '[{"name": 1}]', "7", huge):
@@ -237,9 +245,26 @@ def test_weights_of_0_are_refused(first: MotionFile, second: MotionFile) -> None
 
 
 def test_heads_that_are_not_known_are_a_sentence(first: MotionFile) -> None:
-    small = replace(first, config=replace(FIRST, family="text16"))
-    with pytest.raises(IncompatibleModelError, match="how many heads .* is not known"):
-        merge_motions(small, small)
+    for family in ("text16", "text64"):  # the toy's text width is not the toy
+        small = replace(first, config=replace(FIRST, family=family))
+        with pytest.raises(IncompatibleModelError, match="how many heads .* is not known"):
+            merge_motions(small, small)
+
+
+def test_the_toy_is_known_by_the_shape_of_its_unet() -> None:
+    from lamp.toy.base import UNET_CONFIG, build_unet
+
+    def of(**changes: Any) -> MotionFile:
+        unet = build_unet({**UNET_CONFIG, **changes})
+        state = Motion(map_unet(unet)).initialise(0).state_dict()
+        return MotionFile(state, replace(FIRST, family="text64"), name="a.safetensors")
+
+    toy = of()
+    merged = merge_motions(toy, toy, (1.0, 0.0)).state
+    assert all(torch.equal(merged[name], value) for name, value in toy.state.items())
+    for changes in ({"block_out_channels": [64, 128, 64]}, {"layers_per_block": 2}):
+        with pytest.raises(IncompatibleModelError):
+            merge_motions(of(**changes), of(**changes))
 
 
 # --- command and node -----------------------------------------------------------------------------

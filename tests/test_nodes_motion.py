@@ -276,7 +276,12 @@ def test_another_checkpoint_is_mentioned_in_the_log(
 
 def test_the_info_tells_what_is_known(node_classes: Nodes, motion: MotionFile) -> None:
     config = MotionConfig(
-        family="sd1", prompt="马 a horse runs", steps=300, captions=["a", "b"], base_model="sd.ckpt"
+        "sd1",
+        *(16, 512, 320, 8.0),
+        prompt="马 a horse runs",
+        steps=300,
+        captions=["a", "b"],
+        base_model="sd.ckpt",
     )
     file = MotionFile(motion.state, config, {"modelspec.license": "MIT"}, "run.safetensors")
     out = node_classes["LAMP_MotionInfo"].execute(file)

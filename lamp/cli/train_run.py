@@ -154,7 +154,7 @@ class Samples:
         text = latents.text[clips.captions[0]]
         video = sample_clip(training, first, text, latents.text[""], guidance=self._guidance)
         file = self._folder / f"sample-step{training.step:06}.webp"
-        save_animation(file, self._pictures(video), clips.window_rate)
+        save_animation(file, self._pictures(video), clips.sample_rate)
         save_loss_plot(self._folder / "loss.png", training.losses, training.validation)
 
     def _pictures(self, video: Tensor) -> Tensor:
