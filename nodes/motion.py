@@ -215,8 +215,8 @@ def _given_mask(mask: Any) -> Any:
     Raises:
         LampError: it lets nothing move.
     """
-    if mask is None:
-        return None
+    if mask is None or mask.ndim < 2 or not mask.numel() or not mask.isfinite().all():
+        return mask  # the last three are named where masks are made
     # Of masks for each frame the first one is of no account: frame 1 never moves.
     later = mask[1:] if mask.ndim > 2 and len(mask) > 1 else mask
     if (later > _BLACK).any():

@@ -6,7 +6,7 @@ DDPM sample x / sqrt(1 + sigma^2), where the clean frame 1 stands as it is.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -292,7 +292,10 @@ class _BetweenSteps:
         starts: list[int],
         extra: dict[str, Any],
     ) -> None:
-        self._model, self._run, self._place, self._schedule = model, run, place, schedule
+        self._model, self._place, self._schedule = model, place, schedule
+        self._guider = run.guider
+        # Both are there: the run has begun, and it shows frame 1.
+        self._first, self._latent = cast(Tensor, run.first), cast(Tensor, run.latent)
         self._step_of = {call: step for step, call in enumerate(starts) if step}
         self._calls = 0
         self._mask, self._options = extra.get("denoise_mask"), extra["model_options"]
@@ -314,7 +317,7 @@ class _BetweenSteps:
         steps, by half at 501 of 2."""
         if not self._place.starts_official or self._place.scaled_by_host:
             return x
-        latent = self._run.latent
+        latent = self._latent
         return latent + (x - latent) * (1 + self._place.sigmas[0] ** -2) ** 0.5
 
     def finish(self, x: Tensor) -> Tensor:
@@ -330,14 +333,14 @@ class _BetweenSteps:
             x = self._within_mask(self._denoised, x, last)
         if self._schedule.mode == "off":
             return x
-        video = torch.cat([self._run.first.to(x), x[1:]])
+        video = torch.cat([self._first.to(x), x[1:]])
         return self._within_mask(x, self._schedule.after_loop(video, len(x)), last)
 
     def _adapt(self, x: Tensor, step: int) -> Tensor:
         if self._schedule.mode == "off":
             return x
         scale = (1 + self._place.sigmas[step + 1] ** 2) ** 0.5
-        video = torch.cat([self._run.first.to(x), x[1:] / scale])
+        video = torch.cat([self._first.to(x), x[1:] / scale])
         adapted = self._schedule.after_step(video, *self._place.of(step), len(x))
         adapted = torch.cat([x[:1], adapted[1:] * scale])
         return self._within_mask(x, adapted, step)
@@ -349,6 +352,6 @@ class _BetweenSteps:
             return x
         function = self._options.get("denoise_mask_function")
         if function is not None:  # Differential Diffusion's, which goes by the noise level
-            told = {"model": self._run.guider, "sigmas": self._place.sigmas}
+            told = {"model": self._guider, "sigmas": self._place.sigmas}
             mask = function(self._place.sigmas[step : step + 1], mask, extra_options=told)
         return torch.lerp(kept, x, mask.to(x))
