@@ -19,7 +19,7 @@ from types import ModuleType
 ROOT = Path(__file__).resolve().parent.parent
 FETCHED_HOST = ROOT / ".comfyui"
 BASE_DIRECTORY = ROOT / "build" / "host"
-PACK_FOLDER = "comfyui-lamp"
+PACK_FOLDER = "lamp-motion"
 PACK_MODULE = "comfyui_lamp"
 
 _NOT_COPIED = (".*", "build", "__pycache__")

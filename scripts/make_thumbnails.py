@@ -25,7 +25,7 @@ from scripts.comfy_run import RunResult
 from scripts.comfy_server import ComfyServer
 from scripts.demo import node_of
 from scripts.demo_pictures import write_lossless
-from scripts.make_workflows import FOLDER, all_graphs, load_api
+from scripts.make_workflows import FOLDER, all_graphs, load_api, titles
 from scripts.workflow_on_toy import Prompt, Toy, on_toy
 from scripts.workflow_toy import TOY_TRAINING
 
@@ -153,7 +153,9 @@ def main() -> int:
                 prompt = on_toy(load_api(name), toy)
                 runs.append(Run(server, prompt, server.queue(prompt, timeout=3600).check()))
             page = thumbnail(name, runs)
-            page.save(FOLDER / f"{name}.jpg", quality=88)
+            for title in (titles()[name], titles().get(f"{name}_toy")):
+                if title is not None:
+                    page.save(FOLDER / f"{title}.jpg", quality=88)
             print(name, flush=True)
     return 0
 

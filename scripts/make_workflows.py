@@ -1,6 +1,6 @@
 """Write the bundled workflows: `python -m scripts.make_workflows`, after `make setup`.
 
-Each graph of the modules workflow_*.py becomes workflows/NAME.json, which the canvas
+Each graph of the modules workflow_*.py becomes workflows/TITLE.json, which the canvas
 opens, and workflows/api/NAME.json, which POST /prompt takes; the blueprint becomes
 subgraphs/NAME.json. A real server tells what the nodes have.
 """
@@ -23,6 +23,7 @@ from scripts.workflow_graphs import animate_image, text_to_video, train_motion
 from scripts.workflow_longer import extend_video, long_video_windows
 from scripts.workflow_stock import custom_sampling, few_steps
 from scripts.workflow_toy import toy_train_and_generate
+from scripts.workflow_toy_twin import on_toy_model
 
 FOLDER = ROOT / "workflows"
 API = "api"  # the canvas' template browser does not look into sub-folders
@@ -30,26 +31,38 @@ BLUEPRINT = ROOT / "subgraphs" / f"{NAME}.json"
 
 
 def all_graphs() -> list[Graph]:
+    """Every bundled workflow, but for the twins, in the order of use."""
     return [
-        text_to_video(),
+        toy_train_and_generate(),
         animate_image(),
-        edit_video(),
+        train_motion(),
+        text_to_video(),
         extend_video(),
         long_video_windows(),
         few_steps(),
+        edit_video(),
         custom_sampling(),
-        train_motion(),
         train_and_compare(),
         evaluate(),
-        toy_train_and_generate(),
     ]
+
+
+def twin_graphs() -> list[Graph]:
+    """The workflows on the toy model; that of training is the toy workflow itself."""
+    trains = {"lamp_toy_train_and_generate", "lamp_train_motion", "lamp_train_and_compare"}
+    return [on_toy_model(graph) for graph in all_graphs() if graph.name not in trains]
+
+
+def titles() -> dict[str, str]:
+    """Name -> title of every bundled workflow, twins too."""
+    return {graph.name: graph.title for graph in [*all_graphs(), *twin_graphs()]}
 
 
 def workflow_files(infos: ObjectInfo) -> dict[str, str]:
     """Path below the repository -> text."""
     files = {BLUEPRINT: blueprint(infos)}
-    for graph in all_graphs():
-        files[FOLDER / f"{graph.name}.json"] = canvas(graph, infos)
+    for graph in [*all_graphs(), *twin_graphs()]:
+        files[FOLDER / f"{graph.title}.json"] = canvas(graph, infos)
         files[FOLDER / API / f"{graph.name}.json"] = api_prompt(graph, infos)
     return {path.relative_to(ROOT).as_posix(): _text(content) for path, content in files.items()}
 
@@ -70,6 +83,9 @@ def main() -> int:
     except HostMissing as error:
         print(error, file=sys.stderr)
         return 1
+    for stale in [*FOLDER.glob("*.json"), *(FOLDER / API).glob("*.json")]:
+        if stale.relative_to(ROOT).as_posix() not in files:
+            stale.unlink()
     for name, text in files.items():
         path = ROOT / name
         path.parent.mkdir(parents=True, exist_ok=True)

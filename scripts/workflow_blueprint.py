@@ -44,7 +44,7 @@ def inner_graph() -> Graph:
     """What the node does. *Your picture* stands for what will be connected to it."""
     clip = Out("sd1", "CLIP")
     made = {"images": Out("matched", "images"), "fps": 8.0}
-    columns = [
+    parts = [
         [picture()],
         [sd1("Checkpoint: SD 1.x"), load_motion()],
         [
@@ -59,7 +59,7 @@ def inner_graph() -> Graph:
             Node("video", "CreateVideo", made),
         ],
     ]
-    return Graph(NAME, [[Group(NAME, GREEN, columns)]])
+    return Graph(NAME, [[Group(NAME, GREEN, part)] for part in parts])
 
 
 def blueprint(infos: ObjectInfo) -> dict[str, Any]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-from scripts.workflow_format import Graph, Group, Node, Note, Out
+from scripts.workflow_format import Graph, Group, Node, Out
 from scripts.workflow_parts import (
     BLUE,
     GREEN,
-    GREY,
     ORANGE,
     SD1,
+    TITLES,
     decode,
     encode,
     first_frame,
@@ -18,6 +19,7 @@ from scripts.workflow_parts import (
     read_me,
     sample,
     sd1,
+    small,
     video,
 )
 
@@ -25,6 +27,8 @@ _COMPARE = f"""## Train in stages and compare them
 
 How many steps are enough? One training in three stages, and after each the same picture with the \
 same noise. The video shows them side by side: 1000, 2000 and 3000 steps.
+
+**No clips yet?** *{TITLES["lamp_toy_train_and_generate"]}* runs as it is.
 
 1. Put the clips into `input/horse_run`, press **R**, choose the folder, write the motion in words.
 2. Choose a SD 1.x checkpoint, `{SD1}` in `models/checkpoints`.
@@ -41,13 +45,10 @@ _STAGES = """## Stages
 The second and third trainer have **resume** *latest*: they go on with the training of the same \
 **name**. All three need the same clips, seed and settings; only **steps** differ.
 
-**recipe** must be *paper* here: *fast* ends its rate with its last step, so it cannot go on. To \
-compare *fast* of different lengths, set **resume** to *none*, and give each trainer its own name.
+**recipe** must be *paper* here: *fast* ends its rate with its last step, so it cannot go on.
 
-**first_frame** of each trainer comes from the video of the stage before, of which frame 1 is your \
-picture: so the stages run in this order.
-
-To train a **new** motion with this workflow, choose a new **name** in all three."""
+The trainers of the later stages are folded: click the dot in their title. A **new** motion needs \
+a new **name** in all three."""
 
 STEPS = (1000, 2000, 3000)
 
@@ -59,49 +60,31 @@ def train_and_compare() -> Graph:
     saved = {"images": Out("all", "IMAGE")}
     first_two = {"image1": _frames(0), "image2": _frames(1), "spacing_width": 8}
     all_three = {"image1": Out("two", "IMAGE"), "image2": _frames(2), "spacing_width": 8}
+    start = [
+        Node("clips", "LAMP_TrainingClips", chosen),
+        sd1("Checkpoint: SD 1.x"),
+    ]
+    unseen = [
+        picture(),
+        encode("positive", "a brown horse runs on the grass", clip, "Prompt"),
+        encode("negative", "", clip, "Negative"),
+        first_frame(Out("image", "IMAGE"), collapsed=True),
+    ]
+    beside = [
+        small("two", "ImageStitch", first_two),
+        small("all", "ImageStitch", all_three),
+        *video(saved["images"], 8.0, "video/LAMP_stages"),
+    ]
     return Graph(
         "lamp_train_and_compare",
         [
-            [
-                read_me(_COMPARE, (420, 460)),
-                Group(
-                    "1. Clips and model",
-                    BLUE,
-                    [
-                        [Node("clips", "LAMP_TrainingClips", chosen, size=(400, 560))],
-                        [sd1("Checkpoint: SD 1.x"), Note(_STAGES, (400, 480), "Stages")],
-                    ],
-                ),
-                Group(
-                    "2. A picture that no clip shows",
-                    BLUE,
-                    [
-                        [picture()],
-                        [
-                            encode("positive", "a brown horse runs on the grass", clip, "Prompt"),
-                            encode("negative", "", clip, "Negative"),
-                            first_frame(Out("image", "IMAGE")),
-                        ],
-                    ],
-                ),
-            ],
-            [_stage(number) for number in range(len(STEPS))],
-            [
-                Group(
-                    "6. Side by side",
-                    ORANGE,
-                    [
-                        [
-                            Node("two", "ImageStitch", first_two),
-                            Node("all", "ImageStitch", all_three),
-                        ],
-                        [Node("preview", "PreviewImage", saved, "All frames", size=(600, 400))],
-                        video(saved["images"], 8.0, "video/LAMP_stages"),
-                    ],
-                ),
-                Group("About this", GREY, [[Note(_JUDGE, (420, 300))]]),
-            ],
+            read_me((_COMPARE, 430), (_JUDGE, 260)),
+            [Group("1. Clips and model", BLUE, start)],
+            [Group("2. A new picture", BLUE, unseen), *read_me((_STAGES, 210))],
+            [_stage(0)],
+            [_stage(1), _stage(2), Group("6. Side by side", ORANGE, beside)],
         ],
+        TITLES["lamp_train_and_compare"],
     )
 
 
@@ -110,8 +93,8 @@ _JUDGE = """## Which one?
 **It hardly moves:** more steps. **It moves, and the picture holds:** take this one. **The picture \
 begins to look like the clips, or falls apart:** one stage earlier, or **strength** 0.7.
 
-The loss alone does not tell. *hold_out* 1 in all three trainers adds the loss on a clip that is \
-not learned from: when it rises while the other falls, the stage before was long enough."""
+*hold_out* 1 in all three trainers adds the loss on a clip that is not learned from: when it rises \
+while the other falls, the stage before was long enough."""
 
 
 def _frames(number: int) -> Out:
@@ -137,11 +120,12 @@ def _stage(number: int) -> Group:
         f"{number + 3}. {steps} steps",
         GREEN,
         [
-            [Node(key, "LAMP_Trainer", trainer, f"LAMP Trainer: to {steps}", size=(400, 880))],
-            [
+            Node(key, "LAMP_Trainer", trainer, f"LAMP Trainer: to {steps}", collapsed=number > 0),
+            replace(
                 sample(model, after="fixed", key=f"sample{number}", title=f"After {steps} steps"),
-                decode(f"frames{number}", Out(f"sample{number}", "latent"), Out("sd1", "VAE")),
-                *([] if last else [Node(f"save{number}", "LAMP_SaveMotion", save)]),
-            ],
+                collapsed=True,
+            ),
+            decode(f"frames{number}", Out(f"sample{number}", "latent"), Out("sd1", "VAE")),
+            *([] if last else [small(f"save{number}", "LAMP_SaveMotion", save)]),
         ],
     )

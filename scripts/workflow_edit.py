@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from scripts.workflow_format import Graph, Group, Node, Note, Out
+from scripts.workflow_format import Graph, Group, Node, Out
 from scripts.workflow_parts import (
     BLUE,
     GREEN,
-    GREY,
     HUB,
-    ORANGE,
     SD1,
     SDXL,
     TEXT,
-    WIDE,
+    TITLES,
     decode,
     draw,
     encode,
@@ -22,6 +20,8 @@ from scripts.workflow_parts import (
     sample,
     sd1,
     sdxl,
+    small,
+    try_first,
     video,
 )
 
@@ -35,34 +35,26 @@ the clip anew from an edited first frame: 16 frames, 512 x 320.
 
 | File | Folder |
 |---|---|
-| `{SD1}` (or another SD 1.x checkpoint) | `models/checkpoints` |
+| `{SD1}` (or another SD 1.x) | `models/checkpoints` |
 | `{SDXL}` | `models/checkpoints` |
-| `{CANNY}` (edges, for SD-XL) | `models/controlnet` |
+| `{CANNY}` | `models/controlnet` |
 
-1. **Choose the clip** in *Load Video*: mp4, at least 16 frames; the first 16 are taken. Press \
-**R** after adding files.
-2. Describe the clip as it is in *LAMP Training Clips*, with what moves: *a horse runs*.
-3. Describe the new first frame in *Prompt, new look*: SD-XL draws it along the clip's edges. Look \
-at it (*Edited first frame*) and change seed or prompt until you like it.
-4. Run. The training takes 500 steps; it is not done again while clip and settings stay the same. \
-The video is saved to `output/video`.
+{try_first("lamp_edit_video_sdxl")}
 
-Do step 3 first: select *Edited first frame* and press the play button above it.
+1. **Choose the clip**: mp4, at least 16 frames. **R** refreshes the lists.
+2. Describe the clip in *LAMP Training Clips*, with what moves: *a horse runs*.
+3. Describe the new first frame in *New look*: SD-XL draws it along the clip's edges. Select \
+*Edited first frame*, press the play button above it, and change seed or prompt until you like it.
+4. Run. The training takes 500 steps, once. The video is saved to `output/video`.
 """
 
-_HOW = """## Editing strength
+_HOW = """**strength** in *LAMP DDIM Inversion*: 1 takes the clip all the way to noise, as in the \
+paper. 0.6 keeps more of the clip's own frames, for small changes.
 
-**strength** in *LAMP DDIM Inversion*: 1 takes the clip all the way to noise, as in the paper, for \
-a new look. 0.6 keeps more of the clip's own frames, for small changes.
+`steps` and `denoise` of *LAMP KSampler* come from there: leave the links, *ddim* and *ddim \
+(official)*. Leave **the empty prompt** empty.
 
-`steps` and `denoise` of *LAMP KSampler* come from *LAMP DDIM Inversion*: leave the links, the \
-sampler *ddim* and the scheduler *ddim (official)*.
-
-**The empty prompt** belongs to the inversion: leave it empty. It is the negative prompt, too.
-
-The motion file of the clip lies in `models/lamp_motion`. To edit the same clip another time, put \
-*Load LAMP Motion* in the place of *LAMP Trainer*.
-"""
+To edit the same clip again, put *Load LAMP Motion* in the place of the trainer."""
 
 
 def edit_video() -> Graph:
@@ -70,14 +62,13 @@ def edit_video() -> Graph:
     return Graph(
         "lamp_edit_video_sdxl",
         [
-            [read_me(_EDIT, (420, 550)), _clip(), _training()],
-            [_edited_frame()],
-            [
-                Group("About this", GREY, [[Note(_HOW, (420, 420))]]),
-                _editing(),
-                Group("5. Video", ORANGE, [video(Out("matched", "images"), _fps(), "video/LAMP")]),
-            ],
+            read_me((_EDIT, 500), (_HOW, 230)),
+            [_clip()],
+            [_training(), _edges()],
+            [_edited_frame(), _new_look()],
+            [_editing()],
         ],
+        TITLES["lamp_edit_video_sdxl"],
     )
 
 
@@ -94,24 +85,21 @@ def _clip() -> Group:
         "height": 320,
         "crop": "center",
     }
+    chosen = {"folder": "(from images)", "prompt": "a horse runs", "images": Out("fitted", "IMAGE")}
     return Group(
         "1. The clip",
         BLUE,
         [
-            [
-                Node("load", "LoadVideo", {"file": "clip.mp4"}, "Your clip", size=(400, 360)),
-                Node("parts", "GetVideoComponents", {"video": Out("load", "VIDEO")}),
-            ],
-            [
-                Node("cut", "ImageFromBatch", cut, "The first 16 frames"),
-                Node("fitted", "ImageScale", fitted, "512 x 320"),
-            ],
+            Node("load", "LoadVideo", {"file": "clip.mp4"}, "Your clip", size=(275, 242)),
+            small("parts", "GetVideoComponents", {"video": Out("load", "VIDEO")}),
+            small("cut", "ImageFromBatch", cut, "The first 16 frames"),
+            small("fitted", "ImageScale", fitted, "512 x 320"),
+            Node("clips", "LAMP_TrainingClips", chosen),
         ],
     )
 
 
 def _training() -> Group:
-    chosen = {"folder": "(from images)", "prompt": "a horse runs", "images": Out("fitted", "IMAGE")}
     trainer = {
         "model": Out("sd1", "MODEL"),
         "clip": Out("sd1", "CLIP"),
@@ -124,18 +112,14 @@ def _training() -> Group:
         "2. Its motion",
         GREEN,
         [
-            [
-                sd1("Checkpoint: SD 1.x, draws the video"),
-                Node("clips", "LAMP_TrainingClips", chosen, size=(400, 560)),
-            ],
-            [Node("trainer", "LAMP_Trainer", trainer, size=(400, 880))],
+            sd1("SD 1.x, draws the video"),
+            small("trainer", "LAMP_Trainer", trainer, "LAMP Trainer: 500 steps"),
         ],
     )
 
 
-def _edited_frame() -> Group:
-    """SD-XL draws frame 1 anew along its edges."""
-    clip = Out("sdxl", "CLIP")
+def _edges() -> Group:
+    """The edges of the clip's first frame, and the new words."""
     single = {"image": Out("parts", "images"), "batch_index": 0, "length": 1}
     enlarged = {
         "image": Out("single", "IMAGE"),
@@ -145,6 +129,29 @@ def _edited_frame() -> Group:
         "crop": "center",
     }
     edges = {"image": Out("enlarged", "IMAGE"), "low_threshold": 0.2, "high_threshold": 0.5}
+    clip, prompt = Out("sdxl", "CLIP"), Out("prompt", "STRING")
+    written = {"value": "a zebra runs on the beach, side view, photo"}
+    models = [{"name": CANNY, "url": _CANNY_URL, "directory": "controlnet"}]
+    loaded = {"control_net_name": CANNY}
+    title = "ControlNet: edges, for SD-XL"
+    return Group(
+        "3. Edited first frame: SD-XL",
+        BLUE,
+        [
+            Node("prompt", "PrimitiveStringMultiline", written, "New look", size=TEXT),
+            sdxl(),
+            Node("controlnet", "ControlNetLoader", loaded, title, size=(275, 78), models=models),
+            small("single", "ImageFromBatch", single, "Frame 1"),
+            small("enlarged", "ImageScale", enlarged, "1280 x 800"),
+            small("edges", "Canny", edges, "Edges"),
+            encode("xl_positive", prompt, clip, "Prompt (SD-XL)"),
+            encode("xl_negative", "blurry, deformed, text", clip, "Negative (SD-XL)"),
+        ],
+    )
+
+
+def _edited_frame() -> Group:
+    """SD-XL draws frame 1 anew along its edges."""
     control = {
         "positive": Out("xl_positive", "CONDITIONING"),
         "negative": Out("xl_negative", "CONDITIONING"),
@@ -153,59 +160,37 @@ def _edited_frame() -> Group:
         "strength": 0.8,
         "end_percent": 0.8,
     }
-    models = [{"name": CANNY, "url": _CANNY_URL, "directory": "controlnet"}]
+    shown = {"images": Out("picture", "IMAGE")}
     return Group(
-        "3. Edited first frame: SD-XL and its ControlNet",
+        "Drawn along the edges",
         BLUE,
         [
-            [
-                sdxl(),
-                Node(
-                    "controlnet",
-                    "ControlNetLoader",
-                    {"control_net_name": CANNY},
-                    "ControlNet: edges, for SD-XL",
-                    size=WIDE,
-                    models=models,
-                ),
-            ],
-            [
-                Node("single", "ImageFromBatch", single, "Frame 1"),
-                Node("enlarged", "ImageScale", enlarged, "1280 x 800"),
-                Node("edges", "Canny", edges, "Edges"),
-            ],
-            [
-                Node(
-                    "prompt",
-                    "PrimitiveStringMultiline",
-                    {"value": "a zebra runs on the beach, side view, photo"},
-                    "Prompt, new look, for both models",
-                    size=TEXT,
-                ),
-                encode("xl_positive", Out("prompt", "STRING"), clip, "Prompt (SD-XL)"),
-                encode("xl_negative", "blurry, deformed, text", clip, "Negative (SD-XL)"),
-            ],
-            [
-                Node("control", "ControlNetApplyAdvanced", control),
-                Node("canvas", "EmptyLatentImage", {"width": 1280, "height": 800}),
-                draw(Out("control", "positive"), Out("control", "negative")),
-            ],
-            [
-                decode("picture", Out("draw", "LATENT"), Out("sdxl", "VAE")),
-                Node(
-                    "preview",
-                    "PreviewImage",
-                    {"images": Out("picture", "IMAGE")},
-                    "Edited first frame",
-                    size=(400, 320),
-                ),
-            ],
+            small("control", "ControlNetApplyAdvanced", control),
+            small("canvas", "EmptyLatentImage", {"width": 1280, "height": 800}),
+            draw(Out("control", "positive"), Out("control", "negative")),
+            decode("picture", Out("draw", "LATENT"), Out("sdxl", "VAE")),
+            Node("preview", "PreviewImage", shown, "Edited first frame", size=(275, 160)),
+        ],
+    )
+
+
+def _new_look() -> Group:
+    """What the sampler starts from."""
+    clip = Out("sd1", "CLIP")
+    encoded = {"pixels": Out("fitted", "IMAGE"), "vae": Out("sd1", "VAE")}
+    return Group(
+        "Start and words",
+        GREEN,
+        [
+            encode("positive", Out("prompt", "STRING"), clip, "Prompt (SD 1.x)"),
+            encode("negative", "", clip, "The empty prompt"),
+            small("encoded", "VAEEncode", encoded, "The clip, encoded"),
+            first_frame(Out("picture", "IMAGE"), collapsed=True),
         ],
     )
 
 
 def _editing() -> Group:
-    clip = Out("sd1", "CLIP")
     inversion = {
         "model": Out("trainer", "model"),
         "conditioning": Out("negative", "CONDITIONING"),
@@ -217,24 +202,14 @@ def _editing() -> Group:
         "denoise": Out("inversion", "denoise"),
         "cfg": 12.5,
     }
-    encoded = {"pixels": Out("fitted", "IMAGE"), "vae": Out("sd1", "VAE")}
     return Group(
-        "4. The clip with the new look: SD 1.x and LAMP",
+        "4. The clip with the new look",
         GREEN,
         [
-            [
-                encode("positive", Out("prompt", "STRING"), clip, "Prompt (SD 1.x)"),
-                encode("negative", "", clip, "The empty prompt"),
-                Node("encoded", "VAEEncode", encoded, "The clip, encoded"),
-            ],
-            [
-                Node("inversion", "LAMP_DDIMInversion", inversion),
-                first_frame(Out("picture", "IMAGE")),
-            ],
-            [
-                sample(Out("trainer", "model"), after="fixed", **back),
-                decode("frames", Out("sample", "latent"), Out("sd1", "VAE")),
-                matched(Out("frames", "IMAGE")),
-            ],
+            Node("inversion", "LAMP_DDIMInversion", inversion),
+            sample(Out("trainer", "model"), after="fixed", **back),
+            decode("frames", Out("sample", "latent"), Out("sd1", "VAE")),
+            matched(Out("frames", "IMAGE"), collapsed=True),
+            *video(Out("matched", "images"), _fps(), "video/LAMP"),
         ],
     )

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from scripts.workflow_format import Graph, Group, Node, Note, Out
+from scripts.workflow_format import Graph, Group, Node, Out
 from scripts.workflow_parts import (
     BLUE,
     GREEN,
-    GREY,
     HUB,
+    MOTIONS,
     ORANGE,
     PICTURE_TABLE,
-    TEXT,
-    WIDE,
+    TITLES,
     decode,
     encode,
     first_frame,
@@ -20,6 +19,8 @@ from scripts.workflow_parts import (
     read_me,
     sample,
     sd1,
+    small,
+    try_first,
     video,
 )
 
@@ -38,6 +39,10 @@ frame consistency, diversity; and by optical flow how much they move and how sti
 CLIP is [openai/clip-vit-large-patch14]({HUB}/openai/clip-vit-large-patch14): its file is called \
 `model.safetensors`; put it into both folders under the name above.
 
+{try_first("lamp_evaluate")}
+
+{MOTIONS}
+
 1. Choose the files and your picture, describe what happens in the words of the motion.
 2. Run, and read the report on *LAMP Video Metrics*.
 
@@ -49,9 +54,6 @@ _READ = """**Compare** one setting at a time: another strength, another motion f
 with the seeds as they are. Numbers of other programs are comparable only with the same CLIP model.
 
 **A still video** has a perfect frame consistency: look at *motion*, too.
-
-**Diversity** of one picture is near 100. The paper's number is that of different prompts: give \
-each video a picture of its own for that.
 
 **Optical flow** needs OpenCV in ComfyUI's Python; without it the report says so."""
 
@@ -68,72 +70,43 @@ def evaluate() -> Graph:
         "clip": Out("clip", "CLIP"),
     }
     beside = {**both, "spacing_width": 8}
+    written = {"value": "a brown horse runs on the grass"}
+    title = "Prompt, for sampling and measuring"
+    start = [
+        picture(),
+        sd1(),
+        load_motion(),
+    ]
+    first = [
+        Node("prompt", "PrimitiveStringMultiline", written, title, size=(275, 92)),
+        encode("positive", prompt, clip, "Prompt"),
+        encode("negative", "", clip, "Negative"),
+        first_frame(Out("image", "IMAGE")),
+        _sampled("sample", "First video", 0),
+        decode("frames", Out("sample", "latent"), Out("sd1", "VAE")),
+    ]
+    second = [
+        _sampled("other", "Second video", 1),
+        decode("other_frames", Out("other", "latent"), Out("sd1", "VAE")),
+        small("both", "ImageBatch", both),
+        _clip_file("clip_vision", "CLIPVisionLoader", "clip_vision"),
+        _clip_file("clip", "CLIPLoader", "text_encoders"),
+    ]
+    looked = [
+        Node("measured", "LAMP_VideoMetrics", measured, size=(275, 246)),
+        small("beside", "ImageStitch", beside),
+        *video(Out("beside", "IMAGE"), 8.0, "video/LAMP_measured"),
+    ]
     return Graph(
         "lamp_evaluate",
         [
-            [
-                read_me(_EVALUATE, (420, 560)),
-                Group(
-                    "Picture",
-                    BLUE,
-                    [
-                        [
-                            picture(),
-                            Node(
-                                "prompt",
-                                "PrimitiveStringMultiline",
-                                {"value": "a brown horse runs on the grass"},
-                                "Prompt, for sampling and measuring",
-                                size=TEXT,
-                            ),
-                        ]
-                    ],
-                ),
-                Group(
-                    "Two videos: SD 1.x and LAMP",
-                    GREEN,
-                    [
-                        [sd1(), load_motion()],
-                        [
-                            encode("positive", prompt, clip, "Prompt"),
-                            encode("negative", "", clip, "Negative"),
-                            first_frame(Out("image", "IMAGE")),
-                        ],
-                        [
-                            _sampled("sample", "First video", 0),
-                            decode("frames", Out("sample", "latent"), Out("sd1", "VAE")),
-                        ],
-                        [
-                            _sampled("other", "Second video", 1),
-                            decode("other_frames", Out("other", "latent"), Out("sd1", "VAE")),
-                        ],
-                    ],
-                ),
-            ],
-            [
-                Group("About this", GREY, [[Note(_READ, (420, 400))]]),
-                Group(
-                    "Measures",
-                    ORANGE,
-                    [
-                        [
-                            _clip_file("clip_vision", "CLIPVisionLoader", "clip_vision"),
-                            _clip_file("clip", "CLIPLoader", "text_encoders"),
-                            Node("both", "ImageBatch", both),
-                        ],
-                        [Node("measured", "LAMP_VideoMetrics", measured, size=(520, 480))],
-                    ],
-                ),
-                Group(
-                    "Both videos, side by side",
-                    ORANGE,
-                    [
-                        [Node("beside", "ImageStitch", beside)],
-                        video(Out("beside", "IMAGE"), 8.0, "video/LAMP_measured"),
-                    ],
-                ),
-            ],
+            read_me((_EVALUATE, 625), (_READ, 215)),
+            [Group("Picture, SD 1.x and motion", BLUE, start)],
+            [Group("First video", GREEN, first)],
+            [Group("Second video, and CLIP", GREEN, second)],
+            [Group("Measures", ORANGE, looked)],
         ],
+        TITLES["lamp_evaluate"],
     )
 
 
@@ -143,4 +116,4 @@ def _sampled(key: str, title: str, seed: int) -> Node:
 
 def _clip_file(key: str, kind: str, folder: str) -> Node:
     models = [{"name": CLIP, "url": _CLIP_URL, "directory": folder}]
-    return Node(key, kind, {"clip_name": CLIP}, size=WIDE, models=models)
+    return Node(key, kind, {"clip_name": CLIP}, size=(275, 78), models=models)

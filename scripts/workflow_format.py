@@ -21,8 +21,8 @@ _NOTE_COLOURS = {"color": "#432", "bgcolor": "#653"}
 
 # Measures of the canvas, in pixels: those of the front end's "Nodes 2.0", which needs more room
 # than the older way of drawing. At the foot of a pack's node is a line that names the pack.
-_WIDTH, _TITLE, _ROW, _WIDGET, _FOOT = 320, 30, 20, 28, 24
-_GAP, _INSET, _GROUP_TITLE, _GROUP_GAP = 40, 30, 50, 60
+_WIDTH, _TITLE, _ROW, _WIDGET, _FOOT = 275, 30, 20, 28, 24
+_GAP, _INSET, _GROUP_TITLE, _GROUP_GAP = 12, 18, 38, 20
 
 
 class GraphError(ValueError):
@@ -39,7 +39,8 @@ class Out:
 
 @dataclass(frozen=True)
 class Node:
-    """`after`: what the seed does after a run. `models`: files that the host may offer to fetch."""
+    """`after`: what the seed does after a run. `models`: files that the host may offer to fetch.
+    `collapsed`: drawn as its title alone."""
 
     key: str
     type: str
@@ -48,6 +49,7 @@ class Node:
     size: tuple[int, int] = (_WIDTH, 0)
     after: str = "fixed"
     models: Sequence[Mapping[str, str]] = ()
+    collapsed: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,24 +63,26 @@ class Note:
 
 @dataclass(frozen=True)
 class Group:
-    """Columns of nodes and notes under a title."""
+    """Nodes and notes from top to bottom, under a title."""
 
     title: str
     colour: str
-    columns: Sequence[Sequence[Node | Note]]
+    items: Sequence[Node | Note]
 
 
 @dataclass(frozen=True)
 class Graph:
-    """Rows of groups, each row read from left to right."""
+    """Columns from left to right, each of groups from top to bottom. `title` names the file of the
+    canvas, and so the template in the front end's list, which shows names of files."""
 
     name: str
-    rows: Sequence[Sequence[Group]]
+    columns: Sequence[Sequence[Group]]
+    title: str = ""
 
     @property
     def items(self) -> list[Node | Note]:
-        groups = (group for row in self.rows for group in row)
-        return [item for group in groups for column in group.columns for item in column]
+        groups = (group for column in self.columns for group in column)
+        return [item for group in groups for item in group.items]
 
     @property
     def ids(self) -> dict[str, int]:
@@ -194,7 +198,7 @@ def _slot(source: Node, out: Out, infos: ObjectInfo) -> int:
 
 
 def canvas(graph: Graph, infos: ObjectInfo) -> dict[str, Any]:
-    """The graph as the canvas saves it (schema 0.4), laid out in rows of groups."""
+    """The graph as the canvas saves it (schema 0.4), laid out in columns of groups."""
     prompt = api_prompt(graph, infos)
     links = _links(prompt, infos)
     places, groups = _lay_out(graph, infos)
@@ -249,7 +253,7 @@ def _canvas_node(
         "type": node.type,
         "pos": [0, 0],
         "size": list(node_size(node, infos)),
-        "flags": {},
+        "flags": {"collapsed": True} if node.collapsed else {},
         "order": number - 1,
         "mode": 0,
         "inputs": _canvas_inputs(number, info, links),
@@ -335,55 +339,49 @@ Place = tuple[int, int, int]  # left, top, width
 
 
 def node_size(node: Node, infos: ObjectInfo) -> tuple[int, int]:
-    """As given, but never smaller than its sockets and widgets."""
+    """As given, but never smaller than its sockets and the widgets that are shown."""
     info = _info(node, infos)
     specs = input_specs(info)
     sockets = sum(not is_widget(spec) for spec in specs.values())
-    widgets = len(widget_values(info, {}))
+    hidden = sum(is_widget(spec) and bool(spec[1].get("advanced")) for spec in specs.values())
+    widgets = len(widget_values(info, {})) - hidden
     least = _ROW * max(sockets, len(info["output"])) + _WIDGET * widgets + (14 if widgets else 6)
     least += _FOOT * node.type.startswith("LAMP_")
     return node.size[0], max(node.size[1], least)
 
 
 def _size(item: Node | Note, infos: ObjectInfo) -> tuple[int, int]:
-    return item.size if isinstance(item, Note) else node_size(item, infos)
-
-
-def _column_width(column: Sequence[Node | Note]) -> int:
-    return max(item.size[0] for item in column)
+    if isinstance(item, Note):
+        return item.size
+    width, height = node_size(item, infos)
+    return width, 0 if item.collapsed else height
 
 
 def _lay_out(graph: Graph, infos: ObjectInfo) -> tuple[dict[int, Place], list[dict[str, Any]]]:
     """Places of the items by number, and the groups' frames."""
     places: dict[int, Place] = {}
     groups: list[dict[str, Any]] = []
-    top = 0
-    for row in graph.rows:
-        left, heights = 0, []
-        for group in row:
-            width, height = _place_group(group, (left, top), infos, places)
-            heights.append(height)
-            groups.append(_frame(len(groups) + 1, group, (left, top, width, height)))
-            left += width + _GROUP_GAP
-        for frame in groups[-len(row) :]:
-            frame["bounding"][3] = max(heights)
-        top += max(heights) + _GROUP_GAP
+    left = 0
+    for column in graph.columns:
+        width = max(_size(item, infos)[0] for group in column for item in group.items)
+        top = 0
+        for group in column:
+            height = _place_group(group, (left, top, width), infos, places)
+            box = left, top, width + 2 * _INSET, height
+            groups.append(_frame(len(groups) + 1, group, box))
+            top += height + _GROUP_GAP
+        left += width + 2 * _INSET + _GROUP_GAP
     return places, groups
 
 
-def _place_group(
-    group: Group, corner: tuple[int, int], infos: ObjectInfo, places: dict[int, Place]
-) -> tuple[int, int]:
-    """Put the group's items into `places`; the width and height that they take."""
-    left, bottom = corner[0] + _INSET, corner[1]
-    for column in group.columns:
-        top = corner[1] + _GROUP_TITLE + _TITLE
-        for item in column:
-            places[len(places) + 1] = (left, top, _column_width(column))
-            top += _size(item, infos)[1] + _TITLE + _GAP // 2
-        bottom = max(bottom, top - _TITLE - _GAP // 2)
-        left += _column_width(column) + _GAP
-    return left - _GAP + _INSET - corner[0], bottom + _INSET - corner[1]
+def _place_group(group: Group, corner: Place, infos: ObjectInfo, places: dict[int, Place]) -> int:
+    """Put the group's items into `places`; the height that they take."""
+    left, top, width = corner
+    bottom = top + _GROUP_TITLE
+    for item in group.items:
+        places[len(places) + 1] = (left + _INSET, bottom + _TITLE, width)
+        bottom += _TITLE + _size(item, infos)[1] + _GAP
+    return bottom - _GAP + _INSET - top
 
 
 def _frame(number: int, group: Group, box: tuple[int, int, int, int]) -> dict[str, Any]:
@@ -392,6 +390,6 @@ def _frame(number: int, group: Group, box: tuple[int, int, int, int]) -> dict[st
         "title": group.title,
         "bounding": list(box),
         "color": group.colour,
-        "font_size": 24,
+        "font_size": 20,
         "flags": {},
     }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from scripts.workflow_format import Graph, Group, Node, Note, Out
+from scripts.workflow_format import Graph, Group, Node, Out
 from scripts.workflow_parts import (
     BLUE,
     GREEN,
-    GREY,
+    MOTIONS,
     ORANGE,
     PICTURE_TABLE,
+    TITLES,
     decode,
     encode,
     first_frame,
@@ -18,6 +19,7 @@ from scripts.workflow_parts import (
     read_me,
     sample,
     sd1,
+    try_first,
     video,
 )
 
@@ -27,13 +29,17 @@ Moves your picture for 16 frames, then goes on from the last frame, twice: 46 fr
 
 {PICTURE_TABLE}
 
+{try_first("lamp_extend_video")}
+
+{MOTIONS}
+
 1. Choose picture, checkpoint and motion, describe what happens in the words of the motion.
 2. Run. *LAMP KSampler* makes the first piece, *LAMP Extend Video* the others.
 3. Not long enough? Raise **times** in *LAMP Extend Video*: each time adds 15 frames. The first \
 piece is not drawn again.
 
 This way suits motions that travel: a horse that runs. For motions that come round again, such as \
-rain or a waving hand, take **lamp_long_video_windows**.
+rain or a waving hand, take *{TITLES["lamp_long_video_windows"]}*.
 """
 
 _COLOURS = """**Colours that wander** from piece to piece are held by *hold_colors* of *LAMP \
@@ -51,42 +57,27 @@ def extend_video() -> Graph:
         "times": 2,
         "seed": 1,
     }
+    first = [
+        encode("positive", "a brown horse runs on the grass", clip, "Prompt"),
+        encode("negative", "", clip, "Negative"),
+        first_frame(Out("image", "IMAGE")),
+        sample(Out("motion", "model"), after="fixed"),
+    ]
+    finished = [
+        decode("frames", Out("more", "latent"), Out("sd1", "VAE")),
+        matched(Out("frames", "IMAGE")),
+        *video(Out("matched", "images"), 8.0, "video/LAMP_longer"),
+    ]
     return Graph(
         "lamp_extend_video",
         [
-            [
-                read_me(_EXTEND, (420, 420)),
-                Group("Picture", BLUE, [[picture()]]),
-                Group(
-                    "First piece: SD 1.x and LAMP",
-                    GREEN,
-                    [
-                        [sd1(), load_motion()],
-                        [
-                            encode("positive", "a brown horse runs on the grass", clip, "Prompt"),
-                            encode("negative", "", clip, "Negative"),
-                            first_frame(Out("image", "IMAGE")),
-                        ],
-                        [sample(Out("motion", "model"), after="fixed")],
-                    ],
-                ),
-            ],
-            [
-                Group("About this", GREY, [[Note(_COLOURS, (420, 130))]]),
-                Group("More of it", GREEN, [[Node("more", "LAMP_ExtendVideo", more)]]),
-                Group(
-                    "Video",
-                    ORANGE,
-                    [
-                        [
-                            decode("frames", Out("more", "latent"), Out("sd1", "VAE")),
-                            matched(Out("frames", "IMAGE")),
-                        ],
-                        video(Out("matched", "images"), 8.0, "video/LAMP_longer"),
-                    ],
-                ),
-            ],
+            read_me((_EXTEND, 505), (_COLOURS, 120)),
+            [Group("Picture, SD 1.x and motion", BLUE, [picture(), sd1(), load_motion()])],
+            [Group("First piece", GREEN, first)],
+            [Group("More of it", GREEN, [Node("more", "LAMP_ExtendVideo", more)])],
+            [Group("Video", ORANGE, finished)],
         ],
+        TITLES["lamp_extend_video"],
     )
 
 
@@ -97,12 +88,16 @@ among them, so the look holds and the memory stays that of a short video.
 
 {PICTURE_TABLE}
 
+{try_first("lamp_long_video_windows")}
+
+{MOTIONS}
+
 1. Choose picture, checkpoint and motion, describe what happens in the words of the motion.
 2. Set **frames** in *LAMP First-Frame Condition* to the length that you want.
 3. Run.
 
 This way suits motions that come round again: rain, waves, a waving hand. Each window starts anew \
-from frame 1, so something that travels would come back: take **lamp_extend_video** for that.
+from frame 1, so what travels would come back: take *{TITLES["lamp_extend_video"]}* for that.
 """
 
 _OVERLAP = """**length** is the number of frames that the motion was trained on. More **overlap** \
@@ -113,37 +108,25 @@ def long_video_windows() -> Graph:
     """One long latent, of which the model sees a window at a time."""
     clip = Out("sd1", "CLIP")
     windows = {"model": Out("motion", "model")}
+    start = [
+        Node("windows", "LAMP_AnchoredWindows", windows),
+        encode("positive", "rain falls on a city street", clip, "Prompt"),
+        encode("negative", "", clip, "Negative"),
+        first_frame(Out("image", "IMAGE"), frames=48),
+    ]
+    drawn = [
+        sample(Out("windows", "model"), after="fixed"),
+        decode("frames", Out("sample", "latent"), Out("sd1", "VAE")),
+        matched(Out("frames", "IMAGE")),
+    ]
     return Graph(
         "lamp_long_video_windows",
         [
-            [
-                read_me(_WINDOWS, (420, 460)),
-                Group("Picture", BLUE, [[picture()]]),
-                Group(
-                    "Motion in windows: SD 1.x and LAMP",
-                    GREEN,
-                    [
-                        [
-                            sd1(),
-                            load_motion(),
-                            Node("windows", "LAMP_AnchoredWindows", windows),
-                            Note(_OVERLAP, (400, 120)),
-                        ],
-                        [
-                            encode("positive", "rain falls on a city street", clip, "Prompt"),
-                            encode("negative", "", clip, "Negative"),
-                            first_frame(Out("image", "IMAGE"), frames=48),
-                        ],
-                        [
-                            sample(Out("windows", "model"), after="fixed"),
-                            decode("frames", Out("sample", "latent"), Out("sd1", "VAE")),
-                            matched(Out("frames", "IMAGE")),
-                        ],
-                    ],
-                ),
-                Group(
-                    "Video", ORANGE, [video(Out("matched", "images"), 8.0, "video/LAMP_windows")]
-                ),
-            ]
+            read_me((_WINDOWS, 505), (_OVERLAP, 120)),
+            [Group("Picture, SD 1.x and motion", BLUE, [picture(), sd1(), load_motion()])],
+            [Group("48 frames, 16 at a time", GREEN, start)],
+            [Group("Move it", GREEN, drawn)],
+            [Group("Video", ORANGE, video(Out("matched", "images"), 8.0, "video/LAMP_windows"))],
         ],
+        TITLES["lamp_long_video_windows"],
     )

@@ -77,12 +77,12 @@ def _change(node: dict[str, Any], toy: Toy) -> None:
         name = "text" if kind == "CLIPTextEncode" else "value"
         if isinstance(inputs[name], str) and "egative" not in node["_meta"]["title"]:
             inputs[name] = toy.caption if inputs[name] else ""
-    for name, value in _settings(kind, inputs, toy).items():
+    for name, value in toy_settings(kind, inputs, toy).items():
         if name in inputs and not isinstance(inputs[name], list):
             inputs[name] = value
 
 
-def _settings(kind: str, inputs: Mapping[str, Any], toy: Toy) -> Mapping[str, Any]:
+def toy_settings(kind: str, inputs: Mapping[str, Any], toy: Toy) -> Mapping[str, Any]:
     """The toy's values for a node's widgets; those that a node lacks do not matter."""
     size = {"width": TOY_SIZE["width"], "height": TOY_SIZE["height"]}
     trained = TOY_SIZE["frames"]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from scripts.workflow_format import Graph, Group, Node, Note, Out
+from scripts.workflow_format import Graph, Group, Node, Out
 from scripts.workflow_parts import (
     BLUE,
     GREEN,
-    GREY,
     HUB,
+    MOTIONS,
     ORANGE,
     PICTURE_TABLE,
-    WIDE,
+    TITLES,
     decode,
     encode,
     first_frame,
@@ -19,6 +19,7 @@ from scripts.workflow_parts import (
     picture,
     read_me,
     sd1,
+    try_first,
     video,
 )
 
@@ -37,6 +38,10 @@ ComfyUI's own *KSampler* and a LoRA that needs 8 steps in place of 50: 16 frames
 
 The LoRA is [lcm-lora-sdv1-5]({HUB}/latent-consistency/lcm-lora-sdv1-5): its file is called \
 `pytorch_lora_weights.safetensors`, so give it the name above.
+
+{try_first("lamp_few_steps_lora")}
+
+{MOTIONS}
 
 1. Choose picture, checkpoint, LoRA and motion. LoRA and motion may stand in either order.
 2. Describe what happens in the words of the motion.
@@ -69,45 +74,39 @@ def few_steps() -> Graph:
         "scheduler": "sgm_uniform",
     }
     changed = {"model": Out("motion", "model"), "sampling": "lcm"}
+    models_group = [
+        sd1(),
+        Node("lora", "LoraLoaderModelOnly", lora, size=(275, 104), models=models),
+        load_motion(Out("lora", "MODEL")),
+        Node("lcm", "ModelSamplingDiscrete", changed),
+    ]
+    start = [
+        picture(),
+        encode("positive", _PROMPT, clip, "Prompt"),
+        encode("negative", "", clip, "Negative"),
+        first_frame(Out("image", "IMAGE")),
+    ]
     return Graph(
         "lamp_few_steps_lora",
         [
+            read_me((_FEW, 520), (_STOCK, 240)),
+            [Group("SD 1.x, a few-step LoRA, a motion", GREEN, models_group)],
+            [Group("Picture and prompt", BLUE, start)],
             [
-                read_me(_FEW, (420, 460)),
-                Group("Picture", BLUE, [[picture()]]),
                 Group(
-                    "Motion: SD 1.x, a few-step LoRA and LAMP",
-                    GREEN,
+                    "Video",
+                    ORANGE,
                     [
-                        [
-                            sd1(),
-                            Node("lora", "LoraLoaderModelOnly", lora, size=WIDE, models=models),
-                            load_motion(Out("lora", "MODEL")),
-                            Node("lcm", "ModelSamplingDiscrete", changed, size=WIDE),
-                        ],
-                        [
-                            encode("positive", _PROMPT, clip, "Prompt"),
-                            encode("negative", "", clip, "Negative"),
-                            first_frame(Out("image", "IMAGE")),
-                        ],
-                        [
-                            Node("sample", "KSampler", sampler, after="randomize"),
-                            decode("frames", Out("sample", "LATENT"), Out("sd1", "VAE")),
-                            matched(Out("frames", "IMAGE")),
-                        ],
+                        Node("sample", "KSampler", sampler, after="randomize"),
+                        decode("frames", Out("sample", "LATENT"), Out("sd1", "VAE")),
+                        matched(Out("frames", "IMAGE")),
+                        *video(Out("matched", "images"), 8.0, "video/LAMP_few_steps"),
                     ],
-                ),
-            ],
-            [
-                Group("About this", GREY, [[Note(_STOCK, (420, 320))]]),
-                Group("Video", ORANGE, [*_side_by_side("video/LAMP_few_steps")]),
+                )
             ],
         ],
+        TITLES["lamp_few_steps_lora"],
     )
-
-
-def _side_by_side(prefix: str) -> list[list[Node]]:
-    return [[node] for node in video(Out("matched", "images"), 8.0, prefix)]
 
 
 _CUSTOM = f"""## The paper's sampling in pieces
@@ -116,6 +115,10 @@ _CUSTOM = f"""## The paper's sampling in pieces
 stands it is what *LAMP KSampler* does in one node: 16 frames, 512 x 320.
 
 {PICTURE_TABLE}
+
+{try_first("lamp_custom_sampling")}
+
+{MOTIONS}
 
 1. Choose picture, checkpoint and motion, describe what happens in the words of the motion.
 2. Run.
@@ -149,54 +152,34 @@ def custom_sampling() -> Graph:
         "sigmas": Out("sigmas", "sigmas"),
         "latent_image": Out("condition", "latent"),
     }
+    noise = {"latent": Out("condition", "latent")}
+    schedule = {"adain_schedule": Out("schedule", "schedule")}
+    start = [
+        encode("positive", _PROMPT, clip, "Prompt"),
+        encode("negative", "", clip, "Negative"),
+        first_frame(Out("image", "IMAGE")),
+        Node("guider", "CFGGuider", guider),
+        Node("sigmas", "LAMP_Scheduler", {"model": model, "steps": 50}),
+    ]
+    rest = [
+        Node("noise", "LAMP_SharedNoise", noise),
+        Node("schedule", "LAMP_AdaINSchedule"),
+        Node("sampler", "LAMP_Sampler", schedule),
+    ]
+    joined = [
+        Node("sample", "SamplerCustomAdvanced", parts),
+        decode("frames", Out("sample", "output"), Out("sd1", "VAE")),
+        matched(Out("frames", "IMAGE")),
+        *video(Out("matched", "images"), 8.0, "video/LAMP_custom"),
+    ]
     return Graph(
         "lamp_custom_sampling",
         [
-            [
-                read_me(_CUSTOM, (420, 380)),
-                Group("Picture", BLUE, [[picture()]]),
-                Group(
-                    "Model and picture: SD 1.x and LAMP",
-                    GREEN,
-                    [
-                        [sd1(), load_motion()],
-                        [
-                            encode("positive", _PROMPT, clip, "Prompt"),
-                            encode("negative", "", clip, "Negative"),
-                            first_frame(Out("image", "IMAGE")),
-                        ],
-                    ],
-                ),
-            ],
-            [
-                Group("The parts", GREY, [[Note(_PARTS, (640, 260))]]),
-                Group(
-                    "Sampling in pieces",
-                    GREEN,
-                    [
-                        [
-                            Node(
-                                "noise", "LAMP_SharedNoise", {"latent": Out("condition", "latent")}
-                            ),
-                            Node("schedule", "LAMP_AdaINSchedule"),
-                        ],
-                        [
-                            Node("guider", "CFGGuider", guider),
-                            Node(
-                                "sampler",
-                                "LAMP_Sampler",
-                                {"adain_schedule": Out("schedule", "schedule")},
-                            ),
-                            Node("sigmas", "LAMP_Scheduler", {"model": model, "steps": 50}),
-                        ],
-                        [
-                            Node("sample", "SamplerCustomAdvanced", parts),
-                            decode("frames", Out("sample", "output"), Out("sd1", "VAE")),
-                            matched(Out("frames", "IMAGE")),
-                        ],
-                    ],
-                ),
-                Group("Video", ORANGE, [video(Out("matched", "images"), 8.0, "video/LAMP_custom")]),
-            ],
+            read_me((_CUSTOM, 465), (_PARTS, 260)),
+            [Group("Picture, SD 1.x and motion", BLUE, [picture(), sd1(), load_motion()])],
+            [Group("Latent, guider, noise levels", GREEN, start)],
+            [Group("Noise and sampler", GREEN, rest)],
+            [Group("Video", ORANGE, joined)],
         ],
+        TITLES["lamp_custom_sampling"],
     )

@@ -5,7 +5,18 @@ from __future__ import annotations
 from typing import Any
 
 from scripts.workflow_format import Graph, Group, Node, Out
-from scripts.workflow_parts import BLUE, GREEN, ORANGE, decode, encode, read_me, sample, video
+from scripts.workflow_parts import (
+    BLUE,
+    GREEN,
+    ORANGE,
+    TITLES,
+    decode,
+    encode,
+    read_me,
+    sample,
+    small,
+    video,
+)
 
 _TOY = """## Train and generate, without a download
 
@@ -19,6 +30,9 @@ coloured objects at 32 x 32 pixels. On a CPU the training takes some minutes, a 
 
 Try another **number** or **hard** in *LAMP Toy Object*: the motion is not trained again. Keep its \
 seed equal to the one of *LAMP Toy Clips*, or the object may be one of the clips'.
+
+The motion of this workflow comes with the pack, already learned: the templates that end in *toy, \
+no download* use it.
 
 Try another **motion**, too: the same in *LAMP Toy Clips* and *LAMP Toy Object*. For `grow` set \
 **adain** of *LAMP KSampler* to `off`, or the growing object fades.
@@ -73,73 +87,68 @@ def toy_train_and_generate() -> Graph:
         "method": "default",
     }
     encoder = Out("base", "clip")
+    condition_node = small("condition", "LAMP_FirstFrameCondition", condition)
     return Graph(
         "lamp_toy_train_and_generate",
         [
+            read_me((_TOY, 530)),
             [
-                read_me(_TOY, (420, 430)),
                 Group(
                     "1. Eight clips of a motion, and a model",
                     BLUE,
                     [
-                        [Node("toy_clips", "LAMP_ToyClips"), Node("base", "LAMP_LoadToyBase")],
-                        [Node("clips", "LAMP_TrainingClips", clips, size=(340, 560))],
+                        Node("toy_clips", "LAMP_ToyClips"),
+                        Node("base", "LAMP_LoadToyBase"),
+                        Node("clips", "LAMP_TrainingClips", clips),
                     ],
-                ),
+                )
+            ],
+            [
                 Group(
                     "2. Learn it",
                     GREEN,
                     [
-                        [Node("trainer", "LAMP_Trainer", trainer, size=(400, 880))],
-                        [
-                            Node(
-                                "info",
-                                "LAMP_MotionInfo",
-                                {"motion": Out("trainer", "motion")},
-                                size=(400, 300),
-                            )
-                        ],
+                        Node("trainer", "LAMP_Trainer", trainer),
+                        Node(
+                            "info",
+                            "LAMP_MotionInfo",
+                            {"motion": Out("trainer", "motion")},
+                            size=(275, 90),
+                        ),
                     ],
-                ),
+                )
             ],
             [
                 Group(
                     "3. An object that no clip shows",
                     BLUE,
                     [
-                        [
-                            Node("object", "LAMP_ToyObject", {"number": 0}),
-                            Node("condition", "LAMP_FirstFrameCondition", condition),
-                        ],
-                        [
-                            encode("positive", Out("object", "prompt"), encoder, "Prompt"),
-                            encode("negative", "", encoder, "Negative"),
-                        ],
+                        Node("object", "LAMP_ToyObject", {"number": 0}),
+                        condition_node,
+                        encode("positive", Out("object", "prompt"), encoder, "Prompt"),
+                        encode("negative", "", encoder, "Negative"),
                     ],
                 ),
                 Group(
                     "4. Move it",
                     GREEN,
-                    [
-                        [
-                            sample(Out("trainer", "model"), **TOY_SAMPLING, after="fixed"),
-                            decode("frames", Out("sample", "latent"), Out("base", "vae")),
-                        ]
-                    ],
-                ),
-                Group(
-                    "5. Look at it: truth left, generated right",
-                    ORANGE,
-                    [
-                        [
-                            Node("score", "LAMP_ToyScore", score, size=(400, 140)),
-                            Node("beside", "ImageStitch", {**beside, "spacing_width": 4}),
-                            Node("larger", "ImageScale", larger),
-                        ],
-                        [Node("animated", "SaveAnimatedWEBP", animated, size=(400, 400))],
-                        video(Out("larger", "IMAGE"), 6.0, "video/LAMP_toy"),
-                    ],
+                    [sample(Out("trainer", "model"), **TOY_SAMPLING, after="fixed")],
                 ),
             ],
+            [
+                Group(
+                    "5. Look: truth left, generated right",
+                    ORANGE,
+                    [
+                        decode("frames", Out("sample", "latent"), Out("base", "vae")),
+                        Node("score", "LAMP_ToyScore", score, size=(275, 100)),
+                        small("beside", "ImageStitch", {**beside, "spacing_width": 4}),
+                        small("larger", "ImageScale", larger),
+                        Node("animated", "SaveAnimatedWEBP", animated),
+                        *video(Out("larger", "IMAGE"), 6.0, "video/LAMP_toy"),
+                    ],
+                )
+            ],
         ],
+        TITLES["lamp_toy_train_and_generate"],
     )

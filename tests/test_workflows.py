@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,25 @@ import pytest
 
 from benchmarks.motion import Recipe
 from scripts.host import ROOT
-from scripts.make_workflows import all_graphs
+from scripts.make_workflows import titles
 from scripts.workflow_format import NOTE, PACK, WIDGETS, GraphError, Node, Out, api_prompt
 
 FOLDER = ROOT / "workflows"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
+TITLES = titles()
+NAMES = sorted(TITLES)
 TOY = "lamp_toy_train_and_generate"
+
+
+def needs_nothing() -> list[str]:
+    """The workflows that a fresh install runs."""
+    return [name for name in NAMES if "toy" in name]
+
+
 AFTER = ("fixed", "randomize", "increment", "decrement")
 
 
 def canvas(name: str) -> dict[str, Any]:
-    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    return json.loads((FOLDER / f"{TITLES[name]}.json").read_text(encoding="utf-8"))
 
 
 def api(name: str) -> dict[str, Any]:
@@ -47,7 +56,7 @@ def widget_inputs(node: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_there_is_a_file_pair_for_every_graph() -> None:
-    assert NAMES == sorted(graph.name for graph in all_graphs())
+    assert sorted(TITLES.values()) == sorted(path.stem for path in FOLDER.glob("*.json"))
     assert NAMES == sorted(path.stem for path in (FOLDER / "api").glob("*.json"))
 
 
@@ -113,6 +122,7 @@ def test_nothing_overlaps_and_everything_stands_in_a_group(name: str) -> None:
     boxes = {}
     for node in graph["nodes"]:
         (left, top), (width, height) = node["pos"], node["size"]
+        height = 0 if node.get("flags", {}).get("collapsed") else height
         boxes[node["id"]] = (left, top - 30, left + width, top + height)  # 30: the title
     for one, other in itertools.combinations(boxes, 2):
         assert not _overlap(boxes[one], boxes[other]), f"nodes {one} and {other}"
@@ -122,6 +132,33 @@ def test_nothing_overlaps_and_everything_stands_in_a_group(name: str) -> None:
         assert sum(_inside(box, frame) for frame in frames) == 1
     for one, other in itertools.combinations(frames, 2):
         assert not _overlap(one, other)
+
+
+# The front end fits a workflow into 3/4 of the window when it opens it, and draws no text where 14
+# pixels become less than 8: what is smaller than this reads in a window of 1366 x 768.
+LARGEST = 1366 * 0.75 * 14 / 8, 768 * 0.75 * 14 / 8
+_MARGIN = 20  # around the whole
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_workflow_is_small_enough_to_be_read_when_it_opens(name: str) -> None:
+    frames = [group["bounding"] for group in canvas(name)["groups"]]
+    for axis in (0, 1):
+        low = min(frame[axis] for frame in frames)
+        high = max(frame[axis] + frame[axis + 2] for frame in frames)
+        assert high - low + _MARGIN <= LARGEST[axis]
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(needs_nothing())))
+def test_every_workflow_that_needs_files_leads_to_one_that_runs_as_it_is(name: str) -> None:
+    notes = [node for node in canvas(name)["nodes"] if node["type"] == NOTE]
+    text = "\n".join(note["widgets_values"][0] for note in notes)
+    assert any(TITLES[other] in text for other in needs_nothing())
+
+
+def test_titles_are_plain_in_an_address_and_in_every_file_system() -> None:
+    for title in TITLES.values():
+        assert re.fullmatch(r"\d\d [A-Za-z0-9 ,-]+", title) and len(title) < 60
 
 
 def _overlap(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
@@ -145,7 +182,7 @@ def test_a_note_tells_what_to_do(name: str) -> None:
 
 @pytest.mark.parametrize("picture", sorted(FOLDER.glob("*.jpg")), ids=lambda path: path.stem)
 def test_a_thumbnail_belongs_to_a_workflow_and_is_small(picture: Path) -> None:
-    assert picture.stem in NAMES
+    assert picture.stem in TITLES.values()
     assert picture.stat().st_size < 300_000
 
 
@@ -192,7 +229,7 @@ INFOS: dict[str, Any] = {
 def graph_of(*nodes: Node) -> Any:
     from scripts.workflow_format import Graph, Group
 
-    return Graph("g", [[Group("all", "#000", [list(nodes)])]])
+    return Graph("g", [[Group("all", "#000", list(nodes))]])
 
 
 def test_defaults_are_filled_in_and_outputs_found_by_name() -> None:

@@ -17,10 +17,11 @@ from scripts.comfy_server import ComfyServer
 from scripts.host import PACK_FOLDER
 from scripts.make_locales import FOLDER as LOCALES
 from scripts.make_locales import HELP, NODES
-from scripts.make_workflows import BLUEPRINT, FOLDER, all_graphs, load_api
+from scripts.make_workflows import BLUEPRINT, FOLDER, load_api, titles
 from scripts.workflow_format import default_of, input_specs, is_widget
 
-NAMES = sorted(graph.name for graph in all_graphs())
+TITLES = titles()
+NAMES = sorted(TITLES)
 TOY = "lamp_toy_train_and_generate"
 
 LOAD = """async ([workflow, name]) => {
@@ -48,7 +49,7 @@ FIT = "() => app.extensionManager.command.execute('Comfy.Canvas.FitView')"
 
 
 def workflow(name: str) -> dict[str, Any]:
-    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+    return json.loads((FOLDER / f"{TITLES[name]}.json").read_text(encoding="utf-8"))
 
 
 def load(page: Any, name: str) -> None:
@@ -243,12 +244,12 @@ def test_the_template_browser_shows_the_pictures(page: Any, shots: Path) -> None
             await image.decode()
             return [image.naturalWidth, image.naturalHeight]
         }))""",
-        [f"/api/workflow_templates/{PACK_FOLDER}/{name}.jpg" for name in NAMES],
+        [f"/api/workflow_templates/{PACK_FOLDER}/{title}.jpg" for title in TITLES.values()],
     )
     assert all(width == height >= 400 for width, height in sizes)
     page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
     page.get_by_text(PACK_FOLDER, exact=True).first.click()
-    page.get_by_text(TOY).first.wait_for()
+    page.get_by_text(TITLES[TOY]).first.wait_for()
     page.wait_for_timeout(1500)
     page.screenshot(path=str(shots / "templates.png"))
 
