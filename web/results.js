@@ -21,7 +21,7 @@ function addWidget(node) {
 }
 
 app.registerExtension({
-    name: 'LAMP.Results',
+    name: 'lamp-motion.Results',
     beforeRegisterNodeDef(nodeType, nodeData) {
         if (!nodeData.name.startsWith('LAMP_')) return
         const onExecuted = nodeType.prototype.onExecuted
