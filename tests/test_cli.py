@@ -239,6 +239,31 @@ def test_a_byte_order_mark_does_no_harm_and_another_encoding_is_named(config: Pa
         read(config)
 
 
+@pytest.mark.parametrize(
+    ("file", "changes", "blamed"),
+    [
+        ("", ["recipe.steps=0"], "--set recipe.steps: "),
+        ("steps = 5", ["recipe.steps=0"], "--set recipe.steps: "),
+        ("steps = 5", ["recipe.seed=1", "recipe.warmup=10"], "--set recipe.warmup: "),
+        ("warmup = 10", ["recipe.steps=5"], "--set recipe.steps: "),
+        ("", ["recipe.betas=[0.9, 1.0]"], "--set recipe.betas: "),
+        ("", ["data.stride=0"], "--set data.stride: "),
+        ("", ["data.frames=2000"], "--set data.frames: "),
+        ("", ["recipe.warmup=10", "recipe.steps=5"], "--set recipe."),
+        ("seed = -1", ["recipe.steps=0"], "--set recipe.steps: "),
+        ("seed = -1", ["recipe.steps=10"], "run.toml"),
+        ("steps = 5\nwarmup = 10", ["recipe.seed=3"], "run.toml"),
+    ],
+)
+def test_a_mistake_is_blamed_on_the_set_that_makes_it(
+    config: Path, file: str, changes: list[str], blamed: str
+) -> None:
+    config.write_text(f"{config.read_text()}\n[recipe]\n{file}\n")
+    with pytest.raises(LampError) as refused:
+        read(config, *changes)
+    assert str(refused.value).startswith(blamed)
+
+
 # --- where a run writes ----------------------------------------------------------------------
 
 

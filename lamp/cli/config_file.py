@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from ..errors import LampError
 
@@ -17,6 +17,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+T = TypeVar("T")
+Tables = dict[str, dict[str, Any]]
+"""Table -> key -> value."""
 Schema = Mapping[str, Mapping[str, Any]]
 """Table -> key -> what is wanted: str, int, float, bool, a Literal or the choices themselves, a
 `tuple[...]`, or one of these or None."""
@@ -49,12 +52,13 @@ class ConfigFile:
         self.path, self._schema = path, schema
         text = _read(path)
         self._lines = _find_lines(text)
-        self._changed: set[tuple[str, str]] = set()
-        self.tables: dict[str, dict[str, Any]] = {name: {} for name in schema}
+        self._changed: dict[tuple[str, str], None] = {}
+        self.tables: Tables = {name: {} for name in schema}
         for table, values in _parse(path, text).items():
             self._check_table(table, values)
             for key, value in values.items():
                 self._put(table, key, value)
+        self._own = {name: dict(values) for name, values in self.tables.items()}
         for change in changes:
             self._change(change)
 
@@ -65,6 +69,35 @@ class ConfigFile:
             return f"--set {table}.{key}"
         line = self._lines.get((table, key))
         return f"{self.path.name}, line {line}: {name}" if line else f"{self.path.name}: {name}"
+
+    def made(self, table: str, make: Callable[[Tables], T]) -> T:
+        """What `make` makes of the tables; a refusal is blamed on those values of `--set`
+        without which it would not come, and else on the table.
+
+        Raises:
+            LampError: the one of `make`, behind the place of the mistake.
+        """
+        try:
+            return make(self.tables)
+        except LampError as error:
+            raise LampError(f"{self._blamed(table, make, str(error))}: {error}") from error
+
+    def _blamed(self, table: str, make: Callable[[Tables], Any], refusal: str) -> str:
+        changed = list(self._changed)
+        for blamed in [[one] for one in changed] + [changed]:
+            tables = {name: dict(values) for name, values in self.tables.items()}
+            for name, key in blamed:
+                tables[name].pop(key)
+                if key in self._own[name]:
+                    tables[name][key] = self._own[name][key]
+            try:
+                make(tables)
+            except LampError as error:
+                if str(error) == refusal:
+                    continue
+            if blamed:
+                return " and ".join(self.where(*one) for one in blamed)
+        return self.where(table)
 
     def required(self, table: str, key: str, hint: str) -> Any:
         """A value that must be there; `hint` says what to give."""
@@ -135,7 +168,7 @@ class ConfigFile:
             raise LampError(f"--set {change} names no value: write TABLE.KEY=VALUE, as {example}.")
         if table not in self._schema:
             raise LampError(f"--set {change}: {_unknown(table, list(self._schema), 'table')}")
-        self._changed.add((table, key))
+        self._changed[table, key] = None
         self._put(table, key, _value(text.strip()))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, get_type_hints
 
 from ..clip_settings import ClipSettings
 from ..errors import LampError
@@ -20,9 +20,7 @@ from ..recipe import (
     preset,
 )
 from ..session import Upkeep
-from .config_file import ConfigFile
-
-_T = TypeVar("_T")
+from .config_file import ConfigFile, Tables
 
 TOY = "toy"
 NONE, LATEST = "none", "latest"
@@ -92,16 +90,15 @@ def read_settings(path: Path, changes: list[str]) -> RunSettings:
     base = file.required("base", "path", "give a .safetensors file, a diffusers folder, or 'toy'")
     file.required("data", "folder", "give the folder that holds the clips")
     data, recipe, output = (dict(file.tables[name]) for name in ("data", "recipe", "output"))
-    clips = _made(file, "data", ClipSettings, _own(data, ClipSettings))
-    automatic = {name: recipe.pop(name, "auto") for name in _AUTOMATIC}
-    chosen = preset(recipe.pop("preset", PRESETS[0]), recipe.get("steps", TrainConfig.steps))
+    clips = file.made("data", _clip_settings)
+    automatic = {name: recipe.get(name, "auto") for name in _AUTOMATIC}
     return RunSettings(
         base=TOY if base == TOY else _existing(file, "base", "path"),
         tokenizer=_existing(file, "base", "tokenizer") if file.has("base", "tokenizer") else None,
         clips_folder=_existing(file, "data", "folder"),
         prompt=data.get("prompt", ""),
         clips=clips,
-        config=_made(file, "recipe", TrainConfig, {"frames": clips.frames, **chosen, **recipe}),
+        config=file.made("recipe", _train_config),
         **automatic,
         name=_name(file),
         folder=file.file("output", "folder", "output"),
@@ -117,12 +114,15 @@ def _own(values: dict[str, Any], kind: type) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name in names}
 
 
-def _made(file: ConfigFile, table: str, kind: type[_T], values: dict[str, Any]) -> _T:
-    """The settings of a table; what they refuse is named by the table."""
-    try:
-        return kind(**values)
-    except LampError as error:
-        raise LampError(f"{file.where(table)}: {error}") from error
+def _clip_settings(tables: Tables) -> ClipSettings:
+    return ClipSettings(**_own(tables["data"], ClipSettings))
+
+
+def _train_config(tables: Tables) -> TrainConfig:
+    recipe = {name: value for name, value in tables["recipe"].items() if name not in _AUTOMATIC}
+    chosen = preset(recipe.pop("preset", PRESETS[0]), recipe.get("steps", TrainConfig.steps))
+    frames = _clip_settings(tables).frames
+    return TrainConfig(**{"frames": frames, **chosen, **recipe})
 
 
 def _existing(file: ConfigFile, table: str, key: str) -> Path:
