@@ -87,6 +87,12 @@ def rate_factor(name: str, parameter: Tensor, config: TrainConfig) -> float:
     return factor
 
 
+def check_optimizer(config: TrainConfig) -> None:
+    """Before anything is loaded: the 8-bit one may be missing, see `make_optimizer`."""
+    if config.optimizer != "adamw":
+        _eight_bit_adamw()
+
+
 def _eight_bit_adamw() -> Any:
     # bitsandbytes first: torchao compiles its step, which asks for a compiler on the machine.
     with contextlib.suppress(ImportError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor
 from .disk import cure, keep
 from .errors import LampError
 from .optimizers import optimizer_state, restore_optimizer
+from .recipe import TrainConfig
 from .strict_json import read_json
 from .tensor_header import check_file
 from .training import Training
@@ -77,7 +79,7 @@ def take_state(training: Training, identity: dict[str, str], run: str = "") -> T
     tensors["losses"] = torch.tensor(training.losses, dtype=torch.float64)
     facts = {
         "step": training.step,
-        "settings": _settings(training),
+        "settings": _settings(training.config, training.peers.count),
         "identity": identity,
         "run": run,
         "order": order,
@@ -156,9 +158,42 @@ def restore(training: Training, state: TrainingState, identity: dict[str, str]) 
         StateError: a setting that changes the numbers differs, by its name; or the state is
             damaged. The training is then not to be used.
     """
-    try:
-        _refuse_changes(training, state, identity)
+    with _named(state):
+        check_state(state, training.config, training.peers.count, identity)
         _restore(training, state)
+
+
+def check_state(
+    state: TrainingState,
+    config: TrainConfig,
+    processes: int,
+    identity: dict[str, str],
+    unsettled: Collection[str] = (),
+) -> None:
+    """Refuse what cannot go on from `state`, as far as it is known: before a model is loaded.
+
+    Args:
+        identity: of what is known already, see `take_state`.
+        unsettled: names of settings that are not known yet.
+
+    Raises:
+        StateError: a setting that changes the numbers differs, by its name, or the run would be
+            over before.
+    """
+    with _named(state):
+        if not 0 < state.step <= config.steps:
+            raise StateError(
+                f"The state is at step {state.step}, the run asks for {config.steps} steps: raise "
+                "steps to go on, or start anew."
+            )
+        _refuse_changes(state, _settings(config, processes), identity, unsettled)
+
+
+@contextlib.contextmanager
+def _named(state: TrainingState) -> Iterator[None]:
+    """Whatever damage a state has comes out as one error."""
+    try:
+        yield
     except StateError:
         raise
     except (
@@ -177,11 +212,6 @@ def restore(training: Training, state: TrainingState, identity: dict[str, str]) 
 
 def _restore(training: Training, state: TrainingState) -> None:
     tensors, facts = state.tensors, state.facts
-    if not 0 < state.step <= training.config.steps:
-        raise StateError(
-            f"The state is at step {state.step}, the run asks for {training.config.steps} steps: "
-            "raise steps to go on, or start anew."
-        )
     training.motion.load_state_dict(_below("motion.", tensors))
     entries: list[dict[str, Any]] = [{} for _ in training.trained]
     for index, numbers in facts["optimizer_numbers"].items():
@@ -203,22 +233,27 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
-def _settings(training: Training) -> dict[str, Any]:
+def _settings(config: TrainConfig, processes: int) -> dict[str, Any]:
     """The settings that change the numbers. `steps` does so only where the rate follows it."""
-    config = training.config
     settings = {name: value for name, value in asdict(config).items() if name not in _FREE}
-    settings["batch"] = config.batch * training.peers.count
+    settings["batch"] = config.batch * processes
     settings["betas"] = list(config.betas)
     if config.rate_schedule == "constant":
         del settings["steps"]
     return settings
 
 
-def _refuse_changes(training: Training, state: TrainingState, identity: dict[str, str]) -> None:
-    pairs = (("settings", _settings(training)), ("identity", identity))
+def _refuse_changes(
+    state: TrainingState,
+    settings: dict[str, Any],
+    identity: dict[str, str],
+    unsettled: Collection[str],
+) -> None:
+    pairs = (("settings", settings), ("identity", identity))
     for part, now in pairs:
         then = {**(_BEFORE if part == "settings" else {}), **state.facts[part]}
-        for name in sorted({*then, *now}):
+        names = {*then, *now} if part == "settings" else {*now}
+        for name in sorted(names.difference(unsettled)):
             if then.get(name) == now.get(name):
                 continue
             if part == "identity":

@@ -13,12 +13,14 @@ from ..lamp.architecture import base_hash, unet_family
 from ..lamp.clips import ClipSet
 from ..lamp.latents import LatentClips
 from ..lamp.memory_plan import CHECKPOINTING
+from ..lamp.optimizers import check_optimizer
 from ..lamp.outcome import Outcome, describe_training, train_to_file
 from ..lamp.recipe import OPTIMIZERS, PRECISIONS, PRESETS, TrainConfig, preset
 from ..lamp.run_lock import alone_in
 from ..lamp.session import RunFolder, Upkeep, identity, mark_of
 from ..lamp.training import Training
-from ..lamp.training_state import restore
+from ..lamp.training_state import check_state, restore
+from ..lamp.validation import split_clips
 from .clips import LampClips
 from .common import (
     LampMotion,
@@ -32,7 +34,7 @@ from .common import (
 from .model_paths import shown
 from .progress import NodeProgress, told_with_picture
 from .recipe import LampRecipe
-from .training_run import SampleCase, Show, claim, find_place, pictures, resume_choices
+from .training_run import Place, SampleCase, Show, claim, find_place, pictures, resume_choices
 
 LossMap = io.Custom("LOSS_MAP")
 
@@ -100,6 +102,7 @@ class Trainer(io.ComfyNode):
             **settings,
         )
         place = find_place(name, resume)
+        _refuse_early(config, precision, clips, place)
         comfy_training.check_untouched(model)
         progress = NodeProgress(cls.hidden.unique_id)
         comfy_training.warn_of_patches(model)
@@ -135,6 +138,18 @@ class Trainer(io.ComfyNode):
                     training, folder, upkeep, outcome, show.step, show.sample, progress.say
                 )
         return _results(cls, model, outcome.file(training), training, path)
+
+
+def _refuse_early(config: TrainConfig, precision: str, clips: ClipSet, place: Place) -> None:
+    """What needs no model to be refused, before one is loaded and clips are encoded."""
+    check_optimizer(config)
+    split_clips(len(clips), config.hold_out, config.seed)
+    if place.state is None:
+        return
+    settled = precision in PRECISIONS
+    asked = replace(config, precision=precision) if settled else config
+    known = {"clips": identity("", clips)["clips"]}
+    check_state(place.state, asked, 1, known, () if settled else ("precision",))
 
 
 def _results(

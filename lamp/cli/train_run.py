@@ -20,6 +20,7 @@ from ..hosts.diffusers_models import ImageModel, decode, load_image_model, on_de
 from ..latents import LatentClips, cache_latents
 from ..memory_plan import free_memory, settle_memory
 from ..motion import Motion
+from ..optimizers import check_optimizer
 from ..outcome import Outcome, describe_training, train_to_file
 from ..plain import log
 from ..recipe import PRECISIONS
@@ -27,7 +28,8 @@ from ..run_lock import alone_in, new_folder
 from ..run_pictures import sample_clip, save_animation, save_loss_plot
 from ..session import RunFolder, Upkeep, conduct, identity, mark_of
 from ..training import StepReport, Training
-from ..training_state import restore
+from ..training_state import check_state, restore
+from ..validation import split_clips
 from .place import Place, find_place
 from .stopping import StopRequest
 from .terminal import LogLines, Silence, Terminal, describe_step, open_terminal
@@ -64,7 +66,11 @@ def _train(
 ) -> None:
     place = find_place(settings.folder, settings.name, settings.resume)
     device = choose_device(settings.device) if peers is None else peers.device
-    model = load_image_model(settings.base, settings.tokenizer or "")
+    config = replace(settings.config, precision=choose_precision(device, settings.precision))
+    processes = 1 if peers is None else peers.count
+    check_optimizer(config)
+    if place.state is not None:
+        check_state(place.state, config, processes, {})
     clips = load_clips(
         settings.clips_folder,
         settings.prompt,
@@ -72,6 +78,10 @@ def _train(
         progress=lambda done, total: terminal.progress("reading clips", done, total),
     )
     terminal.say(clips.report())
+    split_clips(len(clips), config.hold_out, config.seed)
+    if place.state is not None:
+        check_state(place.state, config, processes, {"clips": identity("", clips)["clips"]})
+    model = load_image_model(settings.base, settings.tokenizer or "")
     with peers.main_first() if peers and settings.cache else contextlib.nullcontext():
         latents = encode(model, clips, device, settings.cache, terminal)
     base = base_hash(model.unet)
