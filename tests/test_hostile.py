@@ -161,7 +161,7 @@ def test_vectors_that_fp16_cannot_hold_are_not_left_out(empty_folder: Path) -> N
 
 
 @pytest.mark.parametrize(("field", "value"), [
-    ("steps", 10**10), ("steps", -1), ("seed", 2**65), ("frames", 0), ("fps", 0.0),
+    ("steps", 10**10), ("steps", -1), ("seed", 2**65), ("frames", -1), ("fps", -0.5),
     ("learning_rate", 1e300), ("learning_rate", float("nan")), ("width", 10**7),
 ])  # fmt: skip
 def test_a_field_out_of_range_is_named(empty_folder: Path, field: str, value: float) -> None:
