@@ -26,9 +26,17 @@ from scripts.host import HostMissing, use_host
 
 from . import parity_cases, parity_pictures, parity_training, parity_units
 from .parity_fixtures import Fixture, Measure, Unmeasured, find_fixtures
-from .parity_hosts import ComfyModel, DiffusersModel, Model
+from .parity_hosts import ComfyModel, DiffusersModel, DoubleModel, Model
 
 HOSTS: dict[str, Callable[[Fixture], Model]] = {"diffusers": DiffusersModel, "comfy": ComfyModel}
+DOUBLE = "float64"
+_KINDS = {**HOSTS, DOUBLE: DoubleModel}
+_IN_DOUBLE = ("forward", "sample", "inversion")
+_ABOUT_ROUNDING = """\
+In float64 the figures here are without rounding, the recorded ones are not: each AdaIN step
+amplifies what fp32 rounded before it, in the published code as here. So a figure may be off by
+three times the distance of fp32 from float64, which stands beside it, and by 1e-4 where that is
+less."""
 _ABOUT_MODELS = {
     "forward": parity_cases.forward,
     "sample": parity_cases.sample,
@@ -89,6 +97,8 @@ def run(folder: Path, hosts: list[str]) -> Report:
     for host in hosts:
         models = _Models(host)
         for fixture in fixtures:
+            if host == DOUBLE and fixture.kind not in _IN_DOUBLE:
+                continue
             if fixture.kind == "units":
                 _collect(report, host, fixture, partial(parity_units.units, host, fixture))
             elif fixture.kind in _ABOUT_MODELS:
@@ -136,7 +146,7 @@ class _Models:
     """The models of a host; the last one is kept, since fixtures come sorted by model."""
 
     def __init__(self, host: str) -> None:
-        self._build = HOSTS[host]
+        self._build = _KINDS[host]
         self._last: tuple[Path, Model] | None = None
 
     def of(self, fixture: Fixture) -> Model:
@@ -161,11 +171,22 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.parity", description=__doc__)
     parser.add_argument("--fixtures", type=Path, required=True, help="folder of reference figures")
     parser.add_argument("--host", choices=[*HOSTS, "both"], default="both")
+    parser.add_argument(
+        "--float64",
+        action="store_true",
+        help="run forward passes, sampling and inversion in float64 on diffusers, and tell how far "
+        "fp32 is off it",
+    )
     options = parser.parse_args(arguments)
     if not find_fixtures(options.fixtures):
         print(f"There are no reference figures (*.safetensors) in {options.fixtures}.")
         return 2
     hosts = list(HOSTS) if options.host == "both" else [options.host]
+    if options.float64:
+        if options.host == "comfy":
+            print("ComfyUI's UNet does not compute in float64: use --float64 with diffusers.")
+            return 2
+        hosts = [DOUBLE]
     torch.set_num_threads(1)  # more change the order of sums, and gain nothing at this size
     with _quiet(), tempfile.TemporaryDirectory() as base:
         if "comfy" in hosts:
@@ -175,6 +196,8 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"The cases of ComfyUI cannot run: {missing} (or use --host diffusers).")
                 return 2
         report = run(options.fixtures, hosts)
+    if options.float64:
+        print(_ABOUT_ROUNDING)
     print(report.summary())
     return 0 if report.cases and not report.failed else 1
 

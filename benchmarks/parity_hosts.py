@@ -127,6 +127,24 @@ class DiffusersModel:
         return states, calls
 
 
+class DoubleModel(DiffusersModel):
+    """In diffusers, in float64."""
+
+    def __init__(self, fixture: Fixture) -> None:
+        super().__init__(fixture)
+        self.host.unet.double()
+
+    def motion(self, learned: dict[str, Tensor]) -> Motion:
+        return super().motion(learned).double()
+
+    def sample(self, job: Job) -> Run:
+        parts = (job.noise, job.first, job.cond, job.uncond)
+        return super().sample(Job(*(part.double() for part in parts), job.steps, job.guidance))
+
+    def invert(self, video: Tensor, text: Tensor, steps: int) -> tuple[list[Tensor], list[Call]]:
+        return super().invert(video.double(), text.double(), steps)
+
+
 class ComfyModel:
     """In ComfyUI, sampled by what the LAMP KSampler node calls."""
 

@@ -21,8 +21,9 @@ class Batch:
 
 
 class Batches:
-    """Random windows of the clips. Each pass over the clips visits every one once, in a new order,
-    with a new window (official code); clips of one batch have one size.
+    """Random windows of the clips. Each pass over the clips visits every one once, with a new
+    window, as in the official code; but in a new order, where that keeps to the one of the folder;
+    clips of one batch have one size.
 
     `order`: the clips that are left of the present pass.
     """

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import lamp.layers
 from benchmarks.parity import main
+from benchmarks.parity_cases import Rounding
 from benchmarks.parity_fixtures import Fixture, Measure, find_fixtures, to_frames, to_video
 from lamp.adain import AdaINSchedule
 from lamp.hosts import Host
@@ -196,6 +197,42 @@ def test_a_model_of_another_shape(capsys, comfy, other_shape: Path, host: str) -
     groups += ["inversion steps", "inverted", "edit: steps", "edit: final"]
     for group in groups:
         assert any(f": {group} " in line for line in lines), group
+
+
+@pytest.mark.slow
+def test_float64_tells_how_far_fp32_is_off(capsys, other_shape: Path) -> None:
+    assert main(["--fixtures", str(other_shape), "--float64"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert json.loads(lines[-1])["pass"] is True
+    for group in ("steps", "final", "inverted", "edit: steps"):
+        line = next(line for line in lines if f": {group} " in line)
+        error = float(line.split(f": {group} ")[1].split()[0])
+        off = float(line.split("fp32 is ")[1].split()[0])
+        # The figures are those of fp32, so the distance is what fp32 rounds.
+        assert 0 < error < 3 * off < 1e-4
+    assert not any("losses" in line for line in lines)
+
+
+def test_float64_is_for_diffusers(capsys, adain_only: Path) -> None:
+    assert main(["--fixtures", str(adain_only), "--float64", "--host", "comfy"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("error", "floor", "holds"),
+    [(5e-5, 0.0, True), (5e-4, 0.0, False), (5e-4, 2e-4, True), (5e-4, 1e-4, False)]
+    + [(float("nan"), 1.0, False)],
+)
+def test_a_bound_is_wider_by_the_rounding_of_fp32_only(
+    monkeypatch: pytest.MonkeyPatch, error: float, floor: float, holds: bool
+) -> None:
+    """However far the recorded figures are off, they are no excuse."""
+    rounding = Rounding(None, None, None)  # type: ignore[arg-type]
+    monkeypatch.setitem(rounding.__dict__, "_floors", {"step 0": floor})
+    figures = {"step 0": torch.ones(2)}
+    measure = rounding.compare("steps", figures, {"step 0": figures["step 0"] + error})
+    assert measure.holds is holds
+    exact = {"step 0": figures["step 0"].double() + error}
+    assert rounding.compare("steps", figures, exact).holds is (error < 1e-4)
 
 
 def test_comfyui_says_what_it_cannot_hold(capsys, comfy, other_shape: Path) -> None:

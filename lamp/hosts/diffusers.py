@@ -37,7 +37,8 @@ class DiffusersHost:
             added = {"text_embeds": pooled, "time_ids": _sizes(x)}
         predicted = self.unet(
             x, timesteps, encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False
-        )[0].float()
+        )[0]
+        predicted = predicted.to(torch.promote_types(predicted.dtype, torch.float32))
         return predicted if alphas is None else noise_of_velocity(predicted, x, alphas)
 
 
