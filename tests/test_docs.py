@@ -26,7 +26,7 @@ def test_every_row_of_the_method_page_has_three_cells_and_a_place() -> None:
     rows = [row for row in rows if not row.startswith("| Paper |")]
     assert {row.count("|") for row in rows} == {4}
     without = [row for row in rows if not PLACE.search(row)]
-    assert len(without) == 1 and "lamp_edit_video_sdxl" in without[0]
+    assert len(without) == 1 and "the workflow **" in without[0]
 
 
 def test_the_map_of_the_house_names_every_folder() -> None:
