@@ -34,7 +34,7 @@ from .common import (
 from .model_paths import shown
 from .progress import NodeProgress, told_with_picture
 from .recipe import LampRecipe
-from .training_run import Place, SampleCase, Show, claim, find_place, pictures, resume_choices
+from .training_run import Place, SampleCase, Show, claim, find_place, resume_choices
 
 LossMap = io.Custom("LOSS_MAP")
 
@@ -160,9 +160,6 @@ def _results(
 
     bound = comfy.BoundMotion(comfy.load_motion(model, file), training.config.groupnorm)
     plot = loss_plot(training.losses, training.validation)
-    # A preview stays in front of what a node gives: the last one is the plot.
-    steps = training.config.steps
-    NodeProgress(node.hidden.unique_id).update(steps, steps, pictures(plot)[0])
     losses = {"loss": training.losses}
     return io.NodeOutput(
         comfy.bind(model, bound),

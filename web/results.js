@@ -27,6 +27,8 @@ app.registerExtension({
         const onExecuted = nodeType.prototype.onExecuted
         nodeType.prototype.onExecuted = function (output) {
             onExecuted?.apply(this, arguments)
+            // The live preview of a run would stay in front of what the node shows at its end.
+            if (output?.images && app.nodePreviewImages) delete app.nodePreviewImages[this.id]
             if (!output?.text) return
             const widget = this.widgets?.find((widget) => widget.name === NAME) ?? addWidget(this)
             widget.value = output.text.join('\n')
