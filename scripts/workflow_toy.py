@@ -108,13 +108,14 @@ def toy_train_and_generate() -> Graph:
                     "2. Learn it",
                     GREEN,
                     [
-                        Node("trainer", "LAMP_Trainer", trainer),
                         Node(
                             "info",
                             "LAMP_MotionInfo",
                             {"motion": Out("trainer", "motion")},
                             size=(275, 90),
                         ),
+                        # The last one: it grows by what it has learned.
+                        Node("trainer", "LAMP_Trainer", trainer),
                     ],
                 )
             ],
