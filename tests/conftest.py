@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import logging
 import os
 import signal
 from pathlib import Path
@@ -31,6 +32,13 @@ def pytest_configure() -> None:
 def _same_numbers() -> None:
     """What a test draws without a generator of its own does not depend on the tests before it."""
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _heard_warnings() -> Any:
+    """A benchmark that silences logging in this process does so for its own test alone."""
+    yield
+    logging.disable(logging.NOTSET)
 
 
 @pytest.fixture(scope="session")
