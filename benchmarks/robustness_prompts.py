@@ -15,6 +15,7 @@ from typing import Any
 import requests
 
 from scripts.comfy_server import ComfyServer
+from scripts.host import PACK_FOLDER
 from scripts.workflow_format import default_of, input_specs, is_widget
 
 Graph = dict[str, dict[str, Any]]
@@ -165,7 +166,7 @@ class Attack:
         changed = {**node, "inputs": {**node["inputs"], name: value}}
         answer = self._send({**self._below(key), key: changed}, key)
         status, message, kind = self._end(answer)
-        if status == "failed" and "comfyui-lamp" not in kind:
+        if status == "failed" and PACK_FOLDER not in kind:
             self.tried.problems.append(f"{where}: {kind}: {message[:200]}")
         elif status == "failed" and not _is_sentence(message):
             self.tried.problems.append(f"{where}: no sentence: {message[:200]!r}")
