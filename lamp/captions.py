@@ -111,12 +111,15 @@ def _caption_file(clip: Path) -> Path | None:
 def _words(text: str) -> str:
     """On one line; empty if there is nothing to be seen in it."""
     # Names on a disk may hold bytes that are no text, which no text encoder takes.
-    words = " ".join(text.encode(errors="replace").decode().split())
+    # Byte order marks stand in the middle of files that were joined.
+    text = text.encode(errors="replace").decode().replace("\ufeff", "")
+    words = " ".join(text.split())
     return words if any(map(_is_visible, words)) else ""
 
 
 def _is_visible(sign: str) -> bool:
-    return unicodedata.category(sign)[0] not in "CZ" and sign not in _BLANK
+    # Marks are seen on letters only.
+    return unicodedata.category(sign)[0] not in "CMZ" and sign not in _BLANK
 
 
 def _read(file: Path) -> str:

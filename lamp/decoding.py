@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .clip_reader import Readable, SourceFrame, Watch, nothing, open_clip, reading
 from .errors import ClipError
-from .pictures import IMAGE_ENDINGS, animated_frames, folder_frames, is_picture
+from .pictures import HEAD, IMAGE_ENDINGS, animated_frames, folder_frames, is_picture
 from .video_file import VideoFile
 
 _NEAR = 0.005  # a header's rate that is nearer than this to the times' own is the exact one
@@ -137,4 +137,4 @@ def _frames(clip: Readable, start: float, watch: Watch) -> Generator[SourceFrame
 
 def _is_picture(clip: Readable) -> bool:
     with open_clip(clip) as file:
-        return is_picture(file.read(16))
+        return is_picture(file.read(HEAD))

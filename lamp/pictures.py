@@ -26,8 +26,12 @@ ANIMATED_ENDINGS = (".webp", ".png", ".apng", ".avif")
 """Of pictures that may hold many."""
 _FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "PPM")
 # Nothing else: for some formats Pillow starts a program, or opens other files.
+HEAD = 2**16
+"""Bytes by which files are told apart."""
+_PNG = b"\x89PNG\r\n\x1a\n"
 _STRIP = 2**20  # pixels that are converted at a time
 _BRIGHTEST_FLOAT = 2.0  # floats that mean 0..1 may go a little beyond
+_ORIENTATION = 0x112  # a tag of EXIF
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 
 
@@ -50,10 +54,24 @@ def knows_avif() -> bool:
 
 
 def is_picture(head: bytes) -> bool:
-    """Whether a file that begins so is read by Pillow: animated WebP, PNG and AVIF."""
+    """Whether a file with these first `HEAD` bytes is read by Pillow: WebP, AVIF, and PNG that is
+    not animated. Pillow puts half-transparent frames of those together in a way of its own."""
     if head[4:12] in (b"ftypavif", b"ftypavis"):
         return knows_avif()
-    return head[:8] == b"\x89PNG\r\n\x1a\n" or (head[:4], head[8:12]) == (b"RIFF", b"WEBP")
+    if head[:8] == _PNG:
+        return not _is_apng(head)
+    return (head[:4], head[8:12]) == (b"RIFF", b"WEBP")
+
+
+def _is_apng(head: bytes) -> bool:
+    """Whether a PNG has a chunk acTL before its first pixels."""
+    place = len(_PNG)
+    while place + 8 <= len(head):
+        name = head[place + 4 : place + 8]
+        if name in (b"acTL", b"IDAT"):
+            return name == b"acTL"
+        place += 12 + int.from_bytes(head[place : place + 4], "big")
+    return False
 
 
 def is_animated(path: Path) -> bool | None:
@@ -67,19 +85,16 @@ def is_animated(path: Path) -> bool | None:
 
 def animated_frames(clip: Readable, watch: Watch) -> Generator[SourceFrame, None, None]:
     """The pictures of an animation, with their times."""
-    from PIL import ImageSequence
+    from PIL import ImageOps, ImageSequence
 
     told, time = Told(), 0.0
     with open_clip(clip) as file, open_picture(file) as picture:
-        # Of PNG the first one may be for those who do not know animations only.
-        passed_by = bool(getattr(picture, "default_image", False))
+        turned = picture.getexif().get(_ORIENTATION, 1) != 1
         for frame in ImageSequence.Iterator(picture):
             watch.check()
-            if passed_by:
-                passed_by = False
-                continue
             watch.moved()
-            pixels = picture_bytes(frame)  # now: the next step overwrites the picture
+            # now: the next step overwrites the picture
+            pixels = picture_bytes(ImageOps.exif_transpose(frame) if turned else frame)
             held = (frame.info.get("duration") or 100) / 1000
             yield SourceFrame(time, partial(torch.clone, pixels), held, told)
             time += held
@@ -98,7 +113,7 @@ def _file_bytes(path: Path) -> Tensor:
     with reading(path, f"{path.parent.name}/{path.name}"):
         with path.open("rb") as file, open_picture(file) as image:
             count = getattr(image, "n_frames", 1)
-            if count > 1 and image.format in ("WEBP", "PNG", "AVIF"):
+            if count > 1 and image.format in ("WEBP", "PNG", "AVIF", "TIFF"):
                 raise ValueError(f"it holds {count} pictures, and so is a clip and no frame")
             ImageOps.exif_transpose(image, in_place=True)
             return picture_bytes(image)

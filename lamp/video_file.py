@@ -31,7 +31,7 @@ _MOST_HELD = 64  # durations that are kept for frames to come
 # FFmpeg's flags of streams.
 _DEFAULT, _ATTACHED, _THUMBNAILS, _STILL = 1, 0x400, 0x800, 0x100000
 _LIMITS = {"max_pixels": str(MAX_PIXELS)}
-_FORMATS = "mp4,matroska,avi,gif,mpegts,mpeg,mpegvideo,asf,flv,ogg"
+_FORMATS = "mp4,matroska,avi,gif,apng,mpegts,mpeg,mpegvideo,asf,flv,ogg"
 # The containers that are promised. FFmpeg goes by content: without such a list a text could be a
 # play list, which opens other files, addresses and ports. For `av.open` they are options of the
 # container: those that are for its streams, too, bring PyAVs before 17 down over an FLV.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -54,8 +55,20 @@ class Tags:
 
 def _full_range(layout: str, told: int) -> bool:
     """Grey is of full range where nothing is told, other YUV is not; `yuvj` by its name is."""
-    grey = layout.startswith(("gray", "ya8", "ya16"))
+    grey = _is_grey(layout)
     return layout.startswith("yuvj") or told == _FULL or (grey and told != _LIMITED)
+
+
+def _is_grey(layout: str) -> bool:
+    return layout.startswith(("gray", "ya8", "ya16"))
+
+
+def _expanded(pixels: NDArray[Any]) -> NDArray[Any]:
+    """``h w c`` uint8 of limited range to full range, an alpha channel left as it is."""
+    levels = ((np.arange(256) - 16) * (255 / 219)).round().clip(0, 255).astype(np.uint8)
+    out = pixels.copy()
+    out[..., :3] = levels[pixels[..., :3]]
+    return out
 
 
 @dataclass
@@ -87,13 +100,16 @@ class Painter:
     def tags(self, frame: av.VideoFrame) -> Tags:
         """The frame's colours as told, with a note where they cannot be kept as they are."""
         tags = Tags.of(frame, self._stream)
-        if _is_yuv(frame.format):
-            if tags.transfer in (PQ, HLG):
-                kind = "PQ" if tags.transfer == PQ else "HLG"
-                self._told.note(
-                    f"is HDR ({kind}): its colours were brought to SDR by tone mapping. If they "
-                    "look wrong in the contact sheet, convert the clip to SDR."
-                )
+        yuv = _is_yuv(frame.format)
+        if tags.transfer in (PQ, HLG):
+            kind = "PQ" if tags.transfer == PQ else "HLG"
+            how = "its colours were brought to SDR by tone mapping. If they look wrong"
+            if not yuv or _has_alpha(frame.format):
+                how = "RGB and transparency are read as if they were SDR. As the colours look wrong"
+            self._told.note(
+                f"is HDR ({kind}): {how} in the contact sheet, convert the clip to SDR."
+            )
+        if yuv:
             if tags.matrix in _STRANGE:
                 self._told.note(
                     f"has colours in {_STRANGE[tags.matrix]}, which are read as BT.601. If they "
@@ -112,7 +128,8 @@ class Painter:
         """``h w 3`` uint8: square pixels, on black, upright."""
         frame, tags, crop = each.frame, each.tags, self._crop
         width = max(round(frame.width * self._aspect), 1)
-        if bright := tags.transfer in (PQ, HLG) and _is_yuv(frame.format):
+        hdr = tags.transfer in (PQ, HLG) and _is_yuv(frame.format)
+        if bright := hdr and not _has_alpha(frame.format):
             # Without colours first: to RGB of 16 bits some PyAVs do it wrongly.
             kind, told = "yuv444p16le", _untouched(frame)
         else:
@@ -124,6 +141,8 @@ class Painter:
         pixels = pixels[crop.top : frame.height - crop.bottom, left : width - right]
         if bright:
             pixels = pixels.astype(np.int32)  # PyTorch knows little of unsigned 16 bits
+        elif _is_grey(frame.format.name) and not tags.full_range:
+            pixels = _expanded(pixels)  # swscale takes every grey for one of full range
         picture = torch.from_numpy(_upright(pixels, each.matrix))
         return _from_hdr(picture, tags) if bright else on_black(picture)
 
@@ -181,11 +200,22 @@ def _untouched(frame: av.VideoFrame) -> dict[str, Any]:
 def display_matrix(frame: av.VideoFrame) -> tuple[int, ...] | None:
     """How a frame is to be turned and mirrored: a, b, c, d, with which a pixel at (x, y) is shown
     at (a x + c y, b x + d y); None: as it is."""
-    part: Any = frame.side_data.get("DISPLAYMATRIX")
+    try:
+        part: Any = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:
+        # Beside it lies something that this PyAV has no name for, such as EXIF.
+        return _rotated(frame.rotation)
     if part is None:
         return None
     numbers = struct.unpack("=9i", bytes(part)[:36])
     return numbers[0], numbers[1], numbers[3], numbers[4]
+
+
+def _rotated(degrees: float) -> tuple[int, ...] | None:
+    """The display matrix of a turn, counter-clockwise as PyAV tells it."""
+    angle = math.radians(-degrees)
+    right, down = round(math.cos(angle)), round(math.sin(angle))
+    return (right, down, -down, right) if degrees else None
 
 
 def _upright(pixels: NDArray[Any], matrix: tuple[int, ...] | None) -> NDArray[Any]:
