@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 from collections.abc import Generator, Iterator
 from functools import partial
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .clip_reader import MAX_PIXELS, Readable, SourceFrame, Told, Watch, open_clip, reading
+from .hdr import HLG, PQ
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,6 +33,10 @@ HEAD = 2**16
 _PNG = b"\x89PNG\r\n\x1a\n"
 _STRIP = 2**20  # pixels that are converted at a time
 _BRIGHTEST_FLOAT = 2.0  # floats that mean 0..1 may go a little beyond
+_HDR = (
+    "holds HDR pictures, which are read as if they were SDR. As the colours look wrong in the "
+    "contact sheet, convert them to SDR."
+)
 _ORIENTATION = 0x112  # a tag of EXIF
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 
@@ -40,12 +46,28 @@ def open_picture(file: BinaryIO) -> Image.Image:
     from PIL import Image
 
     # Before Pillow looks at it: for an animation it makes room at once.
-    _check_size(*_webp_size(file.read(30)))
+    head = file.read(30)
+    _check_size(*_webp_size(head))
     file.seek(0)
     known = [name for name in _FORMATS if name != "AVIF" or knows_avif()]
     image = Image.open(file, formats=known)
     _check_size(image.width, image.height)
+    hidden = image.info.get("transparency")
+    if image.format == "PNG" and image.mode == "L" and isinstance(hidden, int):
+        bits = min(head[24], 8)
+        # Pillow widens the pixels to 8 bits, and not the one value that is transparent.
+        image.info["transparency"] = hidden * 255 // (2**bits - 1)
     return image
+
+
+def is_hdr(head: bytes) -> bool:
+    """Whether a PNG or an AVIF that begins so says that it is HDR (PQ or HLG): in its chunk cICP,
+    in its box colr. Pillow takes no notice."""
+    for mark, size in ((b"cICP", 1), (b"colrnclx", 2)):  # bytes of each number
+        place = head.find(mark) + len(mark) + size  # behind the primaries
+        if mark in head and int.from_bytes(head[place : place + size], "big") in (PQ, HLG):
+            return True
+    return False
 
 
 def knows_avif() -> bool:
@@ -88,22 +110,29 @@ def animated_frames(clip: Readable, watch: Watch) -> Generator[SourceFrame, None
     from PIL import ImageOps, ImageSequence
 
     told, time = Told(), 0.0
-    with open_clip(clip) as file, open_picture(file) as picture:
-        turned = picture.getexif().get(_ORIENTATION, 1) != 1
-        for frame in ImageSequence.Iterator(picture):
-            watch.check()
-            watch.moved()
-            # now: the next step overwrites the picture
-            pixels = picture_bytes(ImageOps.exif_transpose(frame) if turned else frame)
-            held = (frame.info.get("duration") or 100) / 1000
-            yield SourceFrame(time, partial(torch.clone, pixels), held, told)
-            time += held
+    with open_clip(clip) as file:
+        if is_hdr(file.read(HEAD)):
+            told.note(_HDR)
+        file.seek(0)
+        with open_picture(file) as picture:
+            turned = picture.getexif().get(_ORIENTATION, 1) != 1
+            for frame in ImageSequence.Iterator(picture):
+                watch.check()
+                watch.moved()
+                # now: the next step overwrites the picture
+                pixels = picture_bytes(ImageOps.exif_transpose(frame) if turned else frame)
+                held = (frame.info.get("duration") or 100) / 1000
+                yield SourceFrame(time, partial(torch.clone, pixels), held, told)
+                time += held
 
 
 def folder_frames(files: list[Path]) -> Generator[SourceFrame, None, None]:
     """One frame for each file."""
     told = Told()
     for file in files:
+        with contextlib.suppress(OSError), file.open("rb") as stream:
+            if is_hdr(stream.read(HEAD)):
+                told.note(_HDR)
         yield SourceFrame(None, partial(_file_bytes, file), told=told)
 
 

@@ -178,6 +178,43 @@ def test_hdr_that_is_not_tone_mapped_is_told(tmp_path: Path) -> None:
     assert any("HDR" in note for note in notes)
 
 
+def hdr_png(path: Path) -> None:
+    """Of 16 bits, with its chunk cICP."""
+    Image.fromarray(np.full((24, 32), 40000, np.uint16)).save(path)
+    data, told = path.read_bytes(), bytes([9, 16, 0, 1])
+    chunk = struct.pack(">I", 4) + b"cICP" + told + struct.pack(">I", zlib.crc32(b"cICP" + told))
+    path.write_bytes(data[:33] + chunk + data[33:])
+
+
+def test_hdr_in_pictures_is_told(tmp_path: Path) -> None:
+    for number in range(3):
+        hdr_png(tmp_path / f"{number}.png")
+    assert any("HDR" in note for note in read(tmp_path)[1])
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for number in range(3):
+        coloured(number).save(plain / f"{number}.png")
+    assert not read(plain)[1]
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_the_transparent_grey_of_few_bits_is_black(tmp_path: Path, bits: int) -> None:
+    """A PNG of grey samples 0, 1, 2 and 3, of which 2 is transparent."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        body = name + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    row = bytes([0b00011011]) if bits == 2 else bytes([0x01, 0x23])
+    header = struct.pack(">IIBBBBB", 4, 1, bits, 0, 0, 0, 0)
+    parts = ((b"IHDR", header), (b"tRNS", b"\0\2"), (b"IDAT", zlib.compress(b"\0" + row)))
+    data = b"".join(chunk(*part) for part in (*parts, (b"IEND", b"")))
+    for number in range(2):
+        (tmp_path / f"{number}.png").write_bytes(b"\x89PNG\r\n\x1a\n" + data)
+    step = 255 // (2**bits - 1)
+    assert read(tmp_path)[0][0][0, :, 0].tolist() == [0, step, 0, 3 * step]
+
+
 # --- captions -------------------------------------------------------------------------------------
 
 
