@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.comfy_runs import SEED, conditioning
-from tests.tiny_models import video_latent
+from tests.comfy_runs import SEED, conditioning, moving
+from tests.tiny_models import random_motion, video_latent
 
 FRAMES, STEPS = 4, 2
 
@@ -98,6 +98,12 @@ def sample(
         model, SEED, steps, cfg, sampler, scheduler, positive or prompts[0], prompts[1], latent
     )
     return out["samples"]
+
+
+def still(plain: Any) -> Any:
+    """A MODEL with a motion that adds nothing and mixes nothing: frames as single pictures."""
+    fresh = random_motion(plain, size=0.0)
+    return moving(plain, fresh, groupnorm="frame", first_frame=False, alpha=0.0)
 
 
 WINDOWS = {

@@ -10,8 +10,8 @@ import torch
 from lamp.checkpoint import MotionFile
 from lamp.errors import LampError
 from tests.comfy_runs import count_hooks, moving, worst
-from tests.ecosystem import PATCHES, WINDOWS, host_node, sample
-from tests.tiny_models import random_motion, text, video_latent
+from tests.ecosystem import PATCHES, WINDOWS, host_node, sample, still
+from tests.tiny_models import text, video_latent
 from tests.tiny_patches import image_tokens
 
 pytestmark = [pytest.mark.usefixtures("comfy"), pytest.mark.slow]  # many of them
@@ -38,12 +38,6 @@ def the_image_model_is_as_it_was(plain: Any) -> Any:
 def no_hook_is_left(plain: Any) -> Any:
     yield
     assert count_hooks(plain) == 0
-
-
-def still(plain: Any) -> Any:
-    """A MODEL with a motion that adds nothing and mixes nothing: frames as single pictures."""
-    fresh = random_motion(plain, size=0.0)
-    return moving(plain, fresh, groupnorm="frame", first_frame=False, alpha=0.0)
 
 
 # Mahiro compares both prompts over all frames together, so what stands in frame 1 counts for all.

@@ -13,8 +13,8 @@ from lamp.checkpoint import MotionFile
 from lamp.errors import LampError
 from lamp.windows import Windows
 from tests.comfy_runs import conditioning, count_hooks, lamp_ksampler, moving, worst
-from tests.ecosystem import FRAMES, PATCHES, Patch, sample
-from tests.tiny_models import random_motion, text, video_latent
+from tests.ecosystem import FRAMES, PATCHES, Patch, sample, still
+from tests.tiny_models import text, video_latent
 from tests.tiny_patches import tiny_control
 
 pytestmark = [pytest.mark.usefixtures("comfy"), pytest.mark.slow]  # many of them
@@ -31,12 +31,6 @@ def in_inference_mode() -> Any:
 def no_hook_is_left(plain: Any) -> Any:
     yield
     assert count_hooks(plain) == 0
-
-
-def still(plain: Any) -> Any:
-    """A MODEL with a motion that adds nothing and mixes nothing: frames as single pictures."""
-    fresh = random_motion(plain, size=0.0)
-    return moving(plain, fresh, groupnorm="frame", first_frame=False, alpha=0.0)
 
 
 def wrapped(model: Any, function: Callable[..., Tensor]) -> Any:

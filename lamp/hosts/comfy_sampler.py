@@ -323,8 +323,9 @@ class _BetweenSteps:
     def finish(self, x: Tensor) -> Tensor:
         """AdaIN after the last step and, at the end of a schedule, after the loop."""
         place = self._place
-        if place.steps:
-            x = self._adapt(x, place.steps - 1)
+        if not place.steps:
+            return x
+        x = self._adapt(x, place.steps - 1)
         if not place.ends:
             return x  # another sampler goes on from here
         x = x / (1 + place.sigmas[-1] ** 2) ** 0.5
