@@ -35,7 +35,7 @@ test: setup
 	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-browser: setup
-	$(RUN) -m scripts.browser
+	$(RUN) -m scripts.server.browser
 	$(RUN) -m pytest tests/browser
 
 # Types are checked through a link named as a package, because the pack's imports are relative to
@@ -45,5 +45,5 @@ check: setup
 	cd build/typecheck && MYPYPATH=$(CURDIR) $(CURDIR)/$(RUN) -m mypy \
 		--config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache \
 		-p comfyui_lamp.lamp -p comfyui_lamp.nodes \
-		-m scripts.comfy_server -m scripts.setup_host -m scripts.run_host
+		-m scripts.server.server -m scripts.setup_host -m scripts.run_host
 	$(RUN) -m pytest -n 2 -m "not host and not slow"

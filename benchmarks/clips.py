@@ -21,12 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lamp.clip_listing import look_into
-from lamp.clips import load_clips
-from lamp.decoding import source_frames
+from lamp.clips.decoding.choose import source_frames
+from lamp.clips.listing import look_into
+from lamp.clips.load import load_clips
+from lamp.clips.video import resample
 from lamp.errors import LampError
 from lamp.plain import plain
-from lamp.video import resample
 
 MOST_FRAMES = 480
 _BITS = 6

@@ -21,7 +21,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from scripts.host import PACK_MODULE, ROOT, make_base_directory, make_type_check_directory, use_host
+from scripts.server.host import (
+    PACK_MODULE,
+    ROOT,
+    make_base_directory,
+    make_type_check_directory,
+    use_host,
+)
 
 MOST_SECONDS = 0.2
 

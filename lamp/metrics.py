@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .clip_motion import MotionMeter, flow_engine, grey, look_size
+from .clips.images import fit_small
+from .clips.movement import MotionMeter, flow_engine, grey, look_size
 from .errors import LampError
-from .images import fit_small
 from .plain import plain
 
 UNCHANGED = 80.0

@@ -11,11 +11,11 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import InputImpl, io
 
-from ..lamp.clip_listing import look_into
-from ..lamp.clip_reader import VideoBytes, reading
-from ..lamp.clip_sources import BatchSource, ClipSource, FileSource
-from ..lamp.clips import ClipSet, ClipSettings, clips_from_sources, image_sources
-from ..lamp.decoding import check_kind
+from ..lamp.clips.decoding.choose import check_kind
+from ..lamp.clips.decoding.reader import VideoBytes, reading
+from ..lamp.clips.listing import look_into
+from ..lamp.clips.load import ClipSet, ClipSettings, clips_from_sources, image_sources
+from ..lamp.clips.sources import BatchSource, ClipSource, FileSource
 from ..lamp.errors import ClipError
 from ..lamp.plain import log
 from .common import aliases, named_errors, plain_errors

@@ -15,7 +15,7 @@ import folder_paths
 from comfy_api.latest import io, ui
 
 from ..lamp.errors import LampError
-from ..lamp.names import is_plain_name, number_of
+from ..lamp.files.names import is_plain_name, number_of
 from ..lamp.plain import plain, plain_error, plain_lines
 from .model_paths import motion_root, shown
 

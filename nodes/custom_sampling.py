@@ -6,8 +6,8 @@ from typing import Any, get_args
 
 from comfy_api.latest import io
 
-from ..lamp.adain import AdaINMode, AdaINSchedule
-from ..lamp.hosts.comfy_sampler import OFFICIAL_SCHEDULER, make_sampler, make_sigmas
+from ..lamp.hosts.comfy.sampler import OFFICIAL_SCHEDULER, make_sampler, make_sigmas
+from ..lamp.method.adain import AdaINMode, AdaINSchedule
 from .common import LampAdaIN, aliases, named_errors
 
 

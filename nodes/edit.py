@@ -6,8 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..lamp.hosts.comfy_inversion import invert_video
-from ..lamp.hosts.comfy_noise import NOISE_LEVEL, GivenNoise
+from ..lamp.hosts.comfy.inversion import invert_video
+from ..lamp.hosts.comfy.noise import NOISE_LEVEL, GivenNoise
 from .common import aliases, named_errors
 
 

@@ -7,14 +7,14 @@ from typing import Any, get_args
 import torch
 from comfy_api.latest import io
 
-from ..lamp.adain import AdaINSchedule
-from ..lamp.checkpoint import MotionFile
+from ..lamp.clips.images import LATENT_STRIDE, Fit, check_size, fit_images
 from ..lamp.errors import LampError
-from ..lamp.histogram import match_histograms
-from ..lamp.hosts.comfy_noise import NOISE_LEVEL, SharedNoise
-from ..lamp.hosts.comfy_sampler import OFFICIAL_SCHEDULER, sample_video, scheduler_names
-from ..lamp.hosts.comfy_vae import encode_first_frame, first_picture
-from ..lamp.images import LATENT_STRIDE, Fit, check_size, fit_images
+from ..lamp.hosts.comfy.noise import NOISE_LEVEL, SharedNoise
+from ..lamp.hosts.comfy.sampler import OFFICIAL_SCHEDULER, sample_video, scheduler_names
+from ..lamp.hosts.comfy.vae import encode_first_frame, first_picture
+from ..lamp.method.adain import AdaINSchedule
+from ..lamp.method.histogram import match_histograms
+from ..lamp.motion_file.file import MotionFile
 from ..lamp.plain import log
 from .common import LampAdaIN, LampMotion, aliases, named_errors, plain_errors, seed_input
 from .progress import NodeProgress

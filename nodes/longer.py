@@ -6,11 +6,11 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..lamp.adain import AdaINSchedule
-from ..lamp.hosts.comfy_extend import extend_video
-from ..lamp.hosts.comfy_sampler import OFFICIAL_SCHEDULER
-from ..lamp.hosts.comfy_windows import with_windows
-from ..lamp.windows import Windows
+from ..lamp.hosts.comfy.extend import extend_video
+from ..lamp.hosts.comfy.sampler import OFFICIAL_SCHEDULER
+from ..lamp.hosts.comfy.windows import with_windows
+from ..lamp.method.adain import AdaINSchedule
+from ..lamp.method.windows import Windows
 from .common import LampAdaIN, aliases, named_errors, seed_input
 from .generate import sampling_inputs
 

@@ -8,7 +8,7 @@ import torch
 from comfy_api.latest import io, ui
 
 from ..lamp.errors import LampError
-from ..lamp.hosts.comfy_metrics import image_encoder, text_encoder
+from ..lamp.hosts.comfy.metrics import image_encoder, text_encoder
 from ..lamp.metrics import MEASURES, Metrics, measure
 from .common import aliases, named_errors
 from .progress import NodeProgress

@@ -9,15 +9,15 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io, ui
 
-from ..lamp.architecture import map_unet
-from ..lamp.checkpoint import MotionFile, load_motion_file, save_motion
-from ..lamp.compress import SIZE
-from ..lamp.describe import describe_motion
+from ..lamp.clips.images import thumbnail_uri
 from ..lamp.errors import LampError
-from ..lamp.history import history
-from ..lamp.hosts.comfy import BoundMotion, bind, image_model_hash, load_motion, unet_of
-from ..lamp.images import thumbnail_uri
-from ..lamp.masks import Extent, parse_strengths
+from ..lamp.hosts.comfy.binding import BoundMotion, bind, image_model_hash, load_motion, unet_of
+from ..lamp.method.architecture import map_unet
+from ..lamp.method.masks import Extent, parse_strengths
+from ..lamp.motion_file.compress import SIZE
+from ..lamp.motion_file.describe import describe_motion
+from ..lamp.motion_file.file import MotionFile, load_motion_file, save_motion
+from ..lamp.motion_file.provenance import history
 from ..lamp.plain import log
 from .common import (
     LampMotion,

@@ -8,12 +8,12 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import io
 
-from ..lamp.architecture import base_hash
-from ..lamp.checkpoint import MotionFile
-from ..lamp.convert import convert_official
 from ..lamp.errors import LampError
-from ..lamp.hosts.comfy import own_weights, unet_of
-from ..lamp.merge import merge_motions
+from ..lamp.hosts.comfy.binding import own_weights, unet_of
+from ..lamp.method.architecture import base_hash
+from ..lamp.motion_file.convert import convert_official
+from ..lamp.motion_file.file import MotionFile
+from ..lamp.motion_file.merge import merge_motions
 from .common import LampMotion, aliases, named_errors, upstream_name
 from .model_paths import shown_folders
 from .progress import NodeProgress

@@ -6,10 +6,10 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..lamp.hosts.comfy_motion_map import motion_activity
-from ..lamp.images import LATENT_STRIDE
-from ..lamp.masks import resized
-from ..lamp.motion_map import heat_map, motion_mask
+from ..lamp.clips.images import LATENT_STRIDE
+from ..lamp.hosts.comfy.motion_map import motion_activity
+from ..lamp.method.masks import resized
+from ..lamp.method.motion_map import heat_map, motion_mask
 from .common import advanced, aliases, named_errors, seed_input
 
 

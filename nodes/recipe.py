@@ -6,8 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..lamp.motion import GROUPNORM_MODES
-from ..lamp.recipe import QUERY_DECAYS, RATE_SCHEDULES
+from ..lamp.method.motion import GROUPNORM_MODES
+from ..lamp.training.recipe import QUERY_DECAYS, RATE_SCHEDULES
 from .common import aliases, named_errors
 
 LampRecipe = io.Custom("LAMP_RECIPE")

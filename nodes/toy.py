@@ -50,7 +50,7 @@ class LoadToyBase(io.ComfyNode):
     @classmethod
     @named_errors("Load LAMP Toy Base")
     def execute(cls) -> io.NodeOutput:
-        from ..lamp.hosts.comfy_toy import load_toy_models
+        from ..lamp.hosts.comfy.toy import load_toy_models
         from ..lamp.toy.base import toy_state
 
         return io.NodeOutput(*load_toy_models(toy_state()))

@@ -9,18 +9,18 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..lamp.architecture import base_hash, unet_family
-from ..lamp.clips import ClipSet
-from ..lamp.latents import LatentClips
-from ..lamp.memory_plan import CHECKPOINTING
-from ..lamp.optimizers import check_optimizer
-from ..lamp.outcome import Outcome, describe_training, train_to_file
-from ..lamp.recipe import OPTIMIZERS, PRECISIONS, PRESETS, TrainConfig, preset
-from ..lamp.run_lock import alone_in
-from ..lamp.session import RunFolder, Upkeep, identity, mark_of
-from ..lamp.training import Training
-from ..lamp.training_state import check_state, restore
-from ..lamp.validation import split_clips
+from ..lamp.clips.load import ClipSet
+from ..lamp.files.lock import alone_in
+from ..lamp.method.architecture import base_hash, unet_family
+from ..lamp.training.latents import LatentClips
+from ..lamp.training.loop import Training
+from ..lamp.training.memory.plan import CHECKPOINTING
+from ..lamp.training.optimizers import check_optimizer
+from ..lamp.training.outcome import Outcome, describe_training, train_to_file
+from ..lamp.training.recipe import OPTIMIZERS, PRECISIONS, PRESETS, TrainConfig, preset
+from ..lamp.training.session import RunFolder, Upkeep, identity, mark_of
+from ..lamp.training.state import check_state, restore
+from ..lamp.training.validation import split_clips
 from .clips import LampClips
 from .common import (
     LampMotion,
@@ -90,10 +90,18 @@ class Trainer(io.ComfyNode):
         first_frame: Any = None,
         **settings: Any,
     ) -> io.NodeOutput:
-        from ..lamp.hosts import comfy_clips, comfy_preview, comfy_training
-        from ..lamp.hosts.comfy import image_model_hash
-        from ..lamp.hosts.comfy_memory import plan_memory
-        from ..lamp.hosts.comfy_vae import first_picture
+        from ..lamp.hosts.comfy import (
+            clips as comfy_clips,
+        )
+        from ..lamp.hosts.comfy import (
+            preview as comfy_preview,
+        )
+        from ..lamp.hosts.comfy import (
+            training as comfy_training,
+        )
+        from ..lamp.hosts.comfy.binding import image_model_hash
+        from ..lamp.hosts.comfy.memory import plan_memory
+        from ..lamp.hosts.comfy.vae import first_picture
 
         config = TrainConfig(
             steps=steps,
@@ -155,8 +163,8 @@ def _refuse_early(config: TrainConfig, precision: str, clips: ClipSet, place: Pl
 def _results(
     node: type[Trainer], model: Any, file: Any, training: Training, path: Path
 ) -> io.NodeOutput:
-    from ..lamp.hosts import comfy
-    from ..lamp.plots import loss_plot
+    from ..lamp.hosts.comfy import binding as comfy
+    from ..lamp.training.plots import loss_plot
 
     bound = comfy.BoundMotion(comfy.load_motion(model, file), training.config.groupnorm)
     plot = loss_plot(training.losses, training.validation)
@@ -173,8 +181,8 @@ def _results(
 
 def _encoded(model: Any, vae: Any, picture: Tensor, clips: ClipSet) -> Tensor:
     """Scaled latents `c h w` of the picture `1 h w 3` that the samples start from."""
-    from ..lamp.hosts.comfy_vae import encode_first_frame
-    from ..lamp.images import fit_images
+    from ..lamp.clips.images import fit_images
+    from ..lamp.hosts.comfy.vae import encode_first_frame
 
     width, height = clips.size(0)
     picture = fit_images(picture, width, height, "crop")

@@ -12,12 +12,12 @@ import folder_paths
 from torch import Tensor
 
 from ..lamp.errors import LampError
+from ..lamp.files.lock import new_folder
 from ..lamp.plain import log
-from ..lamp.run_lock import new_folder
-from ..lamp.run_pictures import sample_clip, save_animation, save_loss_plot
-from ..lamp.session import newest_first, newest_run, states
-from ..lamp.training import StepReport, Training
-from ..lamp.training_state import read_state
+from ..lamp.training.loop import StepReport, Training
+from ..lamp.training.samples import sample_clip, save_animation, save_loss_plot
+from ..lamp.training.session import newest_first, newest_run, states
+from ..lamp.training.state import read_state
 from .common import motion_folder
 from .model_paths import motion_root
 from .progress import NodeProgress, duration

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from lamp.toy.cases import Case, evaluation_cases
-from scripts.comfy_run import RunResult
-from scripts.comfy_server import ComfyServer
 from scripts.demo import node_of
 from scripts.demo_pictures import write_lossless
 from scripts.make_workflows import FOLDER, all_graphs, load_api, titles
+from scripts.server.run import RunResult
+from scripts.server.server import ComfyServer
 from scripts.workflow_on_toy import Prompt, Toy, on_toy
 from scripts.workflow_toy import TOY_TRAINING
 

@@ -12,8 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from scripts.comfy_server import ComfyServer
-from scripts.host import ROOT, HostMissing
+from scripts.server.host import ROOT, HostMissing
+from scripts.server.server import ComfyServer
 from scripts.workflow_blueprint import NAME, blueprint
 from scripts.workflow_compare import train_and_compare
 from scripts.workflow_edit import edit_video

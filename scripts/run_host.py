@@ -7,7 +7,7 @@ import sys
 
 import torch
 
-from scripts.host import BASE_DIRECTORY, HostMissing, host_path, make_base_directory
+from scripts.server.host import BASE_DIRECTORY, HostMissing, host_path, make_base_directory
 
 
 def main() -> int:

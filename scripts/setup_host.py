@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scripts.host import (
+from scripts.server.host import (
     BASE_DIRECTORY,
     FETCHED_HOST,
     ROOT,

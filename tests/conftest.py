@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import torch
 
-from lamp.checkpoint import MotionFile
-from scripts.host import ROOT, HostMissing, load_pack, make_base_directory, use_host
+from lamp.motion_file.file import MotionFile
+from scripts.server.host import ROOT, HostMissing, load_pack, make_base_directory, use_host
 
 # A second thread spins while it waits, which on a busy machine costs far more than it gains;
 # and one thread gives the same sums on every machine.
@@ -86,7 +86,7 @@ def node_classes(pack: ModuleType) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def plain(comfy: ModuleType) -> Any:
     """ComfyUI's MODEL of a tiny UNet of SD 1.x's shape."""
-    from tests.tiny_models import tiny_patcher
+    from tests.helpers.tiny_models import tiny_patcher
 
     return tiny_patcher()
 
@@ -94,7 +94,7 @@ def plain(comfy: ModuleType) -> Any:
 @pytest.fixture(scope="module")
 def file(plain: Any) -> MotionFile:
     """A random motion for `plain`, as read from a file."""
-    from tests.tiny_models import random_motion
+    from tests.helpers.tiny_models import random_motion
 
     return random_motion(plain)
 

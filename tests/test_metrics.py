@@ -22,7 +22,7 @@ from lamp.metrics import (
     text_alignment,
     video_similarity,
 )
-from tests.clip_files import sliding, texture
+from tests.helpers.clip_files import sliding, texture
 
 
 def cosine(one: Tensor, other: Tensor) -> float:

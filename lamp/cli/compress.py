@@ -28,9 +28,9 @@ samples as fast. What is left out cannot be had back: keep the full file, too.""
 
 def run(args: argparse.Namespace) -> None:
     """See `Command.run`."""
-    from ..checkpoint import load_motion_file
-    from ..compress import SIZE
-    from ..history import save_motion_file
+    from ..motion_file.compress import SIZE
+    from ..motion_file.file import load_motion_file
+    from ..motion_file.provenance import save_motion_file
     from .output import new_file, tell
     from .terminal import beside_the_result
 

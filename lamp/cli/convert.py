@@ -39,12 +39,12 @@ def run(args: argparse.Namespace) -> None:
     """See `Command.run`."""
     import torch
 
-    from ..architecture import base_hash
-    from ..checkpoint import load_motion_file
-    from ..convert import convert_official
-    from ..describe import describe_motion
-    from ..history import save_motion_file
-    from ..hosts.diffusers_models import load_unet
+    from ..hosts.diffusers.models import load_unet
+    from ..method.architecture import base_hash
+    from ..motion_file.convert import convert_official
+    from ..motion_file.describe import describe_motion
+    from ..motion_file.file import load_motion_file
+    from ..motion_file.provenance import save_motion_file
     from .output import new_file, tell
     from .terminal import beside_the_result
 

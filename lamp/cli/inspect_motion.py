@@ -17,8 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """See `Command.run`."""
-    from ..checkpoint import load_motion_file
-    from ..describe import describe_motion
+    from ..motion_file.describe import describe_motion
+    from ..motion_file.file import load_motion_file
     from .output import tell
 
     tell(describe_motion(load_motion_file(args.file)))

@@ -28,10 +28,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
     """See `Command.run`."""
-    from ..checkpoint import load_motion_file
-    from ..describe import describe_motion
-    from ..history import save_motion_file
-    from ..merge import merge_motions
+    from ..motion_file.describe import describe_motion
+    from ..motion_file.file import load_motion_file
+    from ..motion_file.merge import merge_motions
+    from ..motion_file.provenance import save_motion_file
     from .output import new_file, tell
     from .terminal import beside_the_result
 

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> None:
 
     see = read = None
     if args.clip is not None:
-        from ..hosts.clip_folder import load_clip
+        from ..hosts.diffusers.clip_model import load_clip
 
         see, read = load_clip(args.clip)
     videos = [_read(path) for path in args.videos]
@@ -91,8 +91,8 @@ def _read(path: Path) -> Tensor:
 
     import torch
 
-    from ..clip_reader import reading
-    from ..decoding import source_frames
+    from ..clips.decoding.choose import source_frames
+    from ..clips.decoding.reader import reading
 
     frames: list[Tensor] = []
     with contextlib.closing(source_frames(path)) as source:

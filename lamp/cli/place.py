@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..names import number_of
-from ..session import newest_run
-from ..training_state import TrainingState, read_state
+from ..files.names import number_of
+from ..training.session import newest_run
+from ..training.state import TrainingState, read_state
 from .train_config import LATEST
 
 

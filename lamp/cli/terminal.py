@@ -8,7 +8,7 @@ from datetime import timedelta
 from typing import Any, Protocol, TextIO
 
 from ..plain import plain, plain_lines
-from ..training import StepReport
+from ..training.loop import StepReport
 
 # Plain lines of progress for one job, and where a long one tells that it has begun.
 _LINES, _EARLY = 40, (1, 10, 100)

@@ -6,11 +6,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from ..clip_settings import ClipSettings
+from ..clips.settings import ClipSettings
 from ..errors import LampError
-from ..motion import GROUPNORM_MODES
-from ..names import is_plain_name
-from ..recipe import (
+from ..files.names import is_plain_name
+from ..method.motion import GROUPNORM_MODES
+from ..training.recipe import (
     OPTIMIZERS,
     PRECISIONS,
     PRESETS,
@@ -19,7 +19,7 @@ from ..recipe import (
     TrainConfig,
     preset,
 )
-from ..session import Upkeep
+from ..training.session import Upkeep
 from .config_file import ConfigFile, Tables
 
 TOY = "toy"

@@ -11,25 +11,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..architecture import base_hash, map_unet
-from ..clips import ClipSet, load_clips
+from ..clips.load import ClipSet, load_clips
 from ..errors import LampError, is_out_of_memory
-from ..hosts.accelerate import AcceleratePeers, Bystander, is_launched
-from ..hosts.diffusers import DiffusersHost
-from ..hosts.diffusers_models import ImageModel, decode, load_image_model, on_device
-from ..latents import LatentClips, cache_latents
-from ..memory_plan import free_memory, settle_memory
-from ..motion import Motion
-from ..optimizers import check_optimizer
-from ..outcome import Outcome, describe_training, train_to_file
+from ..files.lock import alone_in, new_folder
+from ..hosts.diffusers.accelerate import AcceleratePeers, Bystander, is_launched
+from ..hosts.diffusers.models import ImageModel, decode, load_image_model, on_device
+from ..hosts.diffusers.unet import DiffusersHost
+from ..method.architecture import base_hash, map_unet
+from ..method.motion import Motion
 from ..plain import log
-from ..recipe import PRECISIONS
-from ..run_lock import alone_in, new_folder
-from ..run_pictures import sample_clip, save_animation, save_loss_plot
-from ..session import RunFolder, Upkeep, conduct, identity, mark_of
-from ..training import StepReport, Training
-from ..training_state import check_state, restore
-from ..validation import split_clips
+from ..training.latents import LatentClips, cache_latents
+from ..training.loop import StepReport, Training
+from ..training.memory.plan import free_memory, settle_memory
+from ..training.optimizers import check_optimizer
+from ..training.outcome import Outcome, describe_training, train_to_file
+from ..training.recipe import PRECISIONS
+from ..training.samples import sample_clip, save_animation, save_loss_plot
+from ..training.session import RunFolder, Upkeep, conduct, identity, mark_of
+from ..training.state import check_state, restore
+from ..training.validation import split_clips
 from .place import Place, find_place
 from .stopping import StopRequest
 from .terminal import LogLines, Silence, Terminal, describe_step, open_terminal

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from scripts.browser import BrowserMissing, browser_path, open_page
-from scripts.comfy_server import ComfyServer
-from scripts.host import ROOT, HostMissing, host_path
 from scripts.make_workflows import all_graphs, load_api
+from scripts.server.browser import BrowserMissing, browser_path, open_page
+from scripts.server.host import ROOT, HostMissing, host_path
+from scripts.server.server import ComfyServer
 
 _HERE = Path(__file__).parent
 # Where each node's menu finds what the user has to bring.

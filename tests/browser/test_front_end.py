@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from scripts.browser import change_settings, wait_until_ready
-from scripts.comfy_server import ComfyServer
-from scripts.host import PACK_FOLDER
-from scripts.make_locales import FOLDER as LOCALES
-from scripts.make_locales import HELP, NODES
+from scripts.assets.locales import FOLDER as LOCALES
+from scripts.assets.locales import HELP, NODES
 from scripts.make_workflows import BLUEPRINT, FOLDER, load_api, titles
+from scripts.server.browser import change_settings, wait_until_ready
+from scripts.server.host import PACK_FOLDER
+from scripts.server.server import ComfyServer
 from scripts.workflow_format import default_of, input_specs, is_widget
 
 TITLES = titles()

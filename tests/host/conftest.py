@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.robustness_prompts import TRACE
-from scripts.comfy_server import ComfyServer
-from scripts.host import HostMissing, host_path
+from benchmarks.robustness.prompts import TRACE
+from scripts.server.host import HostMissing, host_path
+from scripts.server.server import ComfyServer
 from tests.host.generate_graphs import node
 
 _HERE = Path(__file__).parent

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from scripts.comfy_server import ComfyServer
+from scripts.server.server import ComfyServer
 
 Graph = dict[str, dict[str, Any]]
 STEPS = 3

@@ -1,4 +1,4 @@
-"""The long trials of benchmarks/robustness.py in short, on the server of the other tests."""
+"""The long trials of benchmarks/robustness in short, on the server of the other tests."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.robustness_load import Load, Size, load_process, load_server
-from benchmarks.robustness_prompts import Attack, _is_sentence, _lay_bait, _state_of, every_node
-from scripts.comfy_server import ComfyServer
+from benchmarks.robustness.load import Load, Size, load_process, load_server
+from benchmarks.robustness.prompts import Attack, _is_sentence, _lay_bait, _state_of, every_node
+from scripts.server.server import ComfyServer
 
 
 @pytest.mark.slow

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from scripts.comfy_run import RunResult
-from scripts.comfy_server import ComfyServer
-from scripts.host import HostMissing, host_path
+from scripts.server.host import HostMissing, host_path
+from scripts.server.run import RunResult
+from scripts.server.server import ComfyServer
 from tests.host.test_train import training
 
 

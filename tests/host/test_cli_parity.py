@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from lamp.architecture import map_unet
-from lamp.checkpoint import MotionFile, load_motion_file
-from lamp.motion import Motion
+from lamp.method.architecture import map_unet
+from lamp.method.motion import Motion
+from lamp.motion_file.file import MotionFile, load_motion_file
 from lamp.toy.base import load_toy_base
-from scripts.comfy_server import ComfyServer
+from scripts.server.server import ComfyServer
+from tests.helpers.toy_runs import write_clips, write_config
 from tests.host.test_train import clips, training
-from tests.toy_runs import write_clips, write_config
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 Run = tuple[list[float], list[float], MotionFile]

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from scripts.comfy_server import ComfyServer, RunResult
+from scripts.server.server import ComfyServer, RunResult
 from scripts.workflow_format import default_of, input_specs, is_widget
-from tests.ecosystem import WINDOWS
+from tests.helpers.ecosystem import WINDOWS
 from tests.host.generate_graphs import Graph, base, ksampler, looking, node, stock
 
 FREE_U = {"b1": 1.3, "b2": 1.4, "s1": 0.9, "s2": 0.2}

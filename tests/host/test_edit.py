@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from scripts.comfy_server import ComfyServer
+from scripts.server.server import ComfyServer
 from tests.host.generate_graphs import Graph, base, ksampler, looking, node
 
 FRAMES = 8

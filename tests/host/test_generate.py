@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from safetensors import safe_open
 
-from scripts.comfy_server import ComfyServer, RunResult
+from scripts.server.server import ComfyServer, RunResult
 from tests.host.generate_graphs import STEPS, base, ksampler, looking, motions, node, stock
 
 

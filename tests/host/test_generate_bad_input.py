@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from safetensors.torch import save_file
 
-from scripts.comfy_server import ComfyServer, PromptRejected
+from scripts.server.server import ComfyServer, PromptRejected
 from tests.host.generate_graphs import Graph, base, ksampler, looking, motions, node, stock
 
 

@@ -14,13 +14,13 @@ from typing import Any
 import psutil
 import pytest
 
-from scripts.comfy_server import ComfyServer, ServerFailed
-from scripts.host import ROOT
+from scripts.server.host import ROOT
+from scripts.server.server import ComfyServer, ServerFailed
 
 _KEEP_ONE = """
 import sys, time
 from pathlib import Path
-from scripts.comfy_server import ComfyServer
+from scripts.server.server import ComfyServer
 with ComfyServer(Path(sys.argv[1])) as server:
     print(server._process.pid, flush=True)
     time.sleep(600)

@@ -7,9 +7,9 @@ import json
 import pytest
 import requests
 
-from scripts.comfy_server import ComfyServer
-from scripts.host import PACK_FOLDER
-from scripts.make_locales import FOLDER, HELP, MAIN, NODES, help_pages
+from scripts.assets.locales import FOLDER, HELP, MAIN, NODES, help_pages
+from scripts.server.host import PACK_FOLDER
+from scripts.server.server import ComfyServer
 
 
 @pytest.fixture(scope="module")

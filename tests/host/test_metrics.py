@@ -9,7 +9,7 @@ import torch
 
 from lamp.metrics import background_stability, motion_amount
 from lamp.toy.cases import training_clips
-from scripts.comfy_server import ComfyServer
+from scripts.server.server import ComfyServer
 from tests.host.generate_graphs import Graph, node
 
 

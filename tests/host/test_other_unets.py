@@ -9,17 +9,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from lamp.adain import AdaINSchedule
-from lamp.architecture import map_unet
-from lamp.checkpoint import MotionFile, load_motion_file
-from lamp.motion import Motion
-from lamp.noise import draw_noise, share_noise
-from lamp.pooled import join_pooled
-from lamp.sampling import sample
-from scripts.comfy_server import ComfyServer
+from lamp.method.adain import AdaINSchedule
+from lamp.method.architecture import map_unet
+from lamp.method.motion import Motion
+from lamp.method.noise import draw_noise, share_noise
+from lamp.method.pooled import join_pooled
+from lamp.method.sampling import sample
+from lamp.motion_file.file import MotionFile, load_motion_file
+from scripts.server.server import ComfyServer
+from tests.helpers.other_unets import SmallClip, diffusers_of, is_xl
 from tests.host.generate_graphs import STEPS, Graph, base, ksampler, looking, motions, node
 from tests.host.test_train import training
-from tests.other_unets import SmallClip, diffusers_of, is_xl
 
 KINDS = ["sd2 velocity", "sdxl"]
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from scripts.comfy_server import ComfyServer, PromptRejected
-from scripts.host import PACK_FOLDER
+from scripts.server.host import PACK_FOLDER
+from scripts.server.server import ComfyServer, PromptRejected
 
 
 def picture(color: int = 0xFF8000) -> dict[str, dict[str, Any]]:

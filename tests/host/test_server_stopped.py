@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from scripts.comfy_server import ComfyServer, ServerFailed
-from scripts.host import HostMissing, host_path
+from scripts.server.host import HostMissing, host_path
+from scripts.server.server import ComfyServer, ServerFailed
 from tests.host.test_train import motions, training
 
 _SIGNALS = [

@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file
 
-from scripts.comfy_server import ComfyServer
+from scripts.server.server import ComfyServer
 
 Graph = dict[str, dict[str, Any]]
 STEPS = 3

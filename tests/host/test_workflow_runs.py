@@ -12,10 +12,10 @@ import requests
 from PIL import Image
 
 from lamp.toy.cases import evaluation_cases
-from scripts.comfy_server import ComfyServer
 from scripts.demo_pictures import write_lossless
-from scripts.host import PACK_FOLDER
 from scripts.make_workflows import BLUEPRINT, all_graphs, load_api
+from scripts.server.host import PACK_FOLDER
+from scripts.server.server import ComfyServer
 from scripts.workflow_on_toy import LEFT_OUT, Prompt, Toy, on_toy
 from scripts.workflow_toy import TOY_TRAINING
 from tests.host.generate_graphs import node

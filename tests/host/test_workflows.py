@@ -12,11 +12,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageSequence
 
-from scripts.comfy_run import PromptRejected, RunResult
-from scripts.comfy_server import ComfyServer
 from scripts.demo import node_of
-from scripts.host import PACK_FOLDER, ROOT
 from scripts.make_workflows import FOLDER, load_api, titles, workflow_files
+from scripts.server.host import PACK_FOLDER, ROOT
+from scripts.server.run import PromptRejected, RunResult
+from scripts.server.server import ComfyServer
 from scripts.workflow_format import CORE_VERSION, input_specs
 
 TITLES = titles()

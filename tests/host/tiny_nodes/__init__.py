@@ -61,7 +61,7 @@ class OtherModel(io.ComfyNode):
     @classmethod
     def execute(cls, kind):
         other = _helpers("other_unets")
-        from lamp.hosts.comfy_toy import load_toy_models
+        from lamp.hosts.comfy.toy import load_toy_models
         from lamp.toy.base import toy_state
 
         vae = load_toy_models(toy_state()).vae

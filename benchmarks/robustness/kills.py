@@ -1,0 +1,177 @@
+"""kill -9 in the middle of training, of saving a motion and of caching: nothing half is ever read.
+
+The victims are forked, so that a kill costs no second start; systems without fork have no such
+trial. This process itself never trains: autograd does not go through a fork.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lamp.files.cache import TensorCache, entry_name
+from lamp.method.architecture import BlockSite, ConvSite, SiteMap
+from lamp.method.motion import Motion
+from lamp.motion_file.file import MotionConfig, load_motion_file, save_motion
+from lamp.training.session import newest_state, states
+from lamp.training.state import read_state
+from tests.helpers.small_training import main as train_small
+
+STEPS = 20
+_ENTRIES = 250  # which take longer than any kill waits
+_BLOCK = "mid_block.attentions.0.transformer_blocks.0"
+_SITES = SiteMap(
+    (ConvSite("conv_in", "conv_in", 64),), (BlockSite(_BLOCK, _BLOCK, 64, 2),), (), (), "sd1"
+)
+
+
+@dataclass
+class Kills:
+    """How often what was killed, and what was found that must not be."""
+
+    killed: dict[str, int] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+
+def kill_often(count: int, seed: int, folder: Path) -> Kills:
+    """`count` kills at random moments, of each kind in turn, below `folder`; a training goes on
+    where the last one was killed."""
+    random, result = Random(seed), Kills()
+    works: tuple[tuple[Callable[[Path], None], Callable[[Path], list[str]]], ...] = (
+        (_train, _check_states), (_save, _check_motion), (_fill_cache, _check_cache)
+    )  # fmt: skip
+    runs = 0
+    for number in range(count):
+        work, check = works[number % len(works)]
+        name = work.__name__.strip("_")
+        place = folder / f"{name}{runs if work is _train else number}"
+        place.mkdir(exist_ok=True)
+        if _kill(work, place, random):
+            result.killed[name] = result.killed.get(name, 0) + 1
+        result.problems += [f"kill {number} of {name}: {problem}" for problem in check(place)]
+        if work is _train and (found := newest_state([place])) and found[1].step > STEPS // 2:
+            result.problems += _check_end(place)
+            runs += 1
+    train = folder / f"train{runs}"
+    if train.is_dir():
+        result.problems += _check_end(train)
+    return result
+
+
+def _kill(work: Callable[[Path], None], place: Path, random: Random) -> bool:
+    """Start `work` and kill it at some moment after its first file; whether it was still alive."""
+    before = set(place.iterdir())
+    victim = _start(work, place)
+    while victim.is_alive() and set(place.iterdir()) == before:
+        time.sleep(0.001)
+    victim.join(random.random() * 0.3)
+    victim.kill()
+    victim.join()
+    return victim.exitcode == -9
+
+
+def _start(work: Callable[[Path], None], place: Path) -> Any:
+    process: Any = multiprocessing.get_context("fork").Process(target=work, args=(place,))
+    process.start()
+    return process
+
+
+# --- training -----------------------------------------------------------------------------------
+
+
+def _train(folder: Path) -> None:
+    torch.set_num_threads(1)
+    train_small(folder, STEPS)
+
+
+def _check_states(folder: Path) -> list[str]:
+    """Every file that bears a state's name is a whole one."""
+    for path in states(folder):
+        read_state(path)
+    return []
+
+
+def _check_end(folder: Path) -> list[str]:
+    """The run goes on to its end, which is that of a run that nobody killed."""
+    straight = folder.with_name("straight")
+    for place in (folder,) if straight.is_dir() else (straight, folder):
+        _start(_train, place).join()
+    ends = [newest_state([place]) for place in (folder, straight)]
+    (_, ours), (_, theirs) = (end for end in ends if end is not None)
+    if ours.step != STEPS or ours.facts["validation"] != theirs.facts["validation"]:
+        return [f"the resumed run ends at step {ours.step}"]
+    different = [
+        name for name, tensor in theirs.tensors.items() if not _same(ours.tensors[name], tensor)
+    ]
+    return [f"the resumed run ends with another {different[0]}"] if different else []
+
+
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)
+
+
+# --- motion files and cache ---------------------------------------------------------------------
+
+
+def _save(folder: Path) -> None:
+    """Write one motion over the other, each of a single number."""
+    shapes = Motion(_SITES).state_dict()
+    for number in range(1000):
+        state = {name: torch.full_like(tensor, number) for name, tensor in shapes.items()}
+        save_motion(folder / "m.safetensors", state, MotionConfig("sd1", steps=number))
+
+
+def _check_motion(folder: Path) -> list[str]:
+    path = folder / "m.safetensors"
+    if not path.exists():
+        return []
+    file = load_motion_file(path)
+    file.check_against(_SITES)
+    whole = all((tensor == file.config.steps).all() for tensor in file.state.values())
+    return [] if whole else ["the motion is of two"]
+
+
+def _fill_cache(folder: Path) -> None:
+    cache = TensorCache(folder)
+    for number in range(_ENTRIES):
+        cache.get(entry_name("posterior", number), lambda number=number: _entry(number))
+
+
+def _entry(number: int) -> dict[str, Tensor]:
+    return {"mean": torch.randn(16, 1024, generator=torch.Generator().manual_seed(number))}
+
+
+class _Damage(logging.Handler):
+    """Collects what the cache warns of."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.said: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said.append(record.getMessage())
+
+
+def _check_cache(folder: Path) -> list[str]:
+    """What is there is what was computed; nothing damaged was left for the cache to notice."""
+    listener, cache = _Damage(), TensorCache(folder)
+    logging.getLogger("lamp").addHandler(listener)
+    try:
+        for number in range(_ENTRIES):
+            name = entry_name("posterior", number)
+            if (folder / name).exists():
+                found = cache.get(name, lambda number=number: _entry(number))
+                if not (found.cached and _same(found.tensors["mean"], _entry(number)["mean"])):
+                    listener.said.append(f"entry {number} is not what was computed")
+    finally:
+        logging.getLogger("lamp").removeHandler(listener)
+    return listener.said

@@ -1,0 +1,1 @@
+"""Learning and sampling measured on the toy world."""

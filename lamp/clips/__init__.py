@@ -1,0 +1,1 @@
+"""Training clips: found, decoded, sized, captioned, and reported on."""

@@ -1,0 +1,146 @@
+"""Captions of training clips: a text file beside the clip, else the motion prompt."""
+
+import codecs
+import contextlib
+import re
+import unicodedata
+from pathlib import Path
+from typing import NamedTuple
+
+from ..errors import ClipError
+
+MOTION = "{motion}"
+"""Stands in a caption for the motion prompt, in a motion prompt for the folder's name."""
+
+CAPTION_ENDINGS = (".txt", ".caption")
+"""Of files beside the clips; the first one goes before the second, which kohya's scripts write."""
+
+_LARGEST = 100_000  # bytes; text encoders read a few hundred
+
+# Letters and signs by their category that show nothing.
+_BLANK = "\u115f\u1160\u2800\u3164\uffa0\u034f"
+_SIDES = re.compile(
+    r"\b(left|right|leftwards?|rightwards?|clockwise|counter-?clockwise|anti-?clockwise)\b"
+    r"|[左右]|顺时针|逆时针|順時針|逆時針",
+    re.IGNORECASE,
+)
+
+
+class Caption(NamedTuple):
+    """A clip's caption, where it comes from, and what the user should know about it."""
+
+    text: str
+    source: str
+    warning: str = ""
+
+
+def motion_from_folder(folder: str | Path) -> str:
+    """The folder's name as words: ``clips/horse_run`` -> ``horse run``; Windows paths too."""
+    name = re.split(r"[\\/]+", str(folder).rstrip("\\/"))[-1]
+    return _words(name.replace("_", " "))
+
+
+def find_caption(clip: Path, prompt: str = "") -> Caption:
+    """The caption of ``clip``: of ``clip.txt`` or ``clip.caption`` beside it, else the prompt, else
+    the folder's name.
+
+    ``{motion}`` in a caption file becomes the motion prompt. An empty file counts as none, with a
+    warning. Raises ClipError if the file is no text in UTF-8, or in UTF-16 with a byte order mark.
+    """
+    folder = motion_from_folder(clip.absolute().parent)
+    motion = _words(prompt).replace(MOTION, folder)
+    fallback = Caption(motion, "prompt") if motion else Caption(folder, "folder")
+    file = _caption_file(clip)
+    if file is None:
+        return fallback
+    text = _read(file)
+    if not text:
+        warning = f"The caption file '{file.name}' is empty: '{fallback.text}' is used."
+        return fallback._replace(warning=warning)
+    return Caption(text.replace(MOTION, fallback.text), "file")
+
+
+def plain_name(name: str) -> str:
+    """A name as people see it: systems write umlauts in two ways, and some ignore the case."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def given_caption(text: str, clip: Path | None = None) -> Caption:
+    """A caption that came with a clip from another node; `clip` is its file, if it has one.
+
+    ``{motion}`` becomes the name of the file's folder. For an empty text stands what
+    ``find_caption`` finds for the file; without one it stays empty. Both with a warning.
+    """
+    text = _words(text)
+    if not text:
+        fallback = find_caption(clip) if clip else Caption("", "given")
+        used = f": '{fallback.text}' is used" if clip else ""
+        return fallback._replace(warning=f"The given caption is empty{used}.")
+    if clip:
+        return Caption(text.replace(MOTION, motion_from_folder(clip.absolute().parent)), "given")
+    if MOTION in text:
+        text = " ".join(text.replace(MOTION, "").split())
+        return Caption(text, "given", f"Nothing is known that {MOTION} in the caption stands for.")
+    return Caption(text, "given")
+
+
+def names_a_side(caption: str) -> bool:
+    """Whether a mirrored picture would contradict the caption (left, right, clockwise)."""
+    return bool(_SIDES.search(caption))
+
+
+def _caption_file(clip: Path) -> Path | None:
+    """The text file that belongs to a clip: best the one with its very name."""
+    stem = clip.name if clip.is_dir() else clip.stem
+    for ending in CAPTION_ENDINGS:
+        with contextlib.suppress(OSError):  # a name may be too long with it
+            if (exact := clip.with_name(stem + ending)).is_file():
+                return exact
+    try:
+        names = sorted(path.name for path in clip.absolute().parent.iterdir())
+    except OSError:  # reading the clip will tell
+        return None
+    for ending in CAPTION_ENDINGS:
+        for name in names:
+            same = name.lower().endswith(ending) and plain_name(name[: -len(ending)])
+            if same == plain_name(stem) and (found := clip.with_name(name)).is_file():
+                return found
+    return None
+
+
+def _words(text: str) -> str:
+    """On one line; empty if there is nothing to be seen in it."""
+    # Names on a disk may hold bytes that are no text, which no text encoder takes.
+    # Byte order marks stand in the middle of files that were joined.
+    text = text.encode(errors="replace").decode().replace("\ufeff", "")
+    words = " ".join(text.split())
+    return words if any(map(_is_visible, words)) else ""
+
+
+def _is_visible(sign: str) -> bool:
+    # Marks are seen on letters only.
+    return unicodedata.category(sign)[0] not in "CMZ" and sign not in _BLANK
+
+
+def _read(file: Path) -> str:
+    try:
+        if (size := file.stat().st_size) > _LARGEST:
+            raise ClipError(
+                f"The caption file '{file.name}' has {size:,} bytes, a caption at most "
+                f"{_LARGEST:,}. Put the text that describes the clip there, or take it away."
+            )
+        data = file.read_bytes()
+        marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        text = data.decode("utf-16" if marked else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ClipError(_not_text(file)) from error
+    except OSError as error:
+        raise ClipError(f"The caption file '{file.name}' cannot be read: {error}.") from error
+    # UTF-16 without its mark, and files that are no text at all.
+    if any(unicodedata.category(sign) in ("Cc", "Cn") and not sign.isspace() for sign in text):
+        raise ClipError(_not_text(file))
+    return _words(text)
+
+
+def _not_text(file: Path) -> str:
+    return f"The caption file '{file.name}' is not UTF-8 text. Save it again with that encoding."

@@ -1,0 +1,1 @@
+"""Video and picture files to RGB frames."""

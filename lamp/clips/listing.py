@@ -1,0 +1,139 @@
+"""The clips of a folder, and what of it is left out and why."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..errors import ClipError
+from .captions import CAPTION_ENDINGS, plain_name
+from .decoding.choose import image_files, natural_order
+from .decoding.pictures import ANIMATED_ENDINGS, IMAGE_ENDINGS, is_animated
+from .decoding.reader import reading
+
+VIDEO_ENDINGS = (
+    ".mp4", ".m4v", ".mp4v", ".mov", ".qt", ".webm", ".mkv", ".avi", ".gif", ".ts", ".mts",
+    ".m2ts", ".mpg", ".mpeg", ".vob", ".wmv", ".asf", ".flv", ".f4v", ".3gp", ".3g2", ".ogv",
+)  # fmt: skip
+_MOSTLY_CLIPS = (".webp", ".apng")
+_HOUSEKEEPING = ("thumbs.db", "desktop.ini")  # of systems; like those that begin with a dot
+_MOST_NAMES = 1000
+_LONGEST_LINE = 1200
+
+NO_CLIP = "of a kind that is not read: convert them to mp4"
+SINGLE = "single pictures, in which nothing moves: put the pictures of a clip into a sub-folder"
+NO_TEXT = "captions of no clip: they have to be named as their clip is"
+NO_FILE = "no files"
+NO_PICTURES = "folders without pictures"
+OF_CLIPS = "folders of clips: choose such a folder itself"
+
+
+@dataclass
+class Listing:
+    """The clips of a folder in natural order, and the names of what was left out, by the reason."""
+
+    clips: list[Path] = field(default_factory=list)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences that name every file, by the reasons; short enough to be shown whole."""
+        return [
+            f"Left out, as {reason}: {line}."
+            for reason, names in self.left_out.items()
+            for line in _lines(names)
+        ]
+
+    def leave_out(self, reason: str, name: str) -> None:
+        """Note that something is no clip."""
+        self.left_out.setdefault(reason, []).append(name)
+
+
+def look_into(folder: str | Path) -> Listing:
+    """The clips in ``folder``: video files, animated pictures, and sub-folders of images.
+
+    Nothing is left out without being named, but for what systems put there for themselves. Raises
+    ClipError if there is no such folder or no clip in it.
+    """
+    root = Path(folder)
+    if not root.is_dir():
+        raise ClipError(f"There is no folder '{folder}'. Give the folder that holds the clips.")
+    paths, listing = _visible(root), Listing()
+    texts = [path for path in paths if path.suffix.lower() in CAPTION_ENDINGS]
+    for path in paths:
+        if path in texts and not path.is_dir():
+            continue
+        if reason := _why_not(path):
+            listing.leave_out(reason, path.name)
+        else:
+            listing.clips.append(path)
+            if path.is_dir():
+                for file in _visible(path):
+                    if file.suffix.lower() not in IMAGE_ENDINGS:
+                        listing.leave_out(NO_CLIP, f"{path.name}/{file.name}")
+    captioned = {plain_name(clip.name if clip.is_dir() else clip.stem) for clip in listing.clips}
+    for path in texts:
+        if not path.is_dir() and plain_name(path.stem) not in captioned:
+            listing.leave_out(NO_TEXT, path.name)
+    if not listing.clips:
+        endings = " ".join(VIDEO_ENDINGS)
+        raise ClipError(
+            f"There are no clips in '{folder}'. Put videos ({endings}) there, or sub-folders of "
+            f"images, one sub-folder for each clip. {' '.join(listing.notes)}".rstrip()
+        )
+    return listing
+
+
+def list_clips(folder: str | Path) -> list[Path]:
+    """The clips in ``folder``, in natural order (``clip2`` before ``clip10``), see `look_into`."""
+    return look_into(folder).clips
+
+
+def _visible(folder: Path) -> list[Path]:
+    try:
+        paths = list(folder.iterdir())
+    except OSError as error:
+        raise ClipError(f"The folder '{folder}' cannot be read ({error.strerror}).") from error
+    shown = (p for p in paths if not p.name.startswith(".") and p.name.lower() not in _HOUSEKEEPING)
+    return sorted(shown, key=natural_order)
+
+
+def _why_not(path: Path) -> str:
+    """Why something is no clip; empty if it is one."""
+    if path.is_dir():
+        with reading(path):
+            return _why_no_pictures(path)
+    # Nobody would ever write into a pipe; a link to nothing is named when it is read.
+    if path.exists() and not path.is_file():
+        return NO_FILE
+    ending = path.suffix.lower()
+    animated = is_animated(path) if ending in ANIMATED_ENDINGS else False
+    # A broken one that is mostly a clip is named when it is read.
+    if ending in VIDEO_ENDINGS or animated or (animated is None and ending in _MOSTLY_CLIPS):
+        return ""
+    return SINGLE if ending in IMAGE_ENDINGS or ending in ANIMATED_ENDINGS else NO_CLIP
+
+
+def _why_no_pictures(folder: Path) -> str:
+    """Why a sub-folder is no clip; empty if its pictures are the frames of one."""
+    pictures = image_files(folder)
+    videos = [path for path in folder.iterdir() if path.suffix.lower() in VIDEO_ENDINGS]
+    if not pictures:
+        return OF_CLIPS if videos else NO_PICTURES
+    first = pictures[0]
+    animated = first.suffix.lower() in ANIMATED_ENDINGS and is_animated(first)
+    return OF_CLIPS if animated or len(videos) >= len(pictures) else ""
+
+
+def _lines(names: list[str]) -> Iterator[str]:
+    shown = [f"'{name}'" for name in names[:_MOST_NAMES]]
+    if len(names) > _MOST_NAMES:
+        shown.append(f"{len(names) - _MOST_NAMES} more")
+    line = ""
+    for name in shown:
+        if line and len(line) + len(name) > _LONGEST_LINE:
+            yield line
+            line = ""
+        line += f", {name}" if line else name
+    yield line

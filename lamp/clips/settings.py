@@ -1,0 +1,110 @@
+"""How training clips are cut and fitted: frames, rate, size and buckets."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from ..errors import LampError
+from .images import LATENT_STRIDE, Fit, check_size
+
+Short = Literal["error", "skip", "loop"]
+
+BUCKET_STEP = 64
+"""Sides of buckets are multiples of it: the coarsest level of the UNet has a cell for 64 pixels."""
+SMALL = 256
+"""Below this side, buckets go by the latent's 8 pixels: else there would be hardly any."""
+WIDEST = 2.6
+"""No bucket is longer than this, by its short side: the widest films are 2.39."""
+
+
+@dataclass(frozen=True)
+class ClipSettings:
+    """How clips are cut: windows of ``frames`` frames of ``width`` x ``height`` pixels.
+
+    - ``fps``: the clips are brought to this rate first, by the nearest frames (None: left alone);
+    - ``stride``: a window takes every ``stride``-th frame;
+    - ``flip``: windows are mirrored with probability 1/2;
+    - ``short``: a clip with too few frames is an ``error``, left out (``skip``) or started over
+      until it suffices (``loop``);
+    - ``fit``: how pictures of another shape are fitted, see ``fit_images``;
+    - ``max_frames``: of a longer clip only the beginning is read;
+    - ``bucket``: each clip gets the size nearest to its own shape, of no larger an area than
+      ``width`` x ``height``, instead of that size itself.
+
+    Raises LampError for a value that cannot be used.
+    """
+
+    frames: int = 16
+    width: int = 512
+    height: int = 320
+    fps: float | None = None
+    stride: int = 1
+    flip: bool = False
+    short: Short = "error"
+    fit: Fit = "crop"
+    max_frames: int = 480
+    bucket: bool = False
+
+    def __post_init__(self) -> None:
+        check_size(self.width, self.height)
+        if self.frames < 2:
+            raise LampError(
+                f"A video needs at least 2 frames, not {self.frames}: frame 1 is given, the others "
+                "are learned. Usual is 16."
+            )
+        if self.stride < 1:
+            raise LampError(f"The stride must be 1 or more, not {self.stride}.")
+        if self.fps is not None and not 0 < self.fps <= 1000:
+            raise LampError(f"The frame rate must lie between 0 and 1000, not {self.fps:g}.")
+        for name, value, choices in (("short", self.short, Short), ("fit", self.fit, Fit)):
+            if value not in get_args(choices):
+                listed = ", ".join(get_args(choices))
+                raise LampError(f"Unknown choice '{value}' for {name}. Choose one of: {listed}.")
+
+    @property
+    def span(self) -> int:
+        """Frames from a window's first to its last, both counted."""
+        return (self.frames - 1) * self.stride + 1
+
+    @property
+    def most(self) -> int:
+        """Frames that are used of a clip, at the most."""
+        return max(self.max_frames, self.span)
+
+    def size_for(self, width: int, height: int) -> tuple[int, int]:
+        """The size (width, height) to which a clip of that size is brought."""
+        if not self.bucket:
+            return self.width, self.height
+        return nearest_bucket(width, height, buckets(self.width, self.height))
+
+
+def buckets(width: int, height: int) -> list[tuple[int, int]]:
+    """The sizes (width, height) for clips of all shapes, the chosen one first: for each length of
+    one side the other with which the area comes closest to the chosen one without being larger,
+    so that no clip takes more memory than was chosen."""
+    step = BUCKET_STEP if min(width, height) >= SMALL else LATENT_STRIDE
+    area = width * height
+    sizes = [(width, height)]
+    for side in range(step, int(math.sqrt(area * WIDEST)) + 1, step):
+        other = area // side // step * step
+        if other and max(side, other) <= WIDEST * min(side, other):
+            sizes += [(side, other), (other, side)]
+    return list(dict.fromkeys(sizes))
+
+
+def nearest_bucket(width: int, height: int, sizes: list[tuple[int, int]]) -> tuple[int, int]:
+    """The size of which cropping a ``width`` x ``height`` picture cuts off the least, the larger
+    one where two are equal."""
+
+    def merit(size: tuple[int, int]) -> tuple[float, int]:
+        return round(share_kept((width, height), size), 6), size[0] * size[1]
+
+    return max(sizes, key=merit)
+
+
+def share_kept(size: tuple[int, int], target: tuple[int, int]) -> float:
+    """The part of a picture's area that is left when it is cropped to the target's shape."""
+    ratio = (size[0] * target[1]) / (size[1] * target[0])
+    return min(ratio, 1 / ratio)

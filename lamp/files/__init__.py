@@ -1,0 +1,1 @@
+"""Files on disk: atomic writes, names, locks, headers, the latent cache."""

@@ -1,0 +1,394 @@
+"""ComfyUI's own UNet as host: a motion bound to a MODEL by wrappers and scoped hooks.
+
+Only public means of the host are used: a `ModelPatcher` clone, wrappers, and an additional model
+under its memory manager. The forward hooks live for one UNet call each, so nothing is left behind
+after a success, an error or a cancel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import LampError, MotionFileError
+from ...method.architecture import base_hash, map_unet
+from ...method.masks import Extent, all_hold, extents_of, held, restored
+from ...method.motion import Acting, Motion, attached
+from ...method.noise import share_noise
+from ...motion_file.file import MotionFile
+from ...plain import log
+from .latent import check_latent, check_start, fill_protected
+from .overflow import overflow_seen
+from .run import AD_PARAMS, KEY, PIECE, Run, run_of
+
+# Set on a noise tensor that has been mixed already (paper eq. 6), so that it is never mixed twice.
+SHARED_NOISE = "lamp_shared_noise"
+# In the options of a call that shows a window only: the rows of the run that it shows.
+WINDOW = "lamp_window"
+
+
+@dataclass(frozen=True)
+class BoundMotion:
+    """A motion and how it acts, as `bind` attaches it to a MODEL.
+
+    Of several on one MODEL, `others` are the earlier ones; `alpha` is that of the last.
+    """
+
+    motion: Motion
+    groupnorm: str = "pooled"
+    first_frame: bool = True
+    strength: float = 1.0
+    alpha: float = 0.2
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+    extent: Extent | None = None
+    others: tuple[BoundMotion, ...] = ()
+
+    @property
+    def all(self) -> tuple[BoundMotion, ...]:
+        """Every motion on the MODEL, in the order of their nodes."""
+        return *self.others, self
+
+    @property
+    def extents(self) -> list[Extent | None]:
+        """Those of the motions on the MODEL."""
+        return extents_of(self.all)
+
+
+def unet_of(patcher: Any) -> torch.nn.Module:
+    """The UNet inside a MODEL.
+
+    Raises:
+        IncompatibleModelError: the MODEL is no Stable Diffusion UNet.
+    """
+    unet = patcher.model.diffusion_model
+    map_unet(unet)
+    return unet
+
+
+def own_weights(patcher: Any, part: str = "") -> dict[str, Tensor]:
+    """The weights of a model by name, or of a `part` of it, without patches: also while those of a
+    clone, such as a LoRA of another run, stand in them."""
+    prefix = part and f"{part}."
+    return {
+        name.removeprefix(prefix): patcher.backup[name].weight if name in patcher.backup else weight
+        for name, weight in patcher.model.state_dict().items()
+        if name.startswith(prefix)
+    }
+
+
+def image_model_hash(patcher: Any) -> str:
+    """`base_hash` of a MODEL as its file has it, without the LoRAs on it: what a motion tells of
+    its training, and what it is compared with. Empty where the weights cannot be read (GGUF): it
+    is a hint, and no reason to fail."""
+    try:
+        return base_hash(patcher.model.diffusion_model, own_weights(patcher, "diffusion_model"))
+    except Exception as error:  # other packs' weights fail in ways of their own
+        log.info("the checkpoint of this MODEL cannot be told: %s", error)
+        return ""
+
+
+def load_motion(patcher: Any, file: MotionFile) -> Motion:
+    """Build the motion of `file` from the host's own layer classes, which cast and stream weights.
+
+    Raises:
+        IncompatibleModelError: the motion was trained for another family of models.
+        MotionFileError: a value is too large for the precision in which the MODEL computes.
+    """
+    import comfy.ops
+
+    sites = map_unet(unet_of(patcher))
+    file.check_against(sites)
+    dtype = patcher.model.manual_cast_dtype or patcher.model.get_dtype()
+    motion = Motion(sites, comfy.ops.manual_cast, dtype=dtype, device="cpu")
+    motion.load_state_dict(file.state)
+    for name, tensor in motion.state_dict().items():
+        if tensor.dtype != file.state[name].dtype and not tensor.isfinite().all():
+            raise MotionFileError(
+                f"{file.name}: '{name}' holds values too large for {tensor.dtype}, in which the "
+                "MODEL computes: start ComfyUI with --force-fp32."
+            )
+    return motion.requires_grad_(False).eval()
+
+
+def bind(patcher: Any, bound: BoundMotion) -> Any:
+    """Clone a MODEL and let `bound` act in it, with any sampler, beside motions that it has.
+
+    Raises:
+        LampError: a motion on the MODEL normalises in another way.
+    """
+    import comfy.model_patcher
+    from comfy.patcher_extension import WrappersMP
+
+    bound = _beside(patcher.get_attachment(KEY), bound)
+    model = patcher.clone()
+    # Newer hosts stream the weights of core models through a patcher class of their own.
+    patcher_class = getattr(
+        comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher
+    )
+    weights = patcher_class(bound.motion, model.load_device, model.offload_device)
+    model.set_additional_models(KEY, [*model.get_additional_models_with_key(KEY), weights])
+    model.set_attachments(KEY, bound)
+    for kind, wrapper in (
+        (WrappersMP.OUTER_SAMPLE, _outer_sample(bound)),
+        (WrappersMP.SAMPLER_SAMPLE, _sampler_sample(bound)),
+        (WrappersMP.PREDICT_NOISE, _predict_noise(bound)),
+        (WrappersMP.DIFFUSION_MODEL, _diffusion_model(bound)),
+    ):
+        model.remove_wrappers_with_key(kind, KEY)
+        model.add_wrapper_with_key(kind, KEY, wrapper)
+    return model
+
+
+def _beside(present: BoundMotion | None, bound: BoundMotion) -> BoundMotion:
+    if present is None:
+        return bound
+    if (present.groupnorm, present.first_frame) != (bound.groupnorm, bound.first_frame):
+        raise LampError(
+            f"The motion on this MODEL was trained with groupnorm '{present.groupnorm}', this one "
+            f"with '{bound.groupnorm}', and a video is drawn one way: use one of them, or train "
+            "one again."
+        )
+    return replace(bound, others=present.all)
+
+
+def bound_motion(patcher: Any) -> BoundMotion:
+    """The motion of a MODEL.
+
+    Raises:
+        LampError: the MODEL carries none.
+    """
+    bound = patcher.get_attachment(KEY)
+    if bound is None:
+        raise LampError(
+            "The MODEL has no LAMP motion: connect the MODEL output of Load LAMP Motion or of "
+            "LAMP Trainer."
+        )
+    return bound
+
+
+def _outer_sample(bound: BoundMotion) -> Callable[..., Tensor]:
+    def outer_sample(
+        executor: Any,
+        noise: Tensor,
+        latent_image: Tensor,
+        sampler: Any,
+        sigmas: Tensor,
+        denoise_mask: Tensor | None = None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Begin a run: see that it can work, and give back the very frame 1 that came in."""
+        guider = executor.class_obj
+        options = guider.model_options.setdefault("transformer_options", {})
+        _check_patches(guider)
+        check_latent(latent_image, guider.model_patcher.model.latent_format)
+        patcher = guider.model_patcher
+        sampling = patcher.get_model_object("model_sampling")
+        check_start(noise, latent_image, sigmas, patcher.model, sampling)
+        run = Run(len(latent_image), options.get(PIECE))
+        if getattr(noise, SHARED_NOISE, False):
+            run.given = noise
+        for extent in bound.extents:
+            if extent is not None:
+                extent.check(run.whole.total)
+        options[KEY] = run
+        latent_image = fill_protected(latent_image, denoise_mask)
+        try:
+            out = executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
+        finally:
+            options.pop(KEY, None)
+            for extent in bound.extents:
+                if extent is not None:
+                    extent.forget()
+        # Some samplers stop above sigma 0: frame 1 is the given latent, whatever they return.
+        return torch.cat([latent_image[:1].to(out), out[1:]])
+
+    return outer_sample
+
+
+def _check_patches(guider: Any) -> None:
+    from comfy.patcher_extension import WrappersMP
+
+    if guider.model_options.get("context_handler") is not None:
+        raise LampError(
+            "Context windows cut the video into pieces that do not contain frame 1, which "
+            "a LAMP motion needs: remove the Context Windows node from this MODEL and use "
+            "LAMP Anchored Windows."
+        )
+    if guider.model_patcher.get_wrappers(WrappersMP.APPLY_MODEL, "torch.compile"):
+        raise LampError(
+            "torch.compile would start anew at every layer to which a LAMP motion attaches, for "
+            "minutes and to no gain: remove TorchCompileModel from this MODEL."
+        )
+
+
+def _sampler_sample(bound: BoundMotion) -> Callable[..., Tensor]:
+    def sampler_sample(
+        executor: Any,
+        guider: Any,
+        sigmas: Tensor,
+        extra_args: dict[str, Any],
+        callback: Callable[..., Any] | None,
+        noise: Tensor,
+        latent_image: Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Keep the clean frame 1 for the run, and mix the noise where it is used: nodes behind this
+        one may have drawn it anew."""
+        options = extra_args["model_options"].setdefault("transformer_options", {})
+        run: Run = options[KEY]
+        run.first, run.latent = latent_image[:1].clone(), latent_image
+        run.guider, run.sampling = guider, guider.inner_model.model_sampling
+        if run.piece is not None:
+            options[AD_PARAMS] = run.piece.published()
+        if run.given is None or not torch.equal(run.given.to(noise), noise):
+            noise = share_noise(noise, bound.alpha)
+        given = (guider, sigmas, extra_args, callback, noise, latent_image)
+        out = executor(*given, *args, **kwargs)
+        # What the extents hold is frame 1 where the schedule leaves noise, and under AdaIN, too.
+        if run.denoised is None or not ends_clean(sigmas, run.sampling):
+            return out
+        return restored(out, run.denoised.to(out), bound.extents, run.whole.places)
+
+    return sampler_sample
+
+
+def ends_clean(sigmas: Tensor, sampling: Any) -> bool:
+    """Whether a schedule ends with a finished video, and is no part that another one goes on from.
+
+    It does at sigma 0; and where the official DDIM schedule does, with the step from timestep 1 to
+    the lowest noise level of all.
+    """
+    if sigmas[-1] == 0:
+        return True
+    lowest = sampling.sigmas[:2].to(sigmas)
+    return len(sigmas) > 1 and torch.allclose(sigmas[-2:].flip(0), lowest, rtol=1e-5)
+
+
+def _predict_noise(bound: BoundMotion) -> Callable[..., Tensor]:
+    def predict_noise(
+        executor: Any,
+        x: Tensor,
+        timestep: Tensor,
+        model_options: dict[str, Any] | None = None,
+        seed: int | None = None,
+    ) -> Tensor:
+        """Show the model the clean frame 1 (paper sec. 3.3), and keep it: its prediction is
+        itself. So is that of all frames where the extents hold them."""
+        options = model_options or {}
+        run = run_of(options.get("transformer_options", {}))
+        if run is None:
+            return executor(x, timestep, options, seed)
+        model = executor.class_obj.inner_model
+        _check_size(run, x)
+        scale = model.model_sampling.calculate_input(timestep[:1], torch.ones_like(x[:1]))
+        shown = x
+        if run.first is not None:
+            shown = torch.cat([run.first.to(x) / scale, x[1:]])
+        run.shown = shown * scale
+        run.bypassed = 0
+        convs = bound.motion.sites.convs
+        ends = (convs[0].module, convs[-1].module)
+        with run.watched(model.diffusion_model, ends, options.get("model_function_wrapper")):
+            out = executor(shown, timestep, options, seed)
+        if run.first is None:
+            return out
+        first = run.first.to(x)
+        out = torch.cat([first, held(out, first, bound.extents, run.whole.places)[1:]])
+        run.denoised = out if all_hold(bound.extents) else None
+        return out
+
+    return predict_noise
+
+
+def _check_size(run: Run, x: Tensor) -> None:
+    if len(x) != run.frames or (run.first is not None and x.shape[1:] != run.first.shape[1:]):
+        raise LampError(
+            f"The sampler goes on with {tuple(x.shape)} in place of the run's {run.frames} frames "
+            f"of {tuple(x.shape if run.first is None else run.first.shape)[1:]}: a motion needs "
+            "the same frames and the same size in every step. Choose another sampler, and upscale "
+            "the finished video (SamplerLCMUpscale grows it on the way)."
+        )
+
+
+def _diffusion_model(bound: BoundMotion) -> Callable[..., Tensor]:
+    """Attach the motions for one UNet call; each acts from its start to its end percent."""
+
+    def diffusion_model(
+        executor: Any,
+        x: Tensor,
+        timesteps: Tensor | None = None,
+        context: Tensor | None = None,
+        y: Tensor | None = None,
+        control: Any = None,
+        transformer_options: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        options = transformer_options or {}
+        run = run_of(options)
+        if run is None:
+            raise LampError(
+                "The MODEL with a LAMP motion was called outside of a sampler's run, so its video "
+                "is not known: use it with LAMP KSampler or ComfyUI's own samplers."
+            )
+        layout = run.layout(x, options, options.get(WINDOW))
+        _check_whole_picture(bound.extents, x, run)
+        motions = [
+            Acting(each.motion, each.strength if _within(each, run, options) else 0.0, each.extent)
+            for each in bound.all
+        ]
+        with (
+            run.attending(),
+            attached(
+                executor.class_obj,
+                motions,
+                layout,
+                groupnorm=bound.groupnorm,
+                first_frame=bound.first_frame,
+            ),
+        ):
+            given = (x, timesteps, context, y, control, options)
+            out = executor(*given, **kwargs)
+            if not out.isfinite().all():
+                networks = {f"motion {n}": e.motion for n, e in enumerate(bound.all, start=1)}
+                with overflow_seen({**networks, "MODEL": executor.class_obj}) as found:
+                    executor(*given, **kwargs)
+                raise LampError(_overflow(found, x.dtype))
+            return out
+
+    return diffusion_model
+
+
+def _overflow(found: list[str], dtype: torch.dtype) -> str:
+    place = f"in {found[0]}" if found else "on the way to the MODEL"
+    return (
+        f"The video became NaN or infinite {place}, computed in {dtype}, and would be black: lower "
+        "cfg and the strength of the motion, or start ComfyUI with --force-fp32."
+    )
+
+
+def _check_whole_picture(extents: list[Extent | None], x: Tensor, run: Run) -> None:
+    masked = any(extent is not None and extent.mask is not None for extent in extents)
+    if masked and run.shown is not None and x.shape[-2:] != run.shown.shape[-2:]:
+        raise LampError(
+            "A mask on the motion needs the whole picture in every call, and a prompt for an area "
+            "or a tiling node shows the model a part of it: use Conditioning (Set Mask) in place "
+            "of Conditioning (Set Area), remove the tiling, or take the mask off."
+        )
+
+
+def _within(bound: BoundMotion, run: Run, options: dict[str, Any]) -> bool:
+    """Whether the noise level of this call lies where the motion acts; always without one."""
+    sigmas = options.get("sigmas")
+    if run.sampling is None or sigmas is None:
+        return True
+    start, end = (
+        run.sampling.percent_to_sigma(p) for p in (bound.start_percent, bound.end_percent)
+    )
+    return start >= sigmas[0].item() > end

@@ -1,0 +1,65 @@
+"""Conditioning that holds one thing for each frame, cut to a piece of a longer video."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from .run import PIECE, Piece
+
+
+def at_piece(model: Any, piece: Piece) -> Any:
+    """Clone a MODEL that samples a piece of a longer video next."""
+    model = model.clone()
+    model.model_options.setdefault("transformer_options", {})[PIECE] = piece
+    return model
+
+
+def conditioning_at(conditioning: Any, piece: Piece, made: dict[int, Any]) -> Any:
+    """The CONDITIONING of a piece: prompts, masks and ControlNet hints of its own frames.
+
+    Where there are fewer than frames they start anew, as everywhere in the host.
+
+    Args:
+        made: the ControlNets made so far, by the identity of the given ones: prompts that share one
+            go on sharing it.
+    """
+    return [
+        [_rows(text, piece), {key: _part(key, value, piece, made) for key, value in more.items()}]
+        for text, more in conditioning
+    ]
+
+
+def _part(key: str, value: Any, piece: Piece, made: dict[int, Any]) -> Any:
+    if key == "control" and value is not None:
+        return _control(value, piece, made)
+    if isinstance(value, Tensor) and (value.ndim > 2 or key == "pooled_output"):
+        return _rows(value, piece)
+    return value
+
+
+def _rows(value: Tensor, piece: Piece) -> Tensor:
+    if len(value) < 2:
+        return value
+    return value[[place % len(value) for place in piece.places]]
+
+
+def _control(control: Any, piece: Piece, made: dict[int, Any]) -> Any:
+    if id(control) in made:
+        return made[id(control)]
+    part = control.copy()
+    if hasattr(control, "sub_idxs"):  # Advanced-ControlNet cuts by itself
+        for name, value in zip(
+            ("full_latent_length", "context_length", "sub_idxs"),
+            piece.published().values(),
+            strict=True,
+        ):
+            setattr(part, name, value)
+    elif control.cond_hint_original is not None:
+        part.cond_hint_original = _rows(control.cond_hint_original, piece)
+        part.extra_concat_orig = [_rows(extra, piece) for extra in control.extra_concat_orig]
+    if control.previous_controlnet is not None:
+        part.set_previous_controlnet(_control(control.previous_controlnet, piece, made))
+    made[id(control)] = part
+    return part

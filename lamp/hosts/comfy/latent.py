@@ -1,0 +1,139 @@
+"""What a latent must be when a motion begins to sample: one video with a clean frame 1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import LampError
+
+# A standard deviation, in the model's scale, that no picture has from pixel to pixel.
+_ROUGHEST = 8.0
+# Below this noise level, noise in frame 1 cannot be told from texture.
+_LEAST_SIGMA = 0.7
+
+
+def check_latent(latent: Tensor, latent_format: Any) -> None:
+    """See that a latent `f c h w` is one video for a MODEL.
+
+    Raises:
+        LampError: it is not.
+    """
+    if latent.ndim != 4 or latent.shape[0] < 2:
+        raise LampError(
+            f"A LAMP motion needs a latent of at least 2 frames, not of shape "
+            f"{tuple(latent.shape)}: make it with LAMP First-Frame Condition (16 frames)."
+        )
+    if latent.shape[1] != latent_format.latent_channels:
+        raise LampError(
+            f"The latent has {latent.shape[1]} channels, the MODEL needs "
+            f"{latent_format.latent_channels}: make it with LAMP First-Frame Condition and the "
+            "VAE of the SD 1.x checkpoint."
+        )
+    if not torch.isfinite(latent).all():
+        raise LampError(
+            "The latent contains NaN or infinite values: check the first frame's image and the "
+            "VAE (SD 1.x VAEs can overflow in fp16; start ComfyUI with --fp32-vae)."
+        )
+    if not latent[0].any():
+        raise LampError(
+            "Frame 1 of the latent is empty: a LAMP motion moves a picture that you give it. "
+            "Connect LAMP First-Frame Condition in place of an empty latent."
+        )
+    check_one_video(latent)
+
+
+def check_one_video(latent: Tensor, batch_index: list[int] | None = None) -> None:
+    """See that a latent holds one video and not several behind each other.
+
+    Args:
+        batch_index: the numbers that the host's batch nodes give to the images of a LATENT.
+
+    Raises:
+        LampError: it holds several.
+    """
+    second = _second_video(latent, batch_index)
+    if second is not None:
+        raise LampError(
+            f"The latent of {len(latent)} frames holds several videos or pictures: another one "
+            f"begins with frame {second + 1}. A motion draws one video from its frame 1: remove "
+            "Repeat Latent Batch or Latent Batch, and queue once for each first frame or seed."
+        )
+
+
+def _second_video(latent: Tensor, batch_index: list[int] | None) -> int | None:
+    """The frame (from 0) with which a second video begins."""
+    filled = [bool(frame.any()) for frame in latent]
+    if not all(filled):
+        return next((i for i, full in enumerate(filled) if i and full), None)
+    if not torch.equal(latent[1:], latent[:-1]):  # no still picture, all frames alike
+        for length in range(2, len(latent) // 2 + 1):
+            if len(latent) % length == 0 and torch.equal(latent[length:], latent[:-length]):
+                return length
+    numbers = batch_index or []
+    return next((i for i in range(2, len(numbers)) if numbers[i] <= numbers[i - 1]), None)
+
+
+def check_start(noise: Tensor, latent: Tensor, sigmas: Tensor, model: Any, sampling: Any) -> None:
+    """See that frame 1 is a clean picture, whatever noise the frames after it hold already.
+
+    Args:
+        noise: what is added to the latent at the first noise level; all zeros if the frames hold
+            their noise already.
+        model: the host's model, which knows the scale of its latents.
+
+    Raises:
+        LampError: frame 1 holds noise, too, or there is none for the frames after it.
+    """
+    if not len(sigmas):
+        return
+    sigma = min(float(sigmas[0]), float(sampling.sigma_max))
+    if sigma >= _LEAST_SIGMA and not noise.any() and not latent[1:].any():
+        raise LampError(
+            "There is no noise to draw the video from: the frames after frame 1 are empty, and the "
+            "sampler adds none. Set add_noise to enable, or connect RandomNoise in place of "
+            "DisableNoise."
+        )
+    if min(latent.shape[-2:]) < 2:
+        return
+    first, *others = (_roughness(frame) for frame in model.latent_format.process_in(latent))
+    rest = sum(others) / len(others)
+    noisy = min(first, rest) > _ROUGHEST**2
+    if sigma >= _LEAST_SIGMA and not noise.any() and first > 0.75 * sigma**2:
+        # Rough enough to hold noise of this level; a clean frame 1 that is as rough by itself lies
+        # below frames with noise by its variance.
+        noisy |= rest - first < 0.25 * sigma**2
+    if noisy:
+        raise LampError(
+            f"Frame 1 of the latent holds noise, and sampling begins at the level {sigma:.2f}: a "
+            "motion shows frame 1 as a clean picture and gives it back as it came. Sample all "
+            "steps with the motion on the MODEL, and let the sampler add the noise to the latent "
+            "of LAMP First-Frame Condition (no Add Noise, no steps of a MODEL without the motion)."
+        )
+
+
+def _roughness(frame: Tensor) -> float:
+    """Variance from pixel to pixel of a latent `c h w`: white noise keeps its own, and of a
+    picture little but texture is left."""
+    x = frame.float()
+    across = x[:, 1:] - x[:, :-1]
+    return ((across[..., 1:] - across[..., :-1]).square().mean() / 4).item()
+
+
+def fill_protected(latent: Tensor, mask: Tensor | None) -> Tensor:
+    """A latent `f c h w` whose empty frames hold frame 1's picture where a mask protects them.
+
+    Where the mask leaves them free they stay empty: the host adds the latent to the noise.
+
+    Args:
+        mask: 1 where the sampler may draw, 0 where it keeps the latent; of any size.
+    """
+    import comfy.sampler_helpers
+
+    if mask is None:
+        return latent
+    mask = comfy.sampler_helpers.prepare_mask(mask, latent.shape, latent.device)
+    empty = ~latent.flatten(1).any(1)[:, None, None, None]
+    return torch.where(empty & (mask < 1), latent[:1], latent)

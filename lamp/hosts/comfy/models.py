@@ -1,0 +1,118 @@
+"""Small models of the shapes of SD 1.x, 2.x and SD-XL, of ComfyUI's own classes, without a file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ...errors import IncompatibleModelError
+from ...method.architecture import family_of_text, to_host_state
+
+_HOST_CLASSES = {"sd2": "SD20", "sdxl": "SDXL"}  # of comfy.supported_models; SD15 for all others
+_SIZE_WIDTH = 256
+
+
+def build_patcher(
+    config: dict[str, Any], state: dict[str, Tensor], *, velocity: bool = False
+) -> Any:
+    """A MODEL from a diffusers UNet config and weights in canonical names.
+
+    The width of its text tells which of the host's model classes it gets.
+
+    Args:
+        velocity: the UNet predicts velocity, as SD 2.x at 768 pixels does, and not noise.
+
+    Raises:
+        IncompatibleModelError: ComfyUI's UNet cannot take the shape; its GroupNorms have 32 groups.
+    """
+    import comfy.model_base
+    import comfy.model_management as management
+    import comfy.model_patcher
+    import comfy.supported_models
+    import torch
+
+    _check_shape(config)
+    kind = comfy.model_base.ModelType.V_PREDICTION if velocity else comfy.model_base.ModelType.EPS
+    family = family_of_text(config["cross_attention_dim"])
+    base = getattr(comfy.supported_models, _HOST_CLASSES.get(family, "SD15"))
+    model_config = type(
+        f"Small{base.__name__}",
+        (base,),
+        {
+            "unet_extra_config": {**base.unet_extra_config, **_heads(config)},
+            "model_type": lambda self, state_dict, prefix="": kind,
+        },
+    )(_ldm_shape(config))
+    model_config.set_inference_dtype(torch.float32, None)
+    model = model_config.get_model({}, "", device=torch.device("cpu"))
+    unet = model.diffusion_model
+    unet.load_state_dict(to_host_state(unet, state))
+    model.requires_grad_(False).eval()
+    return comfy.model_patcher.ModelPatcher(
+        model, management.get_torch_device(), management.unet_offload_device()
+    )
+
+
+def _check_shape(config: dict[str, Any]) -> None:
+    if (groups := config.get("norm_num_groups", 32)) != 32:
+        raise IncompatibleModelError(
+            f"ComfyUI's UNet fixes GroupNorm at 32 groups; this model has {groups}."
+        )
+    widths = config["block_out_channels"]
+    if any(width % widths[0] for width in widths):
+        raise IncompatibleModelError(
+            f"ComfyUI's UNet takes widths that are multiples of the first; this model has {widths}."
+        )
+    if _takes_pooled(config) and (size := config["addition_time_embed_dim"]) != _SIZE_WIDTH:
+        raise IncompatibleModelError(
+            f"ComfyUI's SD-XL embeds sizes in {_SIZE_WIDTH} numbers each; this model has {size}."
+        )
+
+
+def _takes_pooled(config: dict[str, Any]) -> bool:
+    return config.get("addition_embed_type") == "text_time"
+
+
+def _heads(config: dict[str, Any]) -> dict[str, int]:
+    """One number of heads for all levels (SD 1.x), or one width of a head (SD 2.x, SD-XL)."""
+    heads, widths = config["attention_head_dim"], config["block_out_channels"]
+    if isinstance(heads, int):
+        return {"num_heads": heads, "num_head_channels": -1}
+    sizes = {width // count for width, count in zip(widths, heads, strict=True)}
+    if len(sizes) > 1:
+        raise IncompatibleModelError(
+            f"ComfyUI's UNet has heads of one width; this model has {sorted(sizes)}."
+        )
+    return {"num_heads": -1, "num_head_channels": sizes.pop()}
+
+
+def _ldm_shape(config: dict[str, Any]) -> dict[str, Any]:
+    """The LDM parameters of a diffusers UNet config."""
+    widths = config["block_out_channels"]
+    levels, layers = len(widths), config["layers_per_block"]
+    # The default of diffusers: attention at every level but the deepest.
+    down = config.get("down_block_types") or ["CrossAttn"] * (levels - 1) + [""]
+    blocks = config.get("transformer_layers_per_block", 1)
+    blocks = [blocks] * levels if isinstance(blocks, int) else blocks
+    depths = [depth if "CrossAttn" in kind else 0 for kind, depth in zip(down, blocks, strict=True)]
+    pooled = _takes_pooled(config)
+    return {
+        "image_size": 32,
+        "in_channels": config["in_channels"],
+        "out_channels": config["out_channels"],
+        "model_channels": widths[0],
+        "num_res_blocks": [layers] * levels,
+        "channel_mult": [width // widths[0] for width in widths],
+        "transformer_depth": [depth for depth in depths for _ in range(layers)],
+        "transformer_depth_output": [depth for depth in depths for _ in range(layers + 1)],
+        "transformer_depth_middle": blocks[-1],
+        "context_dim": config["cross_attention_dim"],
+        "use_spatial_transformer": True,
+        "use_linear_in_transformer": config.get("use_linear_projection", False),
+        "legacy": False,
+        "num_classes": "sequential" if pooled else None,
+        "adm_in_channels": config["projection_class_embeddings_input_dim"] if pooled else None,
+        "use_temporal_attention": False,
+        "use_temporal_resblock": False,
+    }

@@ -1,0 +1,49 @@
+"""Where a motion is at work inside ComfyUI, found by a few steps of sampling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from ...method.adain import AdaINSchedule
+from ...method.motion_map import watched
+from .binding import bound_motion
+from .sampler import OFFICIAL_SCHEDULER, sample_video
+
+
+def motion_activity(
+    model: Any,
+    positive: Any,
+    negative: Any,
+    latent: dict[str, Any],
+    *,
+    seed: int,
+    steps: int = 4,
+    cfg: float = 12.5,
+) -> Tensor:
+    """Draw a LATENT's video roughly, and see where the gated residuals change over its frames.
+
+    One call of the UNet is not enough: at its noise level the object has not moved yet.
+
+    Returns:
+        `h w` at the latent's size, on the CPU.
+
+    Raises:
+        LampError: the model has no motion, the latent is no video, or the motion does nothing.
+    """
+    height, width = latent["samples"].shape[-2:]
+    with watched(*(each.motion for each in bound_motion(model).all)) as activity:
+        sample_video(
+            model,
+            positive,
+            negative,
+            latent,
+            seed=seed,
+            steps=steps,
+            cfg=cfg,
+            sampler="ddim",
+            scheduler=OFFICIAL_SCHEDULER,
+            schedule=AdaINSchedule("paper"),
+        )
+    return activity.map(height, width)

@@ -1,0 +1,358 @@
+"""The LAMP sampler inside ComfyUI: any of the host's samplers, with AdaIN between its steps.
+
+The host samples in its own scale, x = x_0 + sigma n; AdaIN (supplement alg. 1) is defined on the
+DDPM sample x / sqrt(1 + sigma^2), where the clean frame 1 stands as it is.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from ...errors import LampError
+from ...method.adain import AdaINSchedule
+from ...method.schedule import TRAIN_TIMESTEPS, ddim_timesteps, nearest_timestep
+from ...plain import log
+from .binding import bound_motion, ends_clean
+from .latent import check_one_video
+from .noise import check_level, given_noise, shared_noise
+from .preview import show_middle_frame
+from .run import Run, run_of
+from .steps import step_starts
+
+OFFICIAL_SCHEDULER = "ddim (official)"
+
+
+def scheduler_names() -> list[str]:
+    """The official DDIM timesteps first, then all schedulers of the host."""
+    import comfy.samplers
+
+    return [OFFICIAL_SCHEDULER, *comfy.samplers.SCHEDULER_NAMES]
+
+
+def make_sigmas(
+    patcher: Any, scheduler: str, steps: int, denoise: float = 1.0, sampler: str = ""
+) -> Tensor:
+    """Noise levels of a run, descending; none at denoise 0.
+
+    `ddim (official)` visits the timesteps 981, 961, ..., 1 (for 50 steps) and ends at
+    alphas_cumprod[0], which is not quite zero noise, as the official scheduler does. The host
+    leaves out the last level but one for some samplers; tell their name for the same levels.
+
+    Raises:
+        LampError: the scheduler is unknown, or the official one does not have that many steps or
+            is not for this MODEL.
+    """
+    import comfy.samplers
+
+    _check_name("scheduler", scheduler, scheduler_names())
+    if denoise <= 0.0:
+        return torch.zeros(0)
+    sampling = patcher.get_model_object("model_sampling")
+    total = steps if denoise >= 1.0 else int(steps / denoise)
+    if scheduler == OFFICIAL_SCHEDULER:
+        if total > TRAIN_TIMESTEPS:
+            raise LampError(
+                f"{steps} steps at denoise {denoise:g} would need {total} noise levels, the "
+                f"official schedule has {TRAIN_TIMESTEPS}: use fewer steps."
+            )
+        sigmas = _mark_start(sigmas_at(patcher, [*ddim_timesteps(total), 0]))
+    elif sampler in comfy.samplers.KSampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS:
+        sigmas = comfy.samplers.calculate_sigmas(sampling, scheduler, total + 1).cpu()
+        sigmas = torch.cat([sigmas[:-2], sigmas[-1:]])
+    else:
+        sigmas = comfy.samplers.calculate_sigmas(sampling, scheduler, total).cpu()
+    # At full denoise some schedulers of the host give a level more than steps: all are taken.
+    return sigmas if denoise >= 1.0 else sigmas[-(steps + 1) :]
+
+
+def _mark_start(sigmas: Tensor) -> Tensor:
+    """The official schedule begins one float higher than the model's own level.
+
+    ddim_uniform of the host has the same levels, but takes other noise (see `_BetweenSteps.start`);
+    the mark tells the two apart also in a part of the schedule, and moves no timestep.
+    """
+    return torch.cat([torch.nextafter(sigmas[:1], torch.tensor(torch.inf)), sigmas[1:]])
+
+
+def starts_official(sigmas: Tensor, sampling: Any) -> bool:
+    """Whether noise levels begin where the official schedule of `make_sigmas` begins."""
+    level = torch.nextafter(sigmas[0].float().cpu(), torch.tensor(0.0))
+    return bool((sampling.sigmas.float().cpu() == level).any())
+
+
+def sigmas_at(patcher: Any, timesteps: list[int]) -> Tensor:
+    """The noise levels of timesteps 0 .. 999.
+
+    Raises:
+        LampError: the MODEL has other timesteps, such as the 50 of LCM's.
+    """
+    levels = patcher.get_model_object("model_sampling").sigmas
+    if len(levels) != TRAIN_TIMESTEPS:
+        raise LampError(
+            f"'{OFFICIAL_SCHEDULER}' takes its steps among {TRAIN_TIMESTEPS} noise levels, and "
+            f"this MODEL has {len(levels)}, as ModelSamplingDiscrete gives it for LCM: choose "
+            "another scheduler, such as sgm_uniform (BasicScheduler in place of LAMP Scheduler)."
+        )
+    return levels[timesteps].float().cpu()
+
+
+def sample_video(
+    model: Any,
+    positive: Any,
+    negative: Any,
+    latent: dict[str, Any],
+    *,
+    seed: int,
+    steps: int,
+    cfg: float,
+    sampler: str,
+    scheduler: str,
+    schedule: AdaINSchedule,
+    denoise: float = 1.0,
+    noise: Tensor | None = None,
+    noise_level: float | None = None,
+) -> dict[str, Any]:
+    """Predict frames 2.. of a LATENT from its first frame (supplement alg. 1), with previews.
+
+    Args:
+        model: a MODEL with a motion.
+        noise: starting noise, used as it is; without it the seed's, shared as the motion says.
+        noise_level: the level (sigma) at which sampling has to begin with that noise, if any.
+
+    Raises:
+        LampError: the model has no motion, or latent, noise and sampler do not fit.
+    """
+    import comfy.sample
+    import comfy.utils
+
+    alpha = bound_motion(model).alpha
+    mask = latent.get("noise_mask")
+    frames = latent["samples"]
+    check_one_video(frames, latent.get("batch_index"))
+    if denoise >= 1.0 and mask is None:
+        frames = _only_first(frames)
+    noise = shared_noise(frames, seed, alpha) if noise is None else given_noise(noise, frames)
+    sigmas = make_sigmas(model, scheduler, steps, denoise, sampler)
+    done = (steps if denoise >= 1.0 else int(steps / denoise)) - steps if denoise > 0.0 else 0
+    if noise_level is not None:
+        check_level(noise_level, sigmas)
+    samples = comfy.sample.sample_custom(
+        model,
+        noise,
+        cfg,
+        make_sampler(sampler, schedule, done),
+        sigmas,
+        positive,
+        negative,
+        frames,
+        noise_mask=mask,
+        callback=show_middle_frame(model, len(sigmas) - 1),
+        disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
+        seed=seed,
+    )
+    return {**latent, "samples": samples}
+
+
+def _only_first(frames: Tensor) -> Tensor:
+    """At denoise 1 the host adds the latent to the noise: whatever frames 2.. hold would leak."""
+    if not frames[1:].any():
+        return frames
+    log.info("LAMP: at denoise 1 the video starts from frame 1 alone; other frames are ignored.")
+    return torch.cat([frames[:1], torch.zeros_like(frames[1:])])
+
+
+def make_sampler(name: str, schedule: AdaINSchedule, done: int | None = None) -> Any:
+    """A SAMPLER of the host under an AdaIN schedule.
+
+    Args:
+        done: how many steps of the whole schedule come before the sampler's own, where it is known.
+
+    Raises:
+        LampError: the sampler is unknown.
+    """
+    import comfy.samplers
+
+    _check_name("sampler", name, comfy.samplers.SAMPLER_NAMES)
+    return with_adain(comfy.samplers.sampler_object(name), schedule, name, done)
+
+
+def _check_name(kind: str, name: str, known: list[str]) -> None:
+    # Not every version of the host checks the menus of a graph that comes over its API.
+    if name not in known:
+        raise LampError(f"Unknown {kind} '{name[:50]}'. Choose one of: {', '.join(known)}.")
+
+
+def with_adain(
+    sampler: Any, schedule: AdaINSchedule, name: str = "sampler", done: int | None = None
+) -> Any:
+    """Wrap a SAMPLER (KSAMPLER) so that AdaIN acts on its state after each step.
+
+    The wrapped one raises LampError before its first step where AdaIN cannot follow the sampler.
+    """
+    import comfy.samplers
+
+    inner = sampler.sampler_function
+
+    def sample(
+        model: Any, x: Tensor, sigmas: Tensor, callback: Any = None, **kwargs: Any
+    ) -> Tensor:
+        run = run_of(kwargs["extra_args"]["model_options"]["transformer_options"])
+        if run is None or run.first is None:
+            raise LampError(
+                "The LAMP sampler needs a MODEL with a motion: connect the MODEL output of Load "
+                "LAMP Motion or of LAMP Trainer."
+            )
+        # uni_pc of the host writes into its noise levels.
+        place = _Place(sigmas.clone(), run.sampling, schedule, done)
+        starts = [] if schedule.mode == "off" else step_starts(name, sampler, model, sigmas)
+        watched = _BetweenSteps(model, run, place, schedule, starts, kwargs["extra_args"])
+        last = _LastOfAll(callback, len(sigmas) - 1) if place.ends else None
+        out = inner(watched, watched.start(x), sigmas, callback=last or callback, **kwargs)
+        out = watched.finish(out)
+        if last is not None:
+            last.tell(out)
+        return out
+
+    return comfy.samplers.KSAMPLER(sample, sampler.extra_options, sampler.inpaint_options)
+
+
+class _Place:
+    """Where the steps of a run stand in AdaIN's schedule, told by their noise levels.
+
+    A run may be a part of a schedule (Split Sigmas, KSampler (Advanced), denoise below 1), and a
+    part has to do what the whole does there.
+
+    Raises:
+        LampError: the schedule counts steps, and how many came before is not known.
+    """
+
+    def __init__(
+        self, sigmas: Tensor, sampling: Any, schedule: AdaINSchedule, done: int | None
+    ) -> None:
+        self.sigmas, self.steps = sigmas, len(sigmas) - 1
+        self.starts_official = starts_official(sigmas, sampling)
+        highest = float(sampling.sigma_max)
+        self.scaled_by_host = float(sigmas[0]) >= highest * (1 - 1e-5)
+        self.ends = ends_clean(sigmas, sampling)
+        self._schedule = schedule
+        if done is None and (self.starts_official or self.scaled_by_host):
+            done = 0
+        self._done = done
+        if schedule.mode == "official" and done is None and self.steps:
+            raise LampError(
+                "The AdaIN schedule 'official' counts the steps from the beginning, and sampling "
+                f"begins at the level {float(sigmas[0]):.2f}, after an unknown number of them: "
+                "choose the schedule paper or custom, which go by noise levels."
+            )
+
+    def of(self, step: int) -> tuple[int, int]:
+        """A step's number among how many, for `AdaINSchedule.after_step`."""
+        done = self._done or 0
+        timestep = nearest_timestep(self.sigmas[step])
+        return self._schedule.place(done + step, done + self.steps, timestep)
+
+
+class _LastOfAll:
+    """Lets the callback's last prediction be the finished video, which AdaIN has changed since."""
+
+    def __init__(self, callback: Any, steps: int) -> None:
+        self._callback, self._steps = callback, steps
+        self._kept: dict[str, Any] | None = None
+
+    def __call__(self, told: dict[str, Any]) -> None:
+        if self._callback is None:
+            return
+        if told["i"] == self._steps - 1:
+            self._kept = told
+        else:
+            self._callback(told)
+
+    def tell(self, video: Tensor) -> None:
+        """Report the last step."""
+        if self._kept is not None:
+            self._callback({**self._kept, "denoised": video})
+
+
+class _BetweenSteps:
+    """Stands in for the model that a sampler calls.
+
+    A sampler hands its state to the model at the beginning of each step. That is the moment after
+    the step before, so the state is adapted there, in place: the sampler goes on from it.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        run: Run,
+        place: _Place,
+        schedule: AdaINSchedule,
+        starts: list[int],
+        extra: dict[str, Any],
+    ) -> None:
+        self._model, self._place, self._schedule = model, place, schedule
+        self._guider = run.guider
+        # Both are there: the run has begun, and it shows frame 1.
+        self._first, self._latent = cast(Tensor, run.first), cast(Tensor, run.latent)
+        self._step_of = {call: step for step, call in enumerate(starts) if step}
+        self._calls = 0
+        self._mask, self._options = extra.get("denoise_mask"), extra["model_options"]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def __call__(self, x: Tensor, sigma: Tensor, **kwargs: Any) -> Tensor:
+        step = self._step_of.get(self._calls)
+        self._calls += 1
+        if step is not None:
+            x.copy_(self._adapt(x, step - 1))
+        self._denoised: Tensor = self._model(x, sigma, **kwargs)
+        return self._denoised
+
+    def start(self, x: Tensor) -> Tensor:
+        """The official sampler takes plain noise as x_T at its first timestep, where the host,
+        knowing that this is not the very highest level, would scale it down: by 0.3 % at 981 of 50
+        steps, by half at 501 of 2."""
+        if not self._place.starts_official or self._place.scaled_by_host:
+            return x
+        latent = self._latent
+        return latent + (x - latent) * (1 + self._place.sigmas[0] ** -2) ** 0.5
+
+    def finish(self, x: Tensor) -> Tensor:
+        """AdaIN after the last step and, at the end of a schedule, after the loop."""
+        place = self._place
+        if not place.steps:
+            return x
+        x = self._adapt(x, place.steps - 1)
+        if not place.ends:
+            return x  # another sampler goes on from here
+        x = x / (1 + place.sigmas[-1] ** 2) ** 0.5
+        last = place.steps - 1
+        if place.sigmas[-1] > 0:  # what a mask protects holds none of the noise that is left
+            x = self._within_mask(self._denoised, x, last)
+        if self._schedule.mode == "off":
+            return x
+        video = torch.cat([self._first.to(x), x[1:]])
+        return self._within_mask(x, self._schedule.after_loop(video, len(x)), last)
+
+    def _adapt(self, x: Tensor, step: int) -> Tensor:
+        if self._schedule.mode == "off":
+            return x
+        scale = (1 + self._place.sigmas[step + 1] ** 2) ** 0.5
+        video = torch.cat([self._first.to(x), x[1:] / scale])
+        adapted = self._schedule.after_step(video, *self._place.of(step), len(x))
+        adapted = torch.cat([x[:1], adapted[1:] * scale])
+        return self._within_mask(x, adapted, step)
+
+    def _within_mask(self, kept: Tensor, x: Tensor, step: int) -> Tensor:
+        """`x`, but `kept` where the latent's mask protects it."""
+        mask = self._mask
+        if mask is None:
+            return x
+        function = self._options.get("denoise_mask_function")
+        if function is not None:  # Differential Diffusion's, which goes by the noise level
+            told = {"model": self._guider, "sigmas": self._place.sigmas}
+            mask = function(self._place.sigmas[step : step + 1], mask, extra_options=told)
+        return torch.lerp(kept, x, mask.to(x))

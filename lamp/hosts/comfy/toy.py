@@ -1,0 +1,81 @@
+"""The toy base as ComfyUI's own MODEL, CLIP and VAE, so that everything runs without a download."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .models import build_patcher
+
+
+class ToyModels(NamedTuple):
+    """MODEL, CLIP and VAE of the host."""
+
+    model: Any
+    clip: Any
+    vae: Any
+
+
+def load_toy_models(state: dict[str, Any]) -> ToyModels:
+    """Build the host's models from `lamp.toy.base.toy_state()`."""
+    config = state["metadata"]
+    return ToyModels(
+        build_patcher(config["unet"], _floats(state["unet"])),
+        _build_clip(config["text_encoder"], _floats(state["text_encoder"])),
+        _build_vae(config["vae"], _floats(state["vae"])),
+    )
+
+
+def _floats(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.float() for name, tensor in state.items()}
+
+
+def _build_clip(config: dict[str, Any], state: dict[str, Tensor]) -> Any:
+    from comfy.sd import CLIP
+    from comfy.sd1_clip import SD1ClipModel, SD1Tokenizer
+    from comfy.supported_models_base import ClipTarget
+
+    clip = CLIP(
+        ClipTarget(SD1Tokenizer, SD1ClipModel),
+        model_options={"clip_l_model_config": config, "dtype": torch.float32},
+    )
+    # SD 1.x never reads the pooled projection; left out, it would stay uninitialised memory.
+    projection = {"text_projection.weight": torch.eye(config["hidden_size"])}
+    clip.load_sd({**state, **projection})
+    return clip
+
+
+def _build_vae(config: dict[str, Any], state: dict[str, Tensor]) -> Any:
+    from comfy.sd import VAE
+
+    widths = config["block_out_channels"]
+    ddconfig = {
+        "double_z": True,
+        "z_channels": config["latent_channels"],
+        "resolution": config["sample_size"],
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": widths[0],
+        "ch_mult": [width // widths[0] for width in widths],
+        "num_res_blocks": config["layers_per_block"],
+        "attn_resolutions": [],
+        "dropout": 0.0,
+    }
+    params = {"ddconfig": ddconfig, "embed_dim": config["latent_channels"]}
+    vae = VAE(sd=_ldm_vae_state(state, len(widths)), config={"params": params}, dtype=torch.float32)
+    vae.downscale_ratio = vae.upscale_ratio = 2 ** (len(widths) - 1)
+    return vae
+
+
+def _ldm_vae_state(state: dict[str, Tensor], levels: int) -> dict[str, Tensor]:
+    """The host's own conversion counts the decoder's levels down from the 4 of SD 1.x."""
+    from comfy.diffusers_convert import convert_vae_state_dict
+
+    converted = convert_vae_state_dict(dict(state))
+    for level in range(levels):
+        prefix, host = f"decoder.up.{level + 4 - levels}.", f"decoder.up.{level}."
+        for name in [name for name in converted if name.startswith(prefix)]:
+            converted[host + name.removeprefix(prefix)] = converted.pop(name)
+    return converted

@@ -1,0 +1,176 @@
+"""Tuning on ComfyUI's own UNet: made ready for gradients, and run as `Host` asks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...clips.images import LATENT_STRIDE
+from ...errors import IncompatibleModelError, LampError
+from ...method.architecture import map_unet, pooled_width, text_width
+from ...method.attention import torch_attention
+from ...method.motion import Motion
+from ...method.pooled import split_pooled
+from ...method.schedule import TRAIN_TIMESTEPS, noise_of_velocity
+from ...plain import log
+from .binding import KEY
+from .weights import plain_patcher
+
+
+class ComfyHost:
+    """Runs the UNet of a MODEL on batches of frames `(b f) c h w`, in DDPM scale."""
+
+    def __init__(self, patcher: Any) -> None:
+        self.unet, self._model = patcher.model.diffusion_model, patcher.model
+        self.velocity = predicts_velocity(patcher)
+        self.dtype = patcher.model.manual_cast_dtype or patcher.model.get_dtype()
+        self.device = patcher.load_device
+        # On the CPU, as in diffusers: Apple's GPUs have no float64.
+        sigmas = patcher.get_model_object("model_sampling").sigmas.cpu()
+        self.alphas_cumprod = (1 / (1 + sigmas.double() ** 2)).float()
+        self._text_width = text_width(self.unet) if pooled_width(self.unet) else None
+
+    def predict(self, x: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+        """See `Host.predict`."""
+        videos = timesteps.shape[0]
+        frames = x.shape[0] // videos
+        text, vector = self._conditions(text, x)
+        predicted = self.unet(
+            x.to(self.dtype),
+            timesteps.to(x.device).repeat_interleave(frames).float(),
+            context=text.to(x.device, self.dtype).repeat_interleave(frames, dim=0),
+            y=vector,
+            transformer_options={
+                "cond_or_uncond": [0] * videos,
+                "optimized_attention_override": torch_attention,
+            },
+        ).float()
+        if not self.velocity:
+            return predicted
+        return noise_of_velocity(predicted, x, self.alphas_cumprod[timesteps.cpu()])
+
+    def _conditions(self, text: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The text `b n d` and, for SD-XL, the vector `(b f) v` of its pooled embedding and the
+        picture's size, which the host makes itself as it does when it samples."""
+        if self._text_width is None:
+            return text, None
+        text, pooled = split_pooled(text, self._text_width)
+        height, width = (side * LATENT_STRIDE for side in x.shape[-2:])
+        vector = self._model.encode_adm(
+            device=x.device, pooled_output=pooled, height=height, width=width
+        )
+        frames = x.shape[0] // text.shape[0]
+        return text, vector.to(x.device, self.dtype).repeat_interleave(frames, dim=0)
+
+
+@contextmanager
+def tuning_host(patcher: Any) -> Iterator[ComfyHost]:
+    """A MODEL's UNet ready to carry gradients, its own weights frozen; see `plain_patcher`.
+
+    The executor runs nodes in inference mode, in which no gradient exists: the block runs outside
+    of it.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        yield ComfyHost(plain_patcher(patcher))
+
+
+def new_motion(host: ComfyHost, seed: int) -> Motion:
+    """A fresh motion for the host's UNet: fp32 masters on its device."""
+    return Motion(map_unet(host.unet), device=host.device).initialise(seed)
+
+
+def choose_precision(host: ComfyHost, wanted: str) -> str:
+    """`auto` is fp32 where the UNet computes in it, whatever its weights are stored in; else bf16
+    if the UNet or the device has it, else fp16.
+
+    Raises:
+        LampError: fp32 is wanted, but the UNet computes in half precision.
+    """
+    import comfy.model_management as management
+
+    full = host.dtype == torch.float32
+    if wanted == "auto":
+        if full:
+            return "fp32"
+        has_bf16 = host.dtype == torch.bfloat16 or management.should_use_bf16(host.device)
+        return "bf16" if has_bf16 else "fp16"
+    if wanted == "fp32" and not full:
+        raise LampError(
+            f"precision is fp32, but the MODEL computes in {host.dtype}: choose auto, bf16 or "
+            "fp16, or start ComfyUI with --force-fp32."
+        )
+    return wanted
+
+
+def check_untouched(patcher: Any) -> None:
+    """See that a motion can be trained on a MODEL.
+
+    Raises:
+        LampError: it carries a motion already, or lies on a device without a backward pass.
+        IncompatibleModelError: it is no Stable Diffusion UNet, or predicts something unusual.
+    """
+    if patcher.get_attachment(KEY) is not None:
+        raise LampError(
+            "This MODEL already carries a LAMP motion: connect the MODEL of the checkpoint itself."
+        )
+    if patcher.load_device.type == "privateuseone":
+        raise LampError(
+            "DirectML has no backward pass for what a UNet computes, so nothing can be trained on "
+            "it: start ComfyUI with --cpu, or use PyTorch for ROCm, CUDA or XPU."
+        )
+    map_unet(patcher.model.diffusion_model)
+    predicts_velocity(patcher)
+
+
+def warn_of_patches(patcher: Any) -> None:
+    """Name what is put on a MODEL and has no effect in training, which calls the UNet itself. LoRAs
+    act, being in the weights."""
+    options = patcher.model_options
+    inside = options.get("transformer_options", {})
+    found = [f"{name}" for name in options if name != "transformer_options" and options[name]]
+    for kind in ("patches", "patches_replace"):
+        for name, patches in inside.get(kind, {}).items():
+            listed = patches.values() if isinstance(patches, dict) else patches
+            found += [f"{name} ({origin})" for origin in dict.fromkeys(map(_origin, listed))]
+    for wrappers in (patcher.wrappers, inside.get("wrappers", {})):
+        for kind, keyed in wrappers.items():
+            found += [f"{kind} ({key or 'no name'})" for key, each in keyed.items() if each]
+    found += [f"injection ({key})" for key, each in patcher.injections.items() if each]
+    if found:
+        log.warning(
+            "LAMP Trainer: what is put on the MODEL with %s has no effect in training, only LoRAs "
+            "have: the motion is learned without it.",
+            ", ".join(dict.fromkeys(found)),
+        )
+
+
+def _origin(patch: Any) -> str:
+    """The module that a patch comes from, such as `nodes_freelunch`."""
+    return str(getattr(patch, "__module__", type(patch).__module__)).rsplit(".", 1)[-1]
+
+
+def predicts_velocity(patcher: Any) -> bool:
+    """Whether a MODEL predicts velocity (SD 2.x at 768 pixels), and not noise.
+
+    Raises:
+        IncompatibleModelError: it predicts neither, or not at the 1000 timesteps of training.
+    """
+    from comfy.model_sampling import EPS, V_PREDICTION, ModelSamplingDiscrete
+
+    sampling = patcher.get_model_object("model_sampling")
+    # Other kinds inherit from these two and predict something else.
+    denoise = type(sampling).calculate_denoised
+    velocity = denoise is V_PREDICTION.calculate_denoised
+    usual = isinstance(sampling, ModelSamplingDiscrete) and len(sampling.sigmas) == TRAIN_TIMESTEPS
+    if not usual or not (velocity or denoise is EPS.calculate_denoised):
+        kinds = " with ".join(kind.__name__ for kind in type(sampling).__bases__)
+        raise IncompatibleModelError(
+            f"The MODEL samples by {kinds}: a motion is trained on models that predict noise or "
+            f"velocity at {TRAIN_TIMESTEPS} timesteps. Connect the checkpoint's own MODEL, without "
+            "ModelSampling nodes; LCM and EDM models cannot be trained on."
+        )
+    return velocity

@@ -1,0 +1,149 @@
+"""Anchored windows inside ComfyUI: the UNet sees a long video piece by piece, with any sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+from uuid import uuid5
+
+from torch import Tensor
+
+from ...errors import LampError
+from ...method.windows import Windows, in_windows
+from .binding import WINDOW, bound_motion
+from .run import AD_PARAMS, run_of
+
+_KEY = "lamp_windows"
+
+
+def with_windows(patcher: Any, windows: Windows) -> Any:
+    """Clone a MODEL with a motion and let it see a video in `windows`; they replace earlier ones.
+
+    The host's own context windows leave frame 1 out and cut prompts and hints by themselves. Here
+    everything is cut after the host has laid it out frame by frame, prompts and ControlNets too.
+
+    Raises:
+        LampError: the MODEL has no motion.
+    """
+    from comfy.patcher_extension import WrappersMP
+
+    bound_motion(patcher)
+    model = patcher.clone()
+    for kind, wrapper in (
+        (WrappersMP.PREPARE_SAMPLING, _prepare_sampling(windows)),
+        (WrappersMP.APPLY_MODEL, _apply_model(windows)),
+    ):
+        model.remove_wrappers_with_key(kind, _KEY)
+        model.add_wrapper_with_key(kind, _KEY, wrapper)
+    return model
+
+
+def _prepare_sampling(windows: Windows) -> Callable[..., Any]:
+    def prepare_sampling(
+        executor: Any, model: Any, noise_shape: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        """Ask for the memory of one window only."""
+        frames, *rest = noise_shape
+        if frames > windows.length:
+            _check_memories(model.model_options)
+        return executor(model, [min(frames, windows.length), *rest], *args, **kwargs)
+
+    return prepare_sampling
+
+
+def _check_memories(options: dict[str, Any]) -> None:
+    """Refuse a patch that writes down what it sees in a call of the UNet and reads it after the
+    prediction, as self-attention guidance does: it would find the last window only.
+
+    Both functions share a variable that holds nothing, or what has been written down.
+
+    Raises:
+        LampError: there is one.
+    """
+    replaced = options.get("transformer_options", {}).get("patches_replace", {}).get("attn1", {})
+    written = {id(cell) for patch in replaced.values() for cell in _variables(patch)}
+    for reader in options.get("sampler_post_cfg_function", []):
+        if any(id(cell) in written for cell in _variables(reader)):
+            raise LampError(
+                f"LAMP Anchored Windows does not go with {reader.__qualname__.split('.')[0]} on "
+                "this MODEL: it reads the attention of a whole prediction, and finds that of the "
+                "last window only. Remove that node, or sample without windows."
+            )
+
+
+def _variables(function: Any) -> list[Any]:
+    """The cells that a function shares with others and in which there is nothing or a tensor."""
+    cells = getattr(function, "__closure__", None) or ()
+    return [cell for cell in cells if _is_memory(cell)]
+
+
+def _is_memory(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is None or isinstance(cell.cell_contents, Tensor)
+    except ValueError:  # not assigned yet
+        return True
+
+
+def _apply_model(windows: Windows) -> Callable[..., Tensor]:
+    def apply_model(
+        executor: Any,
+        x: Tensor,
+        t: Tensor,
+        c_concat: Tensor | None = None,
+        c_crossattn: Tensor | None = None,
+        control: Any = None,
+        transformer_options: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        options = transformer_options or {}
+        run = run_of(options)
+        if run is None or windows.length >= run.frames:
+            return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+        frames = run.frames
+        videos = run.videos_in(len(x), frames)
+        given = (t, c_concat, c_crossattn, control)
+
+        def predict(rows: Tensor) -> Tensor:
+            cut = [_rows_of(value, rows, len(x)) for value in given]
+            more = {name: _rows_of(value, rows, len(x)) for name, value in kwargs.items()}
+            window = rows[: len(rows) // videos].tolist()
+            told = {
+                **options,
+                WINDOW: window,
+                # Caches of other nodes keep what they know of a prompt under its number.
+                "uuids": [uuid5(number, str(window)) for number in options.get("uuids", [])],
+                AD_PARAMS: run.whole.part(window).published(),
+                "patches": _whole_middle(options.get("patches", {}), rows, len(x)),
+            }
+            return executor(x[rows], *cut, told, **more)
+
+        return in_windows(predict, x, windows, frames)
+
+    return apply_model
+
+
+def _whole_middle(patches: dict[str, Any], rows: Tensor, batch: int) -> dict[str, Any]:
+    """The middle patches of a prompt (GLIGEN's boxes) were made for a whole batch, one set for each
+    image, and know nothing of windows: they see a whole batch, and its rows in the window count."""
+
+    def whole(patch: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def middle_patch(x: Tensor, extra_options: dict[str, Any]) -> Tensor:
+            everything = x.new_zeros(batch, *x.shape[1:])
+            everything[rows] = x
+            return patch(everything, extra_options)[rows]
+
+        return middle_patch
+
+    middle = patches.get("middle_patch", [])
+    return {**patches, "middle_patch": [whole(patch) for patch in middle]} if middle else patches
+
+
+def _rows_of(value: Any, rows: Tensor, batch: int) -> Any:
+    """The rows of whatever goes along with each frame, however it is packed."""
+    if isinstance(value, Tensor):
+        return value[rows.to(value.device)] if value.ndim and len(value) == batch else value
+    if isinstance(value, dict):
+        return {name: _rows_of(part, rows, batch) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_rows_of(part, rows, batch) for part in value]
+    return value

@@ -1,0 +1,1 @@
+"""diffusers as host: its UNets, and models from folders and single files."""

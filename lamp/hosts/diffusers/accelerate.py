@@ -1,0 +1,92 @@
+"""Several processes that train one motion, started by `accelerate launch`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import LampError
+from ...training.loop import StepReport, Training
+from ...training.session import RunFolder
+
+
+def is_launched() -> bool:
+    """Whether this process is one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+class AcceleratePeers:
+    """The other processes, see `Peers`; each has its own device.
+
+    A wish to stop goes with the gradients, so that all processes stop after the same step and none
+    waits for another in vain.
+
+    Args:
+        device: `cuda`, `cpu`, or `auto` for the better one that is there.
+        asked: whether this process was asked to stop.
+
+    Raises:
+        LampError: accelerate is not installed, or cannot join the processes on that device.
+    """
+
+    def __init__(self, device: str, asked: Callable[[], bool] = lambda: False) -> None:
+        try:
+            from accelerate import PartialState
+        except ImportError as error:
+            raise LampError(
+                "Several processes need the package accelerate: pip install accelerate."
+            ) from error
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._state = PartialState(cpu=device == "cpu")
+        self._asked = asked
+        self.stopping = False
+        self.rank: int = self._state.process_index
+        self.count: int = self._state.num_processes
+        self.device: torch.device = self._state.device
+        if self.device.type != device or self.count != int(os.environ["WORLD_SIZE"]):
+            raise LampError(
+                f"accelerate gives {self.count} process on {self.device.type}, not "
+                f"{os.environ['WORLD_SIZE']} on {device}: choose device cuda or cpu, as in the "
+                "config of accelerate."
+            )
+
+    def mean_(self, tensors: list[Tensor]) -> None:
+        """Put the mean over all processes in the place of each tensor: one message for all."""
+        wish = torch.full((1,), float(self._asked()), device=tensors[0].device)
+        flat = torch.cat([wish, *(tensor.reshape(-1).float() for tensor in tensors)])
+        torch.distributed.all_reduce(flat)
+        flat /= self.count
+        self.stopping = flat[0].item() > 0
+        sizes = [tensor.numel() for tensor in tensors]
+        for tensor, mean in zip(tensors, flat[1:].split(sizes), strict=True):
+            tensor.copy_(mean.view_as(tensor))
+
+    def main_first(self) -> AbstractContextManager[Any]:
+        """The main process goes through the block before the others begin it."""
+        return self._state.main_process_first()
+
+    def leave(self) -> None:
+        """Say goodbye to the others once all have come here."""
+        self._state.wait_for_everyone()
+        self._state.destroy_process_group()
+
+
+class Bystander(RunFolder):
+    """The run's folder for all processes but the main one: they write nothing."""
+
+    def __init__(self) -> None:
+        super().__init__(Path(), {})
+
+    def save_state(self, training: Training) -> Path:
+        """The main process keeps the state."""
+        return self.path
+
+    def log(self, report: StepReport, **more: float) -> None:
+        """The main process keeps the log."""

@@ -1,0 +1,341 @@
+"""A whole image model without ComfyUI: UNet, VAE, text encoder and tokenizer of SD 1.x or 2.x.
+
+From a diffusers folder, from one .safetensors file in the original layout, or the toy base; never
+from the network, and never from a pickle.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import IncompatibleModelError, LampError
+from ...files.cache import TensorCache, digest
+from ...files.strict_json import read_json
+from ...method.architecture import describe_family, map_unet
+from ...toy.base import TEXT_CONFIG, load_text_weights, load_toy_base, tokenize
+from ...training.latents import SCALE, LatentCache
+from .ldm_file import read_ldm_file
+
+TOY = "toy"
+"""In place of a path: the toy base that comes with the pack."""
+
+Tokens = Callable[[str], Tensor]
+
+_PACK = Path(__file__).resolve().parents[3]
+# What libraries raise for shapes that fit no model.
+_NOT_WHOLE = (RuntimeError, ValueError, LookupError, TypeError, ArithmeticError, MemoryError)
+_TOKENS = 77  # of a chunk, its first and last token included
+
+
+@dataclass
+class ImageModel:
+    """SD 1.x or 2.x as diffusers and transformers build it, in fp32, frozen, on the CPU.
+
+    - ``name``: what a motion's file calls it;
+    - ``tokens``: a text's token ids, `k 77` in as many chunks as it takes;
+    - ``velocity``: the UNet predicts velocity, and not noise.
+    """
+
+    name: str
+    unet: nn.Module
+    vae: Any
+    text_encoder: Any
+    tokens: Tokens
+    velocity: bool = False
+
+    @torch.no_grad()
+    def encode_posterior(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the VAE's posterior `f c h w`, unscaled, of `f h w 3` in 0..1.
+
+        Frame by frame, so that the numbers do not depend on how many there are.
+        """
+        device = _device(self.vae)
+        pixels = (frames.movedim(-1, 1).contiguous() * 2.0 - 1.0).split(1)
+        posteriors = [self.vae.encode(pixel.to(device)).latent_dist for pixel in pixels]
+        means, deviations = ([p.mean for p in posteriors], [p.std for p in posteriors])
+        return torch.cat(means).float().cpu(), torch.cat(deviations).float().cpu()
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
+        """One embedding `1 n d` for each different prompt."""
+        device = _device(self.text_encoder)
+        found = {}
+        for prompt in dict.fromkeys(prompts):
+            states = self.text_encoder(self.tokens(prompt).to(device)).last_hidden_state
+            found[prompt] = states.flatten(0, 1)[None].float().cpu()
+        return found
+
+    def cache(self, folder: Path) -> LatentCache:
+        """Where posteriors and embeddings of this model are kept between runs."""
+        device = _device(self.vae).type  # CPU and GPU round differently
+        heads = self.text_encoder.config.num_attention_heads  # shows in no weight
+        text = digest("diffusers", device, heads, dict(self.text_encoder.state_dict()))
+        return LatentCache(
+            TensorCache(folder),
+            digest("diffusers", device, dict(self.vae.state_dict())),
+            lambda prompt: digest(text, self.tokens(prompt)),
+        )
+
+
+@contextlib.contextmanager
+def on_device(device: torch.device, *models: nn.Module) -> Iterator[None]:
+    """The models on `device` while the block lasts, then back on the CPU."""
+    try:
+        for model in models:
+            model.to(device)
+        yield
+    finally:
+        for model in models:
+            model.to("cpu")
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+@torch.no_grad()
+def decode(vae: Any, latents: Tensor) -> Tensor:
+    """Pictures `f h w 3` in 0..1 of scaled latents `f c h w`, on the CPU."""
+    scaled = (latents.float() / SCALE).to(_device(vae)).split(1)
+    pictures = torch.cat([vae.decode(one).sample.cpu() for one in scaled])
+    return (pictures / 2.0 + 0.5).clamp(0.0, 1.0).movedim(1, -1)
+
+
+def load_image_model(path: str | Path, tokenizer: str | Path = "") -> ImageModel:
+    """The models of a diffusers folder, a .safetensors file, or `TOY`.
+
+    Args:
+        tokenizer: a folder with CLIP's `vocab.json` and `merges.txt`, for a single file; by default
+            that of the ComfyUI beside.
+
+    Raises:
+        LampError: something is missing or cannot be read.
+        IncompatibleModelError: it is neither SD 1.x nor, in a folder, SD 2.x.
+    """
+    _be_quiet()
+    if str(path) == TOY:
+        toy = load_toy_base()
+        model = ImageModel(TOY, toy.unet, toy.vae, toy.text_encoder, _toy_tokens(toy.config))
+    elif Path(path).is_dir():
+        model = _load_folder(Path(path), tokenizer)
+    else:
+        model = _load_file(Path(path), tokenizer)
+    family = map_unet(model.unet).family
+    if family == "sdxl":
+        raise IncompatibleModelError(
+            f"{model.name} is {describe_family(family)}: the command line trains on SD 1.x and "
+            "2.x, give such a model, or train in ComfyUI with LAMP Trainer."
+        )
+    for part in (model.unet, model.vae, model.text_encoder):
+        part.float().eval().requires_grad_(False)
+    return model
+
+
+def load_unet(path: str | Path) -> tuple[str, nn.Module]:
+    """The UNet alone of what `load_image_model` takes, and the model's name.
+
+    Raises:
+        LampError: something is missing or cannot be read.
+        IncompatibleModelError: it is not SD 1.x.
+    """
+    from diffusers import UNet2DConditionModel
+
+    _be_quiet()
+    place = Path(path)
+    if str(path) == TOY:
+        return TOY, load_toy_base().unet
+    if place.is_dir():
+        _predicts_velocity(place)
+        return place.name, _load_part(place, "unet", UNet2DConditionModel)
+    _check_is_safetensors(place)
+    file = read_ldm_file(place)
+    try:
+        unet = _sized(UNet2DConditionModel.from_config, file.unet_config, file.unet)
+        unet.load_state_dict(file.unet, assign=True)
+    except _NOT_WHOLE as error:
+        raise _not_whole(place, error) from error
+    return place.name, unet
+
+
+def find_tokenizer(folder: str | Path = "") -> Path:
+    """The folder of CLIP's vocabulary: the given one, else that of the ComfyUI beside.
+
+    Raises:
+        LampError: there is none.
+    """
+    if folder:
+        return _with_vocabulary(Path(folder))
+    named = os.environ.get("COMFYUI_PATH")
+    # The pack lies in ComfyUI/custom_nodes, or a ComfyUI was fetched into it.
+    hosts = [Path(named).expanduser()] if named else [_PACK.parents[1], _PACK / ".comfyui"]
+    for host in hosts:
+        if (host / "comfy/sd1_tokenizer/vocab.json").is_file():
+            return host / "comfy/sd1_tokenizer"
+    raise LampError(
+        "A single checkpoint file has no vocabulary, and there is no ComfyUI beside to take CLIP's "
+        "from: set tokenizer in [base] to a folder with vocab.json and merges.txt (tokenizer in "
+        "any diffusers folder of SD 1.x), or COMFYUI_PATH to a ComfyUI."
+    )
+
+
+def _with_vocabulary(folder: Path) -> Path:
+    for name in ("vocab.json", "merges.txt"):
+        if not (folder / name).is_file():
+            raise LampError(
+                f"The tokenizer folder {folder} holds no {name}: give one that does, such as "
+                "tokenizer in a diffusers folder of SD 1.x."
+            )
+    return folder
+
+
+def _load_file(path: Path, tokenizer: str | Path) -> ImageModel:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    _check_is_safetensors(path)
+    tokens = _clip_tokens(find_tokenizer(tokenizer))
+    file = read_ldm_file(path)
+    text_config = CLIPTextConfig(**{**TEXT_CONFIG, **file.text_config})
+    try:
+        unet = _sized(UNet2DConditionModel.from_config, file.unet_config, file.unet)
+        vae = _sized(AutoencoderKL.from_config, file.vae_config, file.vae)
+        text_encoder = _sized(CLIPTextModel, text_config, file.text)
+        unet.load_state_dict(file.unet)
+        vae.load_state_dict(file.vae)
+        load_text_weights(text_encoder, file.text)
+    except _NOT_WHOLE as error:
+        raise _not_whole(path, error) from error
+    return ImageModel(path.name, unet, vae, text_encoder, tokens)
+
+
+def _sized(make: Callable[[Any], Any], config: Any, state: dict[str, Tensor]) -> Any:
+    """A model, once it is certain that it is no larger than the tensors that stand for it: a file
+    of a few bytes may tell of any width.
+
+    Raises:
+        ValueError: a tensor of the model is missing in `state` or has another size there.
+    """
+    with torch.device("meta"):
+        expected = make(config).state_dict()
+    for name, tensor in expected.items():
+        held = state.get(name, state.get(f"text_model.{name}"))  # as transformers names it
+        if not name.endswith("position_ids") and (held is None or held.numel() != tensor.numel()):
+            size = "none" if held is None else f"{tuple(held.shape)[:8]}"
+            raise ValueError(f"'{name}' is {tuple(tensor.shape)} in such a model, here {size}")
+    return make(config)
+
+
+def _check_is_safetensors(path: Path) -> None:
+    if path.suffix != ".safetensors":
+        raise LampError(
+            f"{path.name} is no .safetensors file, and other formats can run code when they are "
+            "opened: get the checkpoint as .safetensors."
+        )
+
+
+def _not_whole(path: Path, error: Exception) -> LampError:
+    return LampError(
+        f"{path.name} is no whole SD 1.x checkpoint ({str(error)[:300]}): give another one."
+    )
+
+
+def _load_folder(path: Path, tokenizer: str | Path) -> ImageModel:
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    parts = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
+    velocity = _predicts_velocity(path)
+    models = {name: _load_part(path, name, kind) for name, kind in parts.items()}
+    channels = models["unet"].config.in_channels
+    if channels != 4 or models["vae"].config.scaling_factor != SCALE:
+        raise IncompatibleModelError(
+            f"{path.name} is not SD 1.x or 2.x: its UNet takes {channels} channels and its VAE "
+            f"scales by {models['vae'].config.scaling_factor} (theirs: 4, {SCALE}). Give such a "
+            "model, or train in ComfyUI with LAMP Trainer."
+        )
+    tokens = _clip_tokens(_with_vocabulary(Path(tokenizer or path / "tokenizer")))
+    return ImageModel(path.name, tokens=tokens, velocity=velocity, **models)
+
+
+def _load_part(folder: Path, name: str, kind: Any) -> Any:
+    place = folder / name
+    files = list(place.glob("*.safetensors"))
+    if not files:
+        raise LampError(
+            f"{place} holds no .safetensors file: give a diffusers folder of SD 1.x with unet, vae "
+            "and text_encoder (files of other formats are not opened, they can run code)."
+        )
+    # Folders that were downloaded for fp16 hold NAME.fp16.safetensors only.
+    half = all(".fp16." in file.name for file in files)
+    options = {"variant": "fp16"} if half else {}
+    try:
+        return kind.from_pretrained(place, local_files_only=True, use_safetensors=True, **options)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise LampError(
+            f"{place} cannot be loaded ({str(error)[:300]}): download it again."
+        ) from error
+
+
+def _predicts_velocity(folder: Path) -> bool:
+    file = folder / "scheduler" / "scheduler_config.json"
+    if not file.is_file():
+        return False
+    try:
+        predicts = read_json(file.read_text(encoding="utf-8")).get("prediction_type", "epsilon")
+    except ValueError as error:
+        raise LampError(f"{file} is damaged ({error}): download it again.") from error
+    if predicts not in ("epsilon", "v_prediction"):
+        raise IncompatibleModelError(
+            f"{folder.name} predicts '{predicts}', a motion is trained on a model that predicts "
+            "noise (epsilon), as SD 1.x does, or velocity (v_prediction): give such a model."
+        )
+    return bool(predicts == "v_prediction")
+
+
+def _clip_tokens(folder: Path) -> Tokens:
+    from transformers import CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    begin, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+
+    def tokens(text: str) -> Tensor:
+        ids = tokenizer(text, add_special_tokens=False).input_ids
+        room = _TOKENS - 2
+        chunks = [ids[i : i + room] for i in range(0, len(ids), room)] or [[]]
+        return torch.tensor(
+            [[begin, *chunk, end, *[pad] * (room - len(chunk))] for chunk in chunks]
+        )
+
+    return tokens
+
+
+def _toy_tokens(config: dict[str, Any]) -> Tokens:
+    def tokens(text: str) -> Tensor:
+        try:
+            return tokenize([text], config["words"])
+        except ValueError as error:
+            raise LampError(
+                f"In the caption '{text}' {error}; it knows {', '.join(sorted(config['words']))}."
+            ) from error
+
+    return tokens
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _be_quiet() -> None:
+    """No bars and notes of the libraries between ours."""
+    import diffusers.utils.logging as diffusers_logging
+    import transformers.utils.logging as transformers_logging
+
+    for logging in (diffusers_logging, transformers_logging):
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()

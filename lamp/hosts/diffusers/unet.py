@@ -1,0 +1,63 @@
+"""diffusers' UNet2DConditionModel as host: headless tuning, and the second witness."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...clips.images import LATENT_STRIDE
+from ...method.architecture import pooled_width, text_width
+from ...method.pooled import split_pooled
+from ...method.schedule import noise_of_velocity, scaled_linear_alphas
+
+
+class DiffusersHost:
+    """Runs a `UNet2DConditionModel` on batches of frames `(b f) c h w`.
+
+    Args:
+        velocity: the UNet predicts velocity, and not noise.
+    """
+
+    def __init__(self, unet: nn.Module, velocity: bool = False) -> None:
+        self.unet, self.velocity = unet, velocity
+        self._text_width = text_width(unet) if pooled_width(unet) else None
+        self.alphas_cumprod = scaled_linear_alphas()
+
+    def predict(self, x: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
+        """See `Host.predict`."""
+        frames = x.shape[0] // timesteps.shape[0]
+        alphas = self.alphas_cumprod[timesteps.cpu()] if self.velocity else None
+        timesteps = timesteps.to(x.device).repeat_interleave(frames)
+        text = text.repeat_interleave(frames, dim=0)
+        added = None
+        if self._text_width is not None:
+            text, pooled = split_pooled(text, self._text_width)
+            added = {"text_embeds": pooled, "time_ids": _sizes(x)}
+        predicted = self.unet(
+            x, timesteps, encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False
+        )[0]
+        predicted = predicted.to(torch.promote_types(predicted.dtype, torch.float32))
+        return predicted if alphas is None else noise_of_velocity(predicted, x, alphas)
+
+
+def _sizes(x: Tensor) -> Tensor:
+    """What SD-XL is told of a picture: its size, no cropping, the size asked for; as ComfyUI."""
+    height, width = (side * LATENT_STRIDE for side in x.shape[-2:])
+    sizes = torch.tensor([height, width, 0, 0, height, width], device=x.device)
+    return sizes.float().expand(x.shape[0], -1)
+
+
+def build_host(
+    config: dict[str, Any], state: dict[str, Tensor], *, velocity: bool = False
+) -> DiffusersHost:
+    """The UNet of a diffusers config with `state` (canonical names) as its weights, frozen.
+
+    `attention_head_dim` of SD 1.x configs is the NUMBER of heads, as diffusers reads it.
+    """
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel.from_config(config)
+    unet.load_state_dict(state)
+    return DiffusersHost(unet.requires_grad_(False).eval(), velocity)

@@ -1,0 +1,236 @@
+"""Where in the picture, and in which frames of a video, a motion acts."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..errors import LampError
+from .layout import FrameLayout
+
+
+class Extent:
+    """A factor on every residual of a motion, place by place and frame by frame.
+
+    The residuals also hold the ground still, so taking them away there makes it flicker. Hence what
+    lies outside the mask is held, too: the prediction of the clean frames is frame 1 there, as
+    frame 1's own prediction always is.
+
+    Args:
+        mask: `h w` or `n h w` in 0..1, of any size: one for all frames, or one for each. A mask of
+            ones is the same as none.
+        feather: how far the mask's edges fade to both sides, as a share of its shorter side.
+        hold: how firmly the picture outside the mask stays frame 1's; 0 leaves it to the image
+            model.
+        strengths: factors for the frames; fewer than frames are interpolated linearly.
+
+    Raises:
+        LampError: the mask is empty or has NaN, or there is no strength or an infinite one.
+    """
+
+    def __init__(
+        self,
+        mask: Tensor | None = None,
+        *,
+        feather: float = 0.0,
+        hold: float = 1.0,
+        strengths: Sequence[float] = (1.0,),
+    ) -> None:
+        self.mask = None if mask is None else _whole_mask(mask, feather)
+        self.hold = hold
+        self.strengths = torch.tensor(strengths, dtype=torch.float32)
+        if not len(strengths) or not self.strengths.isfinite().all():
+            raise LampError(
+                f"The strengths of the frames are {list(strengths)[:8]}: give plain numbers such "
+                "as 1, 1, 0.5."
+            )
+        self._made: dict[tuple[object, ...], Tensor] = {}
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the motion acts everywhere and always, as without an extent."""
+        return self.mask is None and bool((self.strengths == 1).all())
+
+    @property
+    def holds(self) -> bool:
+        """Whether the picture outside the mask is held."""
+        return self.mask is not None and self.hold > 0.0
+
+    def check(self, frames: int) -> None:
+        """Raises LampError if masks or strengths do not fit a video of `frames` frames."""
+        if self.mask is not None and len(self.mask) not in (1, frames):
+            raise LampError(
+                f"There are {len(self.mask)} masks for a video of {frames} frames: give one mask "
+                f"for all frames, or {frames}."
+            )
+        if len(self.strengths) > frames:
+            raise LampError(
+                f"There are {len(self.strengths)} strengths for a video of {frames} frames: give "
+                "at most one a frame."
+            )
+
+    def of_pixels(self, y: Tensor, layout: FrameLayout) -> Tensor:
+        """The factor for features `(b f) c h w`, as `(b f) 1 h w` or `(b f) 1 1 1`."""
+        return self._factor(layout, (y.shape[-2], y.shape[-1]), y)
+
+    def of_tokens(self, x: Tensor, layout: FrameLayout, size: tuple[int, int]) -> Tensor:
+        """The factor for tokens `(b f) n c` of a grid of `size`, as `(b f) n 1` or `(b f) 1 1`.
+
+        Raises:
+            LampError: there is a mask, and another patch has cut or merged the tokens.
+        """
+        if self.mask is not None and x.shape[1] != size[0] * size[1]:
+            raise LampError(
+                "A mask on the motion does not go with patches that cut the picture into tiles or "
+                "merge its tokens (HyperTile, Token Merging): take them off, or the mask."
+            )
+        factor = self._factor(layout, size, x).flatten(2).transpose(1, 2)
+        return factor.repeat_interleave(len(x) // len(factor), dim=0)
+
+    def forget(self) -> None:
+        """Let go of what was made for a run: it lies on the device."""
+        self._made.clear()
+
+    def free(self, size: tuple[int, int]) -> Tensor:
+        """How far the picture is left to the motion, `n 1 h w` (n is 1 or frames) in 0..1."""
+        if self.mask is None:
+            return torch.ones(1, 1, *size)
+        return 1 - self.hold * (1 - resized(self.mask, size).clamp(0, 1))
+
+    def _factor(self, layout: FrameLayout, size: tuple[int, int], like: Tensor) -> Tensor:
+        """The same in every layer of a size and in every step, so each is made once."""
+        size = (1, 1) if self.mask is None else size
+        total = layout.frames if layout.total is None else layout.total
+        key = (size, layout.frames, layout.videos, layout.places, total, like.dtype, like.device)
+        if key not in self._made:
+            self.check(total)
+            every = F.interpolate(
+                self.strengths[None, None], total, mode="linear", align_corners=True
+            ).reshape(total, 1, 1, 1)
+            if self.mask is not None:
+                every = every * resized(self.mask, size).clamp(0, 1)
+            shown = every if layout.places is None else every[list(layout.places)]
+            self._made[key] = shown.to(like).repeat(layout.videos, 1, 1, 1)
+        return self._made[key]
+
+
+class Masked(Protocol):
+    """A motion, as far as masks go."""
+
+    @property
+    def strength(self) -> float: ...
+
+    @property
+    def extent(self) -> Extent | None: ...
+
+
+def extents_of(motions: Sequence[Masked]) -> list[Extent | None]:
+    """Where each motion acts. One of strength 0 has no say in what is held where others act."""
+    acting = [each for each in motions if each.strength] or motions
+    return [each.extent for each in acting]
+
+
+def all_hold(extents: Sequence[Extent | None]) -> bool:
+    """Whether there is a place that every motion leaves: one without an extent acts everywhere."""
+    return bool(extents) and all(extent is not None and extent.holds for extent in extents)
+
+
+def held(
+    predicted: Tensor,
+    first: Tensor,
+    extents: Sequence[Extent | None],
+    places: Sequence[int] | None = None,
+) -> Tensor:
+    """Predicted clean latents `(b f) c h w`, held to `first` (b c h w) where every extent holds.
+
+    Args:
+        places: the frames' numbers (from 0) in a longer video that the extents are made for.
+    """
+    if not all_hold(extents):
+        return predicted
+    video = predicted.unflatten(0, (len(first), -1))
+    free = _free(video, extents, places)
+    # lerp and no sum of products: exact where the mask is 0 or 1
+    return torch.lerp(first[:, None].to(predicted), video, free).flatten(0, 1)
+
+
+def restored(
+    x: Tensor,
+    predicted: Tensor,
+    extents: Sequence[Extent | None],
+    places: Sequence[int] | None = None,
+    videos: int = 1,
+) -> Tensor:
+    """Finished videos `(b f) c h w` that are their last held prediction where every extent holds.
+
+    A schedule may leave some noise in its last step, and AdaIN moves whole frames; both would be
+    seen where the picture has to stand still.
+    """
+    if not all_hold(extents):
+        return x
+    x, predicted = (each.unflatten(0, (videos, -1)) for each in (x, predicted))
+    return torch.lerp(predicted, x, _free(x, extents, places)).flatten(0, 1)
+
+
+def _free(video: Tensor, extents: Sequence[Extent | None], places: Sequence[int] | None) -> Tensor:
+    """How far each frame of `b f c h w` is left to the motions, `1 f 1 h w`."""
+    size = (video.shape[-2], video.shape[-1])
+    areas = []
+    for extent in extents:
+        if extent is not None:
+            area = extent.free(size)
+            areas.append(area if places is None or len(area) == 1 else area[list(places)])
+    free = functools.reduce(torch.maximum, areas)
+    return free.expand(video.shape[1], -1, -1, -1)[None].to(video)
+
+
+def parse_strengths(text: str) -> list[float]:
+    """Numbers between commas, blanks or line breaks.
+
+    Raises:
+        LampError: something else stands there.
+    """
+    words = text.replace(",", " ").replace(";", " ").split()
+    try:
+        return [float(word) for word in words]
+    except ValueError as error:
+        raise LampError(
+            f"'{text[:60]}' is no list of strengths: write numbers such as 1, 1, 0.5."
+        ) from error
+
+
+def soft_edges(masks: Tensor, feather: float) -> Tensor:
+    """`n h w`, blurred by a Gaussian that reaches `feather` of the shorter side."""
+    reach = round(feather * min(masks.shape[-2:]))
+    if reach == 0:
+        return masks
+    offsets = torch.arange(-reach, reach + 1, dtype=masks.dtype)
+    weights = torch.exp(-2 * (offsets / reach) ** 2)
+    weights = (weights / weights.sum())[None, None, None]
+    for _ in range(2):  # rows, then columns
+        padded = F.pad(masks[:, None], (reach, reach, 0, 0), mode="replicate")
+        masks = F.conv2d(padded, weights)[:, 0].transpose(1, 2)
+    return masks.clamp(0, 1)
+
+
+def _whole_mask(mask: Tensor, feather: float) -> Tensor | None:
+    """`n 1 h w` on the CPU, or None if it leaves everything as it is."""
+    if mask.ndim < 2 or not mask.numel() or not mask.isfinite().all():
+        raise LampError(
+            f"The mask of shape {tuple(mask.shape)} is empty or holds NaN: connect a mask of the "
+            "picture, white where motion may happen."
+        )
+    masks = mask.detach().reshape(-1, *mask.shape[-2:]).float().cpu().clamp(0, 1)
+    if (masks == 1).all():
+        return None
+    return soft_edges(masks, feather)[:, None]
+
+
+def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """`n 1 h w` at another size: each value the soft mean of the place it stands for."""
+    return F.interpolate(maps, size, mode="bilinear", antialias=True)

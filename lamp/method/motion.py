@@ -1,0 +1,217 @@
+"""A motion: everything LAMP learns, as one module, and how motions attach to a UNet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .architecture import SiteMap
+from .attention import first_frame_kv
+from .layers import MotionConv, TemporalAttention, add_residual, initialise, initialise_attention
+from .layout import FrameLayout
+from .masks import Extent
+
+# What is tuned (paper sec. 4.1); norm_temp is new as well, but stays at its initial value.
+TRAINED = ("conv1d", "conv_gate", "attn_temp", "attn1.to_q")
+GROUPNORM_MODES = ("pooled", "frame")
+
+
+class Motion(nn.Module):
+    """The learned parts for one UNet.
+
+    State dict keys are canonical: `SITE.conv1d.weight`, `SITE.conv_gate.bias`,
+    `BLOCK.attn_temp.to_q.weight`, `BLOCK.norm_temp.weight`, and `BLOCK.attn1.to_q.weight`, which is
+    the DELTA to the image model's query, so that a motion carries over to other checkpoints.
+
+    Args:
+        sites: the map of the UNet.
+        ops: layer classes, `torch.nn` or a host's own.
+        factory: `dtype` and `device` of the parameters.
+    """
+
+    def __init__(self, sites: SiteMap, ops: Any = nn, **factory: Any) -> None:
+        super().__init__()
+        self.sites = sites
+        for site in sites.convs:
+            _adopt(self, site.name, MotionConv(site.channels, ops, **factory))
+        for block in sites.blocks:
+            attention = TemporalAttention(block.channels, block.heads, ops, **factory)
+            query = ops.Linear(block.channels, block.channels, bias=False, **factory)
+            _adopt(self, f"{block.name}.attn_temp", attention)
+            _adopt(self, f"{block.name}.norm_temp", ops.LayerNorm(block.channels, **factory))
+            _adopt(self, f"{block.name}.attn1.to_q", query)
+
+    def initialise(self, seed: int = 0) -> Motion:
+        """Zero-initialise (paper sec. 3.4): a fresh motion adds exactly nothing."""
+        generator = torch.Generator().manual_seed(seed)
+        for site in self.sites.convs:
+            initialise(self.get_submodule(site.name))
+        for block in self.sites.blocks:
+            parts = self.get_submodule(block.name)
+            initialise_attention(parts.attn_temp, parts.norm_temp, generator)
+            nn.init.zeros_(parts.attn1.to_q.weight)
+        return self
+
+    def trained_parameters(self) -> dict[str, nn.Parameter]:
+        """The parameters that tuning changes, by canonical name."""
+        return {
+            name: parameter
+            for name, parameter in self.named_parameters()
+            if any(f".{part}." in name for part in TRAINED)
+        }
+
+    @contextmanager
+    def attached(
+        self,
+        unet: nn.Module,
+        layout: FrameLayout,
+        *,
+        strength: float = 1.0,
+        groupnorm: str = "pooled",
+        first_frame: bool = True,
+        extent: Extent | None = None,
+    ) -> Iterator[None]:
+        """Let this motion alone act in `unet`; see `attached`."""
+        acting = Acting(self, strength, extent)
+        with attached(unet, [acting], layout, groupnorm=groupnorm, first_frame=first_frame):
+            yield
+
+
+@dataclass(frozen=True)
+class Acting:
+    """A motion at work.
+
+    Args:
+        strength: factor on every residual; 0 is the image model, 1 the motion as trained.
+        extent: a further factor, place by place and frame by frame; without, 1 everywhere.
+    """
+
+    motion: Motion
+    strength: float = 1.0
+    extent: Extent | None = None
+
+
+# The layers of one site, each with the motion that they belong to; its factor at given tokens.
+Layers = list[tuple[Acting, nn.Module]]
+Factor = Callable[[Acting, Tensor], float | Tensor]
+
+
+@contextmanager
+def attached(
+    unet: nn.Module,
+    motions: Sequence[Acting],
+    layout: FrameLayout,
+    *,
+    groupnorm: str = "pooled",
+    first_frame: bool = True,
+) -> Iterator[None]:
+    """Attach motions to `unet` by forward hooks; all are gone when the block ends, however it ends.
+
+    Several motions act side by side: each reads what the image model's own layer gives, as in its
+    training, and their residuals add up.
+
+    Args:
+        unet: the host's own UNet, whose site map equals that of the motions.
+        motions: at least one.
+        layout: frames and videos of the batches to come; may be changed in between.
+        groupnorm: `pooled` (statistics over all frames of a video, official) or `frame`.
+        first_frame: keys and values from frame 1 (paper eq. 5).
+    """
+    sites = motions[0].motion.sites
+    # Looked up by name many times: one table is a good deal quicker than as many searches.
+    host = dict(unet.named_modules())
+    active = [(each, dict(each.motion.named_modules())) for each in motions if each.strength]
+
+    def layers(site: str) -> Layers:
+        return [(acting, parts[site]) for acting, parts in active]
+
+    with ExitStack() as stack:
+        if groupnorm == "pooled":
+            for norm in sites.norms:
+                _pool_norm(host[norm.module], layout, stack)
+        for conv in sites.convs:
+            _add_conv(host[conv.module], layers(conv.name), layout, stack)
+        for block in sites.blocks:
+            factor = _token_factor(host[block.module.rsplit(".", 2)[0]], layout, stack)
+            _add_block(host[block.module], layers(block.name), factor, layout, stack)
+            if first_frame:
+                first_frame_kv(host[f"{block.module}.attn1"], layout, stack)
+        yield
+
+
+def _add_conv(conv: nn.Module, layers: Layers, layout: FrameLayout, stack: ExitStack) -> None:
+    def motion(_: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor:
+        layout.check(y)
+        out = y
+        for acting, layer in layers:
+            factor: float | Tensor = acting.strength
+            if acting.extent is not None:
+                factor = acting.extent.of_pixels(y, layout) * factor
+            out = layer(y, layout.frames, factor, out)
+        return out
+
+    stack.callback(conv.register_forward_hook(motion).remove)
+
+
+def _add_block(
+    block: nn.Module, layers: Layers, factor: Factor, layout: FrameLayout, stack: ExitStack
+) -> None:
+    def tuned_query(_: nn.Module, args: tuple[Any, ...], q: Tensor) -> Tensor:
+        for acting, parts in layers:
+            q = add_residual(q, parts.attn1.to_q(args[0]), factor(acting, q))
+        return q
+
+    def temporal_attention(_: nn.Module, args: tuple[Any, ...], x: Tensor) -> Tensor:
+        out = x
+        for acting, parts in layers:
+            residual = parts.attn_temp(parts.norm_temp(x), layout.frames)
+            out = add_residual(out, residual, factor(acting, x))
+        return out
+
+    stack.callback(block.attn1.to_q.register_forward_hook(tuned_query).remove)
+    stack.callback(block.register_forward_hook(temporal_attention).remove)
+
+
+def _token_factor(transformer: nn.Module, layout: FrameLayout, stack: ExitStack) -> Factor:
+    """The factor for tokens of a spatial transformer, whose input tells how they lie."""
+    size: list[int] = []
+
+    def see(_: nn.Module, args: tuple[Any, ...]) -> None:
+        size[:] = args[0].shape[-2:]
+
+    def factor(acting: Acting, x: Tensor) -> float | Tensor:
+        if acting.extent is None:
+            return acting.strength
+        return acting.extent.of_tokens(x, layout, (size[0], size[1])) * acting.strength
+
+    stack.callback(transformer.register_forward_pre_hook(see).remove)
+    return factor
+
+
+def _pool_norm(norm: nn.Module, layout: FrameLayout, stack: ExitStack) -> None:
+    """Let a GroupNorm see `b c f h w`: mean and variance over f, h, w (official code)."""
+
+    def gather(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
+        layout.check(args[0])
+        return (args[0].unflatten(0, (-1, layout.frames)).transpose(1, 2),)
+
+    def scatter(_: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
+        return out.transpose(1, 2).flatten(0, 1)
+
+    stack.callback(norm.register_forward_pre_hook(gather).remove)
+    stack.callback(norm.register_forward_hook(scatter).remove)
+
+
+def _adopt(root: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` at the dotted `name` below `root`, so that state dict keys are canonical."""
+    *path, last = name.split(".")
+    for part in path:
+        if not hasattr(root, part):
+            root.add_module(part, nn.Module())
+        root = getattr(root, part)
+    root.add_module(last, module)

@@ -1,0 +1,75 @@
+"""Anchored windows: a long video in pieces of the trained length, each of which sees frame 1."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..errors import LampError
+
+
+@dataclass(frozen=True)
+class Windows:
+    """How a long video is cut for each call of the UNet.
+
+    Every window begins with frame 1 of the video, the clean one, as every clip does in training;
+    after it come `length - 1` frames in a row, `overlap` of which it shares with the next window.
+
+    Raises:
+        LampError: fewer than 2 frames, or an overlap that leaves a window nothing of its own.
+    """
+
+    length: int = 16
+    overlap: int = 4
+
+    def __post_init__(self) -> None:
+        if self.length < 2:
+            raise LampError(f"A window of {self.length} frames is too short: use 16, for instance.")
+        if not 0 <= self.overlap < self.length - 1:
+            raise LampError(
+                f"Windows of {self.length} frames cannot overlap by {self.overlap}: frame 1 stands "
+                f"in all of them, so the most is {self.length - 2}."
+            )
+
+    def places(self, frames: int) -> list[list[int]]:
+        """The frames (from 0) of each window, all of one length; the last ends with the video."""
+        size = min(self.length, frames) - 1
+        starts = [*range(1, frames - size, self.length - 1 - self.overlap), frames - size]
+        return [[0, *range(start, start + size)] for start in starts]
+
+    def shares(self, frames: int) -> list[Tensor]:
+        """How much each frame of each window counts: linear in the overlaps, 1 in all."""
+        places, whole = self.places(frames), torch.zeros(frames)
+        ramp = torch.arange(1, len(places[0]))
+        ramp = torch.minimum(ramp, ramp.flip(0)).clamp(max=self.overlap + 1)
+        weights = torch.cat([torch.ones(1), ramp])
+        for window in places:
+            whole[window] += weights
+        return [weights / whole[window] for window in places]
+
+
+def in_windows(
+    predict: Callable[[Tensor], Tensor], x: Tensor, windows: Windows | None, frames: int
+) -> Tensor:
+    """Predict for a batch of videos window by window, blended where windows overlap.
+
+    The memory that a prediction takes does not grow with the number of frames. Without windows,
+    or if one holds all frames, this is a single call.
+
+    Args:
+        predict: from the rows of a window in the batch, `(b w)`, to the prediction for them.
+        x: `(b f) c h w`, the batch; the prediction has its shape.
+    """
+    if windows is None or windows.length >= frames:
+        return predict(torch.arange(len(x), device=x.device))
+    total = torch.zeros_like(x)
+    videos = len(x) // frames
+    first_rows = torch.arange(videos, device=x.device)[:, None] * frames
+    for window, share in zip(windows.places(frames), windows.shares(frames), strict=True):
+        rows = (first_rows + torch.tensor(window, device=x.device)).flatten()
+        part = predict(rows) * share.to(x).repeat(videos)[:, None, None, None]
+        total.index_add_(0, rows, part.to(total))
+    return total

@@ -1,0 +1,1 @@
+"""Motion files: format, compression, provenance, merging, converting."""

@@ -1,0 +1,270 @@
+"""Merge two motions into one file, so that what it adds comes near the weighted sum of both.
+
+What adds up, adds up exactly: `conv1d`, the query delta, the output bias. Two things do not, and
+`docs/motion_file.md` tells how near the merged motion comes:
+
+- the gate of a motion convolution, sigmoid(conv_gate(y)), of which there is one a site: the gates
+  are averaged by how much each motion has to say there, |weight| x |conv1d|;
+- the temporal attention, out v softmax(q k): its factors mean nothing by themselves, since any
+  invertible matrix may stand between out and v, and between q and k. So not the factors are summed
+  but their products, head by head, and the sum is taken apart again into the nearest factors.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import IncompatibleModelError, LampError, MotionFileError
+from ..method.architecture import BlockSite, ConvSite, SiteMap, describe_family
+from .file import MotionConfig, MotionFile
+from .provenance import LICENSE_KEY, PARENTS_KEY
+from .shapes import Shapes, misfit, shapes_for, shapes_of
+
+_HEAD_WIDTH = 64
+_HEADS = 8
+
+Weights = tuple[float, float]
+Pair = tuple[Tensor, Tensor]
+
+
+def merge_motions(
+    first: MotionFile,
+    second: MotionFile,
+    weights: Weights = (0.5, 0.5),
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> MotionFile:
+    """One motion that moves as both do; in fp32.
+
+    A weight of 1 is the motion as it was trained. `merge(a, a, (x, y))` is a at strength x + y,
+    `merge(a, b, (x, 0))` is a at strength x; both exactly.
+
+    Args:
+        progress: is told how many tensors are done, and of how many; what it raises ends the work.
+
+    Raises:
+        IncompatibleModelError: they are for different models, or run in different ways.
+        MotionFileError: their tensors differ in name or shape, or are too large to be added.
+        LampError: both weights are 0.
+    """
+    if not any(weights):
+        raise LampError("Both weights are 0, so nothing would be left: set one of them above 0.")
+    _check(first, second)
+    heads = _heads(first)
+    merged = _Merge(first.state, second.state, weights)
+    state: dict[str, Tensor] = {}
+    for done, name in enumerate(first.state, start=1):
+        if name not in state:
+            state[name] = merged.tensor(name)
+        if name.endswith(".attn_temp.to_q.weight"):
+            block = name.removesuffix(".to_q.weight")
+            state |= merged.attention(block, heads or len(state[name]) // _HEAD_WIDTH)
+        progress(done, len(first.state))
+    for name, tensor in state.items():
+        if not tensor.isfinite().all():
+            raise MotionFileError(
+                f"{first.name} and {second.name} cannot be merged: the sum of their tensors "
+                f"'{name}' is too large for fp32. One of them has absurd values."
+            )
+    name = f"{first.name} + {second.name}"
+    return MotionFile(state, _config(first, second), _metadata(first, second, weights), name)
+
+
+class _Merge:
+    def __init__(
+        self, first: Mapping[str, Tensor], second: Mapping[str, Tensor], weights: Weights
+    ) -> None:
+        self._states = (first, second)
+        self._weights = weights
+
+    def tensor(self, name: str) -> Tensor:
+        """What stands for itself; the factors of an attention are replaced by `attention`."""
+        weights = self._weights
+        for part, measure in (
+            (".conv_gate.", ".conv1d.weight"),
+            (".norm_temp.", ".attn_temp.to_out.0.weight"),
+        ):
+            if part in name:
+                weights = self._shares(name.partition(part)[0] + measure)
+        return _sum(self._pair(name), weights)
+
+    def attention(self, block: str, heads: int) -> dict[str, Tensor]:
+        """The four matrices of one temporal attention."""
+        q, k, v, out = (f"{block}.{part}.weight" for part in ("to_q", "to_k", "to_v", "to_out.0"))
+        # Scores are no amount of motion: they follow whichever motion has more to say here.
+        scores = self._product(q, k, self._shares(out), heads)
+        values = self._product(out, v, self._weights, heads, transposed=True)
+        return scores | values
+
+    def _product(
+        self, left: str, right: str, weights: Weights, heads: int, transposed: bool = False
+    ) -> dict[str, Tensor]:
+        """Factors of sum_i weight_i left_i^T right_i, by heads; `transposed`: `left` is `c h`."""
+        lefts, rights = self._pair(left), self._pair(right)
+        for i, other in ((0, 1), (1, 0)):
+            if weights[other] == 0.0 or not lefts[other].any() or not rights[other].any():
+                return {left: weights[i] * lefts[i] if transposed else lefts[i], right: rights[i]}
+        if torch.equal(*rights):
+            return {left: _sum(lefts, weights), right: rights[0]}
+        if transposed:
+            lefts = (lefts[0].T, lefts[1].T)
+        parts = [
+            _refactored(
+                (lefts[0][rows], lefts[1][rows]), (rights[0][rows], rights[1][rows]), weights
+            )
+            for rows in torch.arange(len(rights[0])).chunk(heads)
+        ]
+        new_left, new_right = (torch.cat(each) for each in zip(*parts, strict=True))
+        return {left: new_left.T.contiguous() if transposed else new_left, right: new_right}
+
+    def _shares(self, measure: str) -> Weights:
+        """How much each motion has to say, by its weight and the size of the tensor `measure`."""
+        sizes = [
+            abs(weight) * tensor.double().norm().item()
+            for weight, tensor in zip(self._weights, self._pair(measure), strict=True)
+        ]
+        if not any(sizes):
+            sizes = [abs(weight) for weight in self._weights]
+        return sizes[0] / sum(sizes), sizes[1] / sum(sizes)
+
+    def _pair(self, name: str) -> Pair:
+        one, other = (state[name].detach().float().cpu() for state in self._states)
+        return one, other
+
+
+def _sum(pair: Pair, weights: Weights) -> Tensor:
+    return weights[0] * pair[0] + weights[1] * pair[1]
+
+
+def _refactored(lefts: Pair, rights: Pair, weights: Weights) -> Pair:
+    """The `d c` factors L, R whose L^T R is nearest to sum_i weight_i left_i^T right_i (`c c`)."""
+    depth = len(rights[0])
+    left = torch.cat([weights[0] * lefts[0], weights[1] * lefts[1]]).double()
+    right = torch.cat(rights).double()
+    # The product of two `c 2d` matrices has its singular values in the small one between their QR.
+    left_basis, left_rest = torch.linalg.qr(left.T)
+    right_basis, right_rest = torch.linalg.qr(right.T)
+    u, values, v = torch.linalg.svd(left_rest @ right_rest.T)
+    root = values[:depth].sqrt()[:, None]
+    new_left = root * (left_basis @ u[:, :depth]).T
+    new_right = root * (right_basis @ v[:depth].T).T
+    return new_left.float(), new_right.float()
+
+
+# --- what fits together, and what the result tells --------------------------------------------
+
+
+def _check(first: MotionFile, second: MotionFile) -> None:
+    a, b, names = first.config, second.config, f"{first.name} and {second.name}"
+    if a.family != b.family:
+        raise IncompatibleModelError(
+            f"{names} cannot be merged: the first is for {describe_family(a.family)}, the second "
+            f"for {describe_family(b.family)}. Merge motions of one family."
+        )
+    if a.groupnorm != b.groupnorm:
+        raise IncompatibleModelError(
+            f"{names} cannot be merged: the first was trained with groupnorm '{a.groupnorm}', the "
+            f"second with '{b.groupnorm}', and a file runs one way. Train one of them again."
+        )
+    problem = _difference(first.state, second.state)
+    if problem is not None:
+        raise MotionFileError(
+            f"{names} cannot be merged: {problem}. They were trained on models of different "
+            "shapes, or one of them is damaged."
+        )
+
+
+def _difference(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> str | None:
+    for name in (*first, *second):
+        for state, which in ((first, "first"), (second, "second")):
+            if name not in state:
+                return f"tensor '{name[:100]}' is missing in the {which}"
+        if first[name].shape != second[name].shape:
+            shapes = f"{tuple(first[name].shape)} in the first, {tuple(second[name].shape)}"
+            return f"tensor '{name[:100]}' has shape {shapes} in the second"
+    return None
+
+
+def _heads(motion: MotionFile) -> int | None:
+    """How many heads an attention has; None: as many as it has 64 channels.
+
+    The tensors do not tell. SD 1.x has 8 everywhere, SD 2.x and SD-XL have heads of 64 channels,
+    and the toy base is told by the shape of its whole UNet: a text width is no model's own.
+    """
+    from ..toy.base import UNET_CONFIG
+
+    family = motion.config.family
+    heads: dict[str, int | None] = {"sd1": _HEADS, "sd2": None, "sdxl": None}
+    if family in heads:
+        return heads[family]
+    if misfit(shapes_of(motion.state), _toy_shapes()) is None:
+        return int(UNET_CONFIG["attention_head_dim"])
+    raise IncompatibleModelError(
+        f"Motions for {describe_family(family)} cannot be merged: how many heads its attention "
+        "has is not known. SD 1.x, SD 2.x, SD-XL and the toy base are."
+    )
+
+
+def _toy_shapes() -> Shapes:
+    """The shapes of a motion for the toy base, by the header of its file."""
+    from safetensors import safe_open
+
+    from ..toy.base import PATH
+
+    convs, blocks = [], []
+    with safe_open(PATH, framework="pt") as file:
+        for key in file.keys():  # noqa: SIM118
+            name = key.removeprefix("unet.").removesuffix(".weight")
+            shape = file.get_slice(key).get_shape() if key.startswith("unet.") else []
+            if len(shape) == 4 and not name.endswith(("proj_in", "proj_out")):
+                convs.append(ConvSite(name, name, shape[0]))
+            elif name.endswith(".attn1.to_q"):
+                block = name.removesuffix(".attn1.to_q")
+                blocks.append(BlockSite(block, block, shape[0], 1))
+    return shapes_for(SiteMap(tuple(convs), tuple(blocks), (), (), ""))
+
+
+def _config(first: MotionFile, second: MotionFile) -> MotionConfig:
+    """Size, frame count and rate where both agree; words of both; no training of its own."""
+    a, b = first.config, second.config
+    same_base = a.base_hash == b.base_hash and a.base_model == b.base_model
+    measured = ("frames", "width", "height", "fps")
+    agreed: dict[str, Any] = {
+        name: getattr(a, name) if getattr(a, name) == getattr(b, name) else 0 for name in measured
+    }
+    return replace(
+        a,
+        **agreed,
+        prompt=_joined([a.prompt, b.prompt], ", "),
+        captions=list(dict.fromkeys([*a.captions, *b.captions])),
+        steps=0,
+        learning_rate=0.0,
+        seed=0,
+        base_model=a.base_model if same_base else "",
+        base_hash=a.base_hash if same_base else "",
+        importance={n: (a.importance[n] + b.importance[n]) / 2 for n in a.importance}
+        if a.importance.keys() == b.importance.keys()
+        else {},
+    )
+
+
+def _metadata(first: MotionFile, second: MotionFile, weights: Weights) -> dict[str, str]:
+    parents = [
+        {"name": file.name, "weight": weight, "prompt": file.config.prompt}
+        for file, weight in zip((first, second), weights, strict=True)
+    ]
+    licenses = [file.metadata.get(LICENSE_KEY, "") for file in (first, second)]
+    metadata = {
+        PARENTS_KEY: json.dumps(parents, ensure_ascii=False),
+        LICENSE_KEY: _joined(licenses, " and "),
+    }
+    return {key: text for key, text in metadata.items() if text}
+
+
+def _joined(texts: list[str], between: str) -> str:
+    return between.join(dict.fromkeys(text for text in texts if text))

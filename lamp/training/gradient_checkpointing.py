@@ -1,0 +1,40 @@
+"""Gradient checkpointing: activations are computed twice instead of being kept."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import nn
+
+from ..method.motion import Motion
+
+
+@contextlib.contextmanager
+def checkpointed(unet: nn.Module, motion: Motion) -> Iterator[None]:
+    """Recompute residual blocks and transformers in the backward pass instead of keeping their
+    activations. Hooks cannot do that, so their `forward` is wrapped while the block lasts.
+
+    A transformer is taken with its norm and projections: these hold more than its blocks do,
+    being sites of the motion.
+    """
+    from torch.utils.checkpoint import checkpoint
+
+    def wrap(forward: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    sites = motion.sites
+    # Several blocks of one transformer name it once.
+    transformers = dict.fromkeys(block.module.rsplit(".", 2)[0] for block in sites.blocks)
+    blocks = [unet.get_submodule(name) for name in (*sites.resnets, *transformers)]
+    own = [block.__dict__.get("forward") for block in blocks]  # such as that of accelerate's hooks
+    try:
+        for block in blocks:
+            block.forward = wrap(block.forward)
+        yield
+    finally:
+        for block, forward in zip(blocks, own, strict=True):
+            block.__dict__.pop("forward", None)
+            if forward is not None:
+                block.forward = forward

@@ -1,0 +1,115 @@
+"""What a tuning run shows on the way: a clip with the motion so far, and its losses."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import LampError
+from ..files.atomic import cure, keep
+from ..method.adain import AdaINSchedule
+from ..method.noise import draw_noise, share_noise
+from ..method.sampling import sample
+from .loop import Training
+from .plots import loss_plot
+from .recipe import PRECISIONS
+
+
+def sample_clip(
+    training: Training,
+    first: Tensor,
+    text: Tensor,
+    empty: Tensor | None = None,
+    *,
+    steps: int = 20,
+    guidance: float = 12.5,
+    schedule: AdaINSchedule | None = None,
+    seed: int = 0,
+) -> Tensor:
+    """The motion learned so far, on one first frame: the averaged parameters, shared noise
+    (paper eq. 6) of a fixed seed, the precision of the training.
+
+    Nothing of the training changes, its chance neither.
+
+    Args:
+        first: `c h w`, clean scaled latents of frame 1.
+        text, empty: `1 n d`, the prompt and the text to guide away from; without `empty` there is
+            no guidance.
+        schedule: by default the paper's.
+
+    Returns:
+        Scaled latents `f c h w`; frame 1 is `first`.
+    """
+    config, device = training.config, training.device
+    channels, height, width = first.shape
+    noise = share_noise(draw_noise(config.frames, channels, height, width, seed))
+    dtype = PRECISIONS[config.precision]
+    with (
+        torch.no_grad(),
+        training.average.shown(),
+        torch.autocast(device.type, dtype, enabled=dtype is not None),
+    ):
+        return sample(
+            training.host,
+            training.motion,
+            first[None].to(device),
+            noise.to(device),
+            text.to(device),
+            None if empty is None else empty.to(device),
+            steps=steps,
+            guidance=guidance,
+            schedule=schedule or AdaINSchedule(),
+            groupnorm=config.groupnorm,
+        )
+
+
+def save_loss_plot(
+    path: Path, losses: Sequence[float], validation: Sequence[tuple[int, float]] = ()
+) -> Path:
+    """Write `loss_plot` as a picture, beside `path` first.
+
+    Raises:
+        LampError: the disk refuses it.
+    """
+    return _write(path, _images(loss_plot(losses, validation)))
+
+
+def save_animation(path: Path, frames: Tensor, fps: float) -> Path:
+    """Write frames `f h w 3` in 0..1 as an animated WebP that plays over and over.
+
+    Raises:
+        LampError: the disk refuses it.
+    """
+    first, *others = _images(frames)
+    options = {"duration": round(1000 / fps), "loop": 0, "quality": 90}
+    return _write(path, [first, *others], save_all=True, append_images=others, **options)
+
+
+def _images(frames: Tensor) -> list[Any]:
+    from PIL import Image
+
+    pixels = (frames.detach().clamp(0, 1) * 255).round().to("cpu", torch.uint8)
+    return [Image.fromarray(picture) for picture in pixels.numpy()]
+
+
+def _write(path: Path, images: list[Any], **options: Any) -> Path:
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    kind = path.suffix.removeprefix(".").upper()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        images[0].save(beside, format=kind, **options)
+        return keep(beside, path)
+    except OSError as error:
+        raise LampError(
+            f"The picture {path.name} could not be written: {error}. {cure(error, path.parent)}, "
+            "or set sample_every to 0."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink()

@@ -1,0 +1,294 @@
+"""A tuning run and its folder: states to resume from, a log, pictures; nothing is lost by a stop.
+
+NAME_00001/
+    state-step000500.safetensors    the newest ones, see `lamp.training.state`
+    log.jsonl                       one line a step
+    loss.png                        raw, smoothed and held-out loss
+    sample-step000250.webp          the motion so far, on a first frame that never changes
+    tensorboard/                    if TensorBoard is installed
+    .lock                           see `lamp.files.lock`
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import hashlib
+import json
+import os
+import re
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..clips.load import ClipSet
+from ..errors import LampError, is_out_of_memory
+from ..files.names import number_of
+from ..plain import log
+from .loop import StepReport, Training
+from .pace import Beside, is_due
+from .state import StateError, TrainingState, read_state, take_state, write_state
+
+_STATE = re.compile(r"state-step(\d+)(?:-\d+)?\.safetensors")
+
+
+@dataclass(frozen=True)
+class Upkeep:
+    """What is kept while a run lasts: a state every `save_every` steps (the newest `keep` stay), a
+    sample and the held-out loss every `sample_every`; 0 is never."""
+
+    save_every: int = 500
+    keep: int = 2
+    sample_every: int = 250
+
+
+class RunFolder:
+    """The folder of one run. `identity` names what the run depends on besides its settings, `run`
+    is its own mark, see `mark_of`."""
+
+    def __init__(self, path: Path, identity: dict[str, str], keep: int = 2, run: str = "") -> None:
+        self.path, self.identity, self._keep, self._run = path, identity, max(keep, 1), run
+        self._writer: Any = None
+        self._logs = True
+
+    def save_state(self, training: Training) -> Path:
+        """Keep the run as it is, then let go of all but the newest states.
+
+        Raises:
+            StateError: see `take_state` and `write_state`.
+        """
+        path = self.path / f"state-step{training.step:06}.safetensors"
+        path = write_state(path, take_state(training, self.identity, self._run))
+        for old in states(self.path)[: -self._keep]:
+            # A state that is open elsewhere (on Windows) goes next time.
+            with contextlib.suppress(OSError):
+                old.unlink()
+        return path
+
+    def log(self, report: StepReport, **more: float) -> None:
+        """One line of JSON for a step, and TensorBoard's curves where it is installed.
+
+        A disk that refuses them is no reason to stop: it is said once, and the run goes on.
+        """
+        record = {"loss": report.loss, "learning_rate": report.learning_rate, **more}
+        line = {"step": report.step, **record, "seconds_per_step": report.seconds_per_step}
+        if not self._logs:
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+            if self._writer is None:
+                self._writer = _tensorboard(self.path / "tensorboard")
+            for name, value in record.items():
+                self._writer.add_scalar(name, value, report.step)
+        except OSError as error:
+            self._stop_logging(error)
+
+    def forget_after(self, step: int) -> None:
+        """Drop the log's lines of steps that a resumed run will do again."""
+        path = self.path / "log.jsonl"
+        if not path.exists():
+            return
+        beside = path.with_suffix(".part")
+        try:
+            kept = [line for line in _lines(path) if line["step"] <= step]
+            beside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+            os.replace(beside, path)
+        except OSError as error:
+            self._stop_logging(error)
+        finally:
+            with contextlib.suppress(OSError):
+                beside.unlink()
+
+    def _stop_logging(self, error: OSError) -> None:
+        self._logs = False
+        log.warning("the steps of %s are not logged any more: %s", self.path.name, error)
+
+    def close(self) -> None:
+        """Let go of what is open."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with contextlib.suppress(OSError):
+                writer.close()
+
+
+def mark_of(state: TrainingState | None) -> str:
+    """The mark by which a run knows its own files: that of the state it goes on from, or a new one.
+    Of a state without one nothing is known."""
+    return (state.run if state is not None else "") or uuid.uuid4().hex
+
+
+def identity(base: str, clips: ClipSet) -> dict[str, str]:
+    """What a run depends on besides its settings: the image model's hash, and the clips as they
+    are cut and captioned."""
+    settings = clips.settings
+    cut = [settings.frames, settings.stride, settings.flip]
+    each = [[clips.key(clip), caption] for clip, caption in enumerate(clips.captions)]
+    told = json.dumps([cut, each]).encode()
+    return {"base": base, "clips": hashlib.sha256(told).hexdigest()}
+
+
+def states(folder: Path) -> list[Path]:
+    """The states in a run's folder, oldest first."""
+    found = [(match, path) for path in folder.glob("state-step*") if (match := _name(path))]
+    return [path for _, path in sorted(found)]
+
+
+def newest_first(paths: Iterable[Path]) -> list[Path]:
+    """Files by age, without those that are gone meanwhile: a training drops its older states."""
+    found = []
+    for path in paths:
+        with contextlib.suppress(OSError):
+            found.append((path.stat().st_mtime_ns, path.name, path))
+    return [path for *_, path in sorted(found, reverse=True)]
+
+
+def newest_run(target: Path) -> tuple[Path, TrainingState] | None:
+    """`newest_state` of the runs FOLDER/NAME_00001, NAME_00002, ... of a target FOLDER/NAME."""
+    runs = target.parent.glob(f"{glob.escape(target.name)}_[0-9]*/")
+    return newest_state(sorted(run for run in runs if number_of(run.name, target.name)))
+
+
+def newest_state(folders: list[Path]) -> tuple[Path, TrainingState] | None:
+    """The newest state that is whole, and its file; damaged ones are passed over with a warning."""
+    by_age = newest_first(path for folder in folders for path in states(folder))
+    for folder in dict.fromkeys(path.parent for path in by_age):
+        for path in _newest_of_run([path for path in by_age if path.parent == folder]):
+            try:
+                return path, read_state(path)
+            except StateError as error:
+                log.warning("%s", error)
+    return None
+
+
+def _newest_of_run(by_age: list[Path]) -> list[Path]:
+    """By the run's own log where there is one, for a clock may be set back in the middle of a run:
+    the last step first. What lies beyond the log's end was left when an earlier state went on."""
+    try:
+        last = max((line["step"] for line in _lines(by_age[0].parent / "log.jsonl")), default=0)
+    except OSError:
+        last = 0
+    step = {path: _name(path) or (0, "") for path in by_age}
+    if not last:
+        return by_age
+    return sorted(by_age, key=lambda path: (step[path][0] <= last, step[path]), reverse=True)
+
+
+def conduct(
+    training: Training,
+    folder: RunFolder,
+    upkeep: Upkeep,
+    on_step: Callable[[StepReport], None],
+    sample: Callable[[Training], None] | None = None,
+) -> None:
+    """Train from where `training` is to its last step.
+
+    However it ends, what was learned is kept if it can be: an error or a cancel (an exception of
+    `on_step` or `sample`) saves the state first. The parameters stay those of the last
+    step, not their average.
+
+    Raises:
+        LampError: out of memory, with the settings to change; see also `Training.advance`.
+    """
+    saved, drawing, last = training.step, False, training.config.steps
+    every = {"save": upkeep.save_every, "sample": upkeep.sample_every, "test": upkeep.sample_every}
+    beside = Beside(every, last)
+    try:
+        while training.step < last:
+            report = training.advance()
+            more: dict[str, float] = {}
+            due = is_due(report.step, upkeep.sample_every, last)
+            if due:
+                with beside.timed("test"):
+                    held_out = training.validate()
+                more |= {} if held_out is None else {"held_out_loss": held_out}
+            folder.log(report, **more)
+            if is_due(report.step, upkeep.save_every, last):
+                with beside.timed("save"):
+                    folder.save_state(training)
+                saved = report.step
+            if due and sample is not None:
+                drawing = True
+                with beside.timed("sample"):
+                    sample(training)
+                drawing = False
+            on_step(replace(report, seconds_beside=beside.left(report.step)))
+    except BaseException as stop:
+        kept = _rescue(training, folder, saved)
+        if is_out_of_memory(stop):
+            advise = _sample_advice if drawing else _memory_advice
+            raise LampError(advise(training, kept)) from None
+        raise
+    finally:
+        folder.close()
+
+
+def _rescue(training: Training, folder: RunFolder, saved: int) -> int:
+    """Save the state after a stop, if there is anything new; returns the step of the newest."""
+    training.optimizer.zero_grad(set_to_none=True)
+    if training.step > saved:
+        try:
+            folder.save_state(training)
+            return training.step
+        except StateError as error:
+            log.error("%s", error)
+    return saved
+
+
+def _sample_advice(training: Training, kept: int) -> str:
+    return (
+        f"Out of memory while the sample of step {training.step} was drawn. The state of step "
+        f"{kept} is kept: resume from it with sample_every 0, and no samples are drawn."
+    )
+
+
+def _memory_advice(training: Training, kept: int) -> str:
+    config = training.config
+    advice = []
+    if not config.checkpointing:
+        advice.append("checkpointing on")
+    if config.batch > 1:
+        advice.append(f"batch 1 with accumulate {config.batch * config.accumulate}")
+    if config.optimizer == "adamw":
+        advice.append("optimizer adamw8bit")
+    advice += ["clips of a smaller width and height", f"fewer frames than {config.frames}"]
+    state = f" The state of step {kept} is kept: resume from it" if kept else " Start again"
+    return (
+        f"Out of memory in step {training.step + 1}.{state} with {', '.join(advice[:3])}. (A state "
+        "goes on only with the same frames, batch and optimizer; checkpointing may change.)"
+    )
+
+
+def _name(path: Path) -> tuple[int, str] | None:
+    match = _STATE.fullmatch(path.name)
+    return (int(match[1]), path.name) if match else None
+
+
+def _lines(path: Path) -> Iterator[dict[str, Any]]:
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
+        # The last line of a killed run may be cut short, or lie within another one.
+        with contextlib.suppress(ValueError):
+            line = json.loads(text)
+            if isinstance(line, dict) and isinstance(line.get("step"), int):
+                yield line
+
+
+class _NoCurves:
+    def add_scalar(self, name: str, value: float, step: int) -> None:
+        """Nothing to show it with."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def _tensorboard(path: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except Exception as error:  # half an installation throws anything, from protobuf for one
+        if not isinstance(error, ModuleNotFoundError):
+            log.warning("TensorBoard cannot be used, log.jsonl holds the same: %s", error)
+        return _NoCurves()
+    return SummaryWriter(path)

@@ -1,0 +1,268 @@
+"""The whole state of a tuning run in one file, so that it can go on as if it had never stopped.
+
+A safetensors file: `motion.NAME`, `optimizer.NUMBER.KEY`, `average.NUMBER`, `random` (the
+generator's state before the next step) and `losses`; everything else as JSON in its header. Nothing
+in it is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Collection, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import LampError
+from ..files.atomic import cure, keep
+from ..files.header import check_file
+from ..files.strict_json import read_json
+from .loop import Training
+from .optimizers import optimizer_state, restore_optimizer
+from .recipe import TrainConfig
+
+FORMAT = 1
+_MOST_STEPS = 10**9
+_FREE = ("checkpointing",)  # settings that change no number
+_BEFORE = {"query_decay": "change"}  # of states that do not tell it
+
+
+class StateError(LampError):
+    """A kept state cannot be written, read or used for this run."""
+
+
+@dataclass(frozen=True)
+class TrainingState:
+    """Tensors by name, and the facts beside them: step, settings, identity of base and clips."""
+
+    tensors: dict[str, Tensor]
+    facts: dict[str, Any]
+
+    @property
+    def step(self) -> int:
+        return int(self.facts["step"])
+
+    @property
+    def run(self) -> str:
+        """The mark of the run that it is of; empty in states of earlier versions."""
+        return str(self.facts.get("run", ""))
+
+
+def take_state(training: Training, identity: dict[str, str], run: str = "") -> TrainingState:
+    """The state after the last whole step.
+
+    Args:
+        identity: what the run depends on besides its settings, by name (`base`, `clips`).
+        run: the run's own mark, which it has in the headers of its motions, too.
+
+    Raises:
+        StateError: an error struck in the middle of an update, whose parameters belong to no step.
+    """
+    if training.updating:
+        raise StateError("The last update was interrupted: its parameters are no whole state.")
+    random, order = training.place
+    tensors = {f"motion.{name}": value for name, value in training.motion.state_dict().items()}
+    tensors |= {f"average.{i}": value for i, value in enumerate(training.average.values)}
+    numbers: dict[str, dict[str, Any]] = {}
+    for index, entries in enumerate(optimizer_state(training.optimizer)):
+        for key, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{index}.{key}"] = value
+            else:
+                numbers.setdefault(str(index), {})[key] = value
+    tensors["random"] = random
+    tensors["losses"] = torch.tensor(training.losses, dtype=torch.float64)
+    facts = {
+        "step": training.step,
+        "settings": _settings(training.config, training.peers.count),
+        "identity": identity,
+        "run": run,
+        "order": order,
+        "validation": training.validation,
+        "average_updates": training.average.updates,
+        "scaler": training.scaler.state_dict(),
+        "optimizer_numbers": numbers,
+    }
+    return TrainingState(tensors, facts)
+
+
+def write_state(path: Path, state: TrainingState) -> Path:
+    """Write beside `path`, see it on the disk, and rename: what is there is always whole.
+
+    Raises:
+        StateError: the disk refuses it.
+    """
+    from safetensors.torch import save_file
+
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.tensors.items()}
+    header = {"lamp.state": json.dumps({"format": FORMAT, **state.facts})}
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, beside, metadata=header)
+        return keep(beside, path)
+    except Exception as error:
+        raise StateError(
+            f"The training's state could not be written to {path.name}: {error}. "
+            f"{cure(error, path.parent)}; what was kept before is still there."
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+
+
+def read_state(path: Path) -> TrainingState:
+    """Read what `write_state` wrote.
+
+    Raises:
+        StateError: it is missing, damaged, or of another format.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        check_file(path)
+        with safe_open(path, framework="pt") as file:
+            facts = read_json((file.metadata() or {})["lamp.state"])
+            # Copies: what is mapped can be neither replaced nor deleted on Windows.
+            names = list(file.keys())
+            tensors = {name: file.get_tensor(name).clone() for name in names}
+        if facts["format"] != FORMAT:
+            raise ValueError(f"its format is {facts['format']}, this version reads {FORMAT}")
+        if type(facts["step"]) is not int or not 0 <= facts["step"] <= _MOST_STEPS:
+            raise TypeError("its step is no number of steps")
+    except (
+        SafetensorError,
+        OSError,
+        LookupError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+        MemoryError,
+    ) as error:
+        raise StateError(
+            f"{path.name} is no readable state of a training ({str(error)[:100]}): resume from "
+            "another one."
+        ) from error
+    return TrainingState(tensors, facts)
+
+
+def restore(training: Training, state: TrainingState, identity: dict[str, str]) -> None:
+    """Put a fresh `training` at the place of `state`.
+
+    Raises:
+        StateError: a setting that changes the numbers differs, by its name; or the state is
+            damaged. The training is then not to be used.
+    """
+    with _named(state):
+        check_state(state, training.config, training.peers.count, identity)
+        _restore(training, state)
+
+
+def check_state(
+    state: TrainingState,
+    config: TrainConfig,
+    processes: int,
+    identity: dict[str, str],
+    unsettled: Collection[str] = (),
+) -> None:
+    """Refuse what cannot go on from `state`, as far as it is known: before a model is loaded.
+
+    Args:
+        identity: of what is known already, see `take_state`.
+        unsettled: names of settings that are not known yet.
+
+    Raises:
+        StateError: a setting that changes the numbers differs, by its name, or the run would be
+            over before.
+    """
+    with _named(state):
+        if not 0 < state.step <= config.steps:
+            raise StateError(
+                f"The state is at step {state.step}, the run asks for {config.steps} steps: raise "
+                "steps to go on, or start anew."
+            )
+        _refuse_changes(state, _settings(config, processes), identity, unsettled)
+
+
+@contextlib.contextmanager
+def _named(state: TrainingState) -> Iterator[None]:
+    """Whatever damage a state has comes out as one error."""
+    try:
+        yield
+    except StateError:
+        raise
+    except (
+        LookupError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+        AttributeError,
+        OverflowError,
+    ) as error:
+        raise StateError(
+            f"The state of step {state.facts.get('step')} does not fit this training "
+            f"({str(error)[:200]}): resume from another one, or start anew."
+        ) from error
+
+
+def _restore(training: Training, state: TrainingState) -> None:
+    tensors, facts = state.tensors, state.facts
+    training.motion.load_state_dict(_below("motion.", tensors))
+    entries: list[dict[str, Any]] = [{} for _ in training.trained]
+    for index, numbers in facts["optimizer_numbers"].items():
+        entries[int(index)].update(numbers)
+    for name, value in _below("optimizer.", tensors).items():
+        index, key = name.split(".", 1)
+        entries[int(index)][key] = value
+    restore_optimizer(training.optimizer, entries)
+    for number, value in enumerate(training.average.values):
+        value.copy_(tensors[f"average.{number}"])
+    training.average.updates = int(facts["average_updates"])
+    training.scaler.load_state_dict(facts["scaler"])
+    training.resume_at(
+        tensors["random"], facts["order"], tensors["losses"].tolist(), facts["validation"]
+    )
+
+
+def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _settings(config: TrainConfig, processes: int) -> dict[str, Any]:
+    """The settings that change the numbers. `steps` does so only where the rate follows it."""
+    settings = {name: value for name, value in asdict(config).items() if name not in _FREE}
+    settings["batch"] = config.batch * processes
+    settings["betas"] = list(config.betas)
+    if config.rate_schedule == "constant":
+        del settings["steps"]
+    return settings
+
+
+def _refuse_changes(
+    state: TrainingState,
+    settings: dict[str, Any],
+    identity: dict[str, str],
+    unsettled: Collection[str],
+) -> None:
+    pairs = (("settings", settings), ("identity", identity))
+    for part, now in pairs:
+        then = {**(_BEFORE if part == "settings" else {}), **state.facts[part]}
+        names = {*then, *now} if part == "settings" else {*now}
+        for name in sorted(names.difference(unsettled)):
+            if then.get(name) == now.get(name):
+                continue
+            if part == "identity":
+                raise StateError(
+                    f"The state of step {state.step} was trained with other {name}: connect the "
+                    "same, or set resume to none to start anew."
+                )
+            raise StateError(
+                f"The state of step {state.step} was trained with {name} {then.get(name)}, this "
+                f"run asks for {now.get(name)}: choose the same, or set resume to none to start "
+                "anew."
+            )

@@ -1,0 +1,1 @@
+"""Pictures and locale files, made from the nodes."""

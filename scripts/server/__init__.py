@@ -1,0 +1,1 @@
+"""A real ComfyUI: found, started, asked, and seen in a browser."""

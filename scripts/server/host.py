@@ -1,0 +1,150 @@
+"""Where ComfyUI is, and how to use it: as a base directory for a server, or inside this process.
+
+Standard library only, because `make setup` imports it before anything is installed.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+ROOT = Path(__file__).resolve().parents[2]
+FETCHED_HOST = ROOT / ".comfyui"
+BASE_DIRECTORY = ROOT / "build" / "host"
+PACK_FOLDER = "lamp-motion"
+PACK_MODULE = "comfyui_lamp"
+
+_NOT_COPIED = (".*", "build", "__pycache__")
+
+
+class HostMissing(RuntimeError):
+    """There is no ComfyUI to work with."""
+
+
+def host_path() -> Path:
+    """The folder of the ComfyUI in use: COMFYUI_PATH, else the one `make setup` fetched."""
+    named = os.environ.get("COMFYUI_PATH")
+    path = Path(named).expanduser().resolve() if named else FETCHED_HOST
+    if not (path / "main.py").is_file():
+        cure = "point COMFYUI_PATH at a ComfyUI folder" if named else "run `make setup`"
+        raise HostMissing(f"no ComfyUI in {path}: {cure}")
+    return path
+
+
+def make_base_directory(base: Path, extra_nodes: Iterable[Path] = ()) -> Path:
+    """Lay out what ComfyUI's --base-directory expects, this pack linked into custom_nodes."""
+    base = base.resolve()
+    for name in ("custom_nodes", "models/lamp_motion", "input", "output", "temp", "user"):
+        (base / name).mkdir(parents=True, exist_ok=True)
+    _link(ROOT, base / "custom_nodes" / PACK_FOLDER)
+    for folder in extra_nodes:
+        _link(Path(folder).resolve(), base / "custom_nodes" / Path(folder).name)
+    return base
+
+
+def make_type_check_directory() -> Path:
+    """A folder in which the repository stands under the name of a package."""
+    folder = ROOT / "build" / "typecheck"
+    folder.mkdir(parents=True, exist_ok=True)
+    _link(ROOT, folder / PACK_MODULE)
+    return folder
+
+
+def _link(source: Path, place: Path) -> None:
+    if place.is_symlink():
+        if place.resolve() == source:
+            return
+        place.unlink()
+    elif place.exists():
+        shutil.rmtree(place)
+    try:
+        place.symlink_to(source, target_is_directory=True)
+    except OSError:  # Windows allows links only to administrators and developers
+        shutil.copytree(source, place, ignore=shutil.ignore_patterns(*_NOT_COPIED))
+
+
+def use_host(base_directory: Path, argv: Sequence[str] = ("--cpu",)) -> Path:
+    """Make ComfyUI importable in this process; call it before anything imports `comfy`.
+
+    ComfyUI has top-level modules named `nodes`, `utils`, `app` and `server`, and this repository
+    has a folder `nodes`: the host's folder therefore goes in front of the path. Of the
+    repository's own names only `tests` also exists in the host, so that one is settled first.
+    """
+    host = host_path()
+    _claim_tests()
+    sys.path[:] = [str(host)] + [p for p in sys.path if p != str(host)]
+    if "comfy.cli_args" in sys.modules:
+        return host
+
+    options = importlib.import_module("comfy.options")
+    options.enable_args_parsing()
+    before = sys.argv
+    sys.argv = ["main.py", "--base-directory", str(base_directory), *argv]
+    try:
+        importlib.import_module("comfy.cli_args")
+    finally:
+        sys.argv = before
+    # As the host's main.py does: importing its `nodes` puts a second `utils` in front of this one.
+    importlib.import_module("utils.extra_config")
+    return host
+
+
+def _claim_tests() -> None:
+    """Keep `tests` meaning this repository's folder although the host has one, too."""
+    if "tests" not in sys.modules and (ROOT / "tests").is_dir():
+        package = ModuleType("tests")
+        package.__path__ = [str(ROOT / "tests")]
+        sys.modules["tests"] = package
+
+
+def load_pack() -> ModuleType:
+    """This repository as one package, `comfyui_lamp`, the way ComfyUI loads it.
+
+    `comfyui_lamp.lamp` is the very module `lamp`, not a second copy of it: a Motion made by a
+    caller that wrote `from lamp.motion import Motion` is one for the nodes as well.
+    """
+    if PACK_MODULE in sys.modules:
+        return sys.modules[PACK_MODULE]
+    if not any(isinstance(finder, _SameLamp) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _SameLamp())
+    spec = importlib.util.spec_from_file_location(
+        PACK_MODULE, ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
+    if spec is None or spec.loader is None:
+        raise ImportError(f"cannot load the pack from {ROOT}")
+    package = importlib.util.module_from_spec(spec)
+    sys.modules[PACK_MODULE] = package
+    spec.loader.exec_module(package)
+    return package
+
+
+class _SameLamp(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Answers an import of `comfyui_lamp.lamp...` with the module `lamp...`."""
+
+    _prefix = PACK_MODULE + "."
+
+    def find_spec(
+        self, fullname: str, path: object = None, target: object = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        name = fullname.removeprefix(self._prefix)
+        if name == fullname or name.split(".")[0] != "lamp":
+            return None
+        return importlib.machinery.ModuleSpec(fullname, self)
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> ModuleType:
+        module = importlib.import_module(spec.name.removeprefix(self._prefix))
+        spec.loader_state = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        # The import system has just stamped the alias's spec on the module.
+        if module.__spec__ is not None and module.__spec__.loader is self:
+            module.__spec__ = module.__spec__.loader_state

@@ -1,0 +1,379 @@
+"""The command line itself: help, mistakes, what a config file may say, progress, `inspect`."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from lamp.cli import COMMANDS, main
+from lamp.cli.place import find_place
+from lamp.cli.stopping import StopRequest
+from lamp.cli.terminal import LogLines, PlainTerminal, RichTerminal, describe_step, open_terminal
+from lamp.cli.train_config import SCHEMA, RunSettings, read_settings
+from lamp.errors import LampError
+from lamp.method.architecture import map_unet
+from lamp.method.motion import Motion
+from lamp.motion_file.file import MotionConfig, save_motion
+from lamp.training.loop import StepReport
+from lamp.training.recipe import TrainConfig, preset
+from tests.helpers.small_training import small_host
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def failing(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one sentence on stderr."""
+    assert main(arguments) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.count("\n") == 1
+    assert printed.err.startswith("error: ")
+    return printed.err.removeprefix("error: ").strip()
+
+
+# --- commands --------------------------------------------------------------------------------
+
+
+def test_help_comes_without_torch() -> None:
+    code = "import sys; sys.argv[1:] = ['--help']; import lamp.__main__"
+    probe = f"import atexit, sys; atexit.register(lambda: print('torch' in sys.modules)); {code}"
+    result = subprocess.run(
+        [sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert result.stdout.endswith("False\n")
+    for command in COMMANDS:
+        assert re.search(rf"^    {command.NAME} +{re.escape(command.HELP)}$", result.stdout, re.M)
+
+
+def test_each_command_tells_what_it_does(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in COMMANDS:
+        with pytest.raises(SystemExit) as ended:
+            main([command.NAME, "--help"])
+        assert ended.value.code == 0
+        assert "--debug" in capsys.readouterr().out
+
+
+def test_a_mistyped_command_or_argument_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert failing(["trian"], capsys) == "There is no command 'trian': did you mean 'train'?"
+    assert "there are train, inspect" in failing(["xyz"], capsys)
+    assert failing(["train"], capsys).endswith("CONFIG.toml. See python -m lamp train --help.")
+
+
+def test_an_error_shows_its_place_only_when_asked_to(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "no motion file none.safetensors" in failing(["inspect", "none.safetensors"], capsys)
+    with pytest.raises(LampError):
+        main(["inspect", "none.safetensors", "--debug"])
+
+
+def test_what_nobody_thought_of_is_a_sentence_too(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def crash(path: Path) -> None:
+        raise ZeroDivisionError("by zero\nand more")
+
+    monkeypatch.setattr("lamp.motion_file.file.load_motion_file", crash)
+    sentence = failing(["inspect", "x"], capsys)
+    assert "ZeroDivisionError: by zero)" in sentence and "--debug" in sentence
+
+
+def test_inspect_tells_what_a_motion_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    motion = Motion(map_unet(small_host().unet)).initialise(0)
+    about = MotionConfig(motion.sites.family, frames=3, prompt="rain falls", steps=77)
+    path = save_motion(tmp_path / "rain.safetensors", motion.state_dict(), about)
+    assert main(["inspect", str(path)]) == 0
+    told = capsys.readouterr().out
+    assert "Prompt: rain falls" in told and "77 steps" in told
+
+
+# --- config files ----------------------------------------------------------------------------
+
+
+@pytest.fixture()
+def config(tmp_path: Path) -> Path:
+    (tmp_path / "clips").mkdir()
+    path = tmp_path / "run.toml"
+    path.write_text('[base]\npath = "toy"\n[data]\nfolder = "clips"\n', encoding="utf-8")
+    return path
+
+
+def read(config: Path, *changes: str) -> RunSettings:
+    return read_settings(config, list(changes))
+
+
+def test_what_is_not_said_has_the_papers_value(config: Path) -> None:
+    settings = read(config)
+    assert settings.config == TrainConfig(frames=16)
+    assert settings.clips_folder == config.parent / "clips"
+    assert settings.folder == config.parent / "output"
+    assert (settings.name, settings.resume, settings.cache) == ("motion", "none", None)
+    assert (settings.precision, settings.checkpointing, settings.device) == ("auto",) * 3
+
+
+def test_a_preset_is_taken_and_single_settings_over_it(config: Path) -> None:
+    text = '[recipe]\npreset = "fast"\nsteps = 300\nreference_width = 32\nbetas = [0.9, 0.99]\n'
+    config.write_text(config.read_text() + text)
+    expected = {**preset("fast", 300), "reference_width": 32, "betas": (0.9, 0.99)}
+    assert read(config).config == TrainConfig(frames=16, steps=300, **expected)
+
+
+def test_every_setting_of_the_recipe_can_be_given() -> None:
+    names = {field.name for field in fields(TrainConfig)} - {"frames"}
+    assert names <= set(SCHEMA["recipe"])
+
+
+def test_set_goes_over_the_file_and_needs_no_quotes(config: Path) -> None:
+    changes = ("data.frames=8", "data.prompt=a red star", "recipe.ema=0.99", "data.flip=true")
+    settings = read(config, *changes, "output.name=horses/run", "recipe.steps=3", "recipe.steps=4")
+    assert (settings.clips.frames, settings.config.frames, settings.config.steps) == (8, 8, 4)
+    assert (settings.prompt, settings.name) == ("a red star", "horses/run")
+    assert settings.config.ema == 0.99 and settings.clips.flip
+
+
+def test_paths_start_at_the_files_own_folder(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    settings = read(Path("../run.toml"), "output.cache=kept", f"output.folder={tmp_path / 'out'}")
+    assert settings.clips_folder.resolve() == tmp_path / "clips"
+    assert settings.cache is not None and settings.cache.resolve() == tmp_path / "kept"
+    assert settings.folder == tmp_path / "out"
+
+
+@pytest.mark.parametrize(
+    ("added", "sentence"),
+    [
+        ("frame = 8", r"run\.toml, line 5: \[data\] frame is unknown: did you mean 'frames'\?"),
+        ("steps = 8", r"line 5: \[data\] steps is unknown: it belongs to \[recipe\]"),
+        ("xyz = 8", r"line 5: \[data\] xyz is unknown: \[data\] has folder, prompt, frames"),
+        ("frames = '8'", r"line 5: \[data\] frames must be a whole number, not '8'\."),
+        ("frames = 8.0", r"frames must be a whole number, not 8\.0\."),
+        ("flip = 1", r"flip must be true or false, not 1\."),
+        ("fps = true", r"fps must be a number, not true\."),
+        ("fit = 'cover'", r"fit must be 'crop', 'pad' or 'stretch', not 'cover'\."),
+        ("width = 100", r"\[data\]: The width must be a positive multiple of 8, not 100"),
+        ("[recipes]\nsteps = 8", r"line 5: there is no table \[recipes\]: did you mean \[recipe\]"),
+        ("[recipe]\nframes = 8", r"line 6: \[recipe\] frames is unknown: it belongs to \[data\]"),
+        ("[recipe]\nbetas = [0.9]", r"betas must be \[a number, a number\], not \[0\.9\]\."),
+        ("[recipe]\npreset = 'slow'", r"preset must be 'paper' or 'fast', not 'slow'\."),
+        ("[recipe]\nwarmup = 10\nsteps = 5", r"\[recipe\]: warmup is 10: choose a value from 0"),
+        ("[recipe]\ngroupnorm = 'x'", r"groupnorm must be 'pooled' or 'frame'"),
+        ("[output]\nkeep = 0", r"line 6: \[output\] keep is 0: choose 1 or more"),
+        ("[output]\nname = '../x'", r"\[output\] name is '\.\./x': use a name such as"),
+        ("[output]\nname = 'con.x'", r"\[output\] name is 'con\.x': use a name such as"),
+        ("[output]\nresume = 'gone'", r"\[output\] resume is '.*gone', and there is no such file"),
+        ("fps = nan", r"fps must be a number, not nan\."),
+        ("fps = 1e999", r"fps must be a number, not inf\."),
+        (f"frames = 0x{'f' * 9000}", r"frames must be a whole number, not a number of so many"),
+        (
+            "[recipe]\nbetas = [0.9, 1.0]",
+            r"\[recipe\]: betas are \(0\.9, 1\.0\): choose two values",
+        ),
+        ("[recipe]\nseed = -1", r"\[recipe\]: seed is -1: choose a value from 0"),
+        ("[output]\ncache = '~nobody-is-here/x'", r"cache is '~nobody.*no path \(Could not"),
+        (f"[output]\nresume = '{'x' * 5000}'", r"resume is 'x{100}', which is no path \(.*long"),
+        ('[output]\nresume = "a\\u0000b"', r"resume is .*no (path|such file)"),
+        (f"frames = {'[' * 5000}", r"run\.toml is no valid TOML \(.*recursion"),
+        (f"frames = {'1' * 5000}", r"run\.toml is no valid TOML \(.*digits"),
+        (f"{'a.' * 9990}a = 1", r"run\.toml has 20,\d+ bytes, the settings of a run take 20,000"),
+        ("frames = 8\nframes = 9", r"run\.toml is no valid TOML \(.*line 6"),
+        ("prompt = horse", r"run\.toml is no valid TOML \(.*line 5"),
+    ],
+)
+def test_a_mistake_is_named_with_its_place(config: Path, added: str, sentence: str) -> None:
+    config.write_text(config.read_text() + added + "\n")
+    with pytest.raises(LampError, match=sentence):
+        read(config)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("path = 'toy'\n", r"line 1: 'path' stands in no table: it belongs below \[base\]"),
+        ("[base]\npath = 'toy'\n", r"run\.toml: \[data\] folder is missing: give the folder"),
+        (
+            "[data]\nfolder = 'clips'\n",
+            r"run\.toml: \[base\] path is missing: give a \.safetensors",
+        ),
+        (
+            "[data]\nfolder = 'clips'\n[base]\npath = 'x.safetensors'\n",
+            r"line 4: \[base\] path is '.*x\.safetensors', and there is no such file",
+        ),
+        ("[base]\npath = 'toy'\n[data]\nfolder = 'none'\n", r"line 4: \[data\] folder is '.*none'"),
+    ],
+)
+def test_what_is_missing_is_named(config: Path, text: str, sentence: str) -> None:
+    config.write_text(text)
+    with pytest.raises(LampError, match=sentence):
+        read(config)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("steps=5", r"--set steps=5 names no value: write TABLE\.KEY=VALUE, as recipe\.steps=5\."),
+        ("recipe.steps", r"--set recipe\.steps names no value"),
+        ("recipe.step=5", r"--set recipe\.step is unknown: did you mean 'steps'\?"),
+        ("recipe.steps=many", r"--set recipe\.steps must be a whole number, not 'many'\."),
+        ("receipt.steps=5", r"--set receipt\.steps=5: there is no table receipt: did you mean"),
+    ],
+)
+def test_a_mistake_in_set_is_named(config: Path, change: str, sentence: str) -> None:
+    with pytest.raises(LampError, match=sentence):
+        read(config, change)
+
+
+def test_a_byte_order_mark_does_no_harm_and_another_encoding_is_named(config: Path) -> None:
+    config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes())
+    assert read(config).base == "toy"
+    config.write_bytes("[data]\nprompt = 'æ'".encode("latin-1"))
+    with pytest.raises(LampError, match=r"run\.toml is no UTF-8 text"):
+        read(config)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "blamed"),
+    [
+        ("", ["recipe.steps=0"], "--set recipe.steps: "),
+        ("steps = 5", ["recipe.steps=0"], "--set recipe.steps: "),
+        ("steps = 5", ["recipe.seed=1", "recipe.warmup=10"], "--set recipe.warmup: "),
+        ("warmup = 10", ["recipe.steps=5"], "--set recipe.steps: "),
+        ("", ["recipe.betas=[0.9, 1.0]"], "--set recipe.betas: "),
+        ("", ["data.stride=0"], "--set data.stride: "),
+        ("", ["data.frames=2000"], "--set data.frames: "),
+        ("", ["recipe.warmup=10", "recipe.steps=5"], "--set recipe."),
+        ("seed = -1", ["recipe.steps=0"], "--set recipe.steps: "),
+        ("seed = -1", ["recipe.steps=10"], "run.toml"),
+        ("steps = 5\nwarmup = 10", ["recipe.seed=3"], "run.toml"),
+    ],
+)
+def test_a_mistake_is_blamed_on_the_set_that_makes_it(
+    config: Path, file: str, changes: list[str], blamed: str
+) -> None:
+    config.write_text(f"{config.read_text()}\n[recipe]\n{file}\n")
+    with pytest.raises(LampError) as refused:
+        read(config, *changes)
+    assert str(refused.value).startswith(blamed)
+
+
+# --- where a run writes ----------------------------------------------------------------------
+
+
+def test_runs_are_numbered_after_what_is_there(tmp_path: Path) -> None:
+    assert find_place(tmp_path, "run", "none").folder == tmp_path / "run_00001"
+    (tmp_path / "run_00003").mkdir()
+    (tmp_path / "run_00007-step000002-stopped.safetensors").touch()
+    (tmp_path / "run_away_00011").mkdir()
+    (tmp_path / "run_1st").mkdir()
+    assert find_place(tmp_path, "run", "none").folder == tmp_path / "run_00008"
+    assert find_place(tmp_path, "run", "latest").folder == tmp_path / "run_00008"
+    assert find_place(tmp_path, "[a]/run", "latest").folder == tmp_path / "[a]" / "run_00001"
+
+
+# --- stopping --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_a_wish_and_the_second_one_an_order(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    stop = StopRequest()
+    with pytest.raises(KeyboardInterrupt), stop.listening():
+        signal.raise_signal(number)
+        assert stop.asked
+        signal.raise_signal(number)
+    assert signal.getsignal(number) == before
+
+
+def test_a_launched_process_is_patient() -> None:
+    stop = StopRequest(launched=True)
+    with stop.listening():
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+    assert stop.asked
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGHUP")
+def test_nohup_is_respected() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest().listening():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+# --- progress --------------------------------------------------------------------------------
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_plain_lines_are_few_but_tell_the_begin_and_the_end() -> None:
+    stream = io.StringIO()
+    with open_terminal(stream) as terminal:
+        assert isinstance(terminal, PlainTerminal)
+        for done in range(1001):
+            terminal.progress("training", done, 1000, "loss 0.5")
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "training 1 of 1000, loss 0.5"
+    assert lines[-1] == "training 1000 of 1000, loss 0.5"
+    assert 40 <= len(lines) <= 43
+    assert "\x1b" not in stream.getvalue()
+
+
+def test_a_short_job_tells_every_step() -> None:
+    stream = io.StringIO()
+    for done in range(4):
+        PlainTerminal(stream).progress("reading", done, 3)
+    assert stream.getvalue() == "reading 1 of 3\nreading 2 of 3\nreading 3 of 3\n"
+
+
+def test_warnings_of_the_method_are_shown() -> None:
+    import logging
+
+    stream = io.StringIO()
+    logger = logging.getLogger("lamp.tests")
+    handler = LogLines(PlainTerminal(stream))
+    logger.addHandler(handler)
+    logger.warning("the clip %s is short", "a.mp4")
+    logger.info("nothing")
+    logger.removeHandler(handler)
+    assert stream.getvalue() == "warning: the clip a.mp4 is short\n"
+
+
+def test_a_screen_gets_a_bar_with_loss_speed_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("rich")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "120")
+    screen = Screen()
+    report = StepReport(3, 4, 0.125, 1e-3, 2.0)
+    with open_terminal(screen) as terminal:
+        assert isinstance(terminal, RichTerminal)
+        terminal.say("[clips] are no markup")
+        terminal.progress("training", 3, 4, describe_step(report))
+    shown = screen.getvalue()
+    assert "[clips] are no markup" in shown
+    assert "3/4" in shown and "loss 0.1250, 0.50 steps/s, 0:00:02 left" in shown
+
+
+def test_a_screen_without_rich_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("rich", "rich.console", "rich.progress"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert isinstance(open_terminal(Screen()), PlainTerminal)
+
+
+def test_slow_steps_are_told_in_seconds() -> None:
+    assert (
+        describe_step(StepReport(1, 3, 0.5, 1e-3, 40.0))
+        == "loss 0.5000, 40.0 s a step, 0:01:20 left"
+    )

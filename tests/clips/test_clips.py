@@ -1,0 +1,370 @@
+"""Sets of training clips: windows, settings, captions, reports."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lamp.clips.load import (
+    ClipSet,
+    ClipSettings,
+    Window,
+    clips_from_images,
+    clips_from_sources,
+    load_clips,
+)
+from lamp.clips.sources import BatchSource
+from lamp.errors import ClipError, LampError
+from lamp.training.outcome import describe_training
+from lamp.training.recipe import TrainConfig
+from tests.helpers.clip_files import numbered_frame, numbers_of, write_numbered, write_video
+
+SIZE = {"width": 64, "height": 48}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Three clips of 8, 12 and 20 frames, ten a second."""
+    path = tmp_path / "grow_bright"
+    path.mkdir()
+    for count in (8, 12, 20):
+        write_numbered(path / f"clip{count}.mp4", count)
+    return path
+
+
+def whole(clips: ClipSet, clip: int = 0) -> torch.Tensor:
+    """All frames of a clip."""
+    return torch.cat(list(clips.chunks(clip)))
+
+
+def shown(clips: ClipSet, window: Window) -> list[int]:
+    return numbers_of(clips.window_frames(window))
+
+
+def grey_clip(count: int, width: int = 64, height: int = 48, channels: int = 3) -> torch.Tensor:
+    """An IMAGE batch whose frames tell their number."""
+    values = torch.tensor([(8 * number + 4) / 255 for number in range(count)])
+    return values[:, None, None, None].expand(count, height, width, channels)
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_every_start_is_a_window_the_last_too(folder):
+    clips = load_clips(folder, "it grows", 8, **SIZE)
+    assert [clips.starts(clip) for clip in range(3)] == [1, 5, 13]
+    windows = clips.windows()
+    assert windows == [Window(clip, s) for clip, n in enumerate((1, 5, 13)) for s in range(n)]
+    for window in windows:
+        assert shown(clips, window) == list(range(window.start, window.start + 8))
+    assert clips.captions == ["it grows"] * 3
+
+
+def test_all_windows_are_drawn_and_clips_equally_often(folder):
+    clips = load_clips(folder, "", 8, **SIZE)
+    source = generator()
+    drawn = [clips.sample_window(source) for _ in range(1500)]
+    assert set(drawn) == set(clips.windows())
+    shares = torch.bincount(torch.tensor([window.clip for window in drawn])) / 1500
+    torch.testing.assert_close(shares, torch.full((3,), 1 / 3), rtol=0, atol=0.05)
+    assert {clips.sample_window(source, clip=1).clip for _ in range(20)} == {1}
+
+
+def test_draws_repeat_with_the_seed(folder):
+    clips = load_clips(folder, "", 8, **SIZE)
+    first, second = generator(5), generator(5)
+    assert [clips.sample_window(first) for _ in range(20)] == [
+        clips.sample_window(second) for _ in range(20)
+    ]
+
+
+def test_stride_keeps_every_start(folder):
+    clips = load_clips([folder / "clip20.mp4"], "", 4, stride=3, **SIZE)
+    assert [shown(clips, window) for window in clips.windows()] == [
+        [start, start + 3, start + 6, start + 9] for start in range(11)
+    ]
+
+
+def test_frame_rate(folder):
+    clips = load_clips([folder / "clip20.mp4"], "", 4, fps=5, **SIZE)
+    assert numbers_of(whole(clips)) == list(range(0, 20, 2))
+    doubled = load_clips([folder / "clip20.mp4"], "", 4, fps=20, **SIZE)
+    assert doubled.length(0) == 40
+
+
+def test_a_window_moves_as_its_clip_does(folder):
+    clips = [folder / "clip20.mp4"]  # of 10 frames a second
+    assert load_clips(clips, "", 4, **SIZE).window_rate == 10
+    assert load_clips(clips, "", 4, stride=2, **SIZE).window_rate == 5
+    assert load_clips(clips, "", 4, fps=20, stride=2, **SIZE).window_rate == 10
+    pictures = clips_from_images([grey_clip(8)], "", 4, stride=2, **SIZE)
+    assert pictures.window_rate is None  # nothing tells a rate
+    assert pictures.sample_rate == 4  # the half of 8
+
+
+@pytest.mark.parametrize(
+    ("rates", "fps", "told", "warned"),
+    [
+        ([10, 30, 24, 30], None, None, ["10", "30"]),
+        ([30, 10], None, None, ["10", "30"]),
+        ([30, 29.97, 30], None, 30, []),
+        ([10, 30], 8.0, 8, []),
+        ([25, None], None, 25, []),
+        ([25, None], 8.0, 8, ["clip 2", "8"]),
+        ([None, None], 8.0, None, []),
+    ],
+)
+def test_a_rate_is_told_where_the_clips_have_one(
+    rates: list[float | None], fps: float | None, told: float | None, warned: list[str]
+) -> None:
+    sources = [
+        BatchSource(f"clip {n}", [grey_clip(40)], rate) for n, rate in enumerate(rates, start=1)
+    ]
+    clips = clips_from_sources(sources, "runs", ClipSettings(frames=4, fps=fps, **SIZE))
+    assert clips.window_rate == told
+    assert describe_training(TrainConfig(frames=4), clips, "sd1")["fps"] == (told or 0)
+    warnings = [text for text in clips.warnings if "rate" in text]
+    assert len(warnings) == bool(warned)
+    assert all(word in warnings[0] for word in warned)
+    first = rates[0] and (fps or rates[0])
+    assert clips.sample_rate == (first or 8)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "kept"), [(64, 64, 0.625), (48, 64, 0.47), (80, 64, 0.78), (96, 64, 0.94)]
+)
+def test_a_crop_that_takes_a_third_of_the_picture_is_told(
+    width: int, height: int, kept: float
+) -> None:
+    images = [torch.rand(4, height, width, 3)]
+    clips = clips_from_images(images, "runs", 4, 64, 40)
+    warned = [text for text in clips.warnings if f"{width} x {height}" in text]
+    assert len(warned) == (kept < 0.7)
+
+
+def test_a_clip_of_exactly_n_frames_has_one_window(folder):
+    clips = load_clips([folder / "clip8.mp4"], "", 8, **SIZE)
+    assert clips.windows() == [Window(0, 0)]
+    assert clips.sample_window(generator()) == Window(0, 0)
+
+
+def test_short_clips_by_rule(folder):
+    with pytest.raises(ClipError, match="'clip8.mp4' has 8 frames, a window needs 10 .10 frames"):
+        load_clips(folder, "", 10, **SIZE)
+    skipped = load_clips(folder, "", 10, short="skip", **SIZE)
+    assert [info.name for info in skipped.infos] == ["clip12.mp4", "clip20.mp4"]
+    assert skipped.warnings == ["'clip8.mp4' has 8 frames, a window needs 10: it is left out."]
+    looped = load_clips(folder, "", 10, short="loop", **SIZE)
+    assert numbers_of(whole(looped)) == [*range(8), 0, 1]
+    assert "starts over" in looped.warnings[0]
+    with pytest.raises(ClipError, match="of 3 none has the 30 frames"):
+        load_clips(folder, "", 30, short="skip", **SIZE)
+
+
+def test_short_counts_after_the_frame_rate(folder):
+    with pytest.raises(ClipError, match="'clip8.mp4' has 4 frames at 5 fps, a window needs 8"):
+        load_clips(folder, "", 8, fps=5, **SIZE)
+
+
+def test_flip_mirrors_whole_windows_half_the_time():
+    ramp = torch.linspace(0, 1, 64).expand(4, 48, 64)[..., None].expand(4, 48, 64, 3)
+    clips = clips_from_images([ramp], "it moves", 4, flip=True, **SIZE)
+    source = generator()
+    drawn = [clips.sample_window(source) for _ in range(400)]
+    assert np.mean([window.flipped for window in drawn]) == pytest.approx(0.5, abs=0.08)
+    plain, mirrored = (clips.window_frames(Window(0, 0, flipped)) for flipped in (False, True))
+    assert (plain[..., 0, :] == 0).all() and (mirrored[..., -1, :] == 0).all()
+    assert torch.equal(mirrored, plain.flip(2))
+
+
+def test_no_flip_by_default():
+    clips = clips_from_images([grey_clip(4)], "", 4, **SIZE)
+    source = generator()
+    assert not any(clips.sample_window(source).flipped for _ in range(50))
+
+
+def test_flip_warns_where_a_caption_names_a_side():
+    two = [grey_clip(4), grey_clip(4)]
+    clips = clips_from_images(two, ["a car turns left", "a dog"], 4, flip=True, **SIZE)
+    assert len(clips.warnings) == 1
+    assert "'clip 1'" in clips.warnings[0] and "turns left" in clips.warnings[0]
+    assert not clips_from_images(two, "turns left", 4, flip=False, **SIZE).warnings
+
+
+def test_captions_of_a_folder(folder):
+    (folder / "clip12.txt").write_text("a lamp, {motion}", encoding="utf-8")
+    (folder / "clip20.txt").write_text("")
+    clips = load_clips(folder, "", 8, **SIZE)
+    assert clips.captions == ["grow bright", "a lamp, grow bright", "grow bright"]
+    assert [info.caption_source for info in clips.infos] == ["folder", "file", "folder"]
+    assert clips.warnings == [
+        "'clip20.mp4': The caption file 'clip20.txt' is empty: 'grow bright' is used."
+    ]
+
+
+def test_a_list_of_captions_is_one_for_each_clip(folder):
+    (folder / "clip20.txt").write_text("from the file")
+    clips = load_clips(folder, ["a {motion}", "", ""], 8, **SIZE)
+    assert clips.captions == ["a grow bright", "grow bright", "from the file"]
+    assert [info.caption_source for info in clips.infos] == ["given", "folder", "file"]
+    assert clips.warnings == [
+        "'clip12.mp4': The given caption is empty: 'grow bright' is used.",
+        "'clip20.mp4': The given caption is empty: 'from the file' is used.",
+    ]
+    with pytest.raises(ClipError, match="2 captions came for 3 clips. Give one for each"):
+        load_clips(folder, ["a", "b"], 8, **SIZE)
+
+
+def test_one_trouble_of_many_clips_is_told_once():
+    clips = clips_from_images([grey_clip(4)] * 5, " ", 4, **SIZE)
+    assert clips.warnings == ["'clip 1' and 4 more: The given caption is empty."]
+
+
+def test_single_images_are_the_frames_of_one_clip():
+    """As core's image dataset loader gives them, each with its caption."""
+    batch = grey_clip(9)
+    singles = [*batch[:4, None], *batch[4:, None, :24]]  # of two sizes
+    texts = ["", "it grows", *[""] * 7]
+    clips = clips_from_images(singles, texts, 4, **SIZE)
+    assert numbers_of(whole(clips)) == list(range(9))
+    assert clips.captions == ["it grows"] and clips.starts(0) == 6
+    assert clips.warnings == [
+        "9 single images came: they are taken as the frames of one clip, in the order in which "
+        "they came. Look at the contact sheet whether it is right."
+    ]
+    assert clips.key(0) == clips_from_images([*singles], "other", 4, **SIZE).key(0)
+
+
+def test_long_clips_are_read_to_the_cap(folder):
+    clips = load_clips([folder / "clip20.mp4"], "", 4, max_frames=9, **SIZE)
+    assert numbers_of(whole(clips)) == list(range(9))
+    assert "'clip20.mp4' is long (20 frames): only the first 9 are used" in clips.warnings[0]
+    exact = load_clips([folder / "clip20.mp4"], "", 4, max_frames=20, **SIZE)
+    assert exact.length(0) == 20 and not exact.warnings
+
+
+def test_clips_are_fitted_without_squeezing(tmp_path):
+    frame = np.zeros((48, 96, 3), np.uint8)
+    frame[:, :24] = frame[:, 72:] = 255
+    write_video(tmp_path / "wide.mp4", [frame] * 4, pixels="yuv444p")
+    square = {"width": 32, "height": 32}
+    assert whole(load_clips(tmp_path, "", 4, **square)).float().mean() < 12
+    bars = whole(load_clips(tmp_path, "", 4, fit="pad", **square)).float()
+    assert bars[:, :8].max() == 0 and bars[:, 24:].max() == 0
+
+
+def test_progress_can_stop_the_reading(folder):
+    told = []
+    load_clips(folder, "", 8, progress=lambda done, total: told.append((done, total)), **SIZE)
+    assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        load_clips(folder, "", 8, progress=stop, **SIZE)
+
+
+def test_an_unreadable_clip_stops_and_is_named(folder):
+    (folder / "clip9.mp4").write_bytes(b"")
+    with pytest.raises(ClipError, match="'clip9.mp4' cannot be read: the file is empty"):
+        load_clips(folder, "", 8, **SIZE)
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_image_batches(channels):
+    clips = clips_from_images([grey_clip(6, channels=channels)], " it  grows ", 4, **SIZE)
+    factor = whole(clips).float() / 255
+    expected = grey_clip(6) * grey_clip(6) if channels == 4 else grey_clip(6)  # alpha on black
+    torch.testing.assert_close(factor, expected.contiguous(), rtol=0, atol=0.6 / 255)
+    assert clips.captions == ["it grows"] and clips.infos[0].caption_source == "given"
+    assert clips.infos[0].path is None and clips.infos[0].fps is None
+
+
+def test_image_batches_with_a_known_rate():
+    clips = clips_from_images([grey_clip(20)], "", 4, rates=[20.0], fps=10, **SIZE)
+    assert numbers_of(whole(clips)) == list(range(0, 20, 2))
+
+
+def test_bad_image_batches_are_named():
+    broken = grey_clip(4).clone()
+    broken[2, 3, 4, 1] = float("nan")
+    with pytest.raises(ClipError, match="images of clip 2 contain NaN"):
+        clips_from_images([grey_clip(4), broken], "", 4, **SIZE)
+    with pytest.raises(ClipError, match=r"clip 1 must have the shape f h w c .* \(4, 48, 64\)"):
+        clips_from_images([torch.zeros(4, 48, 64)], "", 4, **SIZE)
+    with pytest.raises(ClipError, match="2 captions came for 3 clips"):
+        clips_from_images([grey_clip(4)] * 3, ["a", "b"], 4, **SIZE)
+    with pytest.raises(ClipError, match="1 frame rates came for 2 clips"):
+        clips_from_images([grey_clip(4)] * 2, "a", 4, rates=[8.0], **SIZE)
+    with pytest.raises(ClipError, match="'clip 1' has 4 frames, a window needs 16"):
+        clips_from_images([grey_clip(4)], "", **SIZE)
+    with pytest.raises(ClipError, match="of 0 none"):
+        clips_from_images([], "")
+
+
+@pytest.mark.parametrize(
+    ("setting", "sentence"),
+    [
+        ({"frames": 1}, "at least 2 frames, not 1"),
+        ({"width": 500}, "width must be a positive multiple of 8, not 500"),
+        ({"stride": 0}, "stride must be 1 or more, not 0"),
+        ({"fps": 0.0}, "frame rate must lie between 0 and 1000, not 0"),
+        ({"short": "drop"}, "Unknown choice 'drop' for short"),
+        ({"fit": "fill"}, "Unknown choice 'fill' for fit"),
+    ],
+)
+def test_bad_settings_are_named(folder, setting, sentence):
+    with pytest.raises(LampError, match=sentence):
+        load_clips(folder, "", **{"frames": 8, **SIZE, **setting})
+
+
+def test_report(folder):
+    (folder / "clip12.txt").write_text("a lamp")
+    clips = load_clips(folder, "", 4, fps=5, **SIZE)
+    head, first, second, third, legend, *rest = clips.report().splitlines()
+    assert head == "3 clips, 11 windows of 4 frames, stride 1, 64 x 48, 5 fps"
+    assert first.startswith("1. clip8.mp4: 64 x 48, 10 fps, 4 frames of 8, 1 window, ")
+    assert "'a lamp' (file)" in second and "'grow bright' (folder)" in third
+    # two steps of 8 grey levels from frame to frame
+    assert float(first.split("change ")[1].split(" %")[0]) == pytest.approx(1600 / 255, abs=0.3)
+    assert "from one learned frame to the next" in legend
+    assert not rest
+
+
+def test_report_tells_of_clips_that_stand_still():
+    still = torch.full((4, 48, 64, 3), 0.5)
+    report = clips_from_images([still, grey_clip(4)], "", 4, **SIZE).report()
+    assert "Warning: 'clip 1' does not move at all." in report
+    assert "'clip 2' does not" not in report
+
+
+def test_contact_sheet():
+    clips = clips_from_images([grey_clip(12), grey_clip(3)], "", 3, **SIZE)
+    sheet = clips.contact_sheet()
+    assert sheet.shape[0] == 1 and sheet.shape[3] == 3 and sheet.dtype == torch.float32
+    assert 0 <= sheet.min() and sheet.max() <= 1
+    left = [sheet[0, 50, 10 + 132 * column, 0].item() * 255 for column in range(6)]
+    assert left == pytest.approx([8 * n + 4 for n in (0, 2, 4, 7, 9, 11)], abs=0.5)
+    assert sheet[0, 150, 132 * 3 + 20].max() == 0  # the second clip has only three frames
+
+
+def test_contact_sheet_of_many_clips_stays_small():
+    sheet = clips_from_images([grey_clip(2)] * 50, "", 2, **SIZE).contact_sheet()
+    assert sheet.shape[1] < 3500
+
+
+def test_real_clips(shared_dir):
+    clips = load_clips(shared_dir / "data" / "clips" / "horse_run")
+    assert clips.captions == ["horse run"] * 3
+    assert [whole(clips, clip).shape for clip in range(3)] == [(16, 320, 512, 3)] * 3
+    assert len(clips.windows()) == 3
+    assert not clips.warnings
+
+
+def test_numbered_frames_tell_their_number():
+    """The yardstick of these tests."""
+    frames = torch.stack([torch.from_numpy(numbered_frame(number)) for number in (3, 0, 29)])
+    assert numbers_of(frames) == [3, 0, 29]

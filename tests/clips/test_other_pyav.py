@@ -1,0 +1,42 @@
+"""Clips are read alike with the oldest PyAV that a supported host takes: the tests of reading
+again, in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from scripts.server.host import ROOT
+from scripts.setup_host import OLDEST_PYAV, PYAV_FOLDER
+
+READING = (
+    "test_clip_colours.py",
+    "test_clip_kinds.py",
+    "test_clip_listing.py",
+    "test_clip_oddities.py",
+    "test_clip_scripts.py",
+    "test_video.py",
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", READING)
+def test_clips_are_read_alike_with_the_oldest_pyav(name: str) -> None:
+    if not (PYAV_FOLDER / "av").is_dir():
+        pytest.skip(f"needs {OLDEST_PYAV}, which `make setup` installs where it can")
+    others = {**os.environ, "PYTHONPATH": str(PYAV_FOLDER)}
+    found = subprocess.run(
+        [sys.executable, "-c", "import av; print(av.__version__)"],
+        env=others, cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert found.stdout.strip() == OLDEST_PYAV.partition("==")[2]
+    run = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"tests/{name}"],
+        env=others, cwd=ROOT, capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]
+    assert int(re.search(r"(\d+) passed", run.stdout)[1]) > 20

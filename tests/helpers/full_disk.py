@@ -1,0 +1,64 @@
+"""A training on a disk that takes files up to some size; a program, because the limit is for good.
+
+    python -m tests.helpers.full_disk FOLDER BYTES
+
+Trains in FOLDER as far as it goes, with states, samples, log, plot and motion, and prints one line
+of JSON: how it ended.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+from lamp.errors import LampError
+from lamp.method.architecture import map_unet
+from lamp.method.motion import Motion
+from lamp.training.loop import Training
+from lamp.training.outcome import Outcome, train_to_file
+from lamp.training.recipe import TrainConfig
+from lamp.training.samples import save_animation, save_loss_plot
+from lamp.training.session import RunFolder, Upkeep, newest_state
+from lamp.training.state import restore
+from tests.helpers.small_training import FRAMES, small_clips, small_host
+
+WHO = {"base": "abc", "clips": "def"}
+STEPS = 3
+
+
+def main(folder: Path, limit: int) -> dict[str, object]:
+    """Train with files of at most `limit` bytes."""
+    torch.set_num_threads(1)
+    host = small_host()
+    config = TrainConfig(steps=STEPS, frames=FRAMES, learning_rate=1e-2)
+    training = Training(host, Motion(map_unet(host.unet)).initialise(0), small_clips(), config)
+    found = newest_state([folder / "run"])
+    if found is not None:
+        restore(training, found[1], WHO)
+    run = RunFolder(folder / "run", WHO)
+    outcome = Outcome(folder / "motion", {"family": "text16"})
+
+    def sample(training: Training) -> None:
+        save_animation(run.path / "sample.webp", torch.rand(FRAMES, 32, 32, 3), 8.0)
+        save_loss_plot(run.path / "loss.png", training.losses, training.validation)
+
+    said: list[str] = []
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    every = 1 if limit % 2 else 0  # with and without states on the way
+    try:
+        path = train_to_file(
+            training, run, Upkeep(every, 2, every), outcome, lambda _: None, sample, said.append
+        )
+    except LampError as error:
+        return {"refused": str(error), "said": said, "step": training.step}
+    return {"path": path.name, "said": said, "step": training.step}
+
+
+if __name__ == "__main__":
+    logging.disable(logging.ERROR)
+    sys.stdout.write(json.dumps(main(Path(sys.argv[1]), int(sys.argv[2]))))

@@ -1,0 +1,325 @@
+"""Image models from a folder, a file and the pack: the same numbers as those they were made of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file, save_file
+
+from lamp.errors import IncompatibleModelError, LampError
+from lamp.hosts.diffusers.models import (
+    ImageModel,
+    decode,
+    find_tokenizer,
+    load_image_model,
+    on_device,
+)
+from lamp.toy.base import load_toy_base
+from lamp.training.latents import SCALE
+from tests.helpers.sd1_files import UNET, Source, ldm_state, random_source, write_file, write_folder
+
+
+@pytest.fixture(scope="module")
+def source() -> Source:
+    return random_source()
+
+
+@pytest.fixture(scope="module")
+def tokenizer(comfy: ModuleType) -> Path:
+    return Path(comfy.__path__[0]) / "sd1_tokenizer"
+
+
+@pytest.fixture(scope="module")
+def file(source: Source, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_file(source, tmp_path_factory.mktemp("file") / "small.safetensors")
+
+
+@pytest.fixture(scope="module")
+def folder(source: Source, tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_folder(source, tmp_path_factory.mktemp("folder") / "small", tokenizer)
+
+
+@pytest.fixture(scope="module", params=["file", "folder"])
+def model(request: pytest.FixtureRequest, file: Path, folder: Path, tokenizer: Path) -> ImageModel:
+    if request.param == "file":
+        return load_image_model(file, tokenizer)
+    return load_image_model(folder)
+
+
+def random(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+def worst(seen: torch.Tensor, expected: torch.Tensor) -> float:
+    return ((seen - expected).abs().max() / expected.abs().max()).item()
+
+
+def test_the_unet_gives_the_numbers_of_its_source(model: ImageModel, source: Source) -> None:
+    x, text, time = random(2, 4, 16, 16), random(2, 77, 48), torch.tensor([3, 700])
+    with torch.no_grad():
+        expected = source.unet(x, time, text).sample
+        assert worst(model.unet(x, time, text).sample, expected) < 1e-6
+
+
+def test_the_vae_gives_the_numbers_of_its_source(model: ImageModel, source: Source) -> None:
+    frames = random(2, 32, 48, 3).sigmoid()
+    seen = model.encode_posterior(frames)
+    pictures = decode(model.vae, seen[0] * SCALE)
+    # One by one on both sides: a batch of another size is summed in another order.
+    for number, frame in enumerate(frames):
+        with torch.no_grad():
+            pixels = frame.movedim(-1, 0)[None].contiguous() * 2 - 1
+            posterior = source.vae.encode(pixels).latent_dist
+            decoded = source.vae.decode(posterior.mean * SCALE / SCALE).sample[0]
+        picture = (decoded.movedim(0, -1) / 2 + 0.5).clamp(0, 1)
+        assert worst(seen[0][number], posterior.mean[0]) < 1e-6
+        assert worst(seen[1][number], posterior.std[0]) < 1e-6
+        assert worst(pictures[number], picture) < 1e-6
+
+
+def test_prompts_are_embedded_as_by_the_source_from_the_ids_that_clip_gives(
+    model: ImageModel, source: Source
+) -> None:
+    # "a horse runs", by CLIP's published vocabulary; SD 1.x pads with the last token.
+    ids = torch.tensor([[49406, 320, 4558, 5586, *[49407] * 73]])
+    with torch.no_grad():
+        expected = source.text_encoder(ids).last_hidden_state
+    seen = model.encode_prompts(["A horse runs"])["A horse runs"]
+    assert seen.shape == (1, 77, 48)
+    assert worst(seen, expected) < 1e-6
+
+
+def test_long_prompts_take_several_chunks_as_in_comfyui(
+    model: ImageModel, comfy: ModuleType
+) -> None:
+    from comfy.sd1_clip import SDTokenizer
+
+    text = " ".join(f"number {i}," for i in range(40))
+    chunks = SDTokenizer().tokenize_with_weights(text)
+    expected = [[token for token, _ in chunk] for chunk in chunks]
+    assert model.tokens(text).tolist() == expected
+    assert len(expected) > 1
+    assert model.encode_prompts([text])[text].shape == (1, 77 * len(expected), 48)
+    assert model.tokens("").tolist() == [[49406, *[49407] * 76]]
+
+
+def test_all_is_frozen_and_has_no_dropout(model: ImageModel) -> None:
+    for part in (model.unet, model.vae, model.text_encoder):
+        assert not part.training
+        assert not any(parameter.requires_grad for parameter in part.parameters())
+
+
+def test_a_file_in_half_precision_is_widened(file: Path, tokenizer: Path, tmp_path: Path) -> None:
+    state = {name: tensor.half() for name, tensor in load_file(file).items()}
+    path = tmp_path / "half.safetensors"
+    save_file(state, path)
+    model = load_image_model(path, tokenizer)
+    assert {p.dtype for p in model.unet.parameters()} == {torch.float32}
+    # Nothing in this header tells of heads: SD 1.x has 8.
+    assert model.unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1.heads == 8
+
+
+def test_the_layout_of_sd_1_5_is_known_to_the_last_tensor(comfy: ModuleType) -> None:
+    """All 686 names of the UNet, by ComfyUI's own table, without their gigabytes."""
+    from comfy.utils import unet_to_diffusers
+
+    from lamp.hosts.diffusers.ldm_file import _canonical, _unet_config
+
+    names = unet_to_diffusers(
+        {
+            "num_res_blocks": [2, 2, 2, 2],
+            "channel_mult": [1, 2, 4, 4],
+            "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+            "transformer_depth_output": [1] * 9 + [0] * 3,
+            "transformer_depth_middle": 1,
+        }
+    )
+    with torch.device("meta"):
+        from diffusers import UNet2DConditionModel
+
+        unet = UNet2DConditionModel(cross_attention_dim=768, attention_head_dim=8)
+    state = unet.state_dict()
+    renamed = _canonical({names[name]: tensor for name, tensor in state.items()})
+    assert len(state) == 686
+    assert {n: t.shape for n, t in renamed.items()} == {n: t.shape for n, t in state.items()}
+    seen = _unet_config(renamed, 8)
+    assert {name: _plain(unet.config[name]) for name in seen} == seen
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def test_the_toy_base_needs_nothing() -> None:
+    model, toy = load_image_model("toy"), load_toy_base()
+    frames = random(2, 32, 32, 3).sigmoid()
+    text = "a red star moves right"
+    assert torch.equal(model.encode_prompts([text])[text], toy.encode_text([text]))
+    mean, _ = model.encode_posterior(frames)
+    assert worst(mean * SCALE, toy.encode(frames)) < 1e-6
+    assert worst(decode(model.vae, mean * SCALE), toy.decode(mean * SCALE)) < 1e-6
+    with pytest.raises(LampError, match="'a horse' the toy model does not know the word 'horse'"):
+        model.encode_prompts(["a horse"])
+
+
+def test_what_was_encoded_is_kept_by_model_and_text(
+    model: ImageModel, source: Source, tmp_path: Path
+) -> None:
+    cache = model.cache(tmp_path)
+    other = ImageModel("other", source.unet, model.vae, model.text_encoder, model.tokens)
+    assert other.cache(tmp_path).vae == cache.vae
+    assert other.cache(tmp_path).prompt("a") == cache.prompt("a") != cache.prompt("b")
+    weight = model.vae.quant_conv.weight
+    kept = weight.clone()
+    weight.add_(1e-3)
+    try:
+        assert model.cache(tmp_path).vae != cache.vae
+    finally:
+        weight.copy_(kept)
+
+
+def test_models_come_back_from_the_device() -> None:
+    one, device = torch.nn.Linear(2, 2), torch.device("meta")
+    with pytest.raises(RuntimeError, match="stop"), on_device(torch.device("cpu"), one):
+        raise RuntimeError("stop")
+    assert one.weight.device.type == "cpu" and device.type == "meta"
+
+
+Change = Callable[[dict[str, torch.Tensor]], Any]
+
+
+def renamed(prefix: str, new: str) -> Change:
+    def change(state: dict[str, torch.Tensor]) -> None:
+        for name in [name for name in state if name.startswith(prefix)]:
+            state[new + name.removeprefix(prefix)] = state.pop(name)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (renamed("cond_stage_model.transformer.", "conditioner.embedders.0."), "is a .* of SD-XL"),
+        (renamed("cond_stage_model.transformer.", "cond_stage_model.model."), "is a .* of SD 2.x"),
+        (renamed("first_stage_model.", "vae."), "holds no VAE"),
+        (renamed("model.diffusion_model.", "unet."), "holds no UNet"),
+        (
+            lambda state: state.pop("model.diffusion_model.out.2.weight"),
+            "lacks the tensor 'conv_out.weight'",
+        ),
+        (
+            lambda state: state.pop("first_stage_model.encoder.conv_in.bias"),
+            "is no whole SD 1.x checkpoint",
+        ),
+        (
+            lambda state: state.update(
+                {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(32, 9, 3, 3)}
+            ),
+            "takes 9 channels",
+        ),
+    ],
+)
+def test_another_kind_of_file_is_named(
+    comfy: ModuleType, source: Source, tokenizer: Path, tmp_path: Path, change: Change, words: str
+) -> None:
+    state = ldm_state(source)
+    change(state)
+    save_file(state, tmp_path / "odd.safetensors")
+    with pytest.raises(LampError, match=words) as caught:
+        load_image_model(tmp_path / "odd.safetensors", tokenizer)
+    assert "\n\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("heads", ["[8]", '{"unet": 0}', '{"unet": Infinity}', "{", "[" * 10**5])
+def test_a_header_that_tells_no_heads_is_named(
+    comfy: ModuleType, source: Source, tokenizer: Path, tmp_path: Path, heads: str
+) -> None:
+    save_file(ldm_state(source), tmp_path / "odd.safetensors", metadata={"lamp.heads": heads})
+    with pytest.raises(
+        LampError, match=r"'lamp\.heads' in the header of odd\.safetensors is damaged"
+    ):
+        load_image_model(tmp_path / "odd.safetensors", tokenizer)
+
+
+def test_a_damaged_file_and_a_pickle_are_refused(tokenizer: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.safetensors").write_bytes(b"no tensors")
+    with pytest.raises(LampError, match=r"broken\.safetensors is no readable"):
+        load_image_model(tmp_path / "broken.safetensors", tokenizer)
+    (tmp_path / "old.ckpt").write_bytes(b"")
+    with pytest.raises(LampError, match=r"old\.ckpt is no \.safetensors file"):
+        load_image_model(tmp_path / "old.ckpt", tokenizer)
+
+
+def test_a_folder_without_safetensors_is_refused(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "unet").mkdir()
+    (tmp_path / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(LampError, match=r"unet holds no \.safetensors file"):
+        load_image_model(tmp_path)
+
+
+def predicting(folder: Path, kind: str) -> Path:
+    (folder / "scheduler").mkdir()
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(f'{{"prediction_type": "{kind}"}}')
+    return folder
+
+
+def test_a_folder_that_predicts_something_else_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(IncompatibleModelError, match="predicts 'sample'"):
+        load_image_model(predicting(tmp_path, "sample"))
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+def test_a_folder_tells_whether_it_predicts_velocity(
+    folder: Path, tmp_path: Path, kind: str
+) -> None:
+    for name in ("unet", "vae", "text_encoder", "tokenizer"):
+        (tmp_path / name).symlink_to(folder / name)
+    assert load_image_model(predicting(tmp_path, kind)).velocity == (kind == "v_prediction")
+
+
+def test_sd_2_pads_prompts_as_its_tokenizer_says(folder: Path, tmp_path: Path) -> None:
+    for name in ("unet", "vae", "text_encoder"):
+        (tmp_path / name).symlink_to(folder / name)
+    (tmp_path / "tokenizer").mkdir()
+    for file in (folder / "tokenizer").iterdir():
+        (tmp_path / "tokenizer" / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "tokenizer" / "tokenizer_config.json").write_text('{"pad_token": "!"}')
+    tokens = load_image_model(tmp_path).tokens("A horse runs")
+    assert tokens.tolist() == [[49406, 320, 4558, 5586, 49407, *[0] * 72]]
+
+
+def test_sd_xl_is_sent_to_comfyui(folder: Path, tmp_path: Path) -> None:
+    for name in ("vae", "text_encoder", "tokenizer"):
+        (tmp_path / name).symlink_to(folder / name)
+    UNet2DConditionModel(**{**UNET, "cross_attention_dim": 2048}).save_pretrained(tmp_path / "unet")
+    with pytest.raises(IncompatibleModelError, match="is SD-XL: the command line.*LAMP Trainer"):
+        load_image_model(tmp_path)
+
+
+def test_a_folder_of_fp16_files_is_read(folder: Path, source: Source, tmp_path: Path) -> None:
+    source.unet.save_pretrained(tmp_path / "unet", variant="fp16")
+    for name in ("vae", "text_encoder", "tokenizer"):
+        (tmp_path / name).symlink_to(folder / name)
+    model = load_image_model(tmp_path)
+    assert torch.equal(model.unet.conv_in.weight, source.unet.conv_in.weight)
+
+
+def test_the_vocabulary_is_that_of_the_comfyui_beside(
+    tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COMFYUI_PATH", str(tokenizer.parent.parent))
+    assert find_tokenizer() == tokenizer
+    assert find_tokenizer(tokenizer) == tokenizer
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+    with pytest.raises(LampError, match=r"set tokenizer in \[base\]"):
+        find_tokenizer()
+    with pytest.raises(LampError, match=re.escape(f"{tmp_path} holds no vocab.json")):
+        find_tokenizer(tmp_path)

@@ -1,0 +1,131 @@
+"""ControlNets with a hint for each frame, by the host's own node."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lamp.motion_file.file import MotionFile
+from tests.helpers.comfy_runs import conditioning, count_hooks, moving, worst
+from tests.helpers.ecosystem import FRAMES, PATCHES, sample
+from tests.helpers.tiny_models import random_motion, video_latent
+from tests.helpers.tiny_patches import tiny_control
+
+pytestmark = [pytest.mark.usefixtures("comfy"), pytest.mark.slow]  # many of them
+
+
+@pytest.fixture(autouse=True)
+def in_inference_mode() -> Any:
+    """As the host's executor runs nodes."""
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(scope="module")
+def control(plain: Any) -> Any:
+    return tiny_control(plain)
+
+
+def hints(changed: int | None = None, frames: int = FRAMES) -> Tensor:
+    """Pictures `f h w 3`, one of which may be another one."""
+    generator = torch.Generator().manual_seed(4)
+    pictures = torch.rand(frames, 64, 64, 3, generator=generator)
+    if changed is not None:
+        pictures[changed] = torch.rand(64, 64, 3, generator=generator)
+    return pictures
+
+
+def guided(control: Any, pictures: Tensor, **options: Any) -> Any:
+    """The prompt with the pictures, by ControlNetApplyAdvanced."""
+    import nodes
+
+    settings = {"strength": 1.0, "start_percent": 0.0, "end_percent": 1.0, **options}
+    node = nodes.ControlNetApplyAdvanced()
+    positive, _ = node.apply_controlnet(*conditioning(), control, pictures, **settings)
+    return positive
+
+
+def difference(a: Tensor, b: Tensor) -> list[float]:
+    return [worst(x, y) for x, y in zip(a, b, strict=True)]
+
+
+def test_each_frame_follows_its_own_hint(plain: Any, control: Any) -> None:
+    """Frames that share nothing: what a hint changes is its frame, to the bit."""
+    fresh = random_motion(plain, size=0.0)
+    model = moving(plain, fresh, groupnorm="frame", first_frame=False, alpha=0.0)
+    usual = sample(model, positive=guided(control, hints()))
+    for frame in range(1, FRAMES):
+        other = sample(model, positive=guided(control, hints(frame)))
+        changed = [change > 0 for change in difference(other, usual)]
+        assert changed == [number == frame for number in range(FRAMES)]
+
+
+def test_hints_and_motion_act_together(plain: Any, file: MotionFile, control: Any) -> None:
+    model, positive = moving(plain, file), guided(control, hints())
+    out = sample(model, positive=positive)
+    assert torch.equal(out[0], video_latent()[0]) and out.isfinite().all()
+    assert torch.equal(sample(model, positive=positive), out)
+    assert worst(sample(model), out) > 1e-3
+    assert worst(sample(moving(plain, file, strength=0.0), positive=positive), out) > 1e-3
+    for frame in range(1, FRAMES):
+        changes = difference(sample(model, positive=guided(control, hints(frame))), out)
+        assert changes.index(max(changes)) == frame and changes[0] == 0
+    patch = PATCHES["FreeU_V2"]
+    after = sample(patch(model), positive=positive)
+    assert torch.equal(after, sample(moving(patch(plain), file), positive=positive))
+    assert worst(after, out) > 1e-3
+    assert count_hooks(plain) == 0
+
+
+def test_the_hint_of_frame_1_counts_through_its_keys(plain: Any, control: Any) -> None:
+    """The other frames look at frame 1 (paper eq. 5), which its own hint steers, too."""
+    fresh = random_motion(plain, size=0.0)
+    positives = [guided(control, hints()), guided(control, hints(0))]
+    for first_frame in (False, True):
+        model = moving(plain, fresh, groupnorm="frame", first_frame=first_frame)
+        usual, other = (sample(model, positive=positive) for positive in positives)
+        assert torch.equal(usual, other) != first_frame
+
+
+def test_one_hint_is_for_all_frames_and_fewer_start_anew(
+    plain: Any, file: MotionFile, control: Any
+) -> None:
+    model = moving(plain, file)
+    one, three = hints(frames=1), hints(frames=3)
+    for pictures, same in (
+        (one, one.repeat(FRAMES, 1, 1, 1)),
+        (three, torch.cat([three, three])[:FRAMES]),
+    ):
+        few, many = (sample(model, positive=guided(control, each)) for each in (pictures, same))
+        assert worst(few, many) < 1e-5
+
+
+def test_a_hint_for_a_part_of_the_steps(plain: Any, file: MotionFile, control: Any) -> None:
+    model = moving(plain, file)
+    run = {
+        end: sample(model, steps=4, positive=guided(control, hints(), end_percent=end))
+        for end in (0.0, 0.5, 1.0)
+    }
+    assert worst(run[0.5], run[0.0]) > 1e-3 < worst(run[0.5], run[1.0])
+
+
+@pytest.mark.slow
+def test_windows_cut_the_hints_with_the_frames(plain: Any, file: MotionFile, control: Any) -> None:
+    from lamp.hosts.comfy.windows import with_windows
+    from lamp.method.windows import Windows
+
+    video = video_latent(7)
+    fresh = random_motion(plain, size=0.0)
+    options = {"groupnorm": "frame", "first_frame": False, "alpha": 0.0}
+    whole = moving(plain, fresh, **options)
+    # frames that share nothing come out the same, however they are cut
+    pieces = with_windows(whole, Windows(4, 1))
+    positive = guided(control, hints(frames=7))
+    at_once, cut = (sample(m, samples=video, positive=positive) for m in (whole, pieces))
+    assert worst(cut, at_once) < 1e-4
+    moved = with_windows(moving(plain, file), Windows(4, 1))
+    out = sample(moved, samples=video, positive=positive)
+    assert torch.equal(out[0], video[0]) and worst(out, at_once) > 1e-3

@@ -1,0 +1,415 @@
+"""Calls of the model that other nodes cut, reorder, or go around: right, or a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lamp.errors import LampError
+from lamp.method.windows import Windows
+from lamp.motion_file.file import MotionFile
+from tests.helpers.comfy_runs import conditioning, count_hooks, lamp_ksampler, moving, worst
+from tests.helpers.ecosystem import FRAMES, PATCHES, Patch, sample, still
+from tests.helpers.tiny_models import text, video_latent
+from tests.helpers.tiny_patches import tiny_control
+
+pytestmark = [pytest.mark.usefixtures("comfy"), pytest.mark.slow]  # many of them
+
+
+@pytest.fixture(autouse=True)
+def in_inference_mode() -> Any:
+    """As the host's executor runs nodes."""
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def no_hook_is_left(plain: Any) -> Any:
+    yield
+    assert count_hooks(plain) == 0
+
+
+def wrapped(model: Any, function: Callable[..., Tensor]) -> Any:
+    model = model.clone()
+    model.set_model_unet_function_wrapper(function)
+    return model
+
+
+# --- tiles ----------------------------------------------------------------------------------------
+
+
+def tiled(batch: int, order: str = "tile first") -> Callable[..., Tensor]:
+    """Four tiles of a picture, `batch` of them in one call, as tiling packs show them."""
+
+    def call(unet: Any, args: dict[str, Any]) -> Tensor:
+        x, rest = args["input"], dict(args["c"])
+        half = (x.shape[2] // 2, x.shape[3] // 2)
+        tiles = [
+            x[..., r : r + half[0], c : c + half[1]] for r in (0, half[0]) for c in (0, half[1])
+        ]
+        text = rest.pop("c_crossattn")
+        outs: list[Tensor] = []
+        for begin in range(0, 4, batch):
+            group = tiles[begin : begin + batch]
+            if order == "tile first":
+                rows, merge = torch.cat(group), len(group)
+                told = text.repeat(merge, 1, 1)
+            else:
+                rows, merge = torch.stack(group, 1).flatten(0, 1), len(group)
+                told = text.repeat_interleave(merge, 0)
+            time = args["timestep"][:1].expand(len(rows))
+            out = unet(rows, time, c_crossattn=told, **rest)
+            parts = (
+                out.chunk(merge)
+                if order == "tile first"
+                else out.unflatten(0, (-1, merge)).unbind(1)
+            )
+            outs += list(parts)
+        return torch.cat([torch.cat(outs[:2], 3), torch.cat(outs[2:], 3)], 2)
+
+    return call
+
+
+@pytest.mark.parametrize("batch", [2, 4])
+def test_a_batch_of_tiles_is_as_many_videos(plain: Any, file: MotionFile, batch: int) -> None:
+    latent = video_latent(FRAMES, 16, 16)
+    for model in (moving(plain, file), still(plain)):
+        one = sample(wrapped(model, tiled(1)), samples=latent)
+        assert worst(sample(wrapped(model, tiled(batch)), samples=latent), one) < 1e-5
+    alone = sample(wrapped(plain, tiled(batch)), samples=latent)
+    assert worst(sample(wrapped(still(plain), tiled(batch)), samples=latent)[1:], alone[1:]) < 1e-5
+
+
+def test_tiles_that_are_mixed_among_the_frames_are_refused(plain: Any, file: MotionFile) -> None:
+    model = wrapped(moving(plain, file), tiled(2, "frame first"))
+    with pytest.raises(LampError, match="not the frame"):
+        sample(model, samples=video_latent(FRAMES, 16, 16))
+
+
+# --- other batches --------------------------------------------------------------------------------
+
+
+def chosen(rows: list[int], chunked: bool) -> Callable[..., Tensor]:
+    """Some frames of each half of the batch only, as context windows show them."""
+
+    def call(unet: Any, args: dict[str, Any]) -> Tensor:
+        x, rest = args["input"], dict(args["c"])
+        halves = len(args["cond_or_uncond"])
+        frames = len(x) // halves
+        index = torch.tensor([half * frames + row for half in range(halves) for row in rows])
+        text = rest.pop("c_crossattn")
+        out = x.clone()
+        groups = index.split(len(rows)) if chunked else (index,)
+        for group in groups:
+            out[group] = unet(x[group], args["timestep"][group], c_crossattn=text[group], **rest)
+        return out
+
+    return call
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("rows", [[0, 1], [1, 2, 3], [0, 1, 2]])
+def test_pieces_of_the_video_are_refused(
+    plain: Any, file: MotionFile, rows: list[int], chunked: bool
+) -> None:
+    with pytest.raises(LampError, match="LAMP Anchored Windows|not the frame"):
+        sample(wrapped(moving(plain, file), chosen(rows, chunked)))
+
+
+def test_two_windows_in_a_batch_of_the_usual_size_are_refused(plain: Any, file: MotionFile) -> None:
+    """Frames 1 2 and 3 4 of either half, one half a call: as many images as the video has."""
+    order = [0, 2, 1, 3]
+    with pytest.raises(LampError, match="not the frame"):
+        sample(wrapped(moving(plain, file), chosen(order, True)))
+
+
+def test_frames_that_change_places_in_a_later_step_are_refused(
+    plain: Any, file: MotionFile
+) -> None:
+    calls = []
+
+    def call(unet: Any, args: dict[str, Any]) -> Tensor:
+        calls.append(1)
+        x = args["input"]
+        if len(calls) > 1:
+            order = [0, *range(FRAMES - 1, 0, -1)]
+            x = x[[half * FRAMES + row for half in range(len(x) // FRAMES) for row in order]]
+        return unet(x, args["timestep"], **args["c"])
+
+    with pytest.raises(LampError, match="not the frame"):
+        sample(wrapped(moving(plain, file), call), steps=3)
+    assert len(calls) == 2
+
+
+@pytest.mark.parametrize("halves", ["apart", "swapped"])
+def test_prompts_in_calls_of_their_own_go_on_working(
+    plain: Any, file: MotionFile, halves: str
+) -> None:
+    def call(unet: Any, args: dict[str, Any]) -> Tensor:
+        x, rest = args["input"], dict(args["c"])
+        text, outs = rest.pop("c_crossattn"), {}
+        parts = list(torch.arange(len(x)).chunk(len(args["cond_or_uncond"])))
+        for rows in parts if halves == "apart" else parts[::-1]:
+            outs[int(rows[0])] = unet(
+                x[rows], args["timestep"][rows], c_crossattn=text[rows], **rest
+            )
+        return torch.cat([outs[int(rows[0])] for rows in parts])
+
+    model = moving(plain, file)
+    assert worst(sample(wrapped(model, call)), sample(model)) < 1e-5
+
+
+# --- around the UNet ------------------------------------------------------------------------------
+
+
+def test_blocks_that_another_node_runs_by_itself_are_refused(plain: Any, file: MotionFile) -> None:
+    """From the first step on, or from a later one, as a cache of deep features does it."""
+    from comfy.ldm.modules.diffusionmodules.openaimodel import timestep_embedding
+
+    for whole_steps in (0, 1):
+        calls = []
+
+        def call(
+            unet: Any, args: dict[str, Any], calls: list[int] = calls, whole: int = whole_steps
+        ) -> Tensor:
+            calls.append(1)
+            if len(calls) <= whole:
+                return unet(args["input"], args["timestep"], **args["c"])
+            network = plain.model.diffusion_model
+            time = torch.full((len(args["input"]),), 5.0)
+            emb = network.time_embed(timestep_embedding(time, network.model_channels))
+            h = network.input_blocks[0][0](args["input"])
+            h = network.input_blocks[1][0](h, emb)
+            return args["input"] + 0 * h.mean()
+
+        with pytest.raises(LampError, match="by itself"):
+            sample(wrapped(moving(plain, file), call))
+
+
+def test_an_engine_in_place_of_the_unet_is_refused(plain: Any, file: MotionFile) -> None:
+    with pytest.raises(LampError, match="by itself"):
+        sample(wrapped(moving(plain, file), lambda unet, args: args["input"] * 0.5))
+
+
+CACHES = {
+    "EasyCacheNode": {"reuse_threshold": 0.0, "start_percent": 0.0, "end_percent": 1.0},
+    "LazyCacheNode": {"reuse_threshold": 0.0, "start_percent": 0.0, "end_percent": 1.0},
+}
+
+
+@pytest.mark.parametrize("kind", CACHES)
+def test_caches_that_leave_nothing_out_change_nothing(
+    plain: Any, file: MotionFile, kind: str
+) -> None:
+    pytest.importorskip("comfy_extras.nodes_easycache")
+    cache = Patch("easycache", kind, {**CACHES[kind], "verbose": False})
+    model = moving(plain, file)
+    for cached in (cache(model), moving(cache(plain), file)):
+        assert torch.equal(sample(cached, steps=4), sample(model, steps=4))
+
+
+@pytest.mark.parametrize("kind", CACHES)
+def test_caches_may_leave_out_later_calls(plain: Any, file: MotionFile, kind: str) -> None:
+    pytest.importorskip("comfy_extras.nodes_easycache")
+    settings = {**CACHES[kind], "reuse_threshold": 3.0, "verbose": False}
+    cached = sample(Patch("easycache", kind, settings)(moving(plain, file)), steps=6)
+    assert cached.isfinite().all()
+
+
+def test_a_model_that_is_called_without_a_sampler_is_refused(plain: Any, file: MotionFile) -> None:
+    model = moving(plain, file)
+    x, context = video_latent(), text(1).repeat(6, 1, 1)
+    options = {"wrappers": model.wrappers}
+    with pytest.raises(LampError, match="outside"):
+        model.model.apply_model(x, torch.ones(6), c_crossattn=context, transformer_options=options)
+
+
+# --- one thing for each frame ---------------------------------------------------------------------
+
+LONG = 7
+
+
+def unfolded(count: int) -> Callable[..., Any]:
+    """An image token for each frame in cross-attention, placed by what AnimateDiff-Evolved tells:
+    `count` tokens, the last one for all frames after."""
+    tokens = torch.randn(count, 1, 32, generator=torch.Generator().manual_seed(3))
+
+    def patch(q: Tensor, k: Tensor, v: Tensor, options: dict[str, Any]) -> Any:
+        frames = len(q) // len(options["cond_or_uncond"])
+        told = options.get("ad_params")
+        if told is not None and told["sub_idxs"] is not None:
+            places = [min(place, count - 1) for place in told["sub_idxs"]]
+            assert told["full_length"] >= len(places) == told["context_length"] == frames
+        else:
+            places = [min(place, count - 1) for place in range(frames)]
+        more = tokens[places].repeat(len(options["cond_or_uncond"]), 1, 1).to(k)
+        return q, torch.cat([k, more], 1), torch.cat([v, more], 1)
+
+    return patch
+
+
+def windowed(model: Any, length: int = 4, overlap: int = 1) -> Any:
+    from lamp.hosts.comfy.windows import with_windows
+
+    return with_windows(model, Windows(length, overlap))
+
+
+def with_tokens(model: Any, count: int) -> Any:
+    model = model.clone()
+    model.set_model_attn2_patch(unfolded(count))
+    return model
+
+
+@pytest.mark.parametrize("count", [LONG, 3])
+def test_a_window_shows_patches_the_places_of_its_frames(plain: Any, count: int) -> None:
+    latent = video_latent(LONG)
+    whole = sample(with_tokens(still(plain), count), samples=latent)
+    pieces = sample(with_tokens(windowed(still(plain)), count), samples=latent)
+    assert worst(pieces, whole) < 1e-5
+    assert worst(sample(windowed(still(plain)), samples=latent), whole) > 1e-3
+
+
+def gligen(plain: Any) -> Any:
+    """The host's GLIGEN for the tiny UNet, with random weights, as CONDITIONING of two boxes."""
+    from comfy.gligen import GatedSelfAttentionDense, Gligen, PositionNet
+
+    generator = torch.Generator().manual_seed(11)
+    blocks = []
+    for name, part in plain.model.diffusion_model.named_modules():
+        if name.endswith("transformer_blocks.0"):
+            width = part.attn1.to_q.in_features
+            blocks.append(GatedSelfAttentionDense(width, 32, 2, width // 2))
+    made = Gligen(blocks, PositionNet(32, 32), 32)
+    for parameter in made.parameters():
+        parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
+
+    import comfy.model_patcher
+
+    loaded = comfy.model_patcher.ModelPatcher(made, torch.device("cpu"), torch.device("cpu"))
+    boxes = [(text(7, 1)[0], 4, 4, 0, 0), (text(8, 1)[0], 4, 4, 4, 4)]
+    return [[text(1), {"gligen": ("position", loaded, boxes)}]]
+
+
+def test_boxes_of_gligen_go_with_windows(plain: Any, file: MotionFile) -> None:
+    positive, latent = gligen(plain), video_latent(LONG)
+    whole = sample(still(plain), positive=positive, samples=latent)
+    pieces = sample(windowed(still(plain)), positive=positive, samples=latent)
+    assert worst(pieces, whole) < 1e-5
+    assert worst(sample(still(plain), samples=latent), whole) > 1e-3
+    moved = sample(windowed(moving(plain, file)), positive=positive, samples=latent)
+    assert moved.isfinite().all()
+
+
+def test_what_reads_a_whole_predictions_attention_is_refused_in_windows(
+    plain: Any, file: MotionFile
+) -> None:
+    """Self-attention guidance; perturbed-attention guidance keeps nothing, and goes on."""
+    latent = video_latent(LONG)
+    with pytest.raises(LampError, match="SelfAttentionGuidance"):
+        sample(PATCHES["SelfAttentionGuidance"](windowed(moving(plain, file))), samples=latent)
+    short = PATCHES["SelfAttentionGuidance"](windowed(moving(plain, file), LONG, 1))
+    assert sample(short, samples=latent).isfinite().all()  # a single window
+    patch = PATCHES["PerturbedAttentionGuidance"]
+    pieces = sample(patch(windowed(still(plain))), samples=latent)
+    assert worst(pieces, sample(patch(still(plain)), samples=latent)) < 1e-5
+
+
+def test_caches_by_prompt_keep_windows_apart(plain: Any, file: MotionFile) -> None:
+    numbers: list[Any] = []
+
+    def note(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+        numbers.extend(args[-1]["uuids"])
+        return executor(*args, **kwargs)
+
+    from comfy.patcher_extension import WrappersMP
+
+    model = windowed(moving(plain, file))
+    model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "note", note)
+    sample(model, samples=video_latent(LONG), steps=1, cfg=1.0)
+    assert len(set(numbers)) == len(numbers) == len(Windows(4, 1).places(LONG))
+
+
+def extended(model: Any, positive: Any, clip: Tensor, **options: Any) -> Tensor:
+    from lamp.hosts.comfy.extend import extend_video
+    from lamp.method.adain import AdaINSchedule
+
+    settings = {
+        "seed": 3, "frames": 3, "times": 2, "hold": 0.0, "steps": 2, "cfg": 1.0,
+        "sampler": "euler", "scheduler": "normal", "schedule": AdaINSchedule("off"),
+    }  # fmt: skip
+    return extend_video(
+        model, positive, conditioning()[1], {"samples": clip}, **{**settings, **options}
+    )["samples"]
+
+
+def changed_frames(run: Callable[[int | None], Tensor], total: int) -> list[list[int]]:
+    """For each frame of a video of single pictures, those that its own thing changes."""
+    usual = run(None)
+    return [
+        [i for i, (a, b) in enumerate(zip(run(n), usual, strict=True)) if worst(a, b) > 1e-6]
+        for n in range(total)
+    ]
+
+
+def test_hint_i_steers_frame_i_of_an_extended_video(plain: Any) -> None:
+    """3 frames that are there and 2 x 2 new ones; a frame carries on what its start has seen."""
+    import nodes
+
+    control, clip = tiny_control(plain), 4 * torch.randn(3, 4, 8, 8)
+    generator = torch.Generator().manual_seed(4)
+    pictures = torch.rand(LONG, 64, 64, 3, generator=generator)
+    other = torch.rand(64, 64, 3, generator=generator)
+
+    def run(changed: int | None) -> Tensor:
+        hints = pictures.clone()
+        if changed is not None:
+            hints[changed] = other
+        node = nodes.ControlNetApplyAdvanced()
+        positive, _ = node.apply_controlnet(*conditioning(), control, hints, 1.0, 0.0, 1.0)
+        return extended(still(plain), positive, clip)
+
+    # Frames 1 to 3 are given. The second piece starts from frame 5, so it shows frame 5's change
+    # as long as pieces share nothing else: here frames are single pictures, and it does not.
+    assert changed_frames(run, LONG) == [[], [], [], [3], [4], [5], [6]]
+
+
+def test_prompt_i_and_token_i_steer_frame_i_of_an_extended_video(plain: Any) -> None:
+    clip = 4 * torch.randn(3, 4, 8, 8)
+    texts = torch.cat([text(20 + i) for i in range(LONG)])
+
+    def prompts(changed: int | None) -> Tensor:
+        given = texts.clone()
+        if changed is not None:
+            given[changed] = text(40)[0]
+        return extended(still(plain), [[given, {}]], clip)
+
+    assert changed_frames(prompts, LONG) == [[], [], [], [3], [4], [5], [6]]
+    in_places = extended(with_tokens(still(plain), LONG), conditioning()[0], clip)
+    anew = extended(with_tokens(still(plain), 1), conditioning()[0], clip)
+    assert worst(in_places[3:], anew[3:]) > 1e-3
+    windows = windowed(with_tokens(still(plain), LONG), 2, 0)
+    assert worst(extended(windows, conditioning()[0], clip), in_places) < 1e-5
+
+
+def test_masks_for_each_frame_count_those_of_the_whole_extended_video(
+    plain: Any, file: MotionFile
+) -> None:
+    from lamp.method.masks import Extent
+
+    clip, masks = 4 * torch.randn(3, 4, 8, 8), torch.ones(LONG, 64, 64)
+    masks[4, :, 32:] = 0.0
+    model = moving(plain, file, extent=Extent(masks))
+    out = extended(model, conditioning()[0], clip)
+    assert worst(out[4][..., 5:], out[2][..., 5:]) < 1e-4  # held to the piece's first frame
+    assert worst(out[3][..., 5:], out[2][..., 5:]) > 0.05
+    with pytest.raises(LampError, match="3 masks for a video of 7"):
+        extended(moving(plain, file, extent=Extent(masks[2:5])), conditioning()[0], clip)
+
+
+def test_the_lamp_sampler_and_the_stock_one_check_alike(plain: Any, file: MotionFile) -> None:
+    with pytest.raises(LampError):
+        lamp_ksampler(wrapped(moving(plain, file), chosen([1, 2], False)))

@@ -1,0 +1,340 @@
+"""What a run shows to others and takes from them: outputs, previews, masks, noise, the latent."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lamp.errors import LampError
+from lamp.method.adain import AdaINSchedule
+from lamp.method.masks import Extent
+from lamp.method.noise import draw_noise, share_noise
+from lamp.motion_file.file import MotionFile
+from tests.helpers.comfy_runs import (
+    SEED,
+    STEPS,
+    advanced,
+    conditioning,
+    core,
+    ksampler,
+    lamp_ksampler,
+    moving,
+    worst,
+)
+from tests.helpers.tiny_models import video_latent
+
+pytestmark = [pytest.mark.usefixtures("comfy"), pytest.mark.slow]  # many of them
+SCALE = 0.18215
+
+
+@pytest.fixture(autouse=True)
+def in_inference_mode() -> Any:
+    """As the host's executor runs nodes."""
+    with torch.inference_mode():
+        yield
+
+
+@pytest.fixture(scope="module")
+def model(plain: Any, file: MotionFile) -> Any:
+    return moving(plain, file)
+
+
+def levels(model: Any, scheduler: str = "normal", steps: int = STEPS) -> Tensor:
+    from lamp.hosts.comfy.sampler import make_sigmas
+
+    return make_sigmas(model, scheduler, steps)
+
+
+def sampler(name: str = "euler", mode: Any = None) -> Any:
+    import comfy.samplers
+
+    from lamp.hosts.comfy.sampler import make_sampler
+
+    stock = comfy.samplers.sampler_object(name)
+    return stock if mode is None else make_sampler(name, AdaINSchedule(mode))
+
+
+# --- outputs and previews -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [None, "off", "paper", "official"])
+@pytest.mark.parametrize("name", ["euler", "dpmpp_2m", "heun"])
+def test_both_outputs_of_the_custom_sampler_are_the_same_video(
+    model: Any, name: str, mode: Any
+) -> None:
+    """At sigma 0 there is nothing left between the video and its last prediction."""
+    outs = [advanced(model, sampler(name, mode), levels(model), output=i) for i in (0, 1)]
+    assert worst(outs[1], outs[0]) < 1e-5
+
+
+def test_the_older_custom_sampler_gives_its_prediction_in_order(model: Any) -> None:
+    from comfy_extras.nodes_custom_sampler import SamplerCustom
+
+    positive, negative = conditioning()
+    latent = {"samples": video_latent()}
+    out, denoised = core(
+        SamplerCustom, model, True, SEED, 5.0, positive, negative, sampler(), levels(model), latent
+    )[:2]
+    assert worst(denoised["samples"], out["samples"]) < 1e-5
+
+
+class Previewer:
+    """A pack's previewer that plays a video, as VideoHelperSuite's does."""
+
+    def __init__(self) -> None:
+        self.seen: list[Tensor] = []
+
+    def decode_latent_to_preview_image(self, preview_format: str, x0: Tensor) -> None:
+        self.seen.append(x0.clone())
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_previews_of_other_packs_get_all_frames_in_order(
+    model: Any, monkeypatch: pytest.MonkeyPatch, ours: bool
+) -> None:
+    import latent_preview
+
+    previewer = Previewer()
+    monkeypatch.setattr(latent_preview, "get_previewer", lambda *_: previewer)
+    out = lamp_ksampler(model, scheduler="normal") if ours else ksampler(model)
+    assert len(previewer.seen) == STEPS
+    assert worst(previewer.seen[-1], out * SCALE) < 1e-5
+
+
+def test_the_hosts_own_preview_shows_a_frame_that_moves(
+    model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import latent_preview
+
+    shown: list[Tensor] = []
+
+    def decode(self: Any, x0: Tensor) -> None:
+        shown.append(x0[0].clone())
+
+    factors = model.model.latent_format.latent_rgb_factors
+    own = latent_preview.Latent2RGBPreviewer(factors)
+    monkeypatch.setattr(latent_preview.Latent2RGBPreviewer, "decode_latent_to_preview", decode)
+    monkeypatch.setattr(latent_preview, "get_previewer", lambda *_: own)
+    out = lamp_ksampler(model, scheduler="normal")
+    assert worst(shown[-1], out[3] * SCALE) < 1e-5
+
+
+# --- masks on the latent --------------------------------------------------------------------------
+
+
+def soft_mask() -> Tensor:
+    return torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+
+
+def differential(model: Any) -> Any:
+    """The MODEL under Differential Diffusion, by the host's node."""
+    from comfy_extras.nodes_differential_diffusion import DifferentialDiffusion
+
+    return core(DifferentialDiffusion, model)[0]
+
+
+@pytest.mark.parametrize("patch", [lambda m: m, differential], ids=["plain", "differential"])
+@pytest.mark.parametrize("frames", ["filled", "empty"])
+def test_a_soft_mask_is_applied_once_as_by_the_stock_sampler(
+    model: Any, patch: Any, frames: str
+) -> None:
+    full = video_latent()
+    if frames == "filled":
+        full[1:] = torch.randn(full[1:].shape, generator=torch.Generator().manual_seed(6))
+    chosen, mask = patch(model), {"noise_mask": soft_mask()}
+    for name in ("euler", "dpmpp_2m"):
+        ours, stock = (
+            advanced(chosen, sampler(name, mode), levels(model), latent=full, **mask)
+            for mode in ("off", None)
+        )
+        assert torch.equal(ours, stock)
+
+
+@pytest.mark.parametrize("mode", ["off", "paper", "official"])
+@pytest.mark.parametrize("scheduler", ["normal", "ddim (official)"])
+def test_what_a_mask_protects_stays_under_adain(model: Any, scheduler: str, mode: Any) -> None:
+    full = torch.randn(6, 4, 8, 8, generator=torch.Generator().manual_seed(6))
+    mask = torch.ones(1, 1, 8, 8)
+    mask[..., 4:] = 0.0
+    sigmas = levels(model, scheduler)
+    out = advanced(model, sampler("euler", mode), sigmas, latent=full, noise_mask=mask)
+    assert worst(out[..., 4:], full[..., 4:]) < 1e-5
+    assert worst(out[1:, :, :, :4], full[1:, :, :, :4]) > 0.1
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_a_mask_on_empty_frames_protects_frame_1s_picture(model: Any, ours: bool) -> None:
+    mask = torch.ones(1, 64, 64)
+    mask[..., 32:] = 0.0
+    latent = {"samples": video_latent(), "noise_mask": mask}
+    if ours:
+        from lamp.hosts.comfy.sampler import sample_video
+
+        out = sample_video(
+            model,
+            *conditioning(),
+            latent,
+            seed=SEED,
+            steps=STEPS,
+            cfg=5.0,
+            sampler="ddim",
+            scheduler="ddim (official)",
+            schedule=AdaINSchedule("paper"),
+        )["samples"]
+    else:
+        out = ksampler(model, **latent)
+    first = latent["samples"][:1]
+    assert worst(out[..., 4:], first[..., 4:].expand(6, -1, -1, -1)) < 1e-5
+    assert worst(out[1:, ..., :4], first[..., :4].expand(5, -1, -1, -1)) > 0.05
+
+
+# --- what is held by a motion's mask --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["off", "paper", "official"])
+@pytest.mark.parametrize("scheduler", ["ddim (official)", "normal", "karras"])
+def test_a_held_picture_is_frame_1_with_every_schedule(
+    plain: Any, file: MotionFile, scheduler: str, mode: Any
+) -> None:
+    mask = torch.zeros(64, 64)
+    mask[:, :32] = 1.0
+    still = moving(plain, file, extent=Extent(mask, hold=1.0))
+    out = lamp_ksampler(still, scheduler=scheduler, schedule=AdaINSchedule(mode))
+    stock = advanced(still, sampler(), levels(still, scheduler))
+    for video in (out, stock):
+        assert worst(video[1:, ..., 5:], video[:1, ..., 5:].expand(5, -1, -1, -1)) < 1e-5
+        assert worst(video[1:, ..., :3], video[:1, ..., :3].expand(5, -1, -1, -1)) > 0.05
+
+
+# --- noise ----------------------------------------------------------------------------------------
+
+
+def drawing_anew(model: Any, noise: Tensor) -> Any:
+    """The MODEL behind a node whose sample settings draw the noise themselves."""
+    from comfy.patcher_extension import WrappersMP
+
+    def outer_sample(executor: Any, _: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return executor(noise.clone(), *args, **kwargs)
+
+    model = model.clone()
+    model.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, "settings", outer_sample)
+    return model
+
+
+def test_noise_that_a_node_behind_draws_anew_is_shared_too(plain: Any, file: MotionFile) -> None:
+    from lamp.hosts.comfy.noise import GivenNoise, SharedNoise
+
+    noise = draw_noise(6, 4, 8, 8, 99)
+    for model in (
+        drawing_anew(moving(plain, file, alpha=0.3), noise),  # behind ours
+        moving(drawing_anew(plain, noise), file, alpha=0.3),
+    ):
+        expected = advanced(
+            moving(plain, file), sampler(), levels(model), GivenNoise(share_noise(noise, 0.3))
+        )
+        for given in (None, SharedNoise(SEED, 0.2)):
+            assert worst(advanced(model, sampler(), levels(model), given), expected) < 1e-6
+
+
+def noised(model: Any, latent: Tensor, sigmas: Tensor) -> Tensor:
+    from comfy_extras.nodes_custom_sampler import AddNoise, RandomNoise
+
+    noise = core(RandomNoise, 5)[0]
+    return core(AddNoise, model, noise, sigmas, {"samples": latent})[0]["samples"]
+
+
+def test_noise_in_frame_1_is_refused(plain: Any, model: Any) -> None:
+    from comfy_extras.nodes_custom_sampler import DisableNoise
+
+    silent, sigmas = core(DisableNoise)[0], levels(model, steps=8)
+    textured = torch.randn(6, 4, 32, 32, generator=torch.Generator().manual_seed(6)) * 2
+    with pytest.raises(LampError, match="Frame 1"):  # noise on top of noise
+        advanced(model, sampler(), sigmas, latent=noised(model, video_latent(), sigmas))
+    cases = [(noised(model, video_latent(), sigmas), sigmas)]
+    cases += [(noised(model, textured, sigmas[at:]), sigmas[at:]) for at in (1, 3, 4)]
+    for latent, part in cases:
+        with pytest.raises(LampError, match="Frame 1"):
+            advanced(model, sampler(), part, silent, latent=latent)
+    # the plain model for some steps, then the motion
+    halfway = advanced(plain, sampler(), sigmas[:4], latent=textured)
+    with pytest.raises(LampError, match="Frame 1"):
+        advanced(model, sampler(), sigmas[3:], silent, latent=halfway)
+    # with the motion from the beginning it goes on
+    halfway = advanced(model, sampler(), sigmas[:4], latent=textured)
+    assert advanced(model, sampler(), sigmas[3:], silent, latent=halfway).isfinite().all()
+
+
+def test_smooth_frames_behind_a_textured_frame_1_are_no_noise_in_it(model: Any) -> None:
+    """Pictures grow smoother while they move, so frames with noise may be as rough as frame 1."""
+    from comfy_extras.nodes_custom_sampler import DisableNoise
+
+    generator = torch.Generator().manual_seed(6)
+    texture = torch.randn(6, 4, 32, 32, generator=generator)
+    for sigma in (0.75, 1.0, 2.0):
+        sigmas = torch.tensor([sigma, 0.1, 0.0])
+        latent = torch.full((6, 4, 32, 32), 0.2)
+        latent[0] += 0.6 * texture[0]
+        latent[1:] += 0.82 * sigma * texture[1:]
+        out = advanced(model, sampler(), sigmas, core(DisableNoise)[0], latent=latent / SCALE)
+        assert out.isfinite().all()
+
+
+def test_a_run_without_any_noise_is_named_as_such(model: Any) -> None:
+    from comfy_extras.nodes_custom_sampler import DisableNoise
+
+    with pytest.raises(LampError, match="no noise"):
+        advanced(model, sampler(), levels(model), core(DisableNoise)[0])
+
+
+def test_a_sampler_inside_another_nodes_sampler_works_as_alone(model: Any) -> None:
+    """As nodes that shift the noise levels do it: the sampler sees a function, and no model."""
+    import comfy.samplers
+
+    ours = sampler("euler", "paper")
+
+    def outer(inner_model: Any, x: Tensor, sigmas: Tensor, **options: Any) -> Tensor:
+        def call(x: Tensor, sigma: Tensor, **more: Any) -> Tensor:
+            return inner_model(x, sigma, **more)
+
+        return ours.sampler_function(call, x, sigmas, **options)
+
+    for scheduler in ("ddim (official)", "normal"):
+        sigmas = levels(model, scheduler)
+        out = advanced(model, comfy.samplers.KSAMPLER(outer), sigmas)
+        assert torch.equal(out, advanced(model, ours, sigmas))
+
+
+# --- the latent -----------------------------------------------------------------------------------
+
+
+def test_several_videos_in_one_latent_are_refused(model: Any) -> None:
+    import nodes
+
+    one, other = {"samples": video_latent(4)}, {"samples": video_latent(4, seed=9)}
+    repeated = nodes.RepeatLatentBatch().repeat(one, 2)[0]
+    # Newer hosts import these two from each other, and find the second one only this way around.
+    importlib.import_module("comfy_extras.nodes_post_processing")
+    from comfy_extras.nodes_latent import LatentBatch
+
+    joined = core(LatentBatch, one, other)[0]
+    clip = {"samples": torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(6))}
+    twice = nodes.RepeatLatentBatch().repeat(clip, 2)[0]
+    for latent in (repeated, joined, twice):
+        with pytest.raises(LampError, match="frame 5"):
+            ksampler(model, **latent)
+        with pytest.raises(LampError, match="frame 5"):
+            lamp_ksampler(model, latent["samples"])
+    still = nodes.RepeatLatentBatch().repeat({"samples": video_latent()[:1]}, 6)[0]
+    assert lamp_ksampler(model, still["samples"]).isfinite().all()
+
+
+def test_a_sampler_that_changes_the_size_is_refused(model: Any) -> None:
+    from comfy_extras.nodes_advanced_samplers import SamplerLCMUpscale
+
+    grows = core(SamplerLCMUpscale, 2.0, 1, "nearest-exact")[0]
+    with pytest.raises(LampError, match="size"):
+        advanced(model, grows, levels(model))

@@ -1,0 +1,151 @@
+"""The learned layers against their formulas, written out plainly."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from lamp.method import layers
+from lamp.method.layers import MotionConv, TemporalAttention, causal_conv1d
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def randomised(module: torch.nn.Module, seed: int = 3) -> torch.nn.Module:
+    module = module.double().requires_grad_(False)
+    for i, parameter in enumerate(module.parameters()):
+        parameter.copy_(randn(*parameter.shape, seed=seed + i))
+    return module
+
+
+@pytest.fixture(params=["maps", "rows"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways to compute the temporal convolution, whatever the sizes."""
+    limit = 4 if request.param == "maps" else 0
+    monkeypatch.setattr(layers, "_CHANNELS_A_POSITION", limit)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 3, 5])
+@pytest.mark.usefixtures("way")
+def test_causal_conv_is_the_formula(frames: int) -> None:
+    """out[i] = w0 y[i-2] + w1 y[i-1] + w2 y[i] + b, with zeros before frame 1."""
+    y, weight, bias = randn(2, frames, 3, 2, 2), randn(4, 3, 3, seed=1), randn(4, seed=2)
+    expected = torch.zeros(2, frames, 4, 2, 2, dtype=torch.float64)
+    for frame in range(frames):
+        expected[:, frame] = bias[:, None, None]
+        for tap in range(3):
+            past = frame - 2 + tap
+            if past >= 0:
+                expected[:, frame] += torch.einsum("oc,bchw->bohw", weight[..., tap], y[:, past])
+    torch.testing.assert_close(causal_conv1d(y, weight, bias), expected)
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5])
+@pytest.mark.usefixtures("way")
+def test_causal_conv_has_the_gradients_of_its_numbers(frames: int) -> None:
+    y, weight, bias = randn(2, frames, 3, 2, 1), randn(4, 3, 3, seed=1), randn(4, seed=2)
+    given = tuple(tensor.requires_grad_() for tensor in (y, weight, bias))
+    assert torch.autograd.gradcheck(causal_conv1d, given)
+
+
+def test_taps_are_one_matrix_in_memory_whatever_is_loaded() -> None:
+    """So that no step copies them; the shape is that of a convolution all the same."""
+    conv = MotionConv(4)
+    conv.load_state_dict({name: randn(*p.shape).float() for name, p in conv.named_parameters()})
+    weight = copy.deepcopy(conv).conv1d.weight
+    assert weight.shape == (4, 4, 3)
+    assert weight.permute(2, 1, 0).is_contiguous()
+    conv(randn(2, 4, 3, 3).float(), 2).sum().backward()
+    assert conv.conv1d.weight.grad.stride() == weight.stride()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.usefixtures("way")
+def test_result_lies_in_memory_as_the_image_model_has_it(layout: torch.memory_format) -> None:
+    conv, y = randomised(MotionConv(3)), randn(4, 3, 4, 4).contiguous(memory_format=layout)
+    assert conv(y, 2).is_contiguous(memory_format=layout)
+
+
+@pytest.mark.usefixtures("way")
+def test_motion_conv_is_the_formula() -> None:
+    """out = y + conv1d(y) * sigmoid(conv_gate(y)), scaled by the strength."""
+    frames, strength = 4, 0.5
+    conv = randomised(MotionConv(3))
+    y = randn(2 * frames, 3, 4, 4)
+    gate = torch.nn.functional.conv2d(y, conv.conv_gate.weight, conv.conv_gate.bias, padding=1)
+    temporal = causal_conv1d(y.unflatten(0, (2, frames)), conv.conv1d.weight, conv.conv1d.bias)
+    expected = y + strength * temporal.flatten(0, 1) * torch.sigmoid(gate)
+    torch.testing.assert_close(conv(y, frames, strength), expected)
+
+
+def test_motion_conv_looks_back_only() -> None:
+    frames, changed = 6, 3
+    conv = randomised(MotionConv(3))
+    y = randn(frames, 3, 4, 4)
+    other = y.clone()
+    other[changed:] += 1
+    before, after = conv(y, frames), conv(other, frames)
+    assert torch.equal(before[:changed], after[:changed])
+    assert not torch.allclose(before[changed], after[changed])
+
+
+def test_motion_conv_keeps_videos_apart() -> None:
+    frames = 3
+    conv = randomised(MotionConv(3))
+    y = randn(2 * frames, 3, 4, 4)
+    alone = torch.cat([conv(part, frames) for part in y.chunk(2)])
+    torch.testing.assert_close(conv(y, frames), alone)
+
+
+def plain_attention(module: TemporalAttention, x: Tensor, frames: int) -> Tensor:
+    """Softmax attention, one head, one position and one video at a time."""
+    out = torch.zeros_like(x)
+    width = x.shape[2] // module.heads
+    for video in range(x.shape[0] // frames):
+        rows = slice(video * frames, (video + 1) * frames)
+        for position in range(x.shape[1]):
+            tokens = x[rows, position]
+            heads = []
+            for head in range(module.heads):
+                part = slice(head * width, (head + 1) * width)
+                q, k, v = (
+                    tokens @ layer.weight[part].T
+                    for layer in (module.to_q, module.to_k, module.to_v)
+                )
+                heads.append(torch.softmax(q @ k.T / math.sqrt(width), dim=-1) @ v)
+            joined = torch.cat(heads, dim=-1)
+            out[rows, position] = joined @ module.to_out[0].weight.T + module.to_out[0].bias
+    return out
+
+
+def test_attention_is_the_formula() -> None:
+    module = randomised(TemporalAttention(8, 2))
+    x = randn(2 * 5, 3, 8) * 0.3
+    torch.testing.assert_close(module(x, 5), plain_attention(module, x, 5))
+
+
+@pytest.mark.parametrize("limit", [1, 4, 5])
+def test_attention_split_over_many_positions_is_the_same(
+    limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = randomised(TemporalAttention(8, 2))
+    x = randn(2 * 3, 6, 8)
+    whole = module(x, 3)
+    monkeypatch.setattr(layers, "_MAX_SEQUENCES", limit)
+    torch.testing.assert_close(module(x, 3), whole)
+
+
+def test_a_fresh_layer_adds_exactly_nothing() -> None:
+    conv, attention, norm = MotionConv(4), TemporalAttention(4, 2), torch.nn.LayerNorm(4)
+    layers.initialise(conv)
+    layers.initialise_attention(attention, norm, torch.Generator().manual_seed(0))
+    y = randn(6, 4, 3, 3).float()
+    assert torch.equal(conv(y, 3), y)
+    assert attention(norm(randn(6, 5, 4).float()), 3).abs().max() == 0
+    assert attention.to_q.weight.abs().min() > 0  # a gradient can reach it

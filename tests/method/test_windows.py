@@ -1,0 +1,200 @@
+"""Long videos: more frames at once than trained, and in windows that all see frame 1."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lamp.errors import LampError
+from lamp.method.adain import AdaINSchedule
+from lamp.method.noise import draw_noise, share_noise
+from lamp.method.sampling import sample
+from lamp.method.windows import Windows, in_windows
+from lamp.motion_file.file import MotionFile
+from tests.helpers.comfy_runs import SEED, STEPS, conditioning, lamp_ksampler, moving, worst
+from tests.helpers.tiny_models import text, video_latent
+from tests.method.test_inversion import reference
+
+# --- the windows themselves -----------------------------------------------------------------------
+
+
+def test_every_window_begins_with_frame_1_and_has_one_length() -> None:
+    places = Windows(length=8, overlap=2).places(20)
+    assert places[0] == [0, 1, 2, 3, 4, 5, 6, 7]
+    assert places[1] == [0, 6, 7, 8, 9, 10, 11, 12]
+    assert places[-1] == [0, 13, 14, 15, 16, 17, 18, 19]
+    assert {len(window) for window in places} == {8}
+
+
+@pytest.mark.parametrize("overlap", [0, 1, 4, 6])
+@pytest.mark.parametrize("frames", [2, 7, 8, 9, 15, 16, 64])
+def test_all_frames_are_covered_and_count_once(frames: int, overlap: int) -> None:
+    windows = Windows(8, overlap)
+    places, shares = windows.places(frames), windows.shares(frames)
+    assert sorted({frame for window in places for frame in window}) == list(range(frames))
+    whole = torch.zeros(frames)
+    for window, share in zip(places, shares, strict=True):
+        assert (share > 0).all() and window[1:] == list(range(window[1], window[-1] + 1))
+        whole[window] += share
+    assert torch.allclose(whole, torch.ones(frames))
+
+
+def test_the_blend_is_linear() -> None:
+    """Two windows of 7 own frames share 3: the later one gains a quarter a frame."""
+    first, second = Windows(8, 3).shares(12)
+    assert torch.allclose(first[-3:], torch.tensor([0.75, 0.5, 0.25]))
+    assert torch.allclose(second[1:4], torch.tensor([0.25, 0.5, 0.75]))
+    assert torch.equal(first[1:-3], torch.ones(4))
+
+
+def test_a_prediction_that_needs_no_neighbours_is_not_changed() -> None:
+    x = torch.randn(2 * 20, 4, 3, 3, generator=torch.Generator().manual_seed(0))
+    out = in_windows(lambda rows: x[rows] ** 2, x, Windows(8, 3), 20)
+    assert torch.allclose(out, x**2, atol=1e-6)
+
+
+@pytest.mark.parametrize(("length", "overlap"), [(1, 0), (8, 7), (8, -1), (2, 1)])
+def test_windows_that_cannot_be_are_refused(length: int, overlap: int) -> None:
+    with pytest.raises(LampError, match="Windows of|too short"):
+        Windows(length, overlap)
+
+
+# --- in the hosts ---------------------------------------------------------------------------------
+
+
+def both_hosts(
+    plain: Any, file: MotionFile, frames: int, windows: Windows | None
+) -> tuple[Tensor, Tensor]:
+    from lamp.hosts.comfy.windows import with_windows
+
+    noise = share_noise(draw_noise(frames, 4, 8, 8, SEED), 0.2)
+    first = video_latent()[:1] * 0.18215
+    expected = sample(
+        *reference(file),
+        first,
+        noise,
+        text(1),
+        text(2),
+        steps=STEPS,
+        guidance=5.0,
+        schedule=AdaINSchedule("paper"),
+        windows=windows,
+    )
+    model = moving(plain, file)
+    if windows is not None:
+        model = with_windows(model, windows)
+    with torch.inference_mode():
+        ours = lamp_ksampler(
+            model, video_latent(frames), noise=noise, schedule=AdaINSchedule("paper")
+        )
+    return ours * 0.18215, expected
+
+
+@pytest.mark.slow
+def test_more_frames_than_trained_run_on_both_hosts(plain: Any, file: MotionFile) -> None:
+    ours, expected = both_hosts(plain, file, 40, None)
+    assert ours.shape[0] == 40 and ours.isfinite().all()
+    assert worst(ours, expected) < 1e-4
+
+
+@pytest.mark.slow
+def test_windows_give_the_same_video_on_both_hosts(plain: Any, file: MotionFile) -> None:
+    ours, expected = both_hosts(plain, file, 13, Windows(6, 2))
+    assert worst(ours, expected) < 1e-4
+    assert torch.equal(ours[0], expected[0])
+    whole, _ = both_hosts(plain, file, 13, None)
+    assert worst(ours, whole) > 1e-2
+
+
+def windowed(nodes: dict[str, Any], model: Any, length: int, overlap: int) -> Any:
+    return nodes["LAMP_AnchoredWindows"].execute(model, length, overlap)[0]
+
+
+def test_a_short_video_is_not_cut(node_classes: Any, plain: Any, file: MotionFile) -> None:
+    model = moving(plain, file)
+    with torch.inference_mode():
+        assert torch.equal(lamp_ksampler(windowed(node_classes, model, 6, 2)), lamp_ksampler(model))
+
+
+@pytest.mark.parametrize("frames", [12, 48])
+def test_the_model_never_sees_more_than_a_window(
+    node_classes: Any, plain: Any, file: MotionFile, frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So memory is flat in the number of frames; the host is asked for as much."""
+    import comfy.sampler_helpers
+
+    model = windowed(node_classes, moving(plain, file), 6, 2)
+    seen, asked = [], []
+    prepare = comfy.sampler_helpers._prepare_sampling
+
+    def asking(model: Any, noise_shape: Any, *args: Any, **kwargs: Any) -> Any:
+        asked.append(list(noise_shape))
+        return prepare(model, noise_shape, *args, **kwargs)
+
+    monkeypatch.setattr(comfy.sampler_helpers, "_prepare_sampling", asking)
+    unet = plain.model.diffusion_model
+    handle = unet.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+    try:
+        with torch.inference_mode():
+            lamp_ksampler(model, video_latent(frames), cfg=1.0, steps=1)
+    finally:
+        handle.remove()
+    assert set(seen) == {6} and len(seen) == len(Windows(6, 2).places(frames))
+    assert asked == [[6, 4, 8, 8]]
+
+
+def test_prompts_of_single_frames_go_with_their_frames(
+    node_classes: Any, plain: Any, file: MotionFile
+) -> None:
+    """A prompt for each frame (a batched CONDITIONING): with the same prompt for all frames it
+    changes nothing; another one for the last frame changes what that frame shows."""
+    model = windowed(node_classes, moving(plain, file), 6, 2)
+    _, negative = conditioning()
+
+    def run(prompts: Tensor) -> Tensor:
+        import comfy.sample
+        import comfy.samplers
+
+        from lamp.hosts.comfy.noise import shared_noise
+
+        sigmas = torch.tensor([2.0, 0.03])  # a single step
+        euler = comfy.samplers.sampler_object("euler")
+        with torch.inference_mode():
+            return comfy.sample.sample_custom(
+                model,
+                shared_noise(video_latent(12), SEED, 0.2),
+                5.0,
+                euler,
+                sigmas,
+                [[prompts, {}]],
+                negative,
+                video_latent(12),
+                disable_pbar=True,
+            )
+
+    same = text(1).repeat(12, 1, 1)
+    other = torch.cat([same[:-1], text(9)])
+    assert worst(run(same), run(text(1))) < 1e-5
+    changed = (run(other) - run(same)).abs().amax((1, 2, 3))
+    # Frame 12 lies in the last window only, with frames 8 to 11: the others cannot know of it.
+    assert (changed[:7] == 0).all() and changed[11] > 0
+
+
+def test_a_second_node_takes_the_place_of_the_first(
+    node_classes: Any, plain: Any, file: MotionFile
+) -> None:
+    model = moving(plain, file)
+    twice = windowed(node_classes, windowed(node_classes, model, 4, 1), 6, 2)
+    with torch.inference_mode():
+        one = lamp_ksampler(windowed(node_classes, model, 6, 2), video_latent(12))
+        assert torch.equal(lamp_ksampler(twice, video_latent(12)), one)
+
+
+def test_windows_say_what_is_wrong(node_classes: Any, plain: Any, file: MotionFile) -> None:
+    with pytest.raises(LampError, match="^LAMP Anchored Windows: The MODEL has no LAMP motion"):
+        windowed(node_classes, plain, 6, 2)
+    with pytest.raises(LampError, match="^LAMP Anchored Windows: .*cannot overlap by 5"):
+        windowed(node_classes, moving(plain, file), 6, 5)

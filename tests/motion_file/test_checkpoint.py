@@ -1,0 +1,332 @@
+"""Motion files: what is written comes back, and a bad file gives a sentence."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from benchmarks.parity.fixtures import split_official
+from lamp.errors import IncompatibleModelError, MotionFileError
+from lamp.method.architecture import BlockSite, ConvSite, SiteMap
+from lamp.method.motion import Motion
+from lamp.motion_file.file import MotionConfig, MotionFile, load_motion_file, save_motion
+
+BLOCK = "mid_block.attentions.0.transformer_blocks.0"
+SITES = SiteMap(
+    (ConvSite("conv_in", "conv_in", 6),), (BlockSite(BLOCK, BLOCK, 8, 2),), (), (), "sd1"
+)
+CONFIG = MotionConfig(
+    family="sd1", prompt="a horse runs – ↑", captions=["one", "two"], steps=7, learning_rate=3e-5
+)
+
+
+def motion_state(seed: int = 0) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    state = Motion(SITES).state_dict()
+    return {k: torch.randn(v.shape, generator=generator) for k, v in state.items()}
+
+
+def header(**config: object) -> dict[str, str]:
+    return {"lamp.format": "1", "lamp.config": json.dumps(asdict(CONFIG) | config)}
+
+
+def check(path: Path, sites: SiteMap = SITES) -> MotionFile:
+    """Read a file and hold it against the UNet, as loading a motion does."""
+    file = load_motion_file(path)
+    file.check_against(sites)
+    return file
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "walk.safetensors"
+
+
+def test_round_trip_in_fp32_is_exact(path: Path) -> None:
+    state = motion_state()
+    assert save_motion(path, state, CONFIG, dtype=torch.float32) == path
+    file = check(path)
+    assert file.config == CONFIG
+    assert file.name == "walk.safetensors"
+    assert file.state.keys() == state.keys()
+    assert all(torch.equal(file.state[name], state[name]) for name in state)
+
+
+def test_fp16_is_the_default_and_half_the_size(path: Path) -> None:
+    state = motion_state()
+    save_motion(path, state, CONFIG)
+    file = check(path)
+    for name, tensor in file.state.items():
+        assert tensor.dtype == torch.float16
+        assert torch.equal(tensor, state[name].half())
+
+
+def test_what_overflows_fp16_stays_in_fp32(path: Path) -> None:
+    state = motion_state()
+    state["conv_in.conv1d.bias"][0] = 1e6
+    save_motion(path, state, CONFIG)
+    stored = check(path).state["conv_in.conv1d.bias"]
+    assert stored.dtype == torch.float32
+    assert torch.equal(stored, state["conv_in.conv1d.bias"])
+
+
+def test_header_names_model_and_extra_entries(path: Path) -> None:
+    save_motion(
+        path, motion_state(), CONFIG, title="Walk", license_name="CC0", extra={"prompt": "{}"}
+    )
+    metadata = check(path).metadata
+    assert metadata["modelspec.sai_model_spec"] == "1.0.0"
+    assert metadata["modelspec.architecture"] == "stable-diffusion-v1/lamp-motion"
+    assert metadata["modelspec.title"] == "Walk"
+    assert metadata["modelspec.license"] == "CC0"
+    assert metadata["prompt"] == "{}"
+
+
+def test_others_may_read_the_file(path: Path) -> None:
+    save_motion(path, motion_state(), CONFIG)
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+def test_saving_makes_the_folder(tmp_path: Path) -> None:
+    path = save_motion(tmp_path / "new" / "folder" / "m.safetensors", motion_state(), CONFIG)
+    assert check(path).config == CONFIG
+
+
+def test_a_failed_save_leaves_the_old_file_and_nothing_else(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_motion(path, motion_state(), CONFIG)
+    before = path.read_bytes()
+
+    def disk_full(tensors: object, file: Path, metadata: object) -> None:
+        Path(file).write_bytes(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", disk_full)
+    with pytest.raises(MotionFileError, match="could not be written.*No space left.*Free some"):
+        save_motion(path, motion_state(1), CONFIG)
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_nothing_is_written_of_a_diverged_motion(path: Path) -> None:
+    state = motion_state()
+    state["conv_in.conv1d.bias"][0] = float("nan")
+    with pytest.raises(MotionFileError, match="Nothing was written.*conv_in.conv1d.bias.*NaN"):
+        save_motion(path, state, CONFIG)
+    assert not list(path.parent.iterdir())
+
+
+def test_a_missing_file_is_named(path: Path) -> None:
+    with pytest.raises(MotionFileError, match="no motion file walk.safetensors"):
+        load_motion_file(path)
+
+
+def test_a_foreign_file_is_named(path: Path) -> None:
+    save_file({"lora.up": torch.zeros(2)}, path)
+    with pytest.raises(MotionFileError, match="is no LAMP motion .*lamp.format"):
+        load_motion_file(path)
+
+
+@pytest.mark.parametrize("keep", [0, 5, 40, -7])
+def test_a_truncated_file_is_named(path: Path, keep: int) -> None:
+    save_motion(path, motion_state(), CONFIG)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(MotionFileError, match="walk.safetensors is no readable .safetensors file"):
+        load_motion_file(path)
+
+
+def test_random_bytes_are_named(path: Path) -> None:
+    data = torch.randint(256, (4096,), generator=torch.Generator().manual_seed(0))
+    path.write_bytes(bytes(data.tolist()))
+    with pytest.raises(MotionFileError, match="no readable .safetensors file"):
+        load_motion_file(path)
+
+
+def test_a_header_that_is_no_text_is_named(path: Path) -> None:
+    """Bytes that are no UTF-8 where the header should be."""
+    path.write_bytes(struct.pack("<Q", 8) + b"\xff\xfe{\x00\x80}\xff\xff")
+    with pytest.raises(MotionFileError, match="no readable .safetensors file"):
+        load_motion_file(path)
+
+
+def test_a_folder_is_no_file(path: Path) -> None:
+    path.mkdir()
+    with pytest.raises(MotionFileError, match="no motion file"):
+        load_motion_file(path)
+
+
+@pytest.mark.parametrize(
+    ("entry", "reason"),
+    [
+        ({"dtype": "F32", "shape": [1] * 300_000, "data_offsets": [0, 4]}, "more than 8 dimen"),
+        ({"dtype": "F32", "shape": ["a"] * 130_000, "data_offsets": [0, 4]}, "120,000 texts"),
+        ({"dtype": "F32", "shape": [], "data_offsets": [0, 4], "x": [0] * 10**6}, "lists too much"),
+        (
+            {"dtype": "F32", "shape": [], "data_offsets": [0, 4], "x": "x" * 2**23},
+            "8,389,\\d+ bytes",
+        ),
+    ],
+)
+def test_a_header_that_no_honest_file_has_is_named(
+    path: Path, entry: dict[str, object], reason: str
+) -> None:
+    text = json.dumps({"__metadata__": header(), "conv_in.conv1d.bias": entry}).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(4))
+    with pytest.raises(MotionFileError, match=f"no readable .safetensors file .*{reason}"):
+        load_motion_file(path)
+
+
+def test_what_does_not_fit_into_the_header_is_left_out(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A motion that was learned for hours is written whatever hangs on it, and can be read."""
+    long = replace(CONFIG, captions=["x" * 600_000])
+    extra = {"workflow": "w" * 5 * 2**20, "prompt": "p" * 2**20, "notes": "n" * 6 * 2**20}
+    save_motion(path, motion_state(), long, extra=extra)
+    file = check(path)
+    assert file.config == replace(CONFIG, captions=[])
+    assert not {"workflow", "notes"} & set(file.metadata)
+    assert file.metadata["prompt"] == extra["prompt"]
+    lost = ("captions", "'workflow'", "'notes'")  # each is told
+    assert all(name in record.message for name, record in zip(lost, caplog.records, strict=True))
+
+
+@pytest.mark.parametrize("version", ["3", "99", "one", "-1", "", "٣", "1" * 5000])
+def test_a_newer_format_is_named(path: Path, version: str) -> None:
+    save_file(motion_state(), path, metadata=header() | {"lamp.format": version})
+    with pytest.raises(
+        MotionFileError, match=f"motion format '{version[:20]}'.*update LAMP Motion"
+    ):
+        load_motion_file(path)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "{not json",
+        "",
+        "[]",
+        "null",
+        "7",
+        '"text"',
+        "{}",
+        '{"family": 3}',
+        '{"family": "sd1", "frames": "16"}',
+        '{"family": "sd1", "captions": [1]}',
+        '{"family": "sd1", "fps": true}',
+        '{"family": "sd1", "fps": NaN}',
+        '{"family": "sd1", "frames": -1}',
+        '{"family": "sd1", "width": -512}',
+        '{"family": "sd1", "learning_rate": Infinity}',
+        '{"family": "sd1", "learning_rate": 1' + "0" * 400 + "}",
+        '{"family": "sd1", "prompt": "\\ud83d"}',
+        '{"family": "sd1", "captions": ["\\ud83d"]}',
+        '{"family": "sd1", "x": [' + "[]," * 200_000 + "[]]}",
+        "[" * 100_000,
+        '{"family": ' + "[" * 100_000,
+    ],
+)
+def test_a_damaged_header_is_named(path: Path, config: str) -> None:
+    save_file(motion_state(), path, metadata={"lamp.format": "1", "lamp.config": config})
+    with pytest.raises(MotionFileError, match="header of walk.safetensors is damaged"):
+        load_motion_file(path)
+
+
+def test_a_header_without_config_is_named(path: Path) -> None:
+    save_file(motion_state(), path, metadata={"lamp.format": "1"})
+    with pytest.raises(MotionFileError, match="header of walk.safetensors is damaged"):
+        load_motion_file(path)
+
+
+def test_an_unknown_way_of_running_is_named(path: Path) -> None:
+    save_file(motion_state(), path, metadata=header(groupnorm="spherical"))
+    with pytest.raises(MotionFileError, match="spherical.*pooled, frame"):
+        load_motion_file(path)
+
+
+def test_fields_of_later_versions_are_passed_over(path: Path) -> None:
+    save_file(motion_state(), path, metadata=header(weather="fair", fps=12))
+    config = check(path).config
+    assert config.fps == 12.0
+    assert isinstance(config.fps, float)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_not_a_number_is_named(path: Path, value: float) -> None:
+    state = motion_state()
+    state["conv_in.conv_gate.bias"][0] = value
+    save_file(state, path, metadata=header())
+    with pytest.raises(MotionFileError, match="'conv_in.conv_gate.bias' holds NaN or infinite"):
+        load_motion_file(path)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn, torch.complex64]
+)
+def test_whole_numbers_are_named(path: Path, dtype: torch.dtype) -> None:
+    state = motion_state()
+    state["conv_in.conv_gate.bias"] = torch.ones(1, dtype=dtype)
+    save_file(state, path, metadata=header())
+    with pytest.raises(MotionFileError, match=f"holds {dtype}, not floats"):
+        load_motion_file(path)
+
+
+def test_a_missing_tensor_is_named(path: Path) -> None:
+    state = motion_state()
+    del state["conv_in.conv1d.weight"]
+    save_motion(path, state, CONFIG)
+    with pytest.raises(MotionFileError, match="tensor 'conv_in.conv1d.weight' is missing"):
+        check(path)
+
+
+def test_a_tensor_of_another_shape_is_named(path: Path) -> None:
+    state = motion_state() | {"conv_in.conv1d.bias": torch.zeros(7)}
+    save_motion(path, state, CONFIG)
+    with pytest.raises(MotionFileError, match=r"has shape \(7,\), needed is \(6,\)"):
+        check(path)
+
+
+def test_an_unknown_tensor_is_named(path: Path) -> None:
+    save_motion(path, motion_state() | {"surprise.weight": torch.zeros(1)}, CONFIG)
+    with pytest.raises(MotionFileError, match="tensor 'surprise.weight' has no place"):
+        check(path)
+
+
+def test_another_family_is_named(path: Path) -> None:
+    save_motion(path, motion_state(), CONFIG)
+    sd2 = SiteMap(SITES.convs, SITES.blocks, (), (), "sd2")
+    with pytest.raises(IncompatibleModelError, match="trained for SD 1.x.*SD 2.x. Connect a SD 1"):
+        check(path, sd2)
+
+
+def test_sdxl_is_told_to_draw_the_first_frame_only(path: Path) -> None:
+    save_motion(path, motion_state(), CONFIG)
+    sdxl = SiteMap(SITES.convs, SITES.blocks, (), (), "sdxl")
+    with pytest.raises(IncompatibleModelError, match="Use SD-XL only for the first frame"):
+        check(path, sdxl)
+
+
+def test_an_official_unet_is_taken_apart() -> None:
+    query = torch.randn(8, 8)
+    official = {
+        "conv_in.conv2d.weight": torch.randn(6, 4, 3, 3),
+        "conv_in.conv1d.weight": torch.randn(6, 6, 3),
+        "conv_in.conv_gate.weight": torch.randn(1, 6, 3, 3),
+        f"{BLOCK}.attn1.to_q.weight": query,
+        f"{BLOCK}.attn_temp.to_q.weight": torch.randn(8, 8),
+        f"{BLOCK}.norm_temp.weight": torch.randn(8),
+    }
+    base, learned = split_official(official)
+    assert set(base) == {"conv_in.weight", f"{BLOCK}.attn1.to_q.weight"}
+    assert set(learned) == set(official) - {"conv_in.conv2d.weight"}
+    tuned = base[f"{BLOCK}.attn1.to_q.weight"] + learned[f"{BLOCK}.attn1.to_q.weight"]
+    assert torch.equal(tuned, query)

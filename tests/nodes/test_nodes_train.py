@@ -1,0 +1,96 @@
+"""LAMP Trainer in ComfyUI: where a run writes, which run it goes on with, on which devices."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.helpers.tiny_models import tiny_patcher
+
+
+@pytest.fixture
+def place(node_classes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module that finds a run's place, in a folder of its own."""
+    import folder_paths
+
+    motions = ([str(tmp_path / "motions")], {".safetensors"})
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "lamp_motion", motions)
+    monkeypatch.setattr(folder_paths, "get_output_directory", lambda: str(tmp_path))
+    (tmp_path / "motions").mkdir()
+    package = node_classes["LAMP_Trainer"].__module__.rpartition(".")[0]
+    return importlib.import_module(f"{package}.training_run")
+
+
+def test_a_second_run_is_no_training_with_another_seed(node_classes: dict[str, Any]) -> None:
+    """The host changes every input named seed after a run, unless it declines that."""
+    kinds = node_classes["LAMP_Trainer"].INPUT_TYPES()["required"]
+    assert kinds["seed"][1]["control_after_generate"] is False
+
+
+def keep_state(place: Any, run: str) -> Path:
+    folder = Path(place.runs_root(), run)
+    folder.mkdir(parents=True)
+    header = {"lamp.state": json.dumps({"format": 1, "step": 1})}
+    save_file({"random": torch.zeros(1)}, folder / "state-step000001.safetensors", metadata=header)
+    return folder
+
+
+def test_latest_is_of_that_name_alone(place: Any) -> None:
+    horse = keep_state(place, "horse_00001")
+    other = keep_state(place, "horse_2_00001")
+    os.utime(next(horse.iterdir()), ns=(0, 0))  # the other one is newer
+    assert place.find_place("horse", "latest").folder == horse
+    assert place.find_place("horse_2", "latest").folder == other
+    assert place.find_place("hors", "latest").folder == horse.with_name("hors_00001")
+
+
+def test_a_number_is_that_of_the_name_alone(place: Any) -> None:
+    motions = place.motion_root()
+    for name in ("run_00003", "run_2_00007", "run_20251122x"):
+        Path(motions, f"{name}.safetensors").touch()
+    assert place.find_place("run", "none").motion == motions / "run_00004"
+    Path(motions, "run_00004-step000009-stopped.safetensors").touch()
+    assert place.find_place("run", "none").motion == motions / "run_00005"
+
+
+def test_a_state_that_goes_meanwhile_is_left_out(place: Any) -> None:
+    """A training drops its older states while the list is made: as a link to nothing."""
+    kept = keep_state(place, "horse_00001")
+    (kept / "state-step000002.safetensors").symlink_to(kept / "gone")
+    assert place.resume_choices() == ["none", "latest", "horse_00001/state-step000001.safetensors"]
+    assert place.find_place("horse", "latest").folder == kept
+
+
+class _OnApple:
+    """Noise levels on a device that has no float64."""
+
+    def __init__(self, sigmas: torch.Tensor) -> None:
+        self._sigmas = sigmas
+
+    def __len__(self) -> int:
+        return len(self._sigmas)
+
+    def cpu(self) -> torch.Tensor:
+        return self._sigmas
+
+    def double(self) -> torch.Tensor:
+        raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+
+
+def test_the_host_asks_no_device_for_float64(comfy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lamp.hosts.comfy.training import ComfyHost
+    from lamp.method.schedule import scaled_linear_alphas
+
+    model = tiny_patcher()
+    sampling = model.get_model_object("model_sampling")
+    # A buffer, which only another attribute of the object can stand in for.
+    monkeypatch.setitem(sampling.__dict__, "sigmas", _OnApple(sampling.sigmas))
+    host = ComfyHost(model)
+    torch.testing.assert_close(host.alphas_cumprod, scaled_linear_alphas())

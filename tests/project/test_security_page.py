@@ -1,0 +1,32 @@
+"""SECURITY.md promises what tests hold."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+
+from scripts.server.host import ROOT
+
+TEXT = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+ROWS = [line for line in TEXT.splitlines() if line.startswith("| ") and "| Tests |" not in line]
+PROMISES = [row for row in ROWS if row.count("|") == 4]
+TESTS = re.findall(r"`((?:host/)?test_\w+\.py)(?:::(\w+))?`", TEXT)
+
+
+@pytest.mark.parametrize("row", PROMISES, ids=lambda row: row.split("|")[1].strip()[:40])
+def test_every_promise_names_its_test(row: str) -> None:
+    assert re.search(r"`((host/)?test_\w+\.py|make check)", row.split("|")[3])
+
+
+@pytest.mark.parametrize(("file", "name"), TESTS)
+def test_the_tests_that_it_names_are_there(file: str, name: str) -> None:
+    code = (ROOT / "tests" / file).read_text(encoding="utf-8")
+    assert not name or f"def {name}(" in code
+
+
+def test_the_parts_that_it_names_are_those_of_the_program() -> None:
+    from benchmarks.robustness.__main__ import _PARTS
+
+    told = re.findall(r"^\| `(\w+)` \|", TEXT, re.MULTILINE)
+    assert set(told) == set(_PARTS) and len(PROMISES) > 12

@@ -1,0 +1,260 @@
+"""The bundled workflows agree with their API twins and read well on the canvas."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.toy.motion import Recipe
+from scripts.make_workflows import titles
+from scripts.server.host import ROOT
+from scripts.workflow_format import NOTE, PACK, WIDGETS, GraphError, Node, Out, api_prompt
+
+FOLDER = ROOT / "workflows"
+TITLES = titles()
+NAMES = sorted(TITLES)
+TOY = "lamp_toy_train_and_generate"
+
+
+def needs_nothing() -> list[str]:
+    """The workflows that a fresh install runs."""
+    return [name for name in NAMES if "toy" in name]
+
+
+AFTER = ("fixed", "randomize", "increment", "decrement")
+
+
+def canvas(name: str) -> dict[str, Any]:
+    return json.loads((FOLDER / f"{TITLES[name]}.json").read_text(encoding="utf-8"))
+
+
+def api(name: str) -> dict[str, Any]:
+    return json.loads((FOLDER / "api" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def real_nodes(name: str) -> dict[str, dict[str, Any]]:
+    return {str(node["id"]): node for node in canvas(name)["nodes"] if node["type"] != NOTE}
+
+
+def widget_inputs(node: dict[str, Any]) -> dict[str, Any]:
+    """Widget name -> value, without the values of widgets that only the canvas has."""
+    values, found = list(node["widgets_values"]), {}
+    for entry in node["inputs"]:
+        if "widget" in entry:
+            found[entry["name"]] = values.pop(0)
+            if values and entry["name"] in ("seed", "noise_seed") and values[0] in AFTER:
+                values.pop(0)
+            if values and node["type"] == "LoadImage":
+                values.pop(0)
+    assert not values, f"{node['type']} has values without a widget"
+    return found
+
+
+def test_there_is_a_file_pair_for_every_graph() -> None:
+    assert sorted(TITLES.values()) == sorted(path.stem for path in FOLDER.glob("*.json"))
+    assert NAMES == sorted(path.stem for path in (FOLDER / "api").glob("*.json"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_formats_have_the_same_nodes(name: str) -> None:
+    nodes, prompt = real_nodes(name), api(name)
+    assert {k: v["type"] for k, v in nodes.items()} == {
+        k: v["class_type"] for k, v in prompt.items()
+    }
+    for number, node in nodes.items():
+        assert (
+            node.get("title", prompt[number]["_meta"]["title"])
+            == (prompt[number]["_meta"]["title"])
+        )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_both_formats_have_the_same_links_and_values(name: str) -> None:
+    links = {link[0]: link for link in canvas(name)["links"]}
+    for number, node in real_nodes(name).items():
+        inputs = widget_inputs(node)
+        for slot, entry in enumerate(node["inputs"]):
+            if entry["link"] is not None:
+                _, source, source_slot, target, target_slot, _ = links[entry["link"]]
+                assert (target, target_slot) == (node["id"], slot)
+                inputs[entry["name"]] = [str(source), source_slot]
+        assert inputs == api(name)[number]["inputs"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_ids_are_unique_and_links_have_two_ends(name: str) -> None:
+    graph = canvas(name)
+    ids = [node["id"] for node in graph["nodes"]]
+    links = [link[0] for link in graph["links"]]
+    assert len(set(ids)) == len(ids) and max(ids) == graph["last_node_id"]
+    assert len(set(links)) == len(links) and max(links) == graph["last_link_id"]
+    nodes = {node["id"]: node for node in graph["nodes"]}
+    arriving = [e["link"] for node in graph["nodes"] for e in node["inputs"] if e["link"]]
+    assert sorted(arriving) == sorted(links)
+    for number, source, slot, _, _, kind in graph["links"]:
+        output = nodes[source]["outputs"][slot]
+        assert number in output["links"] and output["type"] == kind
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_only_the_host_and_this_pack_are_needed(name: str) -> None:
+    for node in real_nodes(name).values():
+        ours = node["type"].startswith("LAMP_")
+        assert node["properties"]["cnr_id"] == ("lamp-motion" if ours else "comfy-core")
+        assert node["properties"]["Node name for S&R"] == node["type"]
+        if ours:
+            assert (node["properties"]["cnr_id"], node["properties"]["ver"]) == PACK
+
+
+def test_the_version_is_the_packs() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'name = "{PACK[0]}"' in project and f'version = "{PACK[1]}"' in project
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_overlaps_and_everything_stands_in_a_group(name: str) -> None:
+    graph = canvas(name)
+    boxes = {}
+    for node in graph["nodes"]:
+        (left, top), (width, height) = node["pos"], node["size"]
+        height = 0 if node.get("flags", {}).get("collapsed") else height
+        boxes[node["id"]] = (left, top - 30, left + width, top + height)  # 30: the title
+    for one, other in itertools.combinations(boxes, 2):
+        assert not _overlap(boxes[one], boxes[other]), f"nodes {one} and {other}"
+    frames = [group["bounding"] for group in graph["groups"]]
+    frames = [(x, y, x + width, y + height) for x, y, width, height in frames]
+    for box in boxes.values():
+        assert sum(_inside(box, frame) for frame in frames) == 1
+    for one, other in itertools.combinations(frames, 2):
+        assert not _overlap(one, other)
+
+
+# The front end fits a workflow into 3/4 of the window when it opens it, and draws no text where 14
+# pixels become less than 8: what is smaller than this reads in a window of 1366 x 768.
+LARGEST = 1366 * 0.75 * 14 / 8, 768 * 0.75 * 14 / 8
+_MARGIN = 20  # around the whole
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_workflow_is_small_enough_to_be_read_when_it_opens(name: str) -> None:
+    frames = [group["bounding"] for group in canvas(name)["groups"]]
+    for axis in (0, 1):
+        low = min(frame[axis] for frame in frames)
+        high = max(frame[axis] + frame[axis + 2] for frame in frames)
+        assert high - low + _MARGIN <= LARGEST[axis]
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - set(needs_nothing())))
+def test_every_workflow_that_needs_files_leads_to_one_that_runs_as_it_is(name: str) -> None:
+    notes = [node for node in canvas(name)["nodes"] if node["type"] == NOTE]
+    text = "\n".join(note["widgets_values"][0] for note in notes)
+    assert any(TITLES[other] in text for other in needs_nothing())
+
+
+def test_titles_are_plain_in_an_address_and_in_every_file_system() -> None:
+    for title in TITLES.values():
+        assert re.fullmatch(r"\d\d [A-Za-z0-9 ,-]+", title) and len(title) < 60
+
+
+def _overlap(one: tuple[int, ...], other: tuple[int, ...]) -> bool:
+    apart = one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
+    return not apart
+
+
+def _inside(box: tuple[int, ...], frame: tuple[int, ...]) -> bool:
+    return frame[0] <= box[0] and frame[1] <= box[1] and box[2] <= frame[2] and box[3] <= frame[3]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_note_tells_what_to_do(name: str) -> None:
+    notes = [node for node in canvas(name)["nodes"] if node["type"] == NOTE]
+    text = "\n".join(note["widgets_values"][0] for note in notes)
+    assert "Read me" in [group["title"] for group in canvas(name)["groups"]]
+    for node in real_nodes(name).values():
+        for model in node["properties"].get("models", []):
+            assert model["name"] in text and f"models/{model['directory']}" in text
+
+
+@pytest.mark.parametrize("picture", sorted(FOLDER.glob("*.jpg")), ids=lambda path: path.stem)
+def test_a_thumbnail_belongs_to_a_workflow_and_is_small(picture: Path) -> None:
+    assert picture.stem in TITLES.values()
+    assert picture.stat().st_size < 300_000
+
+
+def test_the_toy_workflow_uses_the_measured_settings() -> None:
+    """But for more steps: here all depends on one object."""
+    recipe = Recipe()
+    nodes = {node["class_type"]: node["inputs"] for node in api(TOY).values()}
+    trainer, sampler = nodes["LAMP_Trainer"], nodes["LAMP_KSampler"]
+    assert trainer["recipe"] == recipe.preset and trainer["steps"] >= recipe.steps
+    assert (trainer["batch"], trainer["accumulate"]) == (recipe.clips_per_step, 1)
+    assert [sampler[k] for k in ("steps", "cfg", "adain")] == [
+        recipe.sample_steps,
+        recipe.guidance,
+        recipe.adain,
+    ]
+
+
+def test_the_template_browser_finds_only_canvas_files() -> None:
+    for path in FOLDER.glob("*.json"):
+        assert {"nodes", "links", "groups", "version"} <= set(json.loads(path.read_text("utf-8")))
+
+
+# --- the format itself -----------------------------------------------------------------------
+
+INFOS: dict[str, Any] = {
+    "Source": {
+        "display_name": "Source",
+        "input": {"required": {"seed": ["INT", {"default": 3, "min": 0, "max": 9}]}},
+        "output": ["IMAGE"],
+        "output_name": ["picture"],
+    },
+    "Sink": {
+        "display_name": "Sink",
+        "input": {
+            "required": {"mode": [["a", "b"]], "image": ["IMAGE", {}]},
+            "optional": {"text": ["STRING", {"forceInput": True}]},
+        },
+        "output": [],
+        "output_name": [],
+    },
+}
+
+
+def graph_of(*nodes: Node) -> Any:
+    from scripts.workflow_format import Graph, Group
+
+    return Graph("g", [[Group("all", "#000", list(nodes))]])
+
+
+def test_defaults_are_filled_in_and_outputs_found_by_name() -> None:
+    graph = graph_of(Node("s", "Source"), Node("t", "Sink", {"image": Out("s", "picture")}))
+    prompt = api_prompt(graph, INFOS)
+    assert prompt["1"]["inputs"] == {"seed": 3}
+    assert prompt["2"]["inputs"] == {"mode": "a", "image": ["1", 0]}
+
+
+@pytest.mark.parametrize(
+    ("node", "words"),
+    [
+        (Node("s", "Nothing"), "does not know Nothing"),
+        (Node("s", "Source", {"sed": 1}), "has no input"),
+        (Node("s", "Source", {"seed": 10}), "outside 0..9"),
+        (Node("s", "Source", {"seed": 1.5}), "not a whole number"),
+        (Node("s", "Sink", {}), "needs a link"),
+        (Node("s", "Sink", {"image": Out("s", "film")}), "no output film"),
+        (Node("s", "Sink", {"mode": 3}), "not a text"),
+    ],
+)
+def test_a_graph_that_cannot_be_is_refused(node: Node, words: str) -> None:
+    with pytest.raises(GraphError, match=words):
+        api_prompt(graph_of(node), INFOS)
+
+
+def test_every_widget_type_is_known() -> None:
+    assert set(WIDGETS) == {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}

@@ -1,0 +1,365 @@
+"""The memory estimate against PyTorch's own allocator, and what is made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from benchmarks.speed.train_memory import (
+    SD15_CONFIG,
+    TOLERANCE,
+    Case,
+    Estimates,
+    measure,
+    measured_peak,
+)
+from lamp.errors import LampError
+from lamp.method.architecture import map_unet
+from lamp.method.motion import Motion
+from lamp.training.memory.estimate import (
+    GB,
+    Estimator,
+    MemoryEstimate,
+    MemoryPlan,
+    OutOfMemoryPlanError,
+    choose_checkpointing,
+    gigabytes,
+)
+from lamp.training.memory.plan import held_besides
+from lamp.training.memory.step import meta_copy
+from lamp.training.memory.suggest import fit, refuse
+from lamp.training.recipe import TrainConfig
+from tests.helpers.small_models import build, hook_count, random_state
+
+pytestmark = pytest.mark.slow  # many of them
+
+BF16 = torch.bfloat16
+
+
+@pytest.fixture(scope="module")
+def unet() -> nn.Module:
+    """A small UNet with random weights on diffusers."""
+    return build("diffusers", random_state()).unet
+
+
+@pytest.fixture(scope="module")
+def estimator(unet: nn.Module) -> Estimator:
+    return Estimator(unet, map_unet(unet))
+
+
+@pytest.fixture
+def plan() -> MemoryPlan:
+    return MemoryPlan(8, 16, 16, weights_dtype=torch.float32)
+
+
+# --- what is measured -----------------------------------------------------------------------------
+
+
+def test_the_measure_itself() -> None:
+    def run() -> None:
+        first = torch.empty(1_000_000)
+        second = torch.empty(2_000_000)
+        del first
+        third = torch.empty(500_000)
+        del second, third
+
+    assert measured_peak(run) == 12_000_000
+
+
+CASES = [
+    Case("toy", 8, 8, 8),
+    Case("toy", 4, 16, 16, {"checkpointing": True, "ema": 0.9}),
+    Case("toy", 4, 8, 8, {"precision": "bf16", "batch": 2}),
+]
+
+
+@pytest.fixture(scope="module")
+def estimates() -> Iterator[Estimates]:
+    yield Estimates()
+
+
+@pytest.mark.parametrize("case", CASES, ids=Case.describe)
+def test_estimate_is_what_the_allocator_says(case: Case, estimates: Estimates) -> None:
+    measured = measure(case, "cpu")
+    assert estimates(case, "cpu").total == pytest.approx(measured, rel=TOLERANCE)
+
+
+def test_estimate_for_comfy_is_what_the_allocator_says(
+    comfy: ModuleType, estimates: Estimates
+) -> None:
+    case = Case("toy-comfy", 4, 16, 16)
+    measured = measure(case, "cpu")
+    assert estimates(case, "cpu").total == pytest.approx(measured, rel=TOLERANCE)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_estimate_is_what_the_gpu_says(
+    precision: str, checkpointing: bool, estimates: Estimates
+) -> None:
+    case = Case("toy", 16, 32, 32, {"precision": precision, "checkpointing": checkpointing})
+    measured = measure(case, "cuda")
+    assert estimates(case, "cuda").total == pytest.approx(measured, rel=TOLERANCE)
+
+
+# --- the parts of an estimate ---------------------------------------------------------------------
+
+
+def test_parts_that_follow_from_the_number_of_parameters(
+    estimator: Estimator, unet: nn.Module, plan: MemoryPlan
+) -> None:
+    motion = Motion(map_unet(unet))
+    trained = sum(p.numel() for p in motion.trained_parameters().values())
+    frozen = sum(p.numel() for p in unet.parameters())
+
+    full = estimator(plan)
+    lean = estimator(replace(plan, precision="bf16", weights_dtype=BF16, optimizer="adamw8bit"))
+
+    assert full.weights == 4 * frozen and lean.weights == 2 * frozen
+    assert full.learned == lean.learned == 4 * sum(p.numel() for p in motion.parameters())
+    assert full.optimizer == 8 * trained
+    assert 2 * trained < lean.optimizer < 2.1 * trained
+    assert estimator(replace(plan, ema=True)).total - full.total == 4 * trained
+    parts = (full.weights, full.learned, full.gradients, full.optimizer, full.ema)
+    assert full.total == sum(parts) + full.saved + full.transient
+
+
+def test_kept_gradients_stay_for_the_whole_forward_pass(
+    estimator: Estimator, plan: MemoryPlan
+) -> None:
+    single, several = estimator(plan), estimator(replace(plan, accumulate=4))
+    trained = single.optimizer // 2
+    assert several.gradients == trained
+    assert 0 < several.total - single.total <= 1.1 * trained
+
+
+def test_estimate_grows_with_frames_batch_and_size(estimator: Estimator, plan: MemoryPlan) -> None:
+    plan = replace(plan, frames=4, height=8, width=8)
+    smallest = estimator(plan)
+    for more in ({"frames": 8}, {"batch": 2}, {"height": 16}, {"width": 16}):
+        larger = estimator(replace(plan, **more))
+        assert 1.5 * smallest.saved < larger.saved < 2.2 * smallest.saved
+        assert larger.total > smallest.total
+
+
+def test_checkpointing_and_half_precision_lower_it(estimator: Estimator, plan: MemoryPlan) -> None:
+    plain = estimator(plan).saved
+    assert estimator(replace(plan, checkpointing=True)).saved < 0.7 * plain
+    assert estimator(replace(plan, precision="bf16")).saved < 0.8 * plain
+
+
+def test_planning_leaves_the_model_as_it_is(unet: nn.Module, plan: MemoryPlan) -> None:
+    before = {name: (id(p), p.clone()) for name, p in unet.named_parameters()}
+    handle = unet.register_forward_hook(lambda *_: pytest.fail("the real model ran"))
+    try:
+        Estimator(unet, map_unet(unet))(replace(plan, checkpointing=True))
+        assert hook_count(unet) == 1
+    finally:
+        handle.remove()
+    for name, parameter in unet.named_parameters():
+        assert id(parameter) == before[name][0] and torch.equal(parameter, before[name][1])
+        assert parameter.device.type == "cpu"
+    assert not any("forward" in module.__dict__ for module in unet.modules())
+
+
+def test_meta_copy_keeps_what_is_shared() -> None:
+    layer = nn.Linear(3, 3)
+    model = nn.Sequential(layer, layer, nn.BatchNorm1d(3))
+    twin = meta_copy(model, BF16)
+
+    assert twin[0].weight is twin[1].weight and twin[0].weight.dtype == BF16
+    assert twin[2].num_batches_tracked.dtype == torch.int64
+    assert {tensor.device.type for tensor in twin.state_dict().values()} == {"meta"}
+    assert twin(torch.empty(5, 3, dtype=BF16, device="meta")).shape == (5, 3)
+
+
+def test_plan_of_the_trainers_settings() -> None:
+    config = TrainConfig(frames=6, batch=3, accumulate=2, precision="bf16", ema=0.99)
+    plan = MemoryPlan.of(config, 40, 64, device="cpu", text_tokens=154)
+    assert plan == MemoryPlan(
+        6, 40, 64, 3, 2, text_tokens=154, precision="bf16", ema=True, device="cpu"
+    )
+
+
+def test_sentence_names_the_values(estimator: Estimator, plan: MemoryPlan) -> None:
+    estimate = estimator(plan)
+    sentence = estimate.sentence()
+    for part in ("8 frames of 128 x 128 pixels", "batch 1", "fp32", "checkpointing off"):
+        assert part in sentence
+    assert f"about {estimate.total / 2**20:.0f} MB" in sentence
+    assert f"{estimate.activations / 2**20:.0f} MB for activations" in sentence
+    assert "averaged" not in sentence
+    assert "averaged motion" in estimator(replace(plan, ema=True)).sentence()
+
+
+def test_bad_plans_are_refused(estimator: Estimator, plan: MemoryPlan) -> None:
+    with pytest.raises(LampError, match="frames is 0"):
+        replace(plan, frames=0)
+    with pytest.raises(LampError, match="optimizer is 'sgd': choose adamw or adamw8bit"):
+        replace(plan, optimizer="sgd")
+    with pytest.raises(LampError, match=r"precision is fp32.*torch\.bfloat16.*choose bf16"):
+        estimator(replace(plan, weights_dtype=BF16))
+
+
+# --- what to change -------------------------------------------------------------------------------
+
+
+def formula(plan: MemoryPlan) -> MemoryEstimate:
+    """An estimate of the right kind, by a formula: about that of SD 1.x on a GPU."""
+    kind = plan.weights_dtype or torch.float32
+    learned = 256 * 2**20 // (20 if plan.rank else 1)
+    positions = plan.batch * plan.frames * plan.height * plan.width
+    each = 400_000 * (0.3 if plan.checkpointing else 1) * (1 if plan.precision == "fp32" else 0.6)
+    return MemoryEstimate(
+        replace(plan, weights_dtype=kind),
+        weights=kind.itemsize * 860 * 2**20,
+        learned=4 * learned,
+        gradients=4 * learned if plan.accumulate > 1 else 0,
+        optimizer={"adamw": 8, "adamw8bit": 2}[plan.optimizer] * learned,
+        ema=4 * learned if plan.ema else 0,
+        saved=int(positions * each),
+        transient=2**27,
+    )
+
+
+LARGE = MemoryPlan(16, 40, 64, batch=2, ema=True)
+
+
+def test_three_real_suggestions_fit(estimator: Estimator, plan: MemoryPlan) -> None:
+    available = int(estimator(plan).total * 0.8)
+    found = fit(estimator, plan, available)
+    assert len(found) == 3
+    for suggestion in found:
+        again = estimator(replace(plan, **suggestion.changes))
+        assert again.total == suggestion.estimate.total <= available
+
+
+@pytest.mark.parametrize("available", [38 * GB, 16 * GB, 8 * GB, 5 * GB])
+def test_no_suggestion_changes_more_than_it_must(available: int) -> None:
+    assert formula(LARGE).total > available
+    found = fit(formula, LARGE, available)
+
+    assert len(found) == len({suggestion.sentence() for suggestion in found}) == 3
+    for suggestion in found:
+        assert suggestion.estimate.total <= available
+        for left_out in _groups(suggestion.changes):
+            fewer = {k: v for k, v in suggestion.changes.items() if k not in left_out}
+            assert formula(replace(LARGE, **fewer)).total > available
+
+
+def _groups(changes: dict[str, object]) -> list[tuple[str, ...]]:
+    together = [("height", "width"), ("batch", "accumulate"), ("precision", "weights_dtype")]
+    alone = [("checkpointing",), ("optimizer",), ("ema",), ("rank",), ("frames",)]
+    return [group for group in together + alone if group[0] in changes]
+
+
+def test_least_harmful_changes_come_first() -> None:
+    needed = formula(replace(LARGE, checkpointing=True)).total
+    found = fit(formula, LARGE, needed)
+    assert found[0].changes == {"checkpointing": True}
+    assert found[0].sentence() == f"checkpointing on ({gigabytes(needed)})"
+    # A smaller or a shorter video is the last resort.
+    shrunk = [bool({"height", "frames"} & set(s.changes)) for s in fit(formula, LARGE, 8 * GB)]
+    assert shrunk == sorted(shrunk) and not shrunk[0]
+
+
+def test_a_low_rank_is_offered_where_what_is_learned_is_too_much() -> None:
+    plan = replace(LARGE, batch=1, ema=False, checkpointing=True, device="cpu")
+    needed = formula(plan).total
+    found = fit(formula, plan, needed - 11 * 256 * 2**20)
+    assert "rank 64" in [s.sentence().split(" (")[0] for s in found]
+    again = fit(formula, replace(plan, rank=64), formula(replace(plan, rank=64)).total - 2**20)
+    assert again and not any("rank" in s.changes for s in again)
+
+
+def test_same_clips_a_step_after_a_smaller_batch() -> None:
+    plan = replace(LARGE, batch=3, accumulate=2)
+    first = next(s.changes for s in fit(formula, plan, 16 * GB) if "batch" in s.changes)
+    assert (first["batch"], first["accumulate"]) == (1, 6)
+
+
+def test_refusal_names_needs_and_three_settings() -> None:
+    available = 10 * GB
+    with pytest.raises(OutOfMemoryPlanError) as caught:
+        refuse(formula, LARGE, available)
+    sentence = str(caught.value)
+    assert "16 frames of 512 x 320 pixels, batch 2" in sentence
+    assert f"needs about {gigabytes(formula(LARGE).total)} of memory, and 10.0 GB" in sentence
+    for suggestion in fit(formula, LARGE, available):
+        assert suggestion.sentence() in sentence
+    assert sentence.count("; or with") == 2
+
+
+def test_what_fits_is_not_refused() -> None:
+    refuse(formula, LARGE, formula(LARGE).total)
+
+
+def test_refusal_when_nothing_fits() -> None:
+    assert fit(formula, LARGE, GB) == []
+    with pytest.raises(OutOfMemoryPlanError, match=r"Even the smallest settings need 1\.9 GB"):
+        refuse(formula, LARGE, GB)
+
+
+def test_on_the_cpu_no_precision_or_8_bit_optimiser_is_suggested() -> None:
+    for suggestion in fit(formula, replace(LARGE, device="cpu"), 16 * GB):
+        assert not {"precision", "optimizer"} & set(suggestion.changes)
+
+
+@pytest.mark.parametrize("height, width", [(40, 64), (64, 40), (32, 32), (44, 60)])
+def test_smaller_sizes_keep_the_aspect_in_steps_of_64_pixels(height: int, width: int) -> None:
+    plan = replace(LARGE, height=height, width=width, checkpointing=True, batch=1)
+    sizes = [s.changes for s in fit(formula, plan, 5 * GB) if "height" in s.changes]
+    assert sizes
+    for size in sizes:
+        assert size["height"] % 8 == size["width"] % 8 == 0
+        aspect = (size["width"] / size["height"]) / (width / height)
+        assert 2 / 3 <= aspect <= 3 / 2
+
+
+def test_auto_checkpointing_leaves_room() -> None:
+    needed = formula(LARGE).total
+    for asked in (LARGE, replace(LARGE, checkpointing=True)):
+        assert not choose_checkpointing(formula, asked, int(needed / 0.84))
+        assert choose_checkpointing(formula, asked, int(needed / 0.86))
+
+
+# --- Stable Diffusion 1.x -------------------------------------------------------------------------
+
+
+def test_goal_for_stable_diffusion() -> None:
+    """16 x 320 x 512 in 8 GB or less, told in one pass without any of its memory."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**SD15_CONFIG)
+    plan = MemoryPlan(
+        16, 40, 64, precision="bf16", weights_dtype=BF16, checkpointing=True, optimizer="adamw8bit"
+    )
+    estimate = Estimator(unet, map_unet(unet))(plan)
+    assert estimate.weights == 2 * 859_520_964
+    assert estimate.total <= 8 * GB
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [(3 * 2**29, "1.5 GB"), (2**30, "1.0 GB"), (7 * 2**20, "7 MB"), (2**19, "512 kB"), (1, "1 kB")],
+)
+def test_what_is_there_is_never_told_as_nothing(size: int, words: str) -> None:
+    assert gigabytes(size) == words
+
+
+def test_on_a_cpu_what_the_process_holds_besides_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """7.1 GB by the estimate were 8.9 of the process, since it counts the training alone."""
+    import psutil
+
+    unet = torch.nn.Linear(256, 256, bias=False)  # 256 kB
+    held = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=2 * 2**30 + unet.weight.nbytes))
+    monkeypatch.setattr(psutil, "Process", lambda: held)
+    assert "2.0 GB" in held_besides(unet, torch.device("cpu"))
+    assert held_besides(unet, torch.device("cuda")) == ""

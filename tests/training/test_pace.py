@@ -1,0 +1,130 @@
+"""What a run tells of its speed and of the time that is left, by a clock that the tests hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import lamp.training.loop
+import lamp.training.pace
+from lamp.hosts.diffusers.unet import DiffusersHost
+from lamp.method.architecture import map_unet
+from lamp.method.motion import Motion
+from lamp.training.latents import LatentClips
+from lamp.training.loop import PACE, StepReport, Training
+from lamp.training.recipe import TrainConfig
+from lamp.training.session import RunFolder, Upkeep, conduct
+
+from ..helpers.small_training import FRAMES, small_clips, small_host
+
+STEP, SAMPLE, SAVE = 2.0, 50.0, 7.0
+
+
+class Clock:
+    """Stands still but for what is done."""
+
+    now = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(lamp.training.loop, "time", clock)
+    monkeypatch.setattr(lamp.training.pace, "time", clock)
+    return clock
+
+
+@pytest.fixture(scope="module")
+def host() -> DiffusersHost:
+    return small_host()
+
+
+@pytest.fixture(scope="module")
+def clips() -> LatentClips:
+    return small_clips()
+
+
+def ran(
+    host: DiffusersHost,
+    clips: LatentClips,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    folder: Path,
+    upkeep: Upkeep,
+    steps: int,
+    seconds: Any = lambda step: STEP,
+) -> list[StepReport]:
+    """The reports of a run whose steps, samples and states take these times and compute nothing."""
+    config = TrainConfig(steps=steps, frames=FRAMES, learning_rate=1e-3)
+    training = Training(host, Motion(map_unet(host.unet)).initialise(0), clips, config)
+
+    def step(rate: float) -> float:
+        clock.now += seconds(training.step + 1)
+        return 0.5
+
+    def save(self: RunFolder, training: Training) -> None:
+        clock.now += SAVE
+
+    def sample(training: Training) -> None:
+        clock.now += SAMPLE
+
+    monkeypatch.setattr(training, "_gradients", step)
+    monkeypatch.setattr(lamp.training.loop, "apply_gradients", lambda *others: None)
+    monkeypatch.setattr(RunFolder, "save_state", save)
+    reports: list[StepReport] = []
+    conduct(training, RunFolder(folder, {}), upkeep, reports.append, sample)
+    return reports
+
+
+@pytest.mark.parametrize(("every", "save", "steps"), [(4, 3, 12), (5, 5, 12), (0, 4, 9), (7, 0, 9)])
+def test_the_time_left_is_what_steps_samples_and_states_will_take(
+    host: DiffusersHost,
+    clips: LatentClips,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    every: int,
+    save: int,
+    steps: int,
+) -> None:
+    ends: list[float] = []
+    upkeep = Upkeep(save, 1, every)
+    reports = ran(host, clips, clock, monkeypatch, tmp_path, upkeep, steps)
+    ends.append(clock.now)
+    assert [report.step for report in reports] == list(range(1, steps + 1))
+    begun = 100.0
+    assert {report.seconds_per_step for report in reports} == {STEP}
+    known = max(every, save)  # from then on each kind was seen once
+    spent = begun
+    for report in reports:
+        step = report.step
+        spent += STEP
+        spent += SAVE if save and (step % save == 0 or step == steps) else 0
+        spent += SAMPLE if every and (step % every == 0 or step == steps) else 0
+        if step >= known:
+            assert report.seconds_left == pytest.approx(ends[0] - spent)
+    assert reports[-1].seconds_left == 0
+
+
+def test_the_speed_is_that_of_the_last_steps(
+    host: DiffusersHost,
+    clips: LatentClips,
+    clock: Clock,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    def seconds(step: int) -> float:
+        return 90.0 if step == 1 else 3.0 if step > 30 else 1.0
+
+    upkeep = Upkeep(0, 1, 0)
+    reports = ran(host, clips, clock, monkeypatch, tmp_path, upkeep, 30 + PACE, seconds)
+    for report in reports:
+        window = range(max(report.step - PACE, 0) + 1, report.step + 1)
+        mean = sum(map(seconds, window)) / len(window)
+        assert report.seconds_per_step == pytest.approx(mean)
+    assert reports[-1].seconds_per_step == 3.0
