@@ -90,7 +90,7 @@ def test_comfyui_and_the_repository_keep_their_names(comfy: ModuleType) -> None:
     for name in ("nodes", "folder_paths", "utils.extra_config"):
         assert host.host_path() in where[name].parents, name
     assert where["lamp"].parent == host.ROOT / "lamp"
-    assert where["scripts.server.host"].parent == host.ROOT / "scripts"
+    assert where["scripts.server.host"].parent == host.ROOT / "scripts" / "server"
     assert importlib.import_module("tests.conftest").shared_dir
 
 
@@ -98,7 +98,7 @@ def test_the_packs_lamp_is_the_lamp_that_tests_import(comfy: ModuleType) -> None
     host.load_pack()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        alias = importlib.import_module("comfyui_lamp.lamp.motion")
-    module = importlib.import_module("lamp.motion")
+        alias = importlib.import_module("comfyui_lamp.lamp.method.motion")
+    module = importlib.import_module("lamp.method.motion")
     assert alias is module
-    assert module.__spec__ is not None and module.__spec__.name == "lamp.motion"
+    assert module.__spec__ is not None and module.__spec__.name == "lamp.method.motion"
