@@ -2,7 +2,8 @@
 # make demo    train a motion on toy clips in ComfyUI and render it
 # make run     ComfyUI with this pack, for a browser
 # make test    every test, those against a real ComfyUI server too
-# make check   style, types and the fast tests
+# make check   lint, formatting, types and the fast tests
+# make types   mypy alone
 # make test-browser   the front end in a real chromium, which apt-get installs where it may
 #
 # COMFYUI_PATH=/path/to/ComfyUI uses that ComfyUI instead of fetching one.
@@ -17,7 +18,7 @@ RUN := $(VENV)/bin/python
 # hundred times slower.
 export OMP_NUM_THREADS = 1
 
-.PHONY: setup demo run test test-browser check
+.PHONY: setup demo run test test-browser types check
 
 setup:
 	@test -n "$(PYTHON)" || { echo "setup needs Python 3.10 or newer"; exit 1; }
@@ -40,10 +41,13 @@ test-browser: setup
 
 # Types are checked through a link named as a package, because the pack's imports are relative to
 # its root and the folder of a clone may have any name.
-check: setup
-	$(RUN) -m ruff check .
+types: setup
 	cd build/typecheck && MYPYPATH=$(CURDIR) $(CURDIR)/$(RUN) -m mypy \
 		--config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache \
 		-p comfyui_lamp.lamp -p comfyui_lamp.nodes \
 		-m scripts.server.server -m scripts.setup_host -m scripts.run_host
+
+check: types
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
 	$(RUN) -m pytest -n 2 -m "not host and not slow"
