@@ -224,39 +224,3 @@ def test_help_lies_where_the_pack_says() -> None:
     root = Path(__file__).parents[2]
     assert HELP == root / "web" / "docs"
     assert 'WEB_DIRECTORY = "./web"' in (root / "__init__.py").read_text(encoding="utf-8")
-
-
-ROOT = HELP.parent.parent
-TWINS = [
-    (f"{name}.md", f"{name}.zh.md")
-    for name in ("README", "docs/train_a_motion", "docs/command_line")
-]
-
-
-@pytest.mark.parametrize("names", TWINS, ids=lambda names: names[0])
-def test_the_chinese_text_follows_the_english_one(names: tuple[str, str]) -> None:
-    english, chinese = ((ROOT / name).read_text(encoding="utf-8") for name in names)
-    for pattern in (r"^#+ ", r"^\|.*\|$", r"^\d\. ", r"^- ", r"^    .*\S"):
-        counts = [len(re.findall(pattern, text, re.MULTILINE)) for text in (english, chinese)]
-        assert counts[0] == counts[1], pattern
-    one, other = (links(text) for text in (english, chinese))
-    assert Path(names[1]).name in one and Path(names[0]).name in other
-    # Each may lead to a text's twin in its own language.
-    assert {link.replace(".zh.md", ".md") for link in one} == {
-        link.replace(".zh.md", ".md") for link in other
-    }
-
-
-def test_links_between_the_texts_lead_somewhere() -> None:
-    pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]
-    lost = [
-        f"{page.name}: {link}"
-        for page in pages
-        for link in links(page.read_text(encoding="utf-8"))
-        if "://" not in link and not (page.parent / link.split("#")[0]).exists()
-    ]
-    assert lost == []
-
-
-def links(text: str) -> set[str]:
-    return set(re.findall(r"\]\(([^)]+)\)", text))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 
 from scripts.server.host import ROOT
+from scripts.setup_host import read_toml
 
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.y*ml"))
 LOCKS = sorted((ROOT / ".github").glob("*.txt"))
@@ -17,7 +19,8 @@ LOCKS = sorted((ROOT / ".github").glob("*.txt"))
 def test_actions_stand_at_a_commit(path: object) -> None:
     text = path.read_text("utf-8")  # type: ignore[attr-defined]
     used = re.findall(r"^\s*-?\s*uses:\s*(\S+)", text, re.MULTILINE)
-    assert all(re.fullmatch(r"[\w.-]+/[\w./-]+@[0-9a-f]{40}", each) for each in used), used
+    elsewhere = [each for each in used if not each.startswith("./.github/")]
+    assert all(re.fullmatch(r"[\w.-]+/[\w./-]+@[0-9a-f]{40}", each) for each in elsewhere), used
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
@@ -32,6 +35,38 @@ def test_nothing_is_fetched_from_a_branch_or_without_its_hash(path: object) -> N
 def test_the_token_is_given_to_one_step_alone() -> None:
     found = {path.name: path.read_text("utf-8").count("secrets.") for path in WORKFLOWS}
     assert {name: count for name, count in found.items() if count} == {"publish.yml": 1}
+
+
+def test_nothing_is_published_before_the_checks_pass() -> None:
+    jobs = {path.stem: yaml.safe_load(path.read_text("utf-8"))["jobs"] for path in WORKFLOWS}
+    gate = jobs["publish"]["check"]["uses"]
+    assert jobs["publish"]["publish"]["needs"] == "check"
+    assert gate == "./.github/workflows/check.yml"
+    runs = [step.get("run", "") for step in jobs["check"]["check"]["steps"]]
+    assert "make ${{ matrix.target }}" in runs
+    assert jobs["check"]["check"]["strategy"]["matrix"]["target"] == ["check", "test"]
+
+
+def test_forms_of_the_project_are_yaml_that_ask_for_the_setup() -> None:
+    folder = ROOT / ".github" / "ISSUE_TEMPLATE"
+    bug = yaml.safe_load((folder / "bug.yml").read_text("utf-8"))
+    required = {
+        field["id"] for field in bug["body"] if field.get("validations", {}).get("required")
+    }
+    assert {"comfyui", "device", "flags", "log"} <= required
+    assert all(yaml.safe_load(path.read_text("utf-8")) for path in folder.glob("*.yml"))
+    updates = yaml.safe_load((ROOT / ".github" / "dependabot.yml").read_text("utf-8"))["updates"]
+    assert {update["package-ecosystem"] for update in updates} == {"github-actions", "pip"}
+
+
+def test_the_tools_of_the_checks_are_pinned_once() -> None:
+    """In pyproject.toml; the hooks before a commit run them out of .venv."""
+    dev = read_toml(ROOT / "pyproject.toml")["project"]["optional-dependencies"]["dev"]
+    assert all(
+        any(re.fullmatch(rf"{tool}==[\d.]+", each) for each in dev) for tool in ("ruff", "mypy")
+    )
+    hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text("utf-8"))["repos"]
+    assert {repo["repo"] for repo in hooks} == {"local"}
 
 
 @pytest.mark.parametrize("path", LOCKS, ids=lambda path: path.name)
