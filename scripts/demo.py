@@ -24,11 +24,11 @@ from PIL import Image
 from lamp.toy import score
 from lamp.toy.cases import evaluation_cases
 from scripts.demo_pictures import Film, write_pictures
-from scripts.make_workflows import load_api
 from scripts.server.host import ROOT, HostMissing
 from scripts.server.run import Event, PromptRejected, RunResult
 from scripts.server.server import ComfyServer, ServerFailed
 from scripts.terminal import StatusLine, bar
+from scripts.workflows import load_api
 
 WORKFLOW = "lamp_toy_train_and_generate"
 MOTION = "toy_moves_right"  # the name that the workflow gives to its motion

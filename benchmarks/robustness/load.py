@@ -23,7 +23,7 @@ from benchmarks.robustness.prompts import every_node, write_motion
 from lamp.errors import LampError
 from lamp.motion_file.file import load_motion_file
 from scripts.server.server import ComfyServer
-from scripts.workflow_format import default_of, input_specs, is_widget
+from scripts.workflows.convert import default_of, input_specs, is_widget
 
 Graph = dict[str, dict[str, Any]]
 _PATIENCE = 600.0

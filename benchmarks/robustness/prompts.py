@@ -16,7 +16,7 @@ import requests
 
 from scripts.server.host import PACK_FOLDER
 from scripts.server.server import ComfyServer
-from scripts.workflow_format import default_of, input_specs, is_widget
+from scripts.workflows.convert import default_of, input_specs, is_widget
 
 Graph = dict[str, dict[str, Any]]
 TRACE = Path(__file__).parent / "trace_nodes"

@@ -15,9 +15,9 @@ from scripts.assets.locales import HELP
 from scripts.server.browser import BrowserMissing, open_page
 from scripts.server.host import HostMissing
 from scripts.server.server import ComfyServer
-from scripts.workflow_parts import MOTION
 
 PICTURE = "node.webp"
+_MOTION = "horse_run_00001.safetensors"
 _MARGIN = 12
 _NODES = """() => Object.keys(LiteGraph.registered_node_types)
     .filter(name => name.startsWith('LAMP_')).sort()"""
@@ -53,7 +53,7 @@ def main() -> int:
     try:
         with ComfyServer() as server:
             # An empty folder of motions would show in the menu.
-            (server.base / "models" / "lamp_motion" / MOTION).touch()
+            (server.base / "models" / "lamp_motion" / _MOTION).touch()
             with open_page(server.url, 1400, 1600) as page:
                 take(page)
     except (HostMissing, BrowserMissing) as error:

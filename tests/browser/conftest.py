@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from scripts.make_workflows import all_graphs, load_api
 from scripts.server.browser import BrowserMissing, browser_path, open_page
 from scripts.server.host import ROOT, HostMissing, host_path
 from scripts.server.server import ComfyServer
+from scripts.workflows import ORIGINALS, load_api
 
 _HERE = Path(__file__).parent
 # Where each node's menu finds what the user has to bring.
@@ -45,8 +45,8 @@ def server() -> Iterator[ComfyServer]:
     except BrowserMissing as error:
         pytest.skip(f"needs a browser: {error}")
     with ComfyServer() as running:
-        for graph in all_graphs():
-            for node in load_api(graph.name).values():
+        for name in ORIGINALS:
+            for node in load_api(name).values():
                 _lay_out(running.base, node["class_type"], node["inputs"])
         yield running
 

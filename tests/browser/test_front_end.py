@@ -14,13 +14,12 @@ from safetensors.torch import save
 
 from scripts.assets.locales import FOLDER as LOCALES
 from scripts.assets.locales import HELP, NODES
-from scripts.make_workflows import BLUEPRINT, FOLDER, load_api, titles
 from scripts.server.browser import change_settings, wait_until_ready
 from scripts.server.host import PACK_FOLDER
 from scripts.server.server import ComfyServer
-from scripts.workflow_format import default_of, input_specs, is_widget
+from scripts.workflows import BLUEPRINT, TITLES, load_api, load_canvas
+from scripts.workflows.convert import default_of, input_specs, is_widget
 
-TITLES = titles()
 NAMES = sorted(TITLES)
 TOY = "lamp_toy_train_and_generate"
 
@@ -48,14 +47,10 @@ TOO_SMALL = """() => app.graph.nodes
 FIT = "() => app.extensionManager.command.execute('Comfy.Canvas.FitView')"
 
 
-def workflow(name: str) -> dict[str, Any]:
-    return json.loads((FOLDER / f"{TITLES[name]}.json").read_text(encoding="utf-8"))
-
-
 def load(page: Any, name: str) -> None:
     page.talk.errors.clear()
     close_dialogs(page)
-    page.evaluate(LOAD, [workflow(name), name])
+    page.evaluate(LOAD, [load_canvas(name), name])
 
 
 def close_dialogs(page: Any) -> None:
@@ -142,7 +137,7 @@ def test_no_node_covers_another_one_in_nodes_2(page: Any, shots: Path) -> None:
             load(page, name)
             picture(page, shots / f"{name}_nodes_2.png")
             boxes = page.evaluate(BOXES)
-            assert len(boxes) == len(workflow(name)["nodes"])
+            assert len(boxes) == len(load_canvas(name)["nodes"])
             covered[name] = overlapping(boxes)
             assert page.talk.errors == []
         assert not any(covered.values()), covered
@@ -196,7 +191,7 @@ def test_the_demo_is_queued_and_finishes(page: Any, shots: Path) -> None:
     seen = page.evaluate("() => window.seen")
     assert seen["end"] == "success"
 
-    ids = {node["type"]: str(node["id"]) for node in workflow(TOY)["nodes"]}
+    ids = {node["type"]: str(node["id"]) for node in load_canvas(TOY)["nodes"]}
     trainer = ids["LAMP_Trainer"]
     assert seen["progress"][trainer][-1] == [8, 8]
     assert seen["previews"] >= 1
@@ -254,11 +249,11 @@ def test_the_template_browser_shows_the_pictures(page: Any, shots: Path) -> None
     page.screenshot(path=str(shots / "templates.png"))
 
 
-def test_a_motion_dropped_on_the_canvas_brings_its_workflow(
+def test_a_motion_dropped_on_the_canvas_brings_its_load_canvas(
     page: Any, infos: dict[str, Any]
 ) -> None:
     """Nodes that save a motion write the canvas into its header, as ComfyUI's own do."""
-    wanted = workflow("lamp_animate_image")
+    wanted = load_canvas("lamp_animate_image")
     file = save({"x": torch.zeros(1)}, {"workflow": json.dumps(wanted), "lamp.format": "1"})
     load(page, "lamp_train_motion")
     page.evaluate(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from scripts.server.server import ComfyServer, RunResult
-from scripts.workflow_format import default_of, input_specs, is_widget
+from scripts.workflows.convert import default_of, input_specs, is_widget
 from tests.helpers.ecosystem import WINDOWS
 from tests.host.generate_graphs import Graph, base, ksampler, looking, node, stock
 

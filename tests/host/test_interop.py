@@ -9,7 +9,7 @@ from typing import Any
 from safetensors import safe_open
 
 from scripts.server.server import ComfyServer
-from scripts.workflow_on_toy import Prompt
+from scripts.workflows.convert import Prompt
 from tests.host.generate_graphs import STEPS, Graph, base, looking, motions, node, stock
 from tests.host.test_train import training
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 from benchmarks.toy.motion import Recipe
-from scripts.make_workflows import titles
+from lamp.toy.cases import evaluation_cases
 from scripts.server.host import ROOT
-from scripts.workflow_format import NOTE, PACK, WIDGETS, GraphError, Node, Out, api_prompt
+from scripts.workflows import API, FOLDER, ORIGINALS, TITLES, TWINS, load_api, load_canvas
+from scripts.workflows.convert import NOTE, PACK, to_canvas, to_prompt
+from scripts.workflows.toy import CAPTION, LEFT_OUT, on_toy
 
-FOLDER = ROOT / "workflows"
-TITLES = titles()
 NAMES = sorted(TITLES)
 TOY = "lamp_toy_train_and_generate"
 
@@ -29,16 +29,8 @@ def needs_nothing() -> list[str]:
 AFTER = ("fixed", "randomize", "increment", "decrement")
 
 
-def canvas(name: str) -> dict[str, Any]:
-    return json.loads((FOLDER / f"{TITLES[name]}.json").read_text(encoding="utf-8"))
-
-
-def api(name: str) -> dict[str, Any]:
-    return json.loads((FOLDER / "api" / f"{name}.json").read_text(encoding="utf-8"))
-
-
 def real_nodes(name: str) -> dict[str, dict[str, Any]]:
-    return {str(node["id"]): node for node in canvas(name)["nodes"] if node["type"] != NOTE}
+    return {str(node["id"]): node for node in load_canvas(name)["nodes"] if node["type"] != NOTE}
 
 
 def widget_inputs(node: dict[str, Any]) -> dict[str, Any]:
@@ -57,12 +49,12 @@ def widget_inputs(node: dict[str, Any]) -> dict[str, Any]:
 
 def test_there_is_a_file_pair_for_every_graph() -> None:
     assert sorted(TITLES.values()) == sorted(path.stem for path in FOLDER.glob("*.json"))
-    assert NAMES == sorted(path.stem for path in (FOLDER / "api").glob("*.json"))
+    assert NAMES == sorted(path.stem for path in API.glob("*.json"))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_both_formats_have_the_same_nodes(name: str) -> None:
-    nodes, prompt = real_nodes(name), api(name)
+    nodes, prompt = real_nodes(name), load_api(name)
     assert {k: v["type"] for k, v in nodes.items()} == {
         k: v["class_type"] for k, v in prompt.items()
     }
@@ -75,7 +67,7 @@ def test_both_formats_have_the_same_nodes(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_both_formats_have_the_same_links_and_values(name: str) -> None:
-    links = {link[0]: link for link in canvas(name)["links"]}
+    links = {link[0]: link for link in load_canvas(name)["links"]}
     for number, node in real_nodes(name).items():
         inputs = widget_inputs(node)
         for slot, entry in enumerate(node["inputs"]):
@@ -83,12 +75,12 @@ def test_both_formats_have_the_same_links_and_values(name: str) -> None:
                 _, source, source_slot, target, target_slot, _ = links[entry["link"]]
                 assert (target, target_slot) == (node["id"], slot)
                 inputs[entry["name"]] = [str(source), source_slot]
-        assert inputs == api(name)[number]["inputs"]
+        assert inputs == load_api(name)[number]["inputs"]
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_ids_are_unique_and_links_have_two_ends(name: str) -> None:
-    graph = canvas(name)
+    graph = load_canvas(name)
     ids = [node["id"] for node in graph["nodes"]]
     links = [link[0] for link in graph["links"]]
     assert len(set(ids)) == len(ids) and max(ids) == graph["last_node_id"]
@@ -118,7 +110,7 @@ def test_the_version_is_the_packs() -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_overlaps_and_everything_stands_in_a_group(name: str) -> None:
-    graph = canvas(name)
+    graph = load_canvas(name)
     boxes = {}
     for node in graph["nodes"]:
         (left, top), (width, height) = node["pos"], node["size"]
@@ -142,7 +134,7 @@ _MARGIN = 20  # around the whole
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_workflow_is_small_enough_to_be_read_when_it_opens(name: str) -> None:
-    frames = [group["bounding"] for group in canvas(name)["groups"]]
+    frames = [group["bounding"] for group in load_canvas(name)["groups"]]
     for axis in (0, 1):
         low = min(frame[axis] for frame in frames)
         high = max(frame[axis] + frame[axis + 2] for frame in frames)
@@ -151,7 +143,7 @@ def test_a_workflow_is_small_enough_to_be_read_when_it_opens(name: str) -> None:
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - set(needs_nothing())))
 def test_every_workflow_that_needs_files_leads_to_one_that_runs_as_it_is(name: str) -> None:
-    notes = [node for node in canvas(name)["nodes"] if node["type"] == NOTE]
+    notes = [node for node in load_canvas(name)["nodes"] if node["type"] == NOTE]
     text = "\n".join(note["widgets_values"][0] for note in notes)
     assert any(TITLES[other] in text for other in needs_nothing())
 
@@ -172,9 +164,9 @@ def _inside(box: tuple[int, ...], frame: tuple[int, ...]) -> bool:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_note_tells_what_to_do(name: str) -> None:
-    notes = [node for node in canvas(name)["nodes"] if node["type"] == NOTE]
+    notes = [node for node in load_canvas(name)["nodes"] if node["type"] == NOTE]
     text = "\n".join(note["widgets_values"][0] for note in notes)
-    assert "Read me" in [group["title"] for group in canvas(name)["groups"]]
+    assert "Read me" in [group["title"] for group in load_canvas(name)["groups"]]
     for node in real_nodes(name).values():
         for model in node["properties"].get("models", []):
             assert model["name"] in text and f"models/{model['directory']}" in text
@@ -189,7 +181,7 @@ def test_a_thumbnail_belongs_to_a_workflow_and_is_small(picture: Path) -> None:
 def test_the_toy_workflow_uses_the_measured_settings() -> None:
     """But for more steps: here all depends on one object."""
     recipe = Recipe()
-    nodes = {node["class_type"]: node["inputs"] for node in api(TOY).values()}
+    nodes = {node["class_type"]: node["inputs"] for node in load_api(TOY).values()}
     trainer, sampler = nodes["LAMP_Trainer"], nodes["LAMP_KSampler"]
     assert trainer["recipe"] == recipe.preset and trainer["steps"] >= recipe.steps
     assert (trainer["batch"], trainer["accumulate"]) == (recipe.clips_per_step, 1)
@@ -205,19 +197,23 @@ def test_the_template_browser_finds_only_canvas_files() -> None:
         assert {"nodes", "links", "groups", "version"} <= set(json.loads(path.read_text("utf-8")))
 
 
-# --- the format itself -----------------------------------------------------------------------
+# --- the conversion ------------------------------------------------------------------------------
 
 INFOS: dict[str, Any] = {
     "Source": {
-        "display_name": "Source",
-        "input": {"required": {"seed": ["INT", {"default": 3, "min": 0, "max": 9}]}},
+        "name": "Source",
+        "display_name": "A source",
+        "input": {
+            "required": {"seed": ["INT", {"default": 3}], "shape": ["COMBO", {"default": "a"}]}
+        },
         "output": ["IMAGE"],
         "output_name": ["picture"],
     },
     "Sink": {
-        "display_name": "Sink",
+        "name": "Sink",
+        "display_name": "A sink",
         "input": {
-            "required": {"mode": [["a", "b"]], "image": ["IMAGE", {}]},
+            "required": {"mode": [["x", "y"]], "image": ["IMAGE", {}]},
             "optional": {"text": ["STRING", {"forceInput": True}]},
         },
         "output": [],
@@ -226,35 +222,81 @@ INFOS: dict[str, Any] = {
 }
 
 
-def graph_of(*nodes: Node) -> Any:
-    from scripts.workflow_format import Graph, Group
-
-    return Graph("g", [[Group("all", "#000", list(nodes))]])
-
-
-def test_defaults_are_filled_in_and_outputs_found_by_name() -> None:
-    graph = graph_of(Node("s", "Source"), Node("t", "Sink", {"image": Out("s", "picture")}))
-    prompt = api_prompt(graph, INFOS)
-    assert prompt["1"]["inputs"] == {"seed": 3}
-    assert prompt["2"]["inputs"] == {"mode": "a", "image": ["1", 0]}
-
-
-@pytest.mark.parametrize(
-    ("node", "words"),
-    [
-        (Node("s", "Nothing"), "does not know Nothing"),
-        (Node("s", "Source", {"sed": 1}), "has no input"),
-        (Node("s", "Source", {"seed": 10}), "outside 0..9"),
-        (Node("s", "Source", {"seed": 1.5}), "not a whole number"),
-        (Node("s", "Sink", {}), "needs a link"),
-        (Node("s", "Sink", {"image": Out("s", "film")}), "no output film"),
-        (Node("s", "Sink", {"mode": 3}), "not a text"),
-    ],
-)
-def test_a_graph_that_cannot_be_is_refused(node: Node, words: str) -> None:
-    with pytest.raises(GraphError, match=words):
-        api_prompt(graph_of(node), INFOS)
+def older_canvas() -> dict[str, Any]:
+    """Two linked nodes, saved when Source had no `shape`."""
+    seed = {"name": "seed", "type": "INT", "widget": {"name": "seed"}, "link": None}
+    image = {"name": "image", "type": "IMAGE", "link": 4}
+    mode = {"name": "mode", "type": "COMBO", "widget": {"name": "mode"}, "link": None}
+    shared = {"properties": {}, "flags": {}, "size": [100, 50]}
+    source = {"id": 7, "type": "Source", "pos": [1, 2], "inputs": [seed]} | shared
+    sink = {"id": 9, "type": "Sink", "pos": [5, 6], "inputs": [image, mode], "title": "End"}
+    source["widgets_values"], sink["widgets_values"] = [5, "randomize"], ["y"]
+    return {"nodes": [source, sink | shared], "links": [[4, 7, 0, 9, 0, "IMAGE"]], "version": 0.4}
 
 
-def test_every_widget_type_is_known() -> None:
-    assert set(WIDGETS) == {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+def test_a_canvas_becomes_a_prompt() -> None:
+    assert to_prompt(older_canvas(), INFOS) == {
+        "7": {"class_type": "Source", "inputs": {"seed": 5}, "_meta": {"title": "A source"}},
+        "9": {
+            "class_type": "Sink",
+            "inputs": {"mode": "y", "image": ["7", 0]},
+            "_meta": {"title": "End"},
+        },
+    }
+
+
+def test_a_refresh_adds_new_inputs_and_keeps_the_rest() -> None:
+    canvas = older_canvas()
+    made = to_canvas(to_prompt(canvas, INFOS), canvas, INFOS)
+    source, sink = made["nodes"]
+    assert source["widgets_values"] == [5, "randomize", "a"]
+    assert [entry["name"] for entry in source["inputs"]] == ["seed", "shape"]
+    assert [entry["name"] for entry in sink["inputs"]] == ["image", "text", "mode"]
+    assert (sink["pos"], sink["title"], sink["widgets_values"]) == ([5, 6], "End", ["y"])
+    assert made["links"] == [[1, 7, 0, 9, 0, "IMAGE"]]
+    assert source["outputs"][0]["links"] == [sink["inputs"][0]["link"]] == [1]
+
+
+@pytest.mark.parametrize("part", ["node", "input"])
+def test_what_the_server_does_not_know_is_refused(part: str) -> None:
+    canvas = older_canvas()
+    if part == "node":
+        canvas["nodes"][0]["type"] = "Nothing"
+    else:
+        canvas["nodes"][0]["inputs"][0]["name"] = "Nothing"
+    with pytest.raises(KeyError, match="Nothing"):
+        to_prompt(canvas, INFOS)
+
+
+@pytest.mark.parametrize("twin", sorted(TWINS))
+def test_a_twin_has_the_graph_of_its_original(twin: str) -> None:
+    made = on_toy(load_api(TWINS[twin]))
+    bare = [
+        {key: (node["class_type"], node["inputs"]) for key, node in prompt.items()}
+        for prompt in (made, load_api(twin))
+    ]
+    assert bare[0] == bare[1]
+    # Nothing is left that a fresh install lacks.
+    kinds = {node["class_type"] for node in made.values()}
+    assert not kinds & {"CheckpointLoaderSimple", "LoadImage", "LoadVideo", *LEFT_OUT}
+
+
+def test_the_twins_caption_names_the_toy_object() -> None:
+    assert evaluation_cases(0, "combination")[0].prompt == CAPTION
+
+
+def test_what_a_twin_leaves_out_is_known() -> None:
+    """All other nodes of a workflow run in its twin: name the new one here, or replace it."""
+    left = {
+        name: {node["class_type"] for node in load_api(name).values()} & set(LEFT_OUT)
+        for name in ORIGINALS
+    }
+    assert {name: kinds for name, kinds in left.items() if kinds} == {
+        "lamp_edit_video_sdxl": {
+            "ControlNetLoader",
+            "ControlNetApplyAdvanced",
+            "GetVideoComponents",
+        },
+        "lamp_evaluate": {"CLIPLoader", "CLIPVisionLoader"},
+        "lamp_few_steps_lora": {"LoraLoaderModelOnly"},
+    }

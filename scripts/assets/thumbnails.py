@@ -1,18 +1,16 @@
-"""Draw the workflows' thumbnails: `python -m scripts.make_thumbnails --motion build/demo/NAME`.
+"""Draw the workflows' thumbnails: `python -m scripts.assets.thumbnails [NAME ...]`.
 
-Each workflow runs on the toy base (scripts/workflow_on_toy.py) with a motion that the demo
-trained; what the thumbnail shows is the workflow's own video. Takes some minutes.
+Each workflow runs on the toy base (scripts/workflows/toy.py); its thumbnail shows the video that
+it made. This takes some minutes.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import av
@@ -20,21 +18,34 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from lamp.toy.cases import Case, evaluation_cases
 from scripts.demo import node_of
-from scripts.demo_pictures import write_lossless
-from scripts.make_workflows import FOLDER, all_graphs, load_api, titles
 from scripts.server.run import RunResult
 from scripts.server.server import ComfyServer
-from scripts.workflow_on_toy import Prompt, Toy, on_toy
-from scripts.workflow_toy import TOY_TRAINING
+from scripts.workflows import FOLDER, ORIGINALS, TITLES, load_api
+from scripts.workflows.convert import Prompt
+from scripts.workflows.toy import on_toy
 
 Film = NDArray[np.uint8]  # (f, h, w, 3)
 SIDE, GAP, TILE = 532, 4, 128
 _PAPER, _INK = (24, 24, 28), (225, 225, 225)
 _TEXT_LINES = 3
 # The toy workflow's own thumbnail is made of the demo's pictures.
-NAMES = [graph.name for graph in all_graphs() if not graph.name.startswith("lamp_toy")]
+NAMES = [name for name in ORIGINALS if not name.startswith("lamp_toy")]
+# The rates of the recipe `fast`, constant: the stages of a training go on from each other.
+_STAGES = {
+    "learning_rate": 2e-3,
+    "conv_rate": 1.0,
+    "attention_rate": 1.0,
+    "query_rate": 1.0,
+    "reference_width": 64,
+    "rate_schedule": "constant",
+    "warmup": 0,
+    "weight_decay": 0.01,
+    "ema": 0.0,
+    "min_snr": 1.0,
+    "groupnorm": "pooled",
+    "query_decay": "change",
+}
 
 
 @dataclass(frozen=True)
@@ -126,34 +137,32 @@ def needs_two(name: str) -> bool:
     return not any(word in name for word in alone)
 
 
-def prepare(server: ComfyServer, motion: Path, cases: Sequence[Case]) -> list[Toy]:
-    """The toy's files in the server's folders, one Toy an object."""
-    shutil.copy(motion, server.base / "models" / "lamp_motion" / motion.name)
-    toys = []
-    for number, case in enumerate(cases):
-        picture, clip = f"object_{number}.png", f"object_{number}.mp4"
-        Image.fromarray(case.first_frame).save(server.base / "input" / picture)
-        write_lossless(case.frames, server.base / "input" / clip)
-        training = {**TOY_TRAINING, "steps": 30}
-        toys.append(Toy(motion.name, picture, clip, case.prompt, training=training))
-    return toys
+def prompt_of(name: str, number: int) -> Prompt:
+    """The workflow on the toy, with one of its unseen objects."""
+    prompt = on_toy(load_api(name))
+    trainers = [node["inputs"] for node in prompt.values() if node["class_type"] == "LAMP_Trainer"]
+    if len(trainers) > 1:
+        prompt["recipe"] = {"class_type": "LAMP_TrainingRecipe", "inputs": _STAGES}
+        for inputs in trainers:
+            inputs["own_recipe"] = ["recipe", 0]
+    for node in prompt.values():
+        if node["class_type"] == "LAMP_ToyObject":
+            node["inputs"]["number"] = number
+    return prompt
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--motion", type=Path, required=True, help="what `make demo` trained")
+    parser = argparse.ArgumentParser(prog="scripts.assets.thumbnails", description=__doc__)
     parser.add_argument("names", nargs="*", default=NAMES)
     args = parser.parse_args()
-    cases = [evaluation_cases(0, "combination")[number] for number in (0, 3)]
     with ComfyServer() as server:
-        toys = prepare(server, args.motion, cases)
         for name in args.names:
             runs = []
-            for toy in toys if needs_two(name) else toys[:1]:
-                prompt = on_toy(load_api(name), toy)
+            for number in (0, 3) if needs_two(name) else (0,):
+                prompt = prompt_of(name, number)
                 runs.append(Run(server, prompt, server.queue(prompt, timeout=3600).check()))
             page = thumbnail(name, runs)
-            for title in (titles()[name], titles().get(f"{name}_toy")):
+            for title in (TITLES[name], TITLES.get(f"{name}_toy")):
                 if title is not None:
                     page.save(FOLDER / f"{title}.jpg", quality=88)
             print(name, flush=True)

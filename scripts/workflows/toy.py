@@ -1,0 +1,120 @@
+"""A bundled workflow on the toy base: the same graph where no checkpoint is installed.
+
+The toy base replaces checkpoints, an object of the toy world replaces the user's picture or clip,
+and the motion that comes with the pack replaces the user's. LoRA, ControlNet and CLIP loaders have
+no toy counterpart and are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from scripts.workflows.convert import Prompt
+
+MOTION = "toy_moves_right.safetensors"
+CAPTION = "a yellow star on a teal dotted ground moves right"  # of the toy object 0
+TRAINING = {
+    "recipe": "fast",
+    "steps": 300,
+    "batch": 2,
+    "precision": "fp32",
+    "checkpointing": "off",
+    "sample_every": 100,
+    "sample_cfg": 1.0,
+}
+STEPS = 20
+FRAMES = 8
+_SIZE = {"width": 32, "height": 32}
+_OBJECT = {"seed": 0, "unseen": "combination", "number": 0, "motion": "moves_right"}
+_REPLACED: dict[str, tuple[str, dict[str, Any]]] = {
+    "CheckpointLoaderSimple": ("LAMP_LoadToyBase", {}),
+    "LoadImage": ("LAMP_ToyObject", _OBJECT),
+    "LoadVideo": ("LAMP_ToyObject", _OBJECT),
+}
+_OBJECTS = ("LoadImage", "LoadVideo")
+_PROMPT = "PrimitiveStringMultiline"
+_PROMPT_SLOT, _TRUTH_SLOT = 1, 2  # outputs of LAMP_ToyObject; slot 0 is the first frame
+# Output slot -> the input that the link is passed to, or a constant.
+LEFT_OUT: dict[str, dict[int, Any]] = {
+    "LoraLoaderModelOnly": {0: "model"},
+    "ControlNetApplyAdvanced": {0: "positive", 1: "negative"},
+    "GetVideoComponents": {0: "video", 2: 6.0},
+    "ControlNetLoader": {},
+    "CLIPLoader": {},
+    "CLIPVisionLoader": {},
+}
+
+
+def on_toy(prompt: Prompt) -> Prompt:
+    """The API prompt with the toy's models, files and sizes; nodes keep their ids."""
+    objects = [key for key, node in prompt.items() if node["class_type"] in _OBJECTS]
+    caption: Any = [objects[0], _PROMPT_SLOT] if objects else CAPTION
+    made: Prompt = {}
+    for key, node in prompt.items():
+        kind = node["class_type"]
+        if kind in LEFT_OUT or (kind == _PROMPT and objects):
+            continue
+        sources = {name: _source(of, prompt, caption) for name, of in node["inputs"].items()}
+        inputs = {name: value for name, value in sources.items() if value is not None}
+        if kind in _REPLACED:
+            kind, inputs = _REPLACED[kind]
+            made[key] = {"class_type": kind, "inputs": dict(inputs)}
+        else:
+            made[key] = {**node, "inputs": inputs | _settings(node, inputs, caption)}
+    _feed_clips(made)
+    return made
+
+
+def _source(value: Any, prompt: Prompt, caption: Any) -> Any:
+    """Where an input comes from on the toy; None if nothing feeds it any more."""
+    while isinstance(value, list):
+        node = prompt[value[0]]
+        kind = node["class_type"]
+        if kind == _PROMPT and isinstance(caption, list):
+            return caption
+        if kind == "LoadVideo":
+            return [value[0], _TRUTH_SLOT]
+        if kind not in LEFT_OUT:
+            return value
+        passed = LEFT_OUT[kind].get(value[1])
+        value = node["inputs"][passed] if isinstance(passed, str) else passed
+    return value
+
+
+def _settings(node: Mapping[str, Any], inputs: Mapping[str, Any], caption: Any) -> dict[str, Any]:
+    """The toy's values for the widgets that the node has and that no link feeds."""
+    negative = "egative" in node["_meta"]["title"]
+    values: dict[str, dict[str, Any]] = {
+        "CLIPTextEncode": {"text": caption if inputs.get("text") and not negative else ""},
+        _PROMPT: {"value": caption},
+        "LAMP_LoadMotion": {"motion_name": MOTION},
+        # The toy's latents have 16 x 16 places; this node counts eight pixels for each.
+        "EmptyLatentImage": {"width": 128, "height": 128},
+        "ImageScale": _SIZE,
+        "ImageFromBatch": {"length": min(FRAMES, inputs.get("length", FRAMES))},
+        # A video that is longer than what was trained stays as many times longer.
+        "LAMP_FirstFrameCondition": {**_SIZE, "frames": inputs.get("frames", 16) * FRAMES // 16},
+        "LAMP_AnchoredWindows": {"length": FRAMES, "overlap": 2},
+        "LAMP_TrainingClips": {**_SIZE, "frames": FRAMES, "prompt": caption},
+        "LAMP_VideoMetrics": {"frames": FRAMES},
+        "LAMP_ExtendVideo": {"frames": FRAMES, "steps": STEPS, "cfg": 1.0},
+        "LAMP_KSampler": {"steps": STEPS, "cfg": 1.0},
+        "LAMP_DDIMInversion": {"steps": STEPS},
+        "LAMP_Scheduler": {"steps": STEPS},
+        "CFGGuider": {"cfg": 1.0},
+    }
+    found = values.get(node["class_type"], {})
+    if node["class_type"] == "LAMP_Trainer":
+        found = TRAINING | {"steps": TRAINING["steps"] * inputs["steps"] // 1000}
+    return {name: v for name, v in found.items() if not isinstance(inputs.get(name, []), list)}
+
+
+def _feed_clips(prompt: Prompt) -> None:
+    """A folder of clips becomes the toy's clips."""
+    for node in list(prompt.values()):
+        if node["class_type"] == "LAMP_TrainingClips" and "images" not in node["inputs"]:
+            world = {"seed": 0, "clips": 8, "motion": "moves_right"}
+            prompt["toy_clips"] = {"class_type": "LAMP_ToyClips", "inputs": world}
+            fed = {"images": ["toy_clips", 0], "prompt": ["toy_clips", 1]}
+            node["inputs"] |= {"folder": "(from images)", **fed}
