@@ -155,7 +155,7 @@ def test_the_chinese_page_follows_the_english_one(page: Path) -> None:
 def test_commands_are_there(page: Path) -> None:
     code = code_of(text_of(page))
     targets = re.findall(r"^([\w-]+):", text_of(ROOT / "Makefile"), re.MULTILINE)
-    modules = re.findall(r"-m ((?:benchmarks|scripts)[\w.]*\w)", code)
+    modules = re.findall(r"(?<![\w/])((?:benchmarks|scripts)(?:\.\w+)+)", code)
     commands = {command.NAME for command in COMMANDS}
     lost = [target for target in re.findall(r"\bmake ([a-z-]+)", code) if target not in targets]
     lost += [module for module in modules if importlib.util.find_spec(module) is None]
