@@ -86,7 +86,7 @@ def node_classes(pack: ModuleType) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def plain(comfy: ModuleType) -> Any:
     """ComfyUI's MODEL of a tiny UNet of SD 1.x's shape."""
-    from tests.helpers.tiny_models import tiny_patcher
+    from benchmarks.samples.tiny_models import tiny_patcher
 
     return tiny_patcher()
 
@@ -94,7 +94,7 @@ def plain(comfy: ModuleType) -> Any:
 @pytest.fixture(scope="module")
 def file(plain: Any) -> MotionFile:
     """A random motion for `plain`, as read from a file."""
-    from tests.helpers.tiny_models import random_motion
+    from benchmarks.samples.tiny_models import random_motion
 
     return random_motion(plain)
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.samples.clip_files import sliding, texture
 from lamp.errors import LampError
 from lamp.metrics import (
     UNCHANGED,
@@ -22,7 +23,6 @@ from lamp.metrics import (
     text_alignment,
     video_similarity,
 )
-from tests.helpers.clip_files import sliding, texture
 
 
 def cosine(one: Tensor, other: Tensor) -> float:

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.samples.comfy_runs import conditioning, count_hooks, ksampler, lamp_ksampler, moving
+from benchmarks.samples.ecosystem import PATCHES, host_node, sample
+from benchmarks.samples.tiny_models import random_motion, tiny_patcher, video_latent
+from benchmarks.samples.tiny_patches import tiny_control
 from lamp.errors import LampError
 from lamp.method.adain import AdaINSchedule
-from tests.helpers.comfy_runs import conditioning, count_hooks, ksampler, lamp_ksampler, moving
-from tests.helpers.ecosystem import PATCHES, host_node, sample
-from tests.helpers.tiny_models import random_motion, tiny_patcher, video_latent
-from tests.helpers.tiny_patches import tiny_control
 
 Run = Callable[[Random], object]
 

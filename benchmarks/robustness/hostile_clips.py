@@ -82,7 +82,7 @@ def _guarded(make: Callable[[Path], object]) -> Callable[[Path], object]:
 
 def _write_bait(folder: Path) -> None:
     """Media that decode well, if anybody opens them."""
-    from tests.helpers.clip_files import write_video
+    from benchmarks.samples.clip_files import write_video
 
     frames = np.random.default_rng(0).integers(0, 256, (8, 48, 64, 3), np.uint8)
     for name in ("bait.mp4", "bait.ts"):

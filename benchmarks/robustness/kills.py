@@ -18,13 +18,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.samples.small_training import main as train_small
 from lamp.files.cache import TensorCache, entry_name
 from lamp.method.architecture import BlockSite, ConvSite, SiteMap
 from lamp.method.motion import Motion
 from lamp.motion_file.file import MotionConfig, load_motion_file, save_motion
 from lamp.training.session import newest_state, states
 from lamp.training.state import read_state
-from tests.helpers.small_training import main as train_small
 
 STEPS = 20
 _ENTRIES = 250  # which take longer than any kill waits

@@ -287,8 +287,8 @@ def _shared_folder(first: Client, second: Client, size: Size, load: Load) -> Non
 
 def _clips_replaced(folder: Path, size: Size, load: Load) -> None:
     """Between listing and reading, by another clip, by text, by nothing: a clip or a sentence."""
+    from benchmarks.samples.clip_files import write_numbered
     from lamp.clips.load import load_clips
-    from tests.helpers.clip_files import write_numbered
 
     clips, others = folder / "clips", folder / "others"
     clips.mkdir()
@@ -330,12 +330,12 @@ def _clips_replaced(folder: Path, size: Size, load: Load) -> None:
 
 def _clock_jumps_back(folder: Path, load: Load) -> None:
     """In the middle of a run by a day: it goes on from its last step, and nothing is negative."""
+    from benchmarks.samples.small_training import FRAMES, small_clips, small_host
     from lamp.method.architecture import map_unet
     from lamp.method.motion import Motion
     from lamp.training.loop import Training
     from lamp.training.recipe import TrainConfig
     from lamp.training.session import RunFolder, Upkeep, conduct, newest_state
-    from tests.helpers.small_training import FRAMES, small_clips, small_host
 
     host, seen = small_host(), []
     motion, config = Motion(map_unet(host.unet)).initialise(0), TrainConfig(steps=6, frames=FRAMES)

@@ -161,7 +161,11 @@ def _convert(path: Path) -> None:
 
 @functools.cache
 def _small_run() -> Training:
-    from tests.helpers.small_training import FRAMES, small_clips, small_host  # imports diffusers
+    from benchmarks.samples.small_training import (  # imports diffusers
+        FRAMES,
+        small_clips,
+        small_host,
+    )
 
     host = small_host()
     settings = TrainConfig(steps=3, frames=FRAMES, ema=0.9)
@@ -202,7 +206,7 @@ def _read_toml(path: Path) -> None:
 
 
 def _write_clip(path: Path, **how: str) -> None:
-    from tests.helpers.clip_files import write_video
+    from benchmarks.samples.clip_files import write_video
 
     frames = np.random.default_rng(0).integers(0, 256, (8, 48, 64, 3), np.uint8)
     write_video(path, frames, fflags="+bitexact", **how)  # without numbers drawn at random

@@ -286,11 +286,11 @@ def write_motion(base: Path) -> str:
 
 
 def _write_official(base: Path) -> None:
+    from benchmarks.samples.official_files import official_state, write_official
     from lamp.method.architecture import map_unet
     from lamp.method.motion import Motion
     from lamp.motion_file.convert import canonical_state
     from lamp.toy.base import load_toy_base
-    from tests.helpers.official_files import official_state, write_official
 
     unet = load_toy_base().unet
     learned = Motion(map_unet(unet)).initialise(0).state_dict()

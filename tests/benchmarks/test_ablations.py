@@ -15,6 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.samples.small_training import FRAMES, small_clips, small_host
 from benchmarks.toy import ablations, ablations_report
 from benchmarks.toy.ablations import FULL, VARIANTS, Kept, NoFirstFrame, PlainConvs, film, free_loss
 from benchmarks.toy.motion import RECIPES, fresh_motion
@@ -28,7 +29,6 @@ from lamp.toy.cases import Case, evaluation_cases
 from lamp.training.loop import Training
 from lamp.training.recipe import TrainConfig
 from tests.helpers.small_models import TEXT_WIDTH, build, random_state
-from tests.helpers.small_training import FRAMES, small_clips, small_host
 
 pytestmark = pytest.mark.slow  # many of them
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.clips import main, number_in, order
-from tests.helpers.clip_files import write_video
+from benchmarks.samples.clip_files import write_video
 
 
 def counted(number: int, width: int = 128, height: int = 96) -> np.ndarray:

@@ -58,7 +58,7 @@ kept: list[Any] = []
 
 
 def keep_a_model(mixed: Any) -> None:
-    from tests.helpers.tiny_models import random_motion
+    from benchmarks.samples.tiny_models import random_motion
 
     kept.append([torch.nn.ModuleList(torch.nn.Linear(1, 1) for _ in range(100))])
     kept.append(random_motion(mixed.plain))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.samples.small_training import small_host
 from lamp.cli import COMMANDS, main
 from lamp.cli.place import find_place
 from lamp.cli.stopping import StopRequest
@@ -24,7 +25,6 @@ from lamp.method.motion import Motion
 from lamp.motion_file.file import MotionConfig, save_motion
 from lamp.training.loop import StepReport
 from lamp.training.recipe import TrainConfig, preset
-from tests.helpers.small_training import small_host
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.samples.clip_files import sliding, write_video
 from lamp.cli import main
 from lamp.metrics import (
     background_stability,
@@ -23,7 +24,6 @@ from lamp.metrics import (
     text_alignment,
     video_similarity,
 )
-from tests.helpers.clip_files import sliding, write_video
 from tests.helpers.tiny_clip import SIZE, image_features, normalised, text_features, tiny_clip
 
 PROMPTS = ["a horse runs", "rain falls"]

@@ -16,10 +16,10 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.samples.clip_files import numbered_frame, numbers_of, write_numbered, write_video
 from lamp.clips.load import load_clips
 from lamp.clips.video import probe, read_frames
 from lamp.errors import ClipError
-from tests.helpers.clip_files import numbered_frame, numbers_of, write_numbered, write_video
 from tests.helpers.container_files import with_mkv_crop, with_mp4_crop, write_avi
 
 SIZE = {"width": 64, "height": 48}

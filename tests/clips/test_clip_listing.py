@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.samples.clip_files import numbered_frame, numbers_of, write_numbered
 from lamp.clips.decoding import pictures
 from lamp.clips.listing import look_into
 from lamp.clips.load import load_clips
 from lamp.clips.video import read_frames
 from lamp.errors import ClipError
-from tests.helpers.clip_files import numbered_frame, numbers_of, write_numbered
 
 SIZE = {"width": 64, "height": 48}
 KINDS = {

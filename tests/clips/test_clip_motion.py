@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.samples.clip_files import sliding, texture, write_video
 from lamp.clips.load import ClipSet, clips_from_images, load_clips
 from lamp.clips.movement import Movement, find_cuts, movement_hints
-from tests.helpers.clip_files import sliding, texture, write_video
 
 SIZE = {"width": 64, "height": 48}
 

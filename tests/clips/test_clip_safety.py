@@ -16,12 +16,12 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.samples.clip_files import numbered_frame, numbers_of, write_numbered, write_video
 from lamp.cli import DONE, main
 from lamp.clips.decoding.reader import MAX_PIXELS
 from lamp.clips.load import list_clips, load_clips
 from lamp.clips.video import probe, read_frames
 from lamp.errors import ClipError
-from tests.helpers.clip_files import numbered_frame, numbers_of, write_numbered, write_video
 
 SIZE = {"width": 64, "height": 48}
 

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.samples.clip_files import write_numbered
 from lamp.cli import main
 from lamp.clips.decoding import reader as clip_reader
 from lamp.clips.decoding.choose import check_kind, count_frames
 from lamp.clips.load import load_clips
 from lamp.clips.video import probe, read_frames
 from lamp.errors import ClipError
-from tests.helpers.clip_files import write_numbered
 
 UDP_PORT = 50123
 SIZE = {"width": 64, "height": 48}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from benchmarks.samples.clip_files import write_numbered
 from lamp.clips.load import clips_from_images, load_clips
 from lamp.clips.settings import ClipSettings, buckets, share_kept
-from tests.helpers.clip_files import write_numbered
 
 SIZES = [(512, 320), (320, 512), (512, 512), (768, 448), (520, 328), (32, 32), (64, 48)]
 

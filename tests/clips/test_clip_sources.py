@@ -17,18 +17,18 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from lamp.clips.decoding.reader import VideoBytes
-from lamp.clips.images import fit_images
-from lamp.clips.load import ClipSet, ClipSettings, clips_from_images, clips_from_sources, load_clips
-from lamp.clips.sources import FileSource
-from lamp.errors import ClipError
-from tests.helpers.clip_files import (
+from benchmarks.samples.clip_files import (
     numbered_frame,
     numbers_of,
     sliding,
     write_numbered,
     write_video,
 )
+from lamp.clips.decoding.reader import VideoBytes
+from lamp.clips.images import fit_images
+from lamp.clips.load import ClipSet, ClipSettings, clips_from_images, clips_from_sources, load_clips
+from lamp.clips.sources import FileSource
+from lamp.errors import ClipError
 
 SIZE = {"width": 64, "height": 48}
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.samples.clip_files import numbered_frame, numbers_of, write_numbered, write_video
 from lamp.clips.load import (
     ClipSet,
     ClipSettings,
@@ -18,7 +19,6 @@ from lamp.clips.sources import BatchSource
 from lamp.errors import ClipError, LampError
 from lamp.training.outcome import describe_training
 from lamp.training.recipe import TrainConfig
-from tests.helpers.clip_files import numbered_frame, numbers_of, write_numbered, write_video
 
 SIZE = {"width": 64, "height": 48}
 

@@ -11,11 +11,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from benchmarks.samples.clip_files import numbered_frame, numbers_of, write_numbered, write_video
 from lamp.clips.decoding.reader import SourceFrame
 from lamp.clips.listing import list_clips
 from lamp.clips.video import probe, read_frames, resample
 from lamp.errors import ClipError
-from tests.helpers.clip_files import numbered_frame, numbers_of, write_numbered, write_video
 
 KINDS = {
     "h264.mp4": {},

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tests.helpers.clip_files import numbered_frame
+from benchmarks.samples.clip_files import numbered_frame
 
 SEGMENT, TRACKS, ENTRY, VIDEO = 0x18538067, 0x1654AE6B, 0xAE, 0xE0
 

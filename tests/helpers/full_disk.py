@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.samples.small_training import FRAMES, small_clips, small_host
 from lamp.errors import LampError
 from lamp.method.architecture import map_unet
 from lamp.method.motion import Motion
@@ -25,7 +26,6 @@ from lamp.training.recipe import TrainConfig
 from lamp.training.samples import save_animation, save_loss_plot
 from lamp.training.session import RunFolder, Upkeep, newest_state
 from lamp.training.state import restore
-from tests.helpers.small_training import FRAMES, small_clips, small_host
 
 WHO = {"base": "abc", "clips": "def"}
 STEPS = 3

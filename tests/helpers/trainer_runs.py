@@ -13,9 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.samples.tiny_models import tiny_patcher
 from lamp.clips.load import clips_from_images
 from lamp.motion_file.file import load_motion_file
-from tests.helpers.tiny_models import tiny_patcher
 
 HIDDEN = SimpleNamespace(unique_id=None, prompt=None, extra_pnginfo=None)
 SETTINGS: dict[str, Any] = {

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from benchmarks.samples.clip_files import numbered_frame, texture, write_numbered, write_video
 from scripts.server.run import RunResult
 from scripts.server.server import ComfyServer
-from tests.helpers.clip_files import numbered_frame, texture, write_numbered, write_video
 from tests.host.generate_graphs import node
 
 Graph = dict[str, dict[str, Any]]

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.samples.ecosystem import WINDOWS
 from scripts.server.server import ComfyServer, RunResult
 from scripts.workflows.convert import default_of, input_specs, is_widget
-from tests.helpers.ecosystem import WINDOWS
 from tests.host.generate_graphs import Graph, base, ksampler, looking, node, stock
 
 FREE_U = {"b1": 1.3, "b2": 1.4, "s1": 0.9, "s2": 0.2}

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.samples.official_files import official_state
+from benchmarks.samples.official_files import write_official as write
+from benchmarks.samples.tiny_models import tiny_config, tiny_state
 from lamp.hosts.diffusers.unet import build_host
 from lamp.method.architecture import base_hash
 from lamp.motion_file.convert import LICENSE, convert_official
@@ -14,10 +17,7 @@ from lamp.motion_file.file import MotionFile, load_motion_file
 from lamp.motion_file.merge import merge_motions
 from lamp.motion_file.provenance import LICENSE_KEY, PARENTS_KEY, SOURCE_KEY, save_motion_file
 from scripts.server.server import ComfyServer, PromptRejected
-from tests.helpers.official_files import official_state
-from tests.helpers.official_files import write_official as write
 from tests.helpers.small_models import random_motion
-from tests.helpers.tiny_models import tiny_config, tiny_state
 from tests.host.generate_graphs import Graph, base, ksampler, looking, motions, node
 
 SD1, SD2 = 768, 1024  # widths of the text

@@ -126,12 +126,12 @@ def test_without_accelerate_a_launched_run_says_what_it_needs(
 
 
 def test_a_bystander_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from benchmarks.samples.small_training import FRAMES, small_clips, small_host
     from lamp.method.architecture import map_unet
     from lamp.method.motion import Motion
     from lamp.training.loop import Training
     from lamp.training.recipe import TrainConfig
     from lamp.training.session import Upkeep, conduct
-    from tests.helpers.small_training import FRAMES, small_clips, small_host
 
     monkeypatch.chdir(tmp_path)
     host = small_host()

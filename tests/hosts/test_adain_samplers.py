@@ -9,10 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lamp.errors import LampError
-from lamp.method.adain import AdaINSchedule
-from lamp.motion_file.file import MotionFile
-from tests.helpers.comfy_runs import (
+from benchmarks.samples.comfy_runs import (
     SEED,
     advanced,
     conditioning,
@@ -21,8 +18,11 @@ from tests.helpers.comfy_runs import (
     moving,
     worst,
 )
-from tests.helpers.ecosystem import FRAMES
-from tests.helpers.tiny_models import video_latent
+from benchmarks.samples.ecosystem import FRAMES
+from benchmarks.samples.tiny_models import video_latent
+from lamp.errors import LampError
+from lamp.method.adain import AdaINSchedule
+from lamp.motion_file.file import MotionFile
 
 pytestmark = [pytest.mark.usefixtures("comfy"), pytest.mark.slow]  # many of them
 PAPER = AdaINSchedule("paper")

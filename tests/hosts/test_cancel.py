@@ -16,12 +16,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.samples.comfy_runs import (
+    SEED,
+    advanced,
+    conditioning,
+    count_hooks,
+    ksampler,
+    moving,
+)
+from benchmarks.samples.official_files import official_state, write_official
+from benchmarks.samples.tiny_models import video_latent
 from lamp.motion_file.convert import canonical_state
-from tests.helpers.comfy_runs import SEED, advanced, conditioning, count_hooks, ksampler, moving
-from tests.helpers.official_files import official_state, write_official
 from tests.helpers.small_models import hook_count
 from tests.helpers.tiny_clip import comfy_text, comfy_vision, teach_colours, tiny_clip
-from tests.helpers.tiny_models import video_latent
 from tests.helpers.trainer_runs import HIDDEN, TrainerRuns, pictures
 
 pytestmark = pytest.mark.usefixtures("comfy")

@@ -10,10 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lamp.method.adain import AdaINSchedule
-from lamp.method.masks import Extent
-from lamp.motion_file.file import MotionFile
-from tests.helpers.comfy_runs import (
+from benchmarks.samples.comfy_runs import (
     SEED,
     STEPS,
     advanced,
@@ -25,7 +22,10 @@ from tests.helpers.comfy_runs import (
     moving,
     worst,
 )
-from tests.helpers.tiny_models import random_motion, tiny_patcher, video_latent
+from benchmarks.samples.tiny_models import random_motion, tiny_patcher, video_latent
+from lamp.method.adain import AdaINSchedule
+from lamp.method.masks import Extent
+from lamp.motion_file.file import MotionFile
 
 SAMPLERS = [
     "euler",

@@ -8,10 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lamp.method.adain import AdaINSchedule
-from lamp.method.noise import draw_noise, share_noise
-from lamp.motion_file.file import MotionFile
-from tests.helpers.comfy_runs import (
+from benchmarks.samples.comfy_runs import (
     SEED,
     STEPS,
     advanced,
@@ -21,7 +18,10 @@ from tests.helpers.comfy_runs import (
     moving,
     worst,
 )
-from tests.helpers.tiny_models import text, tiny_config, tiny_state, video_latent
+from benchmarks.samples.tiny_models import text, tiny_config, tiny_state, video_latent
+from lamp.method.adain import AdaINSchedule
+from lamp.method.noise import draw_noise, share_noise
+from lamp.motion_file.file import MotionFile
 
 pytestmark = pytest.mark.usefixtures("comfy")
 

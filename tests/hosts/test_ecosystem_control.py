@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.samples.comfy_runs import conditioning, count_hooks, moving, worst
+from benchmarks.samples.ecosystem import FRAMES, PATCHES, sample
+from benchmarks.samples.tiny_models import random_motion, video_latent
+from benchmarks.samples.tiny_patches import tiny_control
 from lamp.motion_file.file import MotionFile
-from tests.helpers.comfy_runs import conditioning, count_hooks, moving, worst
-from tests.helpers.ecosystem import FRAMES, PATCHES, sample
-from tests.helpers.tiny_models import random_motion, video_latent
-from tests.helpers.tiny_patches import tiny_control
 
 pytestmark = [pytest.mark.usefixtures("comfy"), pytest.mark.slow]  # many of them
 

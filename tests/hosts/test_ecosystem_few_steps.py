@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.samples.comfy_runs import SEED, advanced, conditioning, lamp_ksampler, moving, worst
+from benchmarks.samples.ecosystem import FRAMES, Patch, host_node, sample
+from benchmarks.samples.tiny_models import video_latent
+from benchmarks.samples.tiny_patches import lora_state
 from lamp.errors import LampError
 from lamp.method.adain import AdaINSchedule
 from lamp.motion_file.file import MotionFile
-from tests.helpers.comfy_runs import SEED, advanced, conditioning, lamp_ksampler, moving, worst
-from tests.helpers.ecosystem import FRAMES, Patch, host_node, sample
-from tests.helpers.tiny_models import video_latent
-from tests.helpers.tiny_patches import lora_state
 
 pytestmark = [pytest.mark.usefixtures("comfy"), pytest.mark.slow]  # many of them
 BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000).square()

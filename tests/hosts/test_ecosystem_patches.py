@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.samples.comfy_runs import count_hooks, moving, worst
+from benchmarks.samples.ecosystem import PATCHES, WINDOWS, host_node, sample, still
+from benchmarks.samples.tiny_models import text, video_latent
+from benchmarks.samples.tiny_patches import image_tokens
 from lamp.errors import LampError
 from lamp.motion_file.file import MotionFile
-from tests.helpers.comfy_runs import count_hooks, moving, worst
-from tests.helpers.ecosystem import PATCHES, WINDOWS, host_node, sample, still
-from tests.helpers.tiny_models import text, video_latent
-from tests.helpers.tiny_patches import image_tokens
 
 pytestmark = [pytest.mark.usefixtures("comfy"), pytest.mark.slow]  # many of them
 EVERY_PATCH = pytest.mark.parametrize("kind", PATCHES)

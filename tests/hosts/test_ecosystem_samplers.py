@@ -8,11 +8,18 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.samples.comfy_runs import (
+    SEED,
+    conditioning,
+    count_hooks,
+    lamp_ksampler,
+    moving,
+    worst,
+)
+from benchmarks.samples.ecosystem import FRAMES, host_node, sample
+from benchmarks.samples.tiny_models import video_latent
 from lamp.method.adain import AdaINSchedule
 from lamp.motion_file.file import MotionFile
-from tests.helpers.comfy_runs import SEED, conditioning, count_hooks, lamp_ksampler, moving, worst
-from tests.helpers.ecosystem import FRAMES, host_node, sample
-from tests.helpers.tiny_models import video_latent
 
 pytestmark = [pytest.mark.usefixtures("comfy"), pytest.mark.slow]  # many of them
 _PARTS = 8

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.samples.comfy_runs import conditioning, count_hooks, lamp_ksampler, moving, worst
+from benchmarks.samples.ecosystem import FRAMES, PATCHES, Patch, sample, still
+from benchmarks.samples.tiny_models import text, video_latent
+from benchmarks.samples.tiny_patches import tiny_control
 from lamp.errors import LampError
 from lamp.method.windows import Windows
 from lamp.motion_file.file import MotionFile
-from tests.helpers.comfy_runs import conditioning, count_hooks, lamp_ksampler, moving, worst
-from tests.helpers.ecosystem import FRAMES, PATCHES, Patch, sample, still
-from tests.helpers.tiny_models import text, video_latent
-from tests.helpers.tiny_patches import tiny_control
 
 pytestmark = [pytest.mark.usefixtures("comfy"), pytest.mark.slow]  # many of them
 

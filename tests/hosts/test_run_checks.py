@@ -9,12 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lamp.errors import LampError
-from lamp.method.adain import AdaINSchedule
-from lamp.method.masks import Extent
-from lamp.method.noise import draw_noise, share_noise
-from lamp.motion_file.file import MotionFile
-from tests.helpers.comfy_runs import (
+from benchmarks.samples.comfy_runs import (
     SEED,
     STEPS,
     advanced,
@@ -25,7 +20,12 @@ from tests.helpers.comfy_runs import (
     moving,
     worst,
 )
-from tests.helpers.tiny_models import video_latent
+from benchmarks.samples.tiny_models import video_latent
+from lamp.errors import LampError
+from lamp.method.adain import AdaINSchedule
+from lamp.method.masks import Extent
+from lamp.method.noise import draw_noise, share_noise
+from lamp.motion_file.file import MotionFile
 
 pytestmark = [pytest.mark.usefixtures("comfy"), pytest.mark.slow]  # many of them
 SCALE = 0.18215

@@ -10,11 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.samples.comfy_runs import lamp_ksampler, moving
+from benchmarks.samples.ecosystem import sample
+from benchmarks.samples.tiny_models import tiny_patcher, video_latent
 from lamp.method.adain import AdaINSchedule
 from lamp.motion_file.file import MotionFile
-from tests.helpers.comfy_runs import lamp_ksampler, moving
-from tests.helpers.ecosystem import sample
-from tests.helpers.tiny_models import tiny_patcher, video_latent
 
 pytestmark = pytest.mark.usefixtures("comfy")
 

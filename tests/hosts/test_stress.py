@@ -10,15 +10,22 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.samples.comfy_runs import (
+    SEED,
+    conditioning,
+    count_hooks,
+    lamp_ksampler,
+    moving,
+    worst,
+)
+from benchmarks.samples.tiny_models import text, tiny_patcher, video_latent
 from lamp.errors import LampError
 from lamp.method.adain import AdaINMode, AdaINSchedule
 from lamp.method.layers import MotionConv, TemporalAttention
 from lamp.method.noise import draw_noise, share_noise
 from lamp.method.sampling import sample
 from lamp.motion_file.file import MotionFile
-from tests.helpers.comfy_runs import SEED, conditioning, count_hooks, lamp_ksampler, moving, worst
 from tests.helpers.small_models import hook_count
-from tests.helpers.tiny_models import text, tiny_patcher, video_latent
 from tests.method.test_inversion import reference
 
 MODES: tuple[AdaINMode, ...] = ("paper", "official", "off", "custom")
@@ -85,7 +92,7 @@ def test_prompts_of_any_length(
 ) -> None:
     """An empty prompt's one token at the least, the thirteen times 77 of 4,000 characters."""
     given = [[text(1, tokens), {}]], [[text(2, 77), {}]]
-    monkeypatch.setattr("tests.helpers.comfy_runs.conditioning", lambda: given)
+    monkeypatch.setattr("benchmarks.samples.comfy_runs.conditioning", lambda: given)
     sampled(plain, file, expected, video_latent(3), given)
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.samples.comfy_runs import SEED, STEPS, conditioning, lamp_ksampler, moving
+from benchmarks.samples.tiny_models import random_motion, tiny_patcher, video_latent
 from lamp.errors import LampError
 from lamp.method.extend import extend
-from tests.helpers.comfy_runs import SEED, STEPS, conditioning, lamp_ksampler, moving
-from tests.helpers.tiny_models import random_motion, tiny_patcher, video_latent
 
 
 def noise(*shape: int, seed: int = 0) -> Tensor:

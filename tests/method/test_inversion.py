@@ -8,12 +8,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.samples.comfy_runs import (
+    conditioning,
+    core,
+    count_hooks,
+    lamp_ksampler,
+    moving,
+    worst,
+)
+from benchmarks.samples.tiny_models import text, tiny_config, tiny_state, video_latent
 from lamp.errors import LampError
 from lamp.method.adain import AdaINSchedule
 from lamp.method.inversion import inversion_timesteps, invert
 from lamp.motion_file.file import MotionFile
-from tests.helpers.comfy_runs import conditioning, core, count_hooks, lamp_ksampler, moving, worst
-from tests.helpers.tiny_models import text, tiny_config, tiny_state, video_latent
 
 Nodes = dict[str, Any]
 EMPTY = [[text(2), {}]]

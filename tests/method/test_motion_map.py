@@ -12,6 +12,17 @@ import torch
 from skimage.filters import threshold_otsu
 from torch import Tensor, nn
 
+from benchmarks.samples.comfy_runs import (
+    SEED,
+    STEPS,
+    conditioning,
+    count_hooks,
+    ksampler,
+    lamp_ksampler,
+    moving,
+)
+from benchmarks.samples.comfy_runs import worst as difference
+from benchmarks.samples.tiny_models import text, tiny_config, tiny_state, video_latent
 from lamp.errors import LampError
 from lamp.hosts.comfy.windows import with_windows
 from lamp.method.adain import AdaINSchedule
@@ -24,18 +35,7 @@ from lamp.method.noise import draw_noise, share_noise
 from lamp.method.sampling import sample
 from lamp.method.windows import Windows
 from lamp.motion_file.file import MotionFile, save_motion
-from tests.helpers.comfy_runs import (
-    SEED,
-    STEPS,
-    conditioning,
-    count_hooks,
-    ksampler,
-    lamp_ksampler,
-    moving,
-)
-from tests.helpers.comfy_runs import worst as difference
 from tests.helpers.small_models import hook_count
-from tests.helpers.tiny_models import text, tiny_config, tiny_state, video_latent
 
 pytestmark = pytest.mark.slow  # many of them
 

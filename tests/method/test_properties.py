@@ -243,7 +243,7 @@ def test_windows_are_drawn_uniformly_over_all_starts(
 
 @functools.cache
 def small_run() -> tuple[Any, Any]:
-    from tests.helpers.small_training import small_clips, small_host
+    from benchmarks.samples.small_training import small_clips, small_host
 
     return small_host(), small_clips()
 

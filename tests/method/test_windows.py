@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.samples.comfy_runs import SEED, STEPS, conditioning, lamp_ksampler, moving, worst
+from benchmarks.samples.tiny_models import text, video_latent
 from lamp.errors import LampError
 from lamp.method.adain import AdaINSchedule
 from lamp.method.noise import draw_noise, share_noise
 from lamp.method.sampling import sample
 from lamp.method.windows import Windows, in_windows
 from lamp.motion_file.file import MotionFile
-from tests.helpers.comfy_runs import SEED, STEPS, conditioning, lamp_ksampler, moving, worst
-from tests.helpers.tiny_models import text, video_latent
 from tests.method.test_inversion import reference
 
 # --- the windows themselves -----------------------------------------------------------------------

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from benchmarks.parity import cases as parity_cases
 from benchmarks.parity.fixtures import Fixture, split_official
 from benchmarks.parity.hosts import two_dimensional
+from benchmarks.samples.official_files import official_state
+from benchmarks.samples.official_files import write_official as write
 from lamp.cli import main
 from lamp.errors import IncompatibleModelError, LampError, MotionFileError
 from lamp.hosts.diffusers.unet import build_host
@@ -31,8 +33,6 @@ from lamp.motion_file.convert import LICENSE, convert_official
 from lamp.motion_file.describe import describe_motion
 from lamp.motion_file.file import MotionFile, load_motion_file
 from lamp.motion_file.provenance import save_motion_file
-from tests.helpers.official_files import official_state
-from tests.helpers.official_files import write_official as write
 from tests.helpers.sd1_files import random_source, write_file, write_folder
 from tests.helpers.small_models import CONFIG, TEXT_WIDTH, random_motion, random_state
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.samples.clip_files import sliding
 from lamp.errors import IncompatibleModelError, LampError
 from lamp.metrics import (
     background_stability,
@@ -19,7 +20,6 @@ from lamp.metrics import (
     motion_amount,
     text_alignment,
 )
-from tests.helpers.clip_files import sliding
 from tests.helpers.tiny_clip import (
     SIZE,
     comfy_text,

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.samples.clip_files import numbers_of, sliding, write_numbered
 from lamp.clips.load import ClipSet
 from lamp.errors import ClipError
-from tests.helpers.clip_files import numbers_of, sliding, write_numbered
 
 SETTINGS = {
     "frames": 4, "width": 64, "height": 48, "fps": 0.0, "stride": 1,

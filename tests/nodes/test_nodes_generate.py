@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.samples.comfy_runs import core
+from benchmarks.samples.tiny_models import random_motion, text, tiny_patcher, video_latent
 from lamp.errors import LampError
 from lamp.method.noise import draw_noise, share_noise
-from tests.helpers.comfy_runs import core
-from tests.helpers.tiny_models import random_motion, text, tiny_patcher, video_latent
 
 Nodes = dict[str, Any]
 

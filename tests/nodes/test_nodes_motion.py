@@ -18,9 +18,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from benchmarks.samples.tiny_models import random_motion, tiny_patcher
 from lamp.errors import IncompatibleModelError, LampError, MotionFileError
 from lamp.motion_file.file import MotionConfig, MotionFile, load_motion_file, save_motion
-from tests.helpers.tiny_models import random_motion, tiny_patcher
 
 Nodes = dict[str, Any]
 

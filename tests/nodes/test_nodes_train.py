@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.helpers.tiny_models import tiny_patcher
+from benchmarks.samples.tiny_models import tiny_patcher
 
 
 @pytest.fixture

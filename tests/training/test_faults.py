@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.samples.small_training import FRAMES, small_clips, small_host
 from lamp.errors import LampError, MotionFileError
 from lamp.hosts.diffusers.unet import DiffusersHost
 from lamp.method.architecture import map_unet
@@ -25,8 +26,6 @@ from lamp.training.outcome import Outcome, train_to_file
 from lamp.training.recipe import TrainConfig
 from lamp.training.session import RunFolder, Upkeep, newest_state, states
 from lamp.training.state import read_state, restore
-
-from ..helpers.small_training import FRAMES, small_clips, small_host
 
 ROOT = Path(__file__).resolve().parents[2]
 WHO = {"base": "abc", "clips": "def"}

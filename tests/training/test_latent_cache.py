@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.samples.small_training import FRAMES, small_host
 from lamp.clips.load import ClipSet, clips_from_images
 from lamp.errors import ClipError
 from lamp.files.cache import TensorCache, digest
@@ -19,7 +20,6 @@ from lamp.method.motion import Motion
 from lamp.training.latents import SCALE, LatentCache, LatentClips, cache_latents
 from lamp.training.loop import train
 from lamp.training.recipe import TrainConfig
-from tests.helpers.small_training import FRAMES, small_host
 
 PROMPTS = ["one", "two", "three"]
 

@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from benchmarks.samples.small_training import FRAMES, small_clips, small_host
 from lamp.cli import DONE, main
 from lamp.errors import LampError
 from lamp.hosts.diffusers.unet import DiffusersHost
@@ -28,7 +29,6 @@ from lamp.training.recipe import TrainConfig
 from lamp.training.state import StateError, read_state, restore, take_state, write_state
 
 from ..helpers.compact_motions import forms_of
-from ..helpers.small_training import FRAMES, small_clips, small_host
 from ..helpers.toy_runs import write_config
 
 pytestmark = pytest.mark.slow  # many of them

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks.samples.comfy_runs import count_hooks, moving
 from lamp.errors import LampError
-from tests.helpers.comfy_runs import count_hooks, moving
 from tests.helpers.small_models import hook_count
 from tests.helpers.trainer_runs import HIDDEN, TrainerRuns, pictures
 from tests.hosts.test_cancel import WORKS, same

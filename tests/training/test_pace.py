@@ -9,6 +9,7 @@ import pytest
 
 import lamp.training.loop
 import lamp.training.pace
+from benchmarks.samples.small_training import FRAMES, small_clips, small_host
 from lamp.hosts.diffusers.unet import DiffusersHost
 from lamp.method.architecture import map_unet
 from lamp.method.motion import Motion
@@ -16,8 +17,6 @@ from lamp.training.latents import LatentClips
 from lamp.training.loop import PACE, StepReport, Training
 from lamp.training.recipe import TrainConfig
 from lamp.training.session import RunFolder, Upkeep, conduct
-
-from ..helpers.small_training import FRAMES, small_clips, small_host
 
 STEP, SAMPLE, SAVE = 2.0, 50.0, 7.0
 

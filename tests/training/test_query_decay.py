@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import lamp.training.loop
+from benchmarks.samples.small_training import FRAMES, small_clips, small_host
 from lamp.hosts.diffusers.unet import DiffusersHost
 from lamp.method.architecture import map_unet
 from lamp.method.motion import Motion
@@ -20,8 +21,6 @@ from lamp.training.loop import Training
 from lamp.training.optimizers import QueryDecay, apply_gradients, make_optimizer
 from lamp.training.recipe import TrainConfig, preset
 from lamp.training.state import StateError, read_state, restore, take_state, write_state
-
-from ..helpers.small_training import FRAMES, small_clips, small_host
 
 WHO = {"base": "abc", "clips": "def"}
 SHARP: dict[str, Any] = {"learning_rate": 1e-3, "weight_decay": 0.1, "clip_norm": 0.05}

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.samples.small_training import FRAMES, small_clips, small_host
 from lamp.errors import LampError
 from lamp.method.adain import AdaINSchedule
 from lamp.method.architecture import map_unet
@@ -19,7 +20,6 @@ from lamp.training.loop import Training
 from lamp.training.plots import loss_plot
 from lamp.training.recipe import TrainConfig
 from lamp.training.samples import sample_clip, save_animation, save_loss_plot
-from tests.helpers.small_training import FRAMES, small_clips, small_host
 
 FIRST = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(3))
 TEXT, EMPTY = torch.ones(1, 5, 16), torch.zeros(1, 5, 16)

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from benchmarks.samples.small_training import FRAMES, small_clips, small_host
 from lamp.errors import LampError, MotionFileError
 from lamp.method.architecture import map_unet
 from lamp.method.motion import Motion
@@ -19,7 +20,6 @@ from lamp.training.outcome import Outcome, train_to_file
 from lamp.training.recipe import TrainConfig
 from lamp.training.session import RunFolder, Upkeep, mark_of, newest_state
 from lamp.training.state import read_state, restore
-from tests.helpers.small_training import FRAMES, small_clips, small_host
 
 WHO = {"base": "abc", "clips": "def"}
 ABOUT = {"family": "text16"}

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from benchmarks.samples.small_training import FRAMES, small_clips, small_host
+from benchmarks.samples.tiny_models import tiny_patcher
 from lamp.errors import LampError
 from lamp.training.loop import Training
 from lamp.training.reached import PATIENCE, Reached
 from lamp.training.recipe import TrainConfig
-from tests.helpers.small_training import FRAMES, small_clips, small_host
-from tests.helpers.tiny_models import tiny_patcher
 from tests.training.test_training_weights import small_clips as comfy_clips
 
 

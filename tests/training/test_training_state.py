@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from benchmarks.samples.small_training import small_clips, small_host
 from lamp.errors import LampError
 from lamp.hosts.diffusers.unet import DiffusersHost
 from lamp.method.architecture import map_unet
@@ -23,8 +24,6 @@ from lamp.training.loop import StepReport, Training
 from lamp.training.recipe import TrainConfig
 from lamp.training.session import RunFolder, Upkeep, conduct, newest_state, states
 from lamp.training.state import StateError, read_state, restore, take_state, write_state
-
-from ..helpers.small_training import small_clips, small_host
 
 WHO = {"base": "abc", "clips": "def"}
 RICH: dict[str, Any] = {
@@ -294,7 +293,7 @@ def test_a_killed_run_goes_on_from_its_newest_whole_state(
     root = Path(__file__).resolve().parents[2]
     folder = tmp_path / "killed"
     for moment in (0.15, 0.5, 0.9):
-        command = [sys.executable, "-m", "tests.helpers.small_training", str(folder), "60"]
+        command = [sys.executable, "-m", "benchmarks.samples.small_training", str(folder), "60"]
         child = subprocess.Popen(command, cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"})
         while not states(folder) and child.poll() is None:
             time.sleep(0.05)

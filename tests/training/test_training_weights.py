@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.samples.tiny_models import WIDTH, tiny_patcher
 from lamp.clips.load import clips_from_images
 from lamp.errors import LampError
 from lamp.training.latents import SCALE, LatentClips, cache_latents
 from lamp.training.loop import Training
 from lamp.training.recipe import TrainConfig
 from tests.helpers.dynamic_vram import DEVICE, Pages, dynamic_class  # noqa: F401 (a fixture)
-from tests.helpers.tiny_models import WIDTH, tiny_patcher
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 FP8 = torch.float8_e4m3fn

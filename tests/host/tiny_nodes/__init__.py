@@ -16,12 +16,14 @@ _MOTION = io.Custom("LAMP_MOTION")
 
 
 def _helpers(file):
-    """Helpers of the tests; they import the method, which lies in the repository."""
+    """A module of shared test code by its path; it imports the method from the repository."""
     if str(_ROOT) not in sys.path:
         sys.path.append(str(_ROOT))  # last: the host has modules of the same names
     name = f"lamp_tests_{file}"
     if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, _ROOT / "tests" / f"{file}.py")
+        folders = (_ROOT / "benchmarks" / "samples", _ROOT / "tests" / "helpers")
+        path = next(path for folder in folders if (path := folder / f"{file}.py").is_file())
+        spec = importlib.util.spec_from_file_location(name, path)
         sys.modules[name] = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(sys.modules[name])
     return sys.modules[name]

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
+from benchmarks.samples.tiny_models import text, video_latent
 from lamp.method.adain import AdaINSchedule
 from lamp.motion_file.file import MotionFile
-from tests.helpers.tiny_models import text, video_latent
 
 STEPS = 4
 SEED = 7

@@ -59,7 +59,7 @@ def lora_state(patcher: Any, seed: int = 5) -> dict[str, Tensor]:
 
 
 def tiny_control(patcher: Any) -> Any:
-    """A CONTROL_NET for a MODEL of tests/helpers/tiny_models.py, with random weights."""
+    """A CONTROL_NET for a MODEL of benchmarks/samples/tiny_models.py, with random weights."""
     import comfy.model_management as management
     import comfy.ops
     from comfy.cldm.cldm import ControlNet as ControlModel

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from tests.helpers.comfy_runs import SEED, conditioning, moving
-from tests.helpers.tiny_models import random_motion, video_latent
+from benchmarks.samples.comfy_runs import SEED, conditioning, moving
+from benchmarks.samples.tiny_models import random_motion, video_latent
 
 FRAMES, STEPS = 4, 2
 

@@ -1,0 +1,1 @@
+"""Small models, clips and sampling runs, shared by the benchmarks and the tests."""
