@@ -109,7 +109,7 @@ def load_pack() -> ModuleType:
     """This repository as one package, `comfyui_lamp`, the way ComfyUI loads it.
 
     `comfyui_lamp.lamp` is the very module `lamp`, not a second copy of it: a Motion made by a
-    caller that wrote `from lamp.motion import Motion` is one for the nodes as well.
+    caller that wrote `from lamp.method.motion import Motion` is one for the nodes as well.
     """
     if PACK_MODULE in sys.modules:
         return sys.modules[PACK_MODULE]

@@ -100,7 +100,7 @@ def test_memory_does_not_grow_with_the_film(tmp_path):
     program = (
         "import resource, sys, torch\n"
         "torch.set_num_threads(1)\n"
-        "from lamp.clips import load_clips\n"
+        "from lamp.clips.load import load_clips\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
         "few = load_clips([sys.argv[1]], '', 16, 640, 384, max_frames=32)\n"
         "list(few.chunks(0, 16)), few.report(), few.contact_sheet()\n"
