@@ -95,7 +95,9 @@ class Recipe(io.ComfyNode):
                 ),
             ],
             outputs=[
-                LampRecipe.Output(display_name="recipe", tooltip="For LAMP Trainer's own_recipe.")
+                LampRecipe.Output(
+                    display_name="recipe", tooltip="For LAMP Trainer's custom_recipe."
+                )
             ],
             **aliases("learning rate", "training settings", "hyperparameters"),
         )

@@ -18,7 +18,7 @@ from ..lamp.training.memory.plan import CHECKPOINTING
 from ..lamp.training.optimizers import check_optimizer
 from ..lamp.training.outcome import Outcome, describe_training, train_to_file
 from ..lamp.training.recipe import OPTIMIZERS, PRECISIONS, PRESETS, TrainConfig, preset
-from ..lamp.training.session import RunFolder, Upkeep, identity, mark_of
+from ..lamp.training.session import RunFolder, SaveConfig, identity, mark_of
 from ..lamp.training.state import check_state, restore
 from ..lamp.training.validation import split_clips
 from .clips import LampClips
@@ -140,10 +140,10 @@ class Trainer(io.ComfyNode):
                 lambda frames: comfy_preview.decode_beside(model, vae, frames),
             )
             folder = RunFolder(place.folder, who, keep_states, mark)
-            upkeep = Upkeep(save_every, keep_states, sample_every)
+            save_config = SaveConfig(save_every, keep_states, sample_every)
             with alone_in(place.folder):
                 path = train_to_file(
-                    training, folder, upkeep, outcome, show.step, show.sample, progress.say
+                    training, folder, save_config, outcome, show.step, show.sample, progress.say
                 )
         return _results(cls, model, outcome.file(training), training, path)
 
@@ -331,7 +331,8 @@ def _keeping() -> list[Any]:
 def _optional() -> list[Any]:
     return [
         LampRecipe.Input(
-            "own_recipe",
+            "own_recipe",  # the id that saved workflows hold
+            display_name="custom_recipe",
             optional=True,
             tooltip="From LAMP Training Recipe; takes the place of recipe.",
         ),

@@ -335,14 +335,14 @@ def _clock_jumps_back(folder: Path, load: Load) -> None:
     from lamp.method.motion import Motion
     from lamp.training.loop import Training
     from lamp.training.recipe import TrainConfig
-    from lamp.training.session import RunFolder, Upkeep, conduct, newest_state
+    from lamp.training.session import RunFolder, SaveConfig, newest_state, run_training
 
     host, seen = small_host(), []
     motion, config = Motion(map_unet(host.unet)).initialise(0), TrainConfig(steps=6, frames=FRAMES)
     training = Training(host, motion, small_clips(), config)
     run = RunFolder(folder / "clock", {"base": "a", "clips": "b"}, keep=9)
     with _jumping_clock():
-        conduct(training, run, Upkeep(2, 9, 0), seen.append)
+        run_training(training, run, SaveConfig(2, 9, 0), seen.append)
     for step, path in enumerate(sorted(run.path.glob("state-*"))):
         os.utime(path, (10**9 - 10**5 * step,) * 2)
     found = newest_state([run.path])

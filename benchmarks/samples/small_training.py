@@ -15,7 +15,7 @@ from lamp.method.motion import Motion
 from lamp.training.latents import SCALE, LatentClips, cache_latents
 from lamp.training.loop import Training
 from lamp.training.recipe import TrainConfig
-from lamp.training.session import RunFolder, Upkeep, conduct, newest_state
+from lamp.training.session import RunFolder, SaveConfig, newest_state, run_training
 from lamp.training.state import restore
 
 FRAMES = 3
@@ -58,7 +58,7 @@ def main(folder: Path, steps: int) -> None:
     found = newest_state([folder])
     if found is not None:
         restore(training, found[1], who)
-    conduct(training, RunFolder(folder, who), Upkeep(1, 2, 0), lambda report: None)
+    run_training(training, RunFolder(folder, who), SaveConfig(1, 2, 0), lambda report: None)
 
 
 if __name__ == "__main__":

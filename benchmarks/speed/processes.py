@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from lamp.hosts.diffusers.accelerate import AcceleratePeers, is_launched
+from lamp.hosts.diffusers.accelerate import AccelerateGroup, is_launched
 from lamp.method.motion import Motion
 from lamp.training.loop import Training
 from lamp.training.recipe import TrainConfig
@@ -89,14 +89,14 @@ def _row(count: int, taken: list[tuple[float, ...]]) -> dict[str, Any]:
 
 def one_of_several(options: argparse.Namespace) -> tuple[float, ...]:
     """Time of a step in this process, one of those that `together` started."""
-    peers = AcceleratePeers("cpu")
-    taken = time_of_a_step(options, options.batch // peers.count, peers)
-    peers.leave()
+    group = AccelerateGroup("cpu")
+    taken = time_of_a_step(options, options.batch // group.count, group)
+    group.leave()
     return taken
 
 
 def time_of_a_step(
-    options: argparse.Namespace, batch: int, peers: AcceleratePeers | None
+    options: argparse.Namespace, batch: int, group: AccelerateGroup | None
 ) -> tuple[float, ...]:
     """By the clock and of the CPU, with `batch` videos in this process."""
     torch.set_num_threads(1)
@@ -105,7 +105,7 @@ def time_of_a_step(
     motion.load_state_dict(subject.motion.state_dict())
     clips = random_clips(Case("toy", options.frames, 16, 16, {"batch": options.batch}))
     config = TrainConfig(steps=1000, frames=options.frames, batch=batch)
-    training = Training(subject.host, motion, clips, config, peers)
+    training = Training(subject.host, motion, clips, config, group)
     steps = [timed(training.advance, "cpu") for _ in range(_WARM + options.steps)][_WARM:]
     return statistics.median(t.wall for t in steps), statistics.median(t.cpu for t in steps)
 

@@ -91,28 +91,35 @@ class Case:
 TOY_CASES = [
     Case("toy", 4, 16, 16),
     Case("toy", 8, 16, 16),
-    Case("toy", 8, 16, 16, {"checkpointing": True}),
-    Case("toy", 16, 16, 16, {"checkpointing": True, "ema": 0.99}),
+    Case("toy", 8, 16, 16, {"gradient_checkpointing": True}),
+    Case("toy", 16, 16, 16, {"gradient_checkpointing": True, "ema": 0.99}),
     Case("toy", 8, 16, 16, {"batch": 2}),
-    Case("toy", 8, 16, 16, {"batch": 2, "checkpointing": True, "ema": 0.99}),
+    Case("toy", 8, 16, 16, {"batch": 2, "gradient_checkpointing": True, "ema": 0.99}),
     Case("toy", 4, 8, 8, {"accumulate": 2, "ema": 0.99}),
     Case("toy", 8, 16, 16, {"precision": "bf16"}),
-    Case("toy", 8, 16, 16, {"precision": "bf16", "checkpointing": True}),
+    Case("toy", 8, 16, 16, {"precision": "bf16", "gradient_checkpointing": True}),
 ]
 COMFY_CASES = [
     Case("toy-comfy", 4, 16, 16),
-    Case("toy-comfy", 4, 16, 16, {"batch": 2, "checkpointing": True}),
+    Case("toy-comfy", 4, 16, 16, {"batch": 2, "gradient_checkpointing": True}),
     Case("toy-comfy", 4, 16, 16, {"precision": "bf16"}),
 ]
 WIDE_CASES = [
     Case("sd15", 2, 8, 8),
     Case("sd15", 2, 16, 16),
     Case("sd15", 4, 16, 16),
-    Case("sd15", 4, 16, 16, {"checkpointing": True}),
-    Case("sd15", 4, 16, 16, {"checkpointing": True, "ema": 0.99}),
+    Case("sd15", 4, 16, 16, {"gradient_checkpointing": True}),
+    Case("sd15", 4, 16, 16, {"gradient_checkpointing": True, "ema": 0.99}),
 ]
 GPU_CASES = [
-    Case("sd15", 16, 40, 64, {"precision": "bf16", "checkpointing": on, **more}, torch.bfloat16)
+    Case(
+        "sd15",
+        16,
+        40,
+        64,
+        {"precision": "bf16", "gradient_checkpointing": on, **more},
+        torch.bfloat16,
+    )
     for on in (True, False)
     for more in ({}, {"ema": 0.99})
 ]
@@ -246,16 +253,16 @@ def show_goal(estimates: Estimates) -> list[dict[str, Any]]:
     parts = ("weights", "learned", "gradients", "optimizer", "saved", "transient", "total")
     print(" " * 32 + "".join(f"{part:>11}" for part in parts))
     rows = []
-    for checkpointing in (False, True):
+    for gradient_checkpointing in (False, True):
         for optimizer in OPTIMIZER_BYTES:
             settings = {
                 "precision": "bf16",
-                "checkpointing": checkpointing,
+                "gradient_checkpointing": gradient_checkpointing,
                 "optimizer": optimizer,
             }
             case = Case("sd15", 16, 40, 64, settings, torch.bfloat16)
             estimate = estimates(case, "cuda")
-            name = f"checkpointing {'on' if checkpointing else 'off'}, {optimizer}"
+            name = f"checkpointing {'on' if gradient_checkpointing else 'off'}, {optimizer}"
             sizes = [getattr(estimate, part) for part in parts]
             print(f"{name:32}" + "".join(f"{size / GB:11.2f}" for size in sizes), flush=True)
             rows.append({"settings": settings, "total": estimate.total})

@@ -19,7 +19,7 @@ from ..training.recipe import (
     TrainConfig,
     preset,
 )
-from ..training.session import Upkeep
+from ..training.session import SaveConfig
 from .config_file import ConfigFile, Tables
 
 TOY = "toy"
@@ -28,6 +28,7 @@ NONE, LATEST = "none", "latest"
 _AUTOMATIC = ("precision", "checkpointing", "device")
 _RECIPE = get_type_hints(TrainConfig)
 del _RECIPE["frames"]  # those of the clips
+del _RECIPE["gradient_checkpointing"]  # a choice with auto, named checkpointing
 
 SCHEMA: dict[str, dict[str, Any]] = {
     "base": {"path": str, "tokenizer": str},
@@ -46,7 +47,7 @@ SCHEMA: dict[str, dict[str, Any]] = {
     "output": {
         "name": str,
         "folder": str,
-        **get_type_hints(Upkeep),
+        **get_type_hints(SaveConfig),
         "sample_guidance": float,
         "resume": str,
         "cache": str,
@@ -74,7 +75,7 @@ class RunSettings:
     device: str
     name: str
     folder: Path
-    upkeep: Upkeep
+    save_config: SaveConfig
     sample_guidance: float
     resume: str | Path
     cache: Path | None
@@ -102,7 +103,7 @@ def read_settings(path: Path, changes: list[str]) -> RunSettings:
         **automatic,
         name=_name(file),
         folder=file.file("output", "folder", "output"),
-        upkeep=_upkeep(file, output),
+        save_config=_upkeep(file, output),
         sample_guidance=output.get("sample_guidance", 7.5),
         resume=_resume(file),
         cache=file.file("output", "cache") if file.has("output", "cache") else None,
@@ -144,14 +145,15 @@ def _name(file: ConfigFile) -> str:
     return name
 
 
-def _upkeep(file: ConfigFile, output: dict[str, Any]) -> Upkeep:
-    upkeep = Upkeep(**_own(output, Upkeep))
+def _upkeep(file: ConfigFile, output: dict[str, Any]) -> SaveConfig:
+    save_config = SaveConfig(**_own(output, SaveConfig))
     for name, least in (("save_every", 0), ("keep", 1), ("sample_every", 0)):
-        if getattr(upkeep, name) < least:
+        if getattr(save_config, name) < least:
             raise LampError(
-                f"{file.where('output', name)} is {getattr(upkeep, name)}: choose {least} or more."
+                f"{file.where('output', name)} is {getattr(save_config, name)}: "
+                f"choose {least} or more."
             )
-    return upkeep
+    return save_config
 
 
 def _resume(file: ConfigFile) -> str | Path:

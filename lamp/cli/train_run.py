@@ -14,7 +14,7 @@ from torch import Tensor
 from ..clips.load import ClipSet, load_clips
 from ..errors import LampError, is_out_of_memory
 from ..files.lock import alone_in, new_folder
-from ..hosts.diffusers.accelerate import AcceleratePeers, Bystander, is_launched
+from ..hosts.diffusers.accelerate import AccelerateGroup, WorkerFolder, is_launched
 from ..hosts.diffusers.models import ImageModel, decode, load_image_model, on_device
 from ..hosts.diffusers.unet import DiffusersHost
 from ..method.architecture import base_hash, map_unet
@@ -27,7 +27,7 @@ from ..training.optimizers import check_optimizer
 from ..training.outcome import Outcome, describe_training, train_to_file
 from ..training.recipe import PRECISIONS
 from ..training.samples import sample_clip, save_animation, save_loss_plot
-from ..training.session import RunFolder, Upkeep, conduct, identity, mark_of
+from ..training.session import RunFolder, SaveConfig, identity, mark_of, run_training
 from ..training.state import check_state, restore
 from ..training.validation import split_clips
 from .place import Place, find_place
@@ -44,30 +44,30 @@ def train(settings: RunSettings) -> None:
         KeyboardInterrupt: it was stopped; what was learned is kept.
     """
     stop = StopRequest(launched=is_launched())
-    peers = AcceleratePeers(settings.device, lambda: stop.asked) if is_launched() else None
+    group = AccelerateGroup(settings.device, lambda: stop.asked) if is_launched() else None
     done = False
     try:
-        with open_terminal() if _is_main(peers) else Silence() as terminal, _warnings(terminal):
-            if peers is not None:
-                clips = settings.config.batch * settings.config.accumulate * peers.count
+        with open_terminal() if _is_main(group) else Silence() as terminal, _warnings(terminal):
+            if group is not None:
+                clips = settings.config.batch * settings.config.accumulate * group.count
                 terminal.say(
-                    f"{peers.count} processes on {peers.device.type}, {clips} clips a step"
+                    f"{group.count} processes on {group.device.type}, {clips} clips a step"
                 )
-            _train(settings, terminal, stop, peers)
+            _train(settings, terminal, stop, group)
         done = True
     finally:
         # After an error the others may never come, and the launcher ends them.
-        if peers is not None and (done or peers.stopping):
-            peers.leave()
+        if group is not None and (done or group.stopping):
+            group.leave()
 
 
 def _train(
-    settings: RunSettings, terminal: Terminal, stop: StopRequest, peers: AcceleratePeers | None
+    settings: RunSettings, terminal: Terminal, stop: StopRequest, group: AccelerateGroup | None
 ) -> None:
     place = find_place(settings.folder, settings.name, settings.resume)
-    device = choose_device(settings.device) if peers is None else peers.device
+    device = choose_device(settings.device) if group is None else group.device
     config = replace(settings.config, precision=choose_precision(device, settings.precision))
-    processes = 1 if peers is None else peers.count
+    processes = 1 if group is None else group.count
     check_optimizer(config)
     if place.state is not None:
         check_state(place.state, config, processes, {})
@@ -82,30 +82,30 @@ def _train(
     if place.state is not None:
         check_state(place.state, config, processes, {"clips": identity("", clips)["clips"]})
     model = load_image_model(settings.base, settings.tokenizer or "")
-    with peers.main_first() if peers and settings.cache else contextlib.nullcontext():
+    with group.main_first() if group and settings.cache else contextlib.nullcontext():
         latents = encode(model, clips, device, settings.cache, terminal)
     base = base_hash(model.unet)
     host = DiffusersHost(model.unet, model.velocity)
-    training = new_training(settings, host, latents, device, peers, terminal)
+    training = new_training(settings, host, latents, device, group, terminal)
     who = identity(base, clips)
     if place.state is not None:
         restore(training, place.state, who)
         terminal.say(f"going on after step {training.step} in {place.folder}")
-    watch = _Watch(terminal, stop, peers)
-    if not _is_main(peers):
+    watch = _Watch(terminal, stop, group)
+    if not _is_main(group):
         with stop.listening():
-            return conduct(training, Bystander(), Upkeep(0, 1, 0), watch.step)
+            return run_training(training, WorkerFolder(), SaveConfig(0, 1, 0), watch.step)
     mark = mark_of(place.state)
     if place.state is None:
         place = Place(new_folder(place.folder))
     about = describe_training(training.config, clips, training.motion.sites.family)
     about |= {"base_hash": base, "base_model": model.name}
     outcome = Outcome(place.folder, about, run=mark)
-    folder = RunFolder(place.folder, who, settings.upkeep.keep, mark)
+    folder = RunFolder(place.folder, who, settings.save_config.keep, mark)
     samples = Samples(model.vae, device, place.folder, settings.sample_guidance)
     del model  # its text encoder is not needed any more
     with stop.listening(), alone_in(place.folder):
-        path = train_to_file(training, folder, settings.upkeep, outcome, watch.step, samples)
+        path = train_to_file(training, folder, settings.save_config, outcome, watch.step, samples)
     terminal.say(f"the motion: {path}")
 
 
@@ -128,7 +128,7 @@ def new_training(
     host: DiffusersHost,
     latents: LatentClips,
     device: torch.device,
-    peers: AcceleratePeers | None,
+    group: AccelerateGroup | None,
     terminal: Terminal,
 ) -> Training:
     """A run at its first step: the UNet on `device` in the chosen precision, the motion in fp32.
@@ -141,13 +141,13 @@ def new_training(
     unet.to(device, PRECISIONS[config.precision] or torch.float32)
     free = free_memory(device)
     if free is None:
-        config = replace(config, checkpointing=settings.checkpointing == "on")
+        config = replace(config, gradient_checkpointing=settings.checkpointing == "on")
     else:
         config = settle_memory(
             unet, latents, config, settings.checkpointing, device, free, terminal.say
         )
     motion = Motion(map_unet(unet)).initialise(config.seed).to(device)
-    return Training(host, motion, latents, config, peers)
+    return Training(host, motion, latents, config, group)
 
 
 class Samples:
@@ -182,14 +182,14 @@ class _Watch:
     """Tells each step, and ends the run after one when somebody wants that."""
 
     def __init__(
-        self, terminal: Terminal, stop: StopRequest, peers: AcceleratePeers | None
+        self, terminal: Terminal, stop: StopRequest, group: AccelerateGroup | None
     ) -> None:
-        self._terminal, self._stop, self._peers = terminal, stop, peers
+        self._terminal, self._stop, self._group = terminal, stop, group
 
     def step(self, report: StepReport) -> None:
         self._terminal.progress("training", report.step, report.steps, describe_step(report))
         # With others, all have to end after the same step.
-        if self._stop.asked if self._peers is None else self._peers.stopping:
+        if self._stop.asked if self._group is None else self._group.stopping:
             raise KeyboardInterrupt
 
 
@@ -221,8 +221,8 @@ def choose_precision(device: torch.device, wanted: str) -> str:
     return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
 
 
-def _is_main(peers: AcceleratePeers | None) -> bool:
-    return peers is None or peers.rank == 0
+def _is_main(group: AccelerateGroup | None) -> bool:
+    return group is None or group.rank == 0
 
 
 @contextlib.contextmanager

@@ -21,11 +21,19 @@ from ..method.motion import Motion
 from ..method.sampling import with_first_frame
 from ..method.schedule import TRAIN_TIMESTEPS, add_noise
 from .batches import Batch, Batches
+from .gradient_check import GradientCheck
 from .gradient_checkpointing import checkpointed
 from .latents import LatentClips
 from .low_rank import factorise
-from .optimizers import Alone, Average, Peers, QueryDecay, apply_gradients, make_optimizer, set_rate
-from .reached import Reached
+from .optimizers import (
+    Average,
+    ProcessGroup,
+    QueryDecay,
+    SingleProcess,
+    apply_gradients,
+    make_optimizer,
+    set_rate,
+)
 from .recipe import PRECISIONS, TrainConfig, learning_rate_factor
 from .validation import Validation, split_clips
 
@@ -38,7 +46,7 @@ class StepReport:
     """What a listener learns after each step.
 
     ``seconds_per_step`` is the mean of the last `PACE` steps, without what is done between them;
-    ``seconds_beside`` what that will still take: samples and states.
+    ``overhead_seconds`` what that will still take: samples and states.
     """
 
     step: int
@@ -46,11 +54,11 @@ class StepReport:
     loss: float
     learning_rate: float
     seconds_per_step: float
-    seconds_beside: float = 0.0
+    overhead_seconds: float = 0.0
 
     @property
     def seconds_left(self) -> float:
-        return (self.steps - self.step) * self.seconds_per_step + self.seconds_beside
+        return (self.steps - self.step) * self.seconds_per_step + self.overhead_seconds
 
 
 def predict_loss(
@@ -117,7 +125,7 @@ class Training:
     Args:
         host: the image model, frozen, on the device of `motion`.
         motion: fp32 parameters, initialised; with a `rank` they become factors.
-        peers: other processes that train the same motion on their shares of each batch.
+        group: other processes that train the same motion on their shares of each batch.
 
     Raises:
         LampError: the clips' windows have another length, or none would be left to learn from.
@@ -129,11 +137,11 @@ class Training:
         motion: Motion,
         clips: LatentClips,
         config: TrainConfig,
-        peers: Peers | None = None,
+        group: ProcessGroup | None = None,
     ) -> None:
         clips.check(config.frames)
         self.host, self.motion, self.clips, self.config = host, motion, clips, config
-        self.peers: Peers = peers or Alone()
+        self.group: ProcessGroup = group or SingleProcess()
         self.device = next(motion.parameters()).device
         if config.rank:
             factorise(motion, config.rank, config.seed)
@@ -143,7 +151,7 @@ class Training:
         self.trained = list(motion.trained_parameters().values())
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.average = Average(self.trained, config.ema)
-        self._reached = Reached(_moving(motion, self.optimizer))
+        self._gradient_check = GradientCheck(_moving(motion, self.optimizer))
         self.draw = torch.Generator().manual_seed(config.seed)
         learned, held_out = split_clips(len(clips.posteriors), config.hold_out, config.seed)
         self.batches = Batches(clips, learned, self.draw)
@@ -220,21 +228,21 @@ class Training:
                 loss = self._loss(*self._share()) / self.config.accumulate
                 self.scaler.scale(loss).backward()
                 total += loss.detach()
-        if self._reached.waits and total.isfinite():
-            self._reached.check(self.scaler.get_scale())
-        self.peers.mean_([total, *(p.grad for p in self.trained if p.grad is not None)])
+        if self._gradient_check.waits and total.isfinite():
+            self._gradient_check.check(self.scaler.get_scale())
+        self.group.mean_([total, *(p.grad for p in self.trained if p.grad is not None)])
         return _finite(total, self.step, rate)
 
     def _share(self) -> tuple[Batch, Tensor, Tensor]:
         """This process's share of the next batch, with its noise and timesteps. All processes draw
         the whole batch, so that their number does not change what is learned from."""
-        count, own = self.config.batch * self.peers.count, self.config.batch
+        count, own = self.config.batch * self.group.count, self.config.batch
         batch = self.batches.next(count)
         noise = torch.randn(batch.latents.shape, generator=self.draw)
         timesteps = torch.randint(TRAIN_TIMESTEPS, (count,), generator=self.draw)
         if count == own:
             return batch, noise, timesteps
-        rank, frames = self.peers.rank, self.config.frames
+        rank, frames = self.group.rank, self.config.frames
         rows = slice(rank * own * frames, (rank + 1) * own * frames)
         videos = slice(rank * own, (rank + 1) * own)
         return Batch(batch.latents[rows], batch.text[videos]), noise[rows], timesteps[videos]
@@ -253,7 +261,7 @@ class Training:
             stack.enter_context(
                 self.motion.attached(self.host.unet, layout, groupnorm=self.config.groupnorm)
             )
-            if self.config.checkpointing and torch.is_grad_enabled():
+            if self.config.gradient_checkpointing and torch.is_grad_enabled():
                 stack.enter_context(checkpointed(self.host.unet, self.motion))
             yield
 

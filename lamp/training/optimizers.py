@@ -17,7 +17,7 @@ from .recipe import TrainConfig
 logger = logging.getLogger("lamp")
 
 
-class Peers(Protocol):
+class ProcessGroup(Protocol):
     """The processes that train one motion together, each on its share of the batch."""
 
     rank: int
@@ -28,7 +28,7 @@ class Peers(Protocol):
         ...
 
 
-class Alone:
+class SingleProcess:
     """One process."""
 
     rank, count = 0, 1

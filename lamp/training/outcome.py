@@ -16,7 +16,7 @@ from .low_rank import factors, whole_state
 from .optimizers import importance
 from .recipe import TrainConfig
 from .samples import save_loss_plot
-from .session import RunFolder, Upkeep, conduct
+from .session import RunFolder, SaveConfig, run_training
 from .state import StateError
 
 
@@ -84,14 +84,14 @@ class Outcome:
 def train_to_file(
     training: Training,
     folder: RunFolder,
-    upkeep: Upkeep,
+    save_config: SaveConfig,
     outcome: Outcome,
     on_step: Callable[[StepReport], None],
     sample: Callable[[Training], None] | None = None,
     say: Callable[[str], None] = log.warning,
 ) -> Path:
     """Train to the end and write the motion; on a cancel or an error write what there is, as
-    `NAME-step000123-stopped.safetensors`, say so, then let it through. See `conduct`.
+    `NAME-step000123-stopped.safetensors`, say so, then let it through. See `run_training`.
 
     Raises:
         MotionFileError: the disk refuses the motion; what was learned is kept as a state then, if
@@ -100,7 +100,9 @@ def train_to_file(
     folder.forget_after(training.step)
     begun = training.step
     try:
-        conduct(training, folder, upkeep, on_step, sample if upkeep.sample_every else None)
+        run_training(
+            training, folder, save_config, on_step, sample if save_config.sample_every else None
+        )
     except BaseException:
         # BaseException: a host's cancel is none of Exception's children on every version.
         if training.step > begun and not training.updating:

@@ -61,7 +61,7 @@ class TrainConfig:
     seed: int = 0
     groupnorm: str = "pooled"
     precision: str = "fp32"
-    checkpointing: bool = False
+    gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         for name, low, high in (

@@ -28,14 +28,14 @@ from ..errors import LampError, is_out_of_memory
 from ..files.names import number_of
 from ..plain import log
 from .loop import StepReport, Training
-from .pace import Beside, is_due
+from .overhead import Overhead, is_due
 from .state import StateError, TrainingState, read_state, take_state, write_state
 
 _STATE = re.compile(r"state-step(\d+)(?:-\d+)?\.safetensors")
 
 
 @dataclass(frozen=True)
-class Upkeep:
+class SaveConfig:
     """What is kept while a run lasts: a state every `save_every` steps (the newest `keep` stay), a
     sample and the held-out loss every `sample_every`; 0 is never."""
 
@@ -177,10 +177,10 @@ def _newest_of_run(by_age: list[Path]) -> list[Path]:
     return sorted(by_age, key=lambda path: (step[path][0] <= last, step[path]), reverse=True)
 
 
-def conduct(
+def run_training(
     training: Training,
     folder: RunFolder,
-    upkeep: Upkeep,
+    save_config: SaveConfig,
     on_step: Callable[[StepReport], None],
     sample: Callable[[Training], None] | None = None,
 ) -> None:
@@ -194,28 +194,32 @@ def conduct(
         LampError: out of memory, with the settings to change; see also `Training.advance`.
     """
     saved, drawing, last = training.step, False, training.config.steps
-    every = {"save": upkeep.save_every, "sample": upkeep.sample_every, "test": upkeep.sample_every}
-    beside = Beside(every, last)
+    every = {
+        "save": save_config.save_every,
+        "sample": save_config.sample_every,
+        "test": save_config.sample_every,
+    }
+    overhead = Overhead(every, last)
     try:
         while training.step < last:
             report = training.advance()
             more: dict[str, float] = {}
-            due = is_due(report.step, upkeep.sample_every, last)
+            due = is_due(report.step, save_config.sample_every, last)
             if due:
-                with beside.timed("test"):
+                with overhead.timed("test"):
                     held_out = training.validate()
                 more |= {} if held_out is None else {"held_out_loss": held_out}
             folder.log(report, **more)
-            if is_due(report.step, upkeep.save_every, last):
-                with beside.timed("save"):
+            if is_due(report.step, save_config.save_every, last):
+                with overhead.timed("save"):
                     folder.save_state(training)
                 saved = report.step
             if due and sample is not None:
                 drawing = True
-                with beside.timed("sample"):
+                with overhead.timed("sample"):
                     sample(training)
                 drawing = False
-            on_step(replace(report, seconds_beside=beside.left(report.step)))
+            on_step(replace(report, overhead_seconds=overhead.left(report.step)))
     except BaseException as stop:
         kept = _rescue(training, folder, saved)
         if is_out_of_memory(stop):
@@ -248,7 +252,7 @@ def _sample_advice(training: Training, kept: int) -> str:
 def _memory_advice(training: Training, kept: int) -> str:
     config = training.config
     advice = []
-    if not config.checkpointing:
+    if not config.gradient_checkpointing:
         advice.append("checkpointing on")
     if config.batch > 1:
         advice.append(f"batch 1 with accumulate {config.batch * config.accumulate}")

@@ -28,7 +28,7 @@ from .recipe import TrainConfig
 
 FORMAT = 1
 _MOST_STEPS = 10**9
-_FREE = ("checkpointing",)  # settings that change no number
+_FREE = ("gradient_checkpointing",)  # settings that change no number
 _BEFORE = {"query_decay": "change"}  # of states that do not tell it
 
 
@@ -79,7 +79,7 @@ def take_state(training: Training, identity: dict[str, str], run: str = "") -> T
     tensors["losses"] = torch.tensor(training.losses, dtype=torch.float64)
     facts = {
         "step": training.step,
-        "settings": _settings(training.config, training.peers.count),
+        "settings": _settings(training.config, training.group.count),
         "identity": identity,
         "run": run,
         "order": order,
@@ -159,7 +159,7 @@ def restore(training: Training, state: TrainingState, identity: dict[str, str]) 
             damaged. The training is then not to be used.
     """
     with _named(state):
-        check_state(state, training.config, training.peers.count, identity)
+        check_state(state, training.config, training.group.count, identity)
         _restore(training, state)
 
 

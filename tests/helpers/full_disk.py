@@ -24,7 +24,7 @@ from lamp.training.loop import Training
 from lamp.training.outcome import Outcome, train_to_file
 from lamp.training.recipe import TrainConfig
 from lamp.training.samples import save_animation, save_loss_plot
-from lamp.training.session import RunFolder, Upkeep, newest_state
+from lamp.training.session import RunFolder, SaveConfig, newest_state
 from lamp.training.state import restore
 
 WHO = {"base": "abc", "clips": "def"}
@@ -52,7 +52,7 @@ def main(folder: Path, limit: int) -> dict[str, object]:
     every = 1 if limit % 2 else 0  # with and without states on the way
     try:
         path = train_to_file(
-            training, run, Upkeep(every, 2, every), outcome, lambda _: None, sample, said.append
+            training, run, SaveConfig(every, 2, every), outcome, lambda _: None, sample, said.append
         )
     except LampError as error:
         return {"refused": str(error), "said": said, "step": training.step}

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 
 from lamp.cli import DONE, main
 from lamp.errors import LampError
-from lamp.hosts.diffusers.accelerate import AcceleratePeers, Bystander, is_launched
+from lamp.hosts.diffusers.accelerate import AccelerateGroup, WorkerFolder, is_launched
 from lamp.motion_file.file import load_motion_file
 from tests.helpers.toy_runs import write_config
 
@@ -122,7 +122,7 @@ def test_without_accelerate_a_launched_run_says_what_it_needs(
 ) -> None:
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with pytest.raises(LampError, match="pip install accelerate"):
-        AcceleratePeers("cpu")
+        AccelerateGroup("cpu")
 
 
 def test_a_bystander_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,11 +131,11 @@ def test_a_bystander_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     from lamp.method.motion import Motion
     from lamp.training.loop import Training
     from lamp.training.recipe import TrainConfig
-    from lamp.training.session import Upkeep, conduct
+    from lamp.training.session import SaveConfig, run_training
 
     monkeypatch.chdir(tmp_path)
     host = small_host()
     config = TrainConfig(steps=1, frames=FRAMES)
     training = Training(host, Motion(map_unet(host.unet)).initialise(0), small_clips(), config)
-    conduct(training, Bystander(), Upkeep(1, 1, 1), lambda report: None)
+    run_training(training, WorkerFolder(), SaveConfig(1, 1, 1), lambda report: None)
     assert list(tmp_path.iterdir()) == []

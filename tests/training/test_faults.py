@@ -24,7 +24,7 @@ from lamp.training.latents import LatentClips
 from lamp.training.loop import Training
 from lamp.training.outcome import Outcome, train_to_file
 from lamp.training.recipe import TrainConfig
-from lamp.training.session import RunFolder, Upkeep, newest_state, states
+from lamp.training.session import RunFolder, SaveConfig, newest_state, states
 from lamp.training.state import read_state, restore
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,7 +60,9 @@ def start(host: DiffusersHost, clips: LatentClips) -> Start:
 def train(training: Training, folder: Path, every: int = 0, **options: Any) -> Path:
     outcome = Outcome(folder / "motions" / "m", {"family": "text16"})
     run = RunFolder(folder / "run", WHO)
-    return train_to_file(training, run, Upkeep(every, 2, every), outcome, lambda _: None, **options)
+    return train_to_file(
+        training, run, SaveConfig(every, 2, every), outcome, lambda _: None, **options
+    )
 
 
 def check_whole(folder: Path) -> None:
@@ -109,7 +111,7 @@ def test_a_stop_that_cannot_be_written_stays_a_stop(start: Start, tmp_path: Path
     outcome = Outcome(tmp_path / "motions" / "m", {"family": "text16"})
     run = RunFolder(tmp_path / "run", WHO)
     with pytest.raises(KeyboardInterrupt):
-        train_to_file(start(), run, Upkeep(0, 2, 0), outcome, cancel, say=said.append)
+        train_to_file(start(), run, SaveConfig(0, 2, 0), outcome, cancel, say=said.append)
     assert "could not be written" in said[0]
     found = newest_state([tmp_path / "run"])
     assert found is not None and found[1].step == 1

@@ -73,7 +73,7 @@ def test_the_measure_itself() -> None:
 
 CASES = [
     Case("toy", 8, 8, 8),
-    Case("toy", 4, 16, 16, {"checkpointing": True, "ema": 0.9}),
+    Case("toy", 4, 16, 16, {"gradient_checkpointing": True, "ema": 0.9}),
     Case("toy", 4, 8, 8, {"precision": "bf16", "batch": 2}),
 ]
 
@@ -99,11 +99,17 @@ def test_estimate_for_comfy_is_what_the_allocator_says(
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
 def test_estimate_is_what_the_gpu_says(
-    precision: str, checkpointing: bool, estimates: Estimates
+    precision: str, gradient_checkpointing: bool, estimates: Estimates
 ) -> None:
-    case = Case("toy", 16, 32, 32, {"precision": precision, "checkpointing": checkpointing})
+    case = Case(
+        "toy",
+        16,
+        32,
+        32,
+        {"precision": precision, "gradient_checkpointing": gradient_checkpointing},
+    )
     measured = measure(case, "cuda")
     assert estimates(case, "cuda").total == pytest.approx(measured, rel=TOLERANCE)
 
@@ -150,7 +156,7 @@ def test_estimate_grows_with_frames_batch_and_size(estimator: Estimator, plan: M
 
 def test_checkpointing_and_half_precision_lower_it(estimator: Estimator, plan: MemoryPlan) -> None:
     plain = estimator(plan).saved
-    assert estimator(replace(plan, checkpointing=True)).saved < 0.7 * plain
+    assert estimator(replace(plan, gradient_checkpointing=True)).saved < 0.7 * plain
     assert estimator(replace(plan, precision="bf16")).saved < 0.8 * plain
 
 
@@ -158,7 +164,7 @@ def test_planning_leaves_the_model_as_it_is(unet: nn.Module, plan: MemoryPlan) -
     before = {name: (id(p), p.clone()) for name, p in unet.named_parameters()}
     handle = unet.register_forward_hook(lambda *_: pytest.fail("the real model ran"))
     try:
-        Estimator(unet, map_unet(unet))(replace(plan, checkpointing=True))
+        Estimator(unet, map_unet(unet))(replace(plan, gradient_checkpointing=True))
         assert hook_count(unet) == 1
     finally:
         handle.remove()
@@ -215,7 +221,11 @@ def formula(plan: MemoryPlan) -> MemoryEstimate:
     kind = plan.weights_dtype or torch.float32
     learned = 256 * 2**20 // (20 if plan.rank else 1)
     positions = plan.batch * plan.frames * plan.height * plan.width
-    each = 400_000 * (0.3 if plan.checkpointing else 1) * (1 if plan.precision == "fp32" else 0.6)
+    each = (
+        400_000
+        * (0.3 if plan.gradient_checkpointing else 1)
+        * (1 if plan.precision == "fp32" else 0.6)
+    )
     return MemoryEstimate(
         replace(plan, weights_dtype=kind),
         weights=kind.itemsize * 860 * 2**20,
@@ -255,14 +265,14 @@ def test_no_suggestion_changes_more_than_it_must(available: int) -> None:
 
 def _groups(changes: dict[str, object]) -> list[tuple[str, ...]]:
     together = [("height", "width"), ("batch", "accumulate"), ("precision", "weights_dtype")]
-    alone = [("checkpointing",), ("optimizer",), ("ema",), ("rank",), ("frames",)]
+    alone = [("gradient_checkpointing",), ("optimizer",), ("ema",), ("rank",), ("frames",)]
     return [group for group in together + alone if group[0] in changes]
 
 
 def test_least_harmful_changes_come_first() -> None:
-    needed = formula(replace(LARGE, checkpointing=True)).total
+    needed = formula(replace(LARGE, gradient_checkpointing=True)).total
     found = fit(formula, LARGE, needed)
-    assert found[0].changes == {"checkpointing": True}
+    assert found[0].changes == {"gradient_checkpointing": True}
     assert found[0].sentence() == f"checkpointing on ({gigabytes(needed)})"
     # A smaller or a shorter video is the last resort.
     shrunk = [bool({"height", "frames"} & set(s.changes)) for s in fit(formula, LARGE, 8 * GB)]
@@ -270,7 +280,7 @@ def test_least_harmful_changes_come_first() -> None:
 
 
 def test_a_low_rank_is_offered_where_what_is_learned_is_too_much() -> None:
-    plan = replace(LARGE, batch=1, ema=False, checkpointing=True, device="cpu")
+    plan = replace(LARGE, batch=1, ema=False, gradient_checkpointing=True, device="cpu")
     needed = formula(plan).total
     found = fit(formula, plan, needed - 11 * 256 * 2**20)
     assert "rank 64" in [s.sentence().split(" (")[0] for s in found]
@@ -313,7 +323,7 @@ def test_on_the_cpu_no_precision_or_8_bit_optimiser_is_suggested() -> None:
 
 @pytest.mark.parametrize("height, width", [(40, 64), (64, 40), (32, 32), (44, 60)])
 def test_smaller_sizes_keep_the_aspect_in_steps_of_64_pixels(height: int, width: int) -> None:
-    plan = replace(LARGE, height=height, width=width, checkpointing=True, batch=1)
+    plan = replace(LARGE, height=height, width=width, gradient_checkpointing=True, batch=1)
     sizes = [s.changes for s in fit(formula, plan, 5 * GB) if "height" in s.changes]
     assert sizes
     for size in sizes:
@@ -324,7 +334,7 @@ def test_smaller_sizes_keep_the_aspect_in_steps_of_64_pixels(height: int, width:
 
 def test_auto_checkpointing_leaves_room() -> None:
     needed = formula(LARGE).total
-    for asked in (LARGE, replace(LARGE, checkpointing=True)):
+    for asked in (LARGE, replace(LARGE, gradient_checkpointing=True)):
         assert not choose_checkpointing(formula, asked, int(needed / 0.84))
         assert choose_checkpointing(formula, asked, int(needed / 0.86))
 
@@ -339,7 +349,13 @@ def test_goal_for_stable_diffusion() -> None:
     with torch.device("meta"):
         unet = UNet2DConditionModel(**SD15_CONFIG)
     plan = MemoryPlan(
-        16, 40, 64, precision="bf16", weights_dtype=BF16, checkpointing=True, optimizer="adamw8bit"
+        16,
+        40,
+        64,
+        precision="bf16",
+        weights_dtype=BF16,
+        gradient_checkpointing=True,
+        optimizer="adamw8bit",
     )
     estimate = Estimator(unet, map_unet(unet))(plan)
     assert estimate.weights == 2 * 859_520_964

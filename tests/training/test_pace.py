@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 import lamp.training.loop
-import lamp.training.pace
+import lamp.training.overhead
 from benchmarks.samples.small_training import FRAMES, small_clips, small_host
 from lamp.hosts.diffusers.unet import DiffusersHost
 from lamp.method.architecture import map_unet
@@ -16,7 +16,7 @@ from lamp.method.motion import Motion
 from lamp.training.latents import LatentClips
 from lamp.training.loop import PACE, StepReport, Training
 from lamp.training.recipe import TrainConfig
-from lamp.training.session import RunFolder, Upkeep, conduct
+from lamp.training.session import RunFolder, SaveConfig, run_training
 
 STEP, SAMPLE, SAVE = 2.0, 50.0, 7.0
 
@@ -34,7 +34,7 @@ class Clock:
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
     monkeypatch.setattr(lamp.training.loop, "time", clock)
-    monkeypatch.setattr(lamp.training.pace, "time", clock)
+    monkeypatch.setattr(lamp.training.overhead, "time", clock)
     return clock
 
 
@@ -54,7 +54,7 @@ def ran(
     clock: Clock,
     monkeypatch: pytest.MonkeyPatch,
     folder: Path,
-    upkeep: Upkeep,
+    save_config: SaveConfig,
     steps: int,
     seconds: Any = lambda step: STEP,
 ) -> list[StepReport]:
@@ -76,7 +76,7 @@ def ran(
     monkeypatch.setattr(lamp.training.loop, "apply_gradients", lambda *others: None)
     monkeypatch.setattr(RunFolder, "save_state", save)
     reports: list[StepReport] = []
-    conduct(training, RunFolder(folder, {}), upkeep, reports.append, sample)
+    run_training(training, RunFolder(folder, {}), save_config, reports.append, sample)
     return reports
 
 
@@ -92,8 +92,8 @@ def test_the_time_left_is_what_steps_samples_and_states_will_take(
     steps: int,
 ) -> None:
     ends: list[float] = []
-    upkeep = Upkeep(save, 1, every)
-    reports = ran(host, clips, clock, monkeypatch, tmp_path, upkeep, steps)
+    save_config = SaveConfig(save, 1, every)
+    reports = ran(host, clips, clock, monkeypatch, tmp_path, save_config, steps)
     ends.append(clock.now)
     assert [report.step for report in reports] == list(range(1, steps + 1))
     begun = 100.0
@@ -120,8 +120,8 @@ def test_the_speed_is_that_of_the_last_steps(
     def seconds(step: int) -> float:
         return 90.0 if step == 1 else 3.0 if step > 30 else 1.0
 
-    upkeep = Upkeep(0, 1, 0)
-    reports = ran(host, clips, clock, monkeypatch, tmp_path, upkeep, 30 + PACE, seconds)
+    save_config = SaveConfig(0, 1, 0)
+    reports = ran(host, clips, clock, monkeypatch, tmp_path, save_config, 30 + PACE, seconds)
     for report in reports:
         window = range(max(report.step - PACE, 0) + 1, report.step + 1)
         mean = sum(map(seconds, window)) / len(window)

@@ -137,7 +137,7 @@ def test_checkpointing_changes_nothing(host: DiffusersHost, clips: LatentClips) 
     plain = Motion(map_unet(host.unet)).initialise(0)
     saving = Motion(map_unet(host.unet)).initialise(0)
     losses = train(host, plain, clips, config(batch=2))
-    assert train(host, saving, clips, config(batch=2, checkpointing=True)) == losses
+    assert train(host, saving, clips, config(batch=2, gradient_checkpointing=True)) == losses
     for name, tensor in plain.state_dict().items():
         assert torch.equal(tensor, saving.state_dict()[name]), name
     assert not any("forward" in vars(module) for module in host.unet.modules())

@@ -18,7 +18,7 @@ from lamp.motion_file.file import RUN_KEY, MotionConfig, load_motion_file, run_o
 from lamp.training.loop import Training
 from lamp.training.outcome import Outcome, train_to_file
 from lamp.training.recipe import TrainConfig
-from lamp.training.session import RunFolder, Upkeep, mark_of, newest_state
+from lamp.training.session import RunFolder, SaveConfig, mark_of, newest_state
 from lamp.training.state import read_state, restore
 
 WHO = {"base": "abc", "clips": "def"}
@@ -34,7 +34,7 @@ def new_training(steps: int, **settings: Any) -> Training:
 def run(training: Training, folder: Path, motion: Path, mark: str, every: int = 1) -> Path:
     files = RunFolder(folder, WHO, run=mark)
     outcome = Outcome(motion, ABOUT, run=mark)
-    return train_to_file(training, files, Upkeep(every, 9, 0), outcome, lambda report: None)
+    return train_to_file(training, files, SaveConfig(every, 9, 0), outcome, lambda report: None)
 
 
 def mapped(path: Path) -> bool:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from benchmarks.samples.small_training import FRAMES, small_clips, small_host
 from benchmarks.samples.tiny_models import tiny_patcher
 from lamp.errors import LampError
+from lamp.training.gradient_check import PATIENCE, GradientCheck
 from lamp.training.loop import Training
-from lamp.training.reached import PATIENCE, Reached
 from lamp.training.recipe import TrainConfig
 from tests.training.test_training_weights import small_clips as comfy_clips
 
@@ -50,16 +50,16 @@ def _quantised(q: Tensor, k: Tensor, v: Tensor, heads: int, *_: Any, **__: Any) 
 
 
 @pytest.mark.parametrize("kernel", ["sage", "flash", "sub_quad", "split", "basic"])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
 def test_a_run_learns_the_same_under_every_attention_kernel_of_the_host(
-    comfy: Any, monkeypatch: pytest.MonkeyPatch, kernel: str, checkpointing: bool
+    comfy: Any, monkeypatch: pytest.MonkeyPatch, kernel: str, gradient_checkpointing: bool
 ) -> None:
     """--use-sage-attention, --use-flash-attention, and what Macs and older AMD GPUs have."""
     import comfy.ldm.modules.attention as attention
     import comfy.model_management as management
 
     monkeypatch.setattr(attention, "optimized_attention", attention.attention_pytorch)
-    expected = gradients(checkpointing=checkpointing)
+    expected = gradients(gradient_checkpointing=gradient_checkpointing)
     own = {"sage": _quantised, "flash": _kernel}.get(kernel)
     chosen = attention.wrap_attn(own) if own else getattr(attention, f"attention_{kernel}")
     for name in ("optimized_attention", "optimized_attention_masked"):
@@ -71,7 +71,7 @@ def test_a_run_learns_the_same_under_every_attention_kernel_of_the_host(
         "get_free_memory",
         lambda device=None, torch_free_too=False: (little, little) if torch_free_too else little,
     )
-    found = gradients(checkpointing=checkpointing)
+    found = gradients(gradient_checkpointing=gradient_checkpointing)
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
         torch.testing.assert_close(found[name], gradient, msg=name)
@@ -139,7 +139,7 @@ def test_what_its_own_rate_freezes_needs_no_gradient(settings: dict[str, Any]) -
         {"warmup": PATIENCE, "learning_rate": 1e-6},
         {"conv_rate": 0.0},
         {"attention_rate": 0.0},
-        {"groupnorm": "frame", "checkpointing": True},
+        {"groupnorm": "frame", "gradient_checkpointing": True},
         {"precision": "bf16"},
     ],
 )
@@ -160,7 +160,7 @@ def test_layers_that_begin_at_zero_are_given_time(settings: dict[str, Any]) -> N
 def test_steps_that_overflow_in_fp16_are_no_steps() -> None:
     """The scaler skips them, so that zeros stay zeros meanwhile."""
     layer = nn.Parameter(torch.zeros(2))
-    reached = Reached({"layer": layer})
+    reached = GradientCheck({"layer": layer})
     for _ in range(3 * PATIENCE):
         layer.grad = torch.tensor([0.0, float("inf")])
         reached.check(scale=65536.0)

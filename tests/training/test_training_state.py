@@ -22,7 +22,7 @@ from lamp.method.motion import Motion
 from lamp.training.latents import LatentClips
 from lamp.training.loop import StepReport, Training
 from lamp.training.recipe import TrainConfig
-from lamp.training.session import RunFolder, Upkeep, conduct, newest_state, states
+from lamp.training.session import RunFolder, SaveConfig, newest_state, run_training, states
 from lamp.training.state import StateError, read_state, restore, take_state, write_state
 
 WHO = {"base": "abc", "clips": "def"}
@@ -64,7 +64,7 @@ def test_a_run_in_two_halves_equals_one_run_bit_for_bit(
     host: DiffusersHost, clips: LatentClips, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
     straight = fresh(host, clips, **settings)
-    conduct(straight, RunFolder(tmp_path / "one", WHO), Upkeep(0, 1, 3), quiet)
+    run_training(straight, RunFolder(tmp_path / "one", WHO), SaveConfig(0, 1, 3), quiet)
     first = fresh(host, clips, **settings)
     for _ in range(3):
         first.advance()
@@ -72,7 +72,7 @@ def test_a_run_in_two_halves_equals_one_run_bit_for_bit(
     write_state(tmp_path / "half.safetensors", take_state(first, WHO))
     second = fresh(host, clips, **settings)
     restore(second, read_state(tmp_path / "half.safetensors"), WHO)
-    conduct(second, RunFolder(tmp_path / "two", WHO), Upkeep(0, 1, 3), quiet)
+    run_training(second, RunFolder(tmp_path / "two", WHO), SaveConfig(0, 1, 3), quiet)
     assert second.losses == straight.losses
     assert second.validation == straight.validation
     for name, tensor in straight.motion.state_dict().items():
@@ -147,7 +147,7 @@ def test_more_steps_and_checkpointing_are_no_hindrance(
 ) -> None:
     before = fresh(host, clips)
     before.advance()
-    longer = fresh(host, clips, steps=20, checkpointing=True)
+    longer = fresh(host, clips, steps=20, gradient_checkpointing=True)
     restore(longer, take_state(before, WHO), WHO)
     assert longer.step == 1
     cosine = fresh(host, clips, rate_schedule="cosine")
@@ -168,16 +168,16 @@ def test_a_cancel_keeps_the_state_and_the_run_goes_on_from_it(
             raise Cancelled
 
     straight = fresh(host, clips)
-    conduct(straight, RunFolder(tmp_path / "one", WHO), Upkeep(0, 1, 0), quiet)
+    run_training(straight, RunFolder(tmp_path / "one", WHO), SaveConfig(0, 1, 0), quiet)
     folder = RunFolder(tmp_path / "two", WHO)
     with pytest.raises(Cancelled):
-        conduct(fresh(host, clips), folder, Upkeep(100, 1, 0), stop)
+        run_training(fresh(host, clips), folder, SaveConfig(100, 1, 0), stop)
     found = newest_state([folder.path])
     assert found is not None and found[1].step == 5
     again = fresh(host, clips)
     restore(again, found[1], WHO)
     folder.forget_after(again.step)
-    conduct(again, folder, Upkeep(0, 1, 0), quiet)
+    run_training(again, folder, SaveConfig(0, 1, 0), quiet)
     assert again.losses == straight.losses
     log = [json.loads(line) for line in (folder.path / "log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in log] == list(range(1, 9))
@@ -187,7 +187,7 @@ def test_a_cancel_keeps_the_state_and_the_run_goes_on_from_it(
 def test_only_the_newest_states_stay(
     host: DiffusersHost, clips: LatentClips, tmp_path: Path
 ) -> None:
-    conduct(fresh(host, clips), RunFolder(tmp_path, WHO, keep=2), Upkeep(2, 2, 0), quiet)
+    run_training(fresh(host, clips), RunFolder(tmp_path, WHO, keep=2), SaveConfig(2, 2, 0), quiet)
     assert [path.name for path in states(tmp_path)] == [
         "state-step000006.safetensors",
         "state-step000008.safetensors",
@@ -199,7 +199,7 @@ def test_a_run_goes_on_from_its_last_step_whatever_the_clock_says(
     host: DiffusersHost, clips: LatentClips, tmp_path: Path, ages: tuple[int, ...]
 ) -> None:
     """The system's clock may be set back in the middle of a run."""
-    conduct(fresh(host, clips), RunFolder(tmp_path, WHO, keep=3), Upkeep(2, 3, 0), quiet)
+    run_training(fresh(host, clips), RunFolder(tmp_path, WHO, keep=3), SaveConfig(2, 3, 0), quiet)
     assert len(states(tmp_path)) == 3
     for age, path in zip(ages, states(tmp_path), strict=True):
         os.utime(path, (10**9 + age,) * 2)
@@ -211,7 +211,7 @@ def test_a_run_that_went_on_from_an_earlier_state_stays_on_its_way(
     host: DiffusersHost, clips: LatentClips, tmp_path: Path
 ) -> None:
     folder = RunFolder(tmp_path, WHO, keep=9)
-    conduct(fresh(host, clips), folder, Upkeep(2, 9, 0), quiet)
+    run_training(fresh(host, clips), folder, SaveConfig(2, 9, 0), quiet)
     again = fresh(host, clips)
     restore(again, read_state(tmp_path / "state-step000002.safetensors"), WHO)
     folder.forget_after(2)
@@ -221,7 +221,7 @@ def test_a_run_that_went_on_from_an_earlier_state_stays_on_its_way(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        conduct(again, folder, Upkeep(2, 9, 0), stop)
+        run_training(again, folder, SaveConfig(2, 9, 0), stop)
     found = newest_state([tmp_path])
     assert found is not None and found[1].step == 4
 
@@ -240,7 +240,7 @@ def test_out_of_memory_keeps_the_state_and_names_settings(
         monkeypatch.setattr(host, "predict", burst)
 
     with pytest.raises(LampError, match="step 2. The state of step 1 is kept.*checkpointing on, "):
-        conduct(training, RunFolder(tmp_path, WHO), Upkeep(0, 1, 0), fill_memory)
+        run_training(training, RunFolder(tmp_path, WHO), SaveConfig(0, 1, 0), fill_memory)
     monkeypatch.undo()
     found = newest_state([tmp_path])
     assert found is not None and found[1].step == 1
@@ -257,7 +257,7 @@ def test_out_of_memory_keeps_the_state_and_names_settings(
 def test_a_damaged_newest_state_is_passed_over(
     host: DiffusersHost, clips: LatentClips, tmp_path: Path
 ) -> None:
-    conduct(fresh(host, clips), RunFolder(tmp_path, WHO, keep=2), Upkeep(4, 2, 0), quiet)
+    run_training(fresh(host, clips), RunFolder(tmp_path, WHO, keep=2), SaveConfig(4, 2, 0), quiet)
     newest = states(tmp_path)[-1]
     whole = newest.read_bytes()
     for size in (0, 7, 100, len(whole) - 1):
@@ -289,7 +289,7 @@ def test_a_killed_run_goes_on_from_its_newest_whole_state(
     host: DiffusersHost, clips: LatentClips, tmp_path: Path
 ) -> None:
     straight = fresh(host, clips, steps=60)
-    conduct(straight, RunFolder(tmp_path / "one", WHO), Upkeep(0, 1, 0), quiet)
+    run_training(straight, RunFolder(tmp_path / "one", WHO), SaveConfig(0, 1, 0), quiet)
     root = Path(__file__).resolve().parents[2]
     folder = tmp_path / "killed"
     for moment in (0.15, 0.5, 0.9):
@@ -305,5 +305,5 @@ def test_a_killed_run_goes_on_from_its_newest_whole_state(
     found = newest_state([folder])
     assert found is not None
     restore(rest, found[1], WHO)
-    conduct(rest, RunFolder(folder, WHO), Upkeep(0, 1, 0), quiet)
+    run_training(rest, RunFolder(folder, WHO), SaveConfig(0, 1, 0), quiet)
     assert rest.losses == straight.losses

@@ -90,14 +90,14 @@ def of_types(kind: torch.dtype, computed: torch.dtype | None) -> Any:
     return patcher
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
 def test_weights_that_are_streamed_train_as_those_that_are_loaded(
-    comfy: Any, monkeypatch: pytest.MonkeyPatch, checkpointing: bool
+    comfy: Any, monkeypatch: pytest.MonkeyPatch, gradient_checkpointing: bool
 ) -> None:
     """--novram, --lowvram: the host leaves weights off the device and casts them at each layer."""
     import comfy.model_management as management
 
-    expected = losses(tiny_patcher(), checkpointing=checkpointing)
+    expected = losses(tiny_patcher(), gradient_checkpointing=gradient_checkpointing)
     monkeypatch.setattr(management, "is_device_cpu", lambda device: False)
     monkeypatch.setattr(management, "soft_empty_cache", lambda force=False: None)
     for state in (management.VRAMState.LOW_VRAM, management.VRAMState.NO_VRAM):
@@ -107,7 +107,7 @@ def test_weights_that_are_streamed_train_as_those_that_are_loaded(
         # It was sampled with before, and its weights are on the card in part.
         management.load_models_gpu([patcher])
         before = stored(patcher)
-        assert losses(patcher, checkpointing=checkpointing) == expected
+        assert losses(patcher, gradient_checkpointing=gradient_checkpointing) == expected
         check_as_before(patcher, before)
     management.current_loaded_models.clear()
 

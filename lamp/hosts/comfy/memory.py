@@ -14,7 +14,7 @@ def plan_memory(
     host: ComfyHost,
     latents: LatentClips,
     config: TrainConfig,
-    checkpointing: str,
+    gradient_checkpointing: str,
     say: Callable[[str], None],
 ) -> TrainConfig:
     """`settle_memory` with the memory that ComfyUI counts as free; the UNet is loaded already."""
@@ -22,5 +22,5 @@ def plan_memory(
 
     free = int(management.get_free_memory(host.device))
     return settle_memory(
-        host.unet, latents, config, checkpointing, host.device, free, say, host.dtype
+        host.unet, latents, config, gradient_checkpointing, host.device, free, say, host.dtype
     )

@@ -21,8 +21,8 @@ def is_launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1
 
 
-class AcceleratePeers:
-    """The other processes, see `Peers`; each has its own device.
+class AccelerateGroup:
+    """The other processes, see `ProcessGroup`; each has its own device.
 
     A wish to stop goes with the gradients, so that all processes stop after the same step and none
     waits for another in vain.
@@ -78,7 +78,7 @@ class AcceleratePeers:
         self._state.destroy_process_group()
 
 
-class Bystander(RunFolder):
+class WorkerFolder(RunFolder):
     """The run's folder for all processes but the main one: they write nothing."""
 
     def __init__(self) -> None:

@@ -48,7 +48,7 @@ class MemoryPlan:
     text_tokens: int = 77
     precision: str = "fp32"
     weights_dtype: torch.dtype | None = None
-    checkpointing: bool = False
+    gradient_checkpointing: bool = False
     optimizer: str = "adamw"
     ema: bool = False
     rank: int = 0
@@ -80,7 +80,7 @@ class MemoryPlan:
     def describe(self) -> str:
         """The settings in words."""
         size = f"{self.width * self.pixels} x {self.height * self.pixels} pixels"
-        state = "on" if self.checkpointing else "off"
+        state = "on" if self.gradient_checkpointing else "off"
         return (
             f"{self.frames} frames of {size}, batch {self.batch}, precision {self.precision}, "
             f"checkpointing {state}, optimizer {self.optimizer}"
@@ -238,13 +238,13 @@ def estimate(unet: nn.Module, sites: SiteMap, plan: MemoryPlan) -> MemoryEstimat
 
 
 def choose_checkpointing(estimator: Estimating, plan: MemoryPlan, available: int) -> bool:
-    """What checkpointing 'auto' means: off where the run clearly fits without, since it costs a
-    second forward pass.
+    """What gradient checkpointing 'auto' means: off where the run clearly fits without, since it
+    costs a second forward pass.
 
     Args:
         available: bytes that the run may take in all, those of a loaded model included.
     """
-    return estimator(replace(plan, checkpointing=False)).total > _CLEAR_FIT * available
+    return estimator(replace(plan, gradient_checkpointing=False)).total > _CLEAR_FIT * available
 
 
 def gigabytes(size: float) -> str:

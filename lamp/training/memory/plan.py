@@ -23,7 +23,7 @@ def settle_memory(
     unet: nn.Module,
     latents: LatentClips,
     config: TrainConfig,
-    checkpointing: str,
+    gradient_checkpointing: str,
     device: torch.device,
     free: int,
     say: Callable[[str], None],
@@ -39,17 +39,17 @@ def settle_memory(
 
     Raises:
         OutOfMemoryPlanError: the run cannot fit; names three settings with which it does.
-        LampError: `checkpointing` is none of these words.
+        LampError: `gradient_checkpointing` is none of these words.
     """
-    if checkpointing not in CHECKPOINTING:
+    if gradient_checkpointing not in CHECKPOINTING:
         raise LampError(
-            f"checkpointing is '{checkpointing[:40]}': choose {', '.join(CHECKPOINTING)}."
+            f"checkpointing is '{gradient_checkpointing[:40]}': choose {', '.join(CHECKPOINTING)}."
         )
     sites = map_unet(unet)
     largest = max(latents.posteriors, key=lambda posterior: posterior.mean[0].numel())
     height, width = largest.mean.shape[-2:]
     plan = MemoryPlan.of(
-        replace(config, checkpointing=checkpointing == "on"),
+        replace(config, gradient_checkpointing=gradient_checkpointing == "on"),
         height,
         width,
         text_tokens=_longest([text.shape[1] for text in latents.text.values()], config.batch),
@@ -61,11 +61,13 @@ def settle_memory(
     # The estimate counts the frozen UNet, too; what of it is not there yet takes of what is free.
     there = [p for p in unet.parameters() if p.device.type == device.type]
     available = free + sum(p.nbytes for p in there)
-    if checkpointing == "auto":
-        plan = replace(plan, checkpointing=choose_checkpointing(estimator, plan, available))
+    if gradient_checkpointing == "auto":
+        plan = replace(
+            plan, gradient_checkpointing=choose_checkpointing(estimator, plan, available)
+        )
     refuse(estimator, plan, available)
     say(estimator(plan).sentence() + held_besides(unet, device))
-    return replace(config, checkpointing=plan.checkpointing)
+    return replace(config, gradient_checkpointing=plan.gradient_checkpointing)
 
 
 def _longest(tokens: list[int], batch: int) -> int:

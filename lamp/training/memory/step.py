@@ -35,7 +35,7 @@ class Shapes:
     text_tokens: int
     precision: str
     computed: torch.dtype
-    checkpointing: bool
+    gradient_checkpointing: bool
     groupnorm: str
     device: str
     fused: bool
@@ -104,7 +104,7 @@ def _follow(
     timesteps = torch.zeros(shapes.batch, dtype=torch.long)
     with ExitStack() as stack:
         stack.enter_context(motion.attached(unet, layout, groupnorm=shapes.groupnorm))
-        if shapes.checkpointing:
+        if shapes.gradient_checkpointing:
             stack.enter_context(checkpointed(unet, motion))
         stack.enter_context(trace)
         size = (shapes.batch * shapes.frames, 4, shapes.height, shapes.width)

@@ -27,7 +27,7 @@ class Suggestion:
     estimate: MemoryEstimate
 
     def sentence(self) -> str:
-        """Such as `checkpointing on (7.3 GB)`."""
+        """such as `checkpointing on (7.3 GB)`."""
         words = [word for name in self.changes if (word := _word(name, self))]
         named = " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
         return f"{named} ({gigabytes(self.estimate.total)})"
@@ -127,8 +127,8 @@ def _candidates(plan: MemoryPlan) -> Iterator[Changes]:
 def _levers(plan: MemoryPlan) -> Iterator[list[tuple[float, Changes]]]:
     """What can be changed, each with the harm it does: more time, then less exact sums; a smaller
     video or a motion of low rank only where these are not enough, and a shorter video at last."""
-    if not plan.checkpointing:
-        yield [(1.0, {"checkpointing": True})]
+    if not plan.gradient_checkpointing:
+        yield [(1.0, {"gradient_checkpointing": True})]
     clips = plan.accumulate * plan.batch
     if clips > 1:
         # The same clips in a step, one after the other, keep the gradients meanwhile; one does not.
@@ -177,7 +177,7 @@ def _is_leaner(plan: MemoryPlan, changes: Changes, known: Changes) -> bool:
 
 def _word(name: str, suggestion: Suggestion) -> str:
     plan, value = suggestion.estimate.plan, suggestion.changes[name]
-    if name == "checkpointing":
+    if name == "gradient_checkpointing":
         return "checkpointing on"
     if name == "accumulate":
         return f"accumulate {value}"

@@ -14,7 +14,7 @@ from ..errors import LampError
 PATIENCE = 10
 
 
-class Reached:
+class GradientCheck:
     """Watches the first gradients of a run.
 
     A tensor that the loss does not depend on has none at all (a kernel without a backward pass, for

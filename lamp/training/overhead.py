@@ -13,7 +13,7 @@ def is_due(step: int, every: int, last: int) -> bool:
     return bool(every) and (step % every == 0 or step == last)
 
 
-class Beside:
+class Overhead:
     """Times what is done between steps, by kind.
 
     Args:
