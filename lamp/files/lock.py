@@ -1,22 +1,20 @@
-"""A run's folder is one training's alone, whatever processes there are."""
+"""Each training run has a folder of its own, also when several processes start at once."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
 from ..errors import LampError
 
 
 def new_folder(folder: Path) -> Path:
-    """Make the folder NAME_00001, or that with the next number which nobody has taken meanwhile.
+    """Create the folder NAME_00001, or the next higher number that is free.
 
     Raises:
-        LampError: the disk refuses it.
+        LampError: the folder cannot be created.
     """
     stem, number = folder.name.rsplit("_", 1)
     for each in itertools.count(int(number)):
@@ -28,54 +26,36 @@ def new_folder(folder: Path) -> Path:
             continue
         except OSError as error:
             raise LampError(
-                f"The folder {place} of this training cannot be made ({error.strerror or error}): "
-                f"see that {place.parent} can be written to, or choose another name."
+                f"Cannot create the training folder {place} ({error.strerror or error}). Check "
+                f"that {place.parent} is writable, or choose another name."
             ) from error
-    raise AssertionError("numbers do not end")
+    raise AssertionError("unreachable")
 
 
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Keep other trainings out of `folder` while the block lasts.
+    """Hold an exclusive lock on `folder` while the block runs.
 
-    The lock is the system's own: it goes with the process, however that ends. A disk that knows no
-    locks is no reason to stop.
+    The operating system releases the lock when the process ends, even if it is killed. On a disk
+    without file locks, or without write permission, the block runs unlocked.
 
     Raises:
-        LampError: another one is at work there.
+        LampError: another training holds the lock.
     """
+    from filelock import FileLock, Timeout  # comes with torch
+
+    lock = FileLock(folder / ".lock")
     try:
-        file = _opened(folder)
-    except OSError:  # what cannot be written is told where it is written
-        yield
-        return
-    with file:
-        if not _locked(file):
-            raise LampError(
-                f"Another training is at work in {folder.name}: wait for its end, or set resume to "
-                "none to begin a new one beside it."
-            )
-        yield
-
-
-def _opened(folder: Path) -> IO[bytes]:
-    folder.mkdir(parents=True, exist_ok=True)
-    return (folder / ".lock").open("ab")
-
-
-def _locked(file: IO[bytes]) -> bool:
-    """Whether the lock is ours, or there are none on this disk."""
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise LampError(
+            f"Another training is running in {folder.name}. Wait until it ends, or set resume to "
+            "none to start a new run in a folder of its own."
+        ) from None
+    except (OSError, NotImplementedError):
+        pass  # whoever writes into the folder reports what is wrong with it
     try:
-        if sys.platform == "win32":
-            import msvcrt
-
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # the second one is Windows'
-        return False
-    except OSError:
-        return True
-    return True
+        yield
+    finally:
+        lock.release()
