@@ -1,4 +1,4 @@
-"""Files that are put in place under a name that nobody else has, and disks that refuse them."""
+"""Atomic writes: write beside the target, fsync, rename. No half-written file is ever visible."""
 
 from __future__ import annotations
 
@@ -6,66 +6,84 @@ import errno
 import itertools
 import os
 import re
+import uuid
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from ..plain import log
 
-# As the system's own numbers, which safetensors tells in its text only.
-_NO_RIGHT = {5, 19} if os.name == "nt" else {errno.EACCES, errno.EPERM, errno.EROFS}
+# As raw OS numbers, because safetensors reports them only in its error text.
+_NO_PERMISSION = {5, 19} if os.name == "nt" else {errno.EACCES, errno.EPERM, errno.EROFS}
 
 
-def keep(beside: Path, path: Path, *, replace: bool = True) -> Path:
-    """See what was written `beside` on the disk, then put it in place.
+def write_file(
+    path: Path, write: Callable[[Path], object], *, replace: bool = True, rename: bool = True
+) -> Path:
+    """Write a file atomically, and create its folder if needed.
 
-    Where `path` is taken and may not be replaced, or cannot be because it is open elsewhere (on
-    Windows), it goes to NAME-2 and so on, and a warning says so.
+    Args:
+        write: writes the content to the temporary path that it is given.
+        replace: False never overwrites: where `path` exists, the file becomes NAME-2 and so on.
+        rename: whether a file that cannot be replaced because another program has it open
+            (Windows) leads to NAME-2 too, with a warning, and not to an error.
+
+    Returns:
+        Where the file is.
+
+    Raises:
+        OSError: the disk refuses it. Whatever `write` raises passes through. `path` is unchanged.
     """
-    with beside.open("rb+") as file:
-        os.fsync(file.fileno())
-    if replace:
-        try:
-            os.replace(beside, path)
-            return path
-        except PermissionError:
-            if not path.exists():
-                raise
-    put = put_new(beside, path)
-    if put != path:
-        log.warning("%s is taken or open elsewhere: written as %s", path.name, put.name)
-    return put
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        if replace:
+            try:
+                os.replace(temporary, path)
+                return path
+            except PermissionError:
+                if not (rename and path.exists()):
+                    raise
+        put = _put_new(temporary, path)
+        if put != path:
+            log.warning("%s exists or is open in another program: wrote %s", path.name, put.name)
+        return put
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
 
 
-def put_new(beside: Path, path: Path) -> Path:
-    """Rename `beside` to `path` or, if that is taken by now, to NAME-2 and so on: never over
-    another file, whatever processes there are. `beside` may stay, as a second name."""
+def _put_new(temporary: Path, path: Path) -> Path:
+    """Move to `path` or, if that exists, to NAME-2 and so on, without a race between processes."""
     for number in itertools.count(1):
         free = path if number == 1 else path.with_name(f"{path.stem}-{number}{path.suffix}")
-        try:
-            _rename_new(beside, free)
+        with suppress(FileExistsError):
+            _move_new(temporary, free)
             return free
-        except FileExistsError:
-            continue
-    raise AssertionError("numbers do not end")
+    raise AssertionError("unreachable")
 
 
-def _rename_new(beside: Path, path: Path) -> None:
+def _move_new(temporary: Path, path: Path) -> None:
     if os.name == "nt":
-        os.rename(beside, path)  # which refuses there what POSIX does
+        os.rename(temporary, path)  # fails on Windows where the target exists
         return
     try:
-        os.link(beside, path)
+        os.link(temporary, path)
     except FileExistsError:
         raise
-    except OSError:  # the disk has no second names
+    except OSError:  # the disk has no hard links
         if path.exists():
             raise FileExistsError from None
-        os.replace(beside, path)
+        os.replace(temporary, path)
 
 
-def cure(error: Exception, folder: Path) -> str:
-    """The beginning of a sentence without its end, such as `Free some disk space`."""
-    told = re.search(r"\(os error (\d+)\)", str(error))
-    number = int(told[1]) if told else getattr(error, "winerror", getattr(error, "errno", None))
-    if number in _NO_RIGHT:
-        return f"Get the right to write into the folder {folder}"
+def write_advice(error: Exception, folder: Path) -> str:
+    """What to do after a failed write, without a full stop: `Free some disk space`."""
+    in_text = re.search(r"\(os error (\d+)\)", str(error))
+    number = int(in_text[1]) if in_text else getattr(error, "winerror", getattr(error, "errno", 0))
+    if number in _NO_PERMISSION:
+        return f"Get write permission for the folder {folder}"
     return "Free some disk space"

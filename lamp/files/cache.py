@@ -11,7 +11,6 @@ import hashlib
 import os
 import re
 import time
-import uuid
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from ..plain import log
+from .atomic import write_file
 from .header import check_header
 from .strict_json import read_json
 
@@ -141,20 +141,15 @@ class TensorCache:
         if not self._writing:
             return
         data = _encode(name, tensors)
-        beside = self._folder / f".{name}.{uuid.uuid4().hex}.part"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             if not self._make_room(name, len(data)):
                 raise OSError(f"this run alone fills its limit of {self._limit / 2**30:.3g} GB")
             self._mark_folder()
-            beside.write_bytes(data)
-            os.replace(beside, self._folder / name)
+            write_file(self._folder / name, lambda path: path.write_bytes(data), rename=False)
             self._in_use.add(name)
         except OSError as error:
             self._stop_writing(error)
-        finally:
-            with suppress(OSError):
-                beside.unlink(missing_ok=True)
 
     def _stop_writing(self, error: OSError) -> None:
         if self._writing:

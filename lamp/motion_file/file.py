@@ -7,10 +7,8 @@ compact file, the fields of modelspec 1.0.0, and whatever the writer adds (Comfy
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -22,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import IncompatibleModelError, LampError, MotionFileError, is_out_of_memory
-from ..files.atomic import cure, keep
+from ..files.atomic import write_advice, write_file
 from ..files.header import MAX_HEADER, check_file
 from ..files.strict_json import read_json
 from ..method.architecture import SiteMap, describe_family
@@ -170,20 +168,18 @@ def save_motion(
         rest = tensors.keys() - (factors or tensors).keys()
         tensors = {BYTES_KEY: data, **{name: tensors[name] for name in rest}}
         metadata |= {"lamp.format": "2", RANK_KEY: forms}
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+
+    def write(temporary: Path) -> None:
+        save_file(tensors, temporary, metadata=_encodable(metadata))
+        temporary.chmod(0o644)  # safetensors writes 0600, which other users' servers cannot read
+
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, beside, metadata=_encodable(metadata))
-        beside.chmod(0o644)  # safetensors writes 0600, which other users' servers cannot read
-        return keep(beside, path, replace=not new)
+        return write_file(path, write, replace=not new)
     except Exception as error:
         raise MotionFileError(
             f"The motion could not be written to {path.name}: {error}. "
-            f"{cure(error, path.parent)} or choose another name."
+            f"{write_advice(error, path.parent)} or choose another name."
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink()
 
 
 def run_of(path: Path) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import LampError
-from ..files.atomic import cure, keep
+from ..files.atomic import write_advice, write_file
 from ..method.adain import AdaINSchedule
 from ..method.noise import draw_noise, share_noise
 from ..method.sampling import sample
@@ -99,17 +97,11 @@ def _images(frames: Tensor) -> list[Any]:
 
 
 def _write(path: Path, images: list[Any], **options: Any) -> Path:
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     kind = path.suffix.removeprefix(".").upper()
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        images[0].save(beside, format=kind, **options)
-        return keep(beside, path)
+        return write_file(path, lambda temporary: images[0].save(temporary, format=kind, **options))
     except OSError as error:
         raise LampError(
-            f"The picture {path.name} could not be written: {error}. {cure(error, path.parent)}, "
-            "or set sample_every to 0."
+            f"The picture {path.name} could not be written: {error}. "
+            f"{write_advice(error, path.parent)}, or set sample_every to 0."
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink()

@@ -15,7 +15,6 @@ import contextlib
 import glob
 import hashlib
 import json
-import os
 import re
 import uuid
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +24,7 @@ from typing import Any
 
 from ..clips.load import ClipSet
 from ..errors import LampError, is_out_of_memory
+from ..files.atomic import write_file
 from ..files.names import number_of
 from ..plain import log
 from .loop import StepReport, Training
@@ -92,16 +92,12 @@ class RunFolder:
         path = self.path / "log.jsonl"
         if not path.exists():
             return
-        beside = path.with_suffix(".part")
         try:
             kept = [line for line in _lines(path) if line["step"] <= step]
-            beside.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-            os.replace(beside, path)
+            text = "".join(json.dumps(line) + "\n" for line in kept)
+            write_file(path, lambda beside: beside.write_text(text, "utf-8"), rename=False)
         except OSError as error:
             self._stop_logging(error)
-        finally:
-            with contextlib.suppress(OSError):
-                beside.unlink()
 
     def _stop_logging(self, error: OSError) -> None:
         self._logs = False

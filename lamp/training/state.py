@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import LampError
-from ..files.atomic import cure, keep
+from ..files.atomic import write_advice, write_file
 from ..files.header import check_file
 from ..files.strict_json import read_json
 from .loop import Training
@@ -92,7 +91,7 @@ def take_state(training: Training, identity: dict[str, str], run: str = "") -> T
 
 
 def write_state(path: Path, state: TrainingState) -> Path:
-    """Write beside `path`, see it on the disk, and rename: what is there is always whole.
+    """Write a state atomically (fsync, then rename).
 
     Raises:
         StateError: the disk refuses it.
@@ -101,19 +100,13 @@ def write_state(path: Path, state: TrainingState) -> Path:
 
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.tensors.items()}
     header = {"lamp.state": json.dumps({"format": FORMAT, **state.facts})}
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, beside, metadata=header)
-        return keep(beside, path)
+        return write_file(path, lambda temporary: save_file(tensors, temporary, metadata=header))
     except Exception as error:
         raise StateError(
             f"The training's state could not be written to {path.name}: {error}. "
-            f"{cure(error, path.parent)}; what was kept before is still there."
+            f"{write_advice(error, path.parent)}; earlier states are unchanged."
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink()
 
 
 def read_state(path: Path) -> TrainingState:

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from lamp.errors import LampError
-from lamp.files.atomic import put_new
+from lamp.files.atomic import write_file
 from lamp.files.lock import alone_in, new_folder
 from lamp.method.architecture import ConvSite, SiteMap
 from lamp.method.motion import Motion
@@ -90,7 +90,7 @@ def test_a_read_only_folder_is_named(site: Site) -> None:
     with open_to_all() as folder:
         before = first(site, folder)
         os.chmod(folder, 0o555)
-        sentence = f"Permission denied.*Get the right to write into the folder {folder}"
+        sentence = f"Permission denied.*{folder}"
         with as_nobody(), pytest.raises(LampError, match=sentence):
             site.write(folder / site.name, 2)
         with as_nobody(), pytest.raises(LampError, match="Permission denied"):
@@ -111,7 +111,7 @@ def test_a_file_that_cannot_be_put_in_place_leaves_the_old_one(
         patch.setattr(os, "replace", refuse)
         site.write(tmp_path / site.name, 2)
     right = number == errno.EROFS
-    assert f"right to write into the folder {tmp_path}" in str(refused.value) or not right
+    assert f"write permission for the folder {tmp_path}" in str(refused.value) or not right
     assert ("Free some disk space" in str(refused.value)) is not right
     assert kept(tmp_path) == before
 
@@ -136,11 +136,9 @@ def test_a_name_that_another_program_holds_open_is_passed_by(
 
 def test_of_two_that_find_the_same_free_name_both_stay(tmp_path: Path) -> None:
     def put(number: int) -> Path:
-        beside = tmp_path / f".{number}.part"
-        beside.write_text(str(number))
-        path = put_new(beside, tmp_path / "m.safetensors")
-        beside.unlink()
-        return path
+        return write_file(
+            tmp_path / "m.safetensors", lambda path: path.write_text(str(number)), replace=False
+        )
 
     with ThreadPoolExecutor(8) as threads:
         made = list(threads.map(put, range(40)))

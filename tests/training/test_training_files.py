@@ -73,7 +73,7 @@ def test_a_resumed_run_has_its_mark_and_a_new_one_another(tmp_path: Path) -> Non
 
 
 def locked(patch: pytest.MonkeyPatch, *names: str) -> None:
-    """These files are open elsewhere, on Windows."""
+    """Simulate files that are open in another program on Windows."""
     own = os.replace
 
     def replace(source: Any, target: Any) -> None:
@@ -84,7 +84,7 @@ def locked(patch: pytest.MonkeyPatch, *names: str) -> None:
     patch.setattr(os, "replace", replace)
 
 
-def test_files_that_are_open_elsewhere_get_another_name(
+def test_files_open_in_another_program_get_another_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder, target = tmp_path / "run", tmp_path / "m"
@@ -99,7 +99,7 @@ def test_files_that_are_open_elsewhere_get_another_name(
     assert not list(tmp_path.rglob("*.part"))
 
 
-def test_a_folder_without_rights_is_told_still(
+def test_a_read_only_folder_is_still_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any) -> None:
@@ -108,7 +108,7 @@ def test_a_folder_without_rights_is_told_still(
     monkeypatch.setattr(os, "replace", refuse)
     monkeypatch.setattr(os, "link", refuse)
     state = new_training(1).motion.state_dict()
-    with pytest.raises(MotionFileError, match="right to write"):
+    with pytest.raises(MotionFileError, match="write permission"):
         save_motion(tmp_path / "m.safetensors", state, MotionConfig(family="text16"))
 
 
@@ -161,7 +161,7 @@ def test_the_graph_cannot_name_itself_as_the_files_own_entry(node_classes: dict[
     assert set(common.workflow_metadata(hidden)) == {"prompt", "workflow"}
 
 
-def test_a_motion_is_on_the_disk_before_it_has_its_name(
+def test_a_motion_is_synced_before_it_is_renamed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[str] = []
