@@ -1,12 +1,13 @@
-# make setup   a virtual environment, PyTorch, a real ComfyUI, this pack linked into it
+# make setup   a virtual environment, a real ComfyUI with what it requires, this pack linked into it
 # make demo    train a motion on toy clips in ComfyUI and render it
 # make run     ComfyUI with this pack, for a browser
-# make test    every test, those against a real ComfyUI server too
+# make test    all tests, including those against a real ComfyUI server
 # make check   lint, formatting, types and the fast tests
 # make types   mypy alone
-# make test-browser   the front end in a real chromium, which apt-get installs where it may
+# make test-browser   tests in a real chromium; installs it where apt-get is allowed to
 #
-# COMFYUI_PATH=/path/to/ComfyUI uses that ComfyUI instead of fetching one.
+# COMFYUI_PATH=/path/to/ComfyUI uses your ComfyUI instead of fetching one. Nothing is written there.
+# COMFYUI_GIT=address fetches ComfyUI from that git mirror instead of GitHub.
 
 # The first interpreter that is new enough.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 python; do \
@@ -14,8 +15,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.10 p
 VENV := .venv
 RUN := $(VENV)/bin/python
 
-# A second OpenMP thread spins while it waits; on a busy machine that made the same work a
-# hundred times slower.
+# A second OpenMP thread spins while it waits. On a busy machine that made the same work a hundred
+# times slower.
 export OMP_NUM_THREADS = 1
 
 .PHONY: setup demo run test test-browser types check
@@ -30,8 +31,8 @@ demo: setup
 run: setup
 	$(RUN) -m scripts.run_host $(ARGS)
 
-# The tests of a file stay together, since they share servers and models; and in their order, since
-# pytest-xdist would put the few tests of the longest files last.
+# Tests of a file stay together, since they share servers and models. They keep their order, since
+# pytest-xdist would otherwise start the longest files last.
 test: setup
 	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
@@ -39,8 +40,8 @@ test-browser: setup
 	$(RUN) -m scripts.server.browser
 	$(RUN) -m pytest tests/browser
 
-# Types are checked through a link named as a package, because the pack's imports are relative to
-# its root and the folder of a clone may have any name.
+# mypy sees the repository through a link with a package's name: the pack's imports are relative to
+# its root, and the folder of a clone may have any name.
 types: setup
 	cd build/typecheck && MYPYPATH=$(CURDIR) $(CURDIR)/$(RUN) -m mypy \
 		--config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache \

@@ -15,7 +15,14 @@ import pytest
 import torch
 
 from lamp.motion_file.file import MotionFile
-from scripts.server.host import ROOT, HostMissing, load_pack, make_base_directory, use_host
+from scripts.server.host import (
+    ROOT,
+    HostMissing,
+    host_path,
+    load_pack,
+    make_base_directory,
+    use_host,
+)
 
 # A second thread spins while it waits, which on a busy machine costs far more than it gains;
 # and one thread gives the same sums on every machine.
@@ -58,9 +65,10 @@ def comfy(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     """
     base = make_base_directory(tmp_path_factory.mktemp("comfy"))
     try:
-        use_host(base)
+        host_path()
     except HostMissing as error:
         pytest.skip(f"needs ComfyUI: {error}")
+    use_host(base)  # fails, rather than skips, where a ComfyUI is there but lacks packages
     importlib.import_module("comfy.model_management")
     return importlib.import_module("comfy")
 

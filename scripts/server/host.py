@@ -1,4 +1,4 @@
-"""Where ComfyUI is, and how to use it: as a base directory for a server, or inside this process.
+"""Where ComfyUI is, what it requires, and how to use it: on a server, or inside this process.
 
 Standard library only, because `make setup` imports it before anything is installed.
 """
@@ -8,8 +8,10 @@ from __future__ import annotations
 import importlib
 import importlib.abc
 import importlib.machinery
+import importlib.metadata
 import importlib.util
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Sequence
@@ -26,17 +28,68 @@ _NOT_COPIED = (".*", "build", "__pycache__")
 
 
 class HostMissing(RuntimeError):
-    """There is no ComfyUI to work with."""
+    """There is no ComfyUI to work with, or it lacks packages; the message says what to do."""
 
 
 def host_path() -> Path:
-    """The folder of the ComfyUI in use: COMFYUI_PATH, else the one `make setup` fetched."""
+    """The folder of the ComfyUI in use: COMFYUI_PATH, else the one that `make setup` fetched.
+
+    Raises:
+        HostMissing: there is no ComfyUI.
+    """
     named = os.environ.get("COMFYUI_PATH")
     path = Path(named).expanduser().resolve() if named else FETCHED_HOST
     if not (path / "main.py").is_file():
-        cure = "point COMFYUI_PATH at a ComfyUI folder" if named else "run `make setup`"
+        cure = "set COMFYUI_PATH to a ComfyUI folder" if named else "run `make setup`"
         raise HostMissing(f"no ComfyUI in {path}: {cure}")
     return path
+
+
+def ready_host() -> Path:
+    """`host_path`, after a check that this Python has every package that ComfyUI requires.
+
+    Raises:
+        HostMissing: there is no ComfyUI, or it would fail to start for want of packages.
+    """
+    host = host_path()
+    # Options and lines for certain platforms or Python versions are pip's to judge.
+    plain = [line for line in host_requirements(host) if line[0] != "-" and ";" not in line]
+    missing = [name for name in map(package_name, plain) if not _installed(name)]
+    if missing:
+        named = f"COMFYUI_PATH={host} " if os.environ.get("COMFYUI_PATH") else ""
+        raise HostMissing(
+            f"ComfyUI {host_version(host)} in {host} requires packages that {sys.executable} does "
+            f"not have: {', '.join(missing)}. Run `{named}make setup`."
+        )
+    return host
+
+
+def host_version(host: Path) -> str:
+    """ComfyUI's version as its files give it, `unknown` for versions before 0.3."""
+    file = host / "comfyui_version.py"
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    found = re.search(r"__version__ = \"([^\"]+)\"", text)
+    return found[1] if found else "unknown"
+
+
+def host_requirements(host: Path) -> list[str]:
+    """The lines of ComfyUI's requirements.txt, without comments."""
+    file = host / "requirements.txt"
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    return [line for line in (line.split("#")[0].strip() for line in text.splitlines()) if line]
+
+
+def package_name(requirement: str) -> str:
+    """The name in a line such as `av>=14.2.0`."""
+    return re.split(r"[^\w.-]", requirement)[0]
+
+
+def _installed(package: str) -> bool:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def make_base_directory(base: Path, extra_nodes: Iterable[Path] = ()) -> Path:
@@ -72,13 +125,16 @@ def _link(source: Path, place: Path) -> None:
 
 
 def use_host(base_directory: Path, argv: Sequence[str] = ("--cpu",)) -> Path:
-    """Make ComfyUI importable in this process; call it before anything imports `comfy`.
+    """Make ComfyUI importable in this process. Call it before anything imports `comfy`.
 
     ComfyUI has top-level modules named `nodes`, `utils`, `app` and `server`, and this repository
-    has a folder `nodes`: the host's folder therefore goes in front of the path. Of the
-    repository's own names only `tests` also exists in the host, so that one is settled first.
+    has a folder `nodes`: the host's folder therefore goes first on the path. Of the repository's
+    own names only `tests` also exists in the host, so that one is claimed before.
+
+    Raises:
+        HostMissing: there is no ComfyUI, or it lacks packages.
     """
-    host = host_path()
+    host = ready_host()
     _claim_tests()
     sys.path[:] = [str(host)] + [p for p in sys.path if p != str(host)]
     if "comfy.cli_args" in sys.modules:

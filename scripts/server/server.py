@@ -22,7 +22,7 @@ from typing import IO, Any
 import requests
 import websocket
 
-from scripts.server.host import host_path, make_base_directory
+from scripts.server.host import make_base_directory, ready_host
 from scripts.server.run import Event, NodeError, PromptRejected, RunResult, read_binary
 
 __all__ = ["ComfyServer", "NodeError", "PromptRejected", "RunResult", "ServerFailed"]
@@ -84,7 +84,7 @@ class ComfyServer:
     # --- life -----------------------------------------------------------------------------------
 
     def __enter__(self) -> ComfyServer:
-        host = host_path()
+        host = ready_host()
         if self._base is None:
             self._base = Path(tempfile.mkdtemp(prefix="lamp-host-"))
         self._catch_sigterm()

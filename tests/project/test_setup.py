@@ -9,7 +9,8 @@ from types import ModuleType
 
 import pytest
 
-from scripts import setup_host
+from scripts import run_host, setup_host
+from scripts.installing import SetupFailed
 from scripts.server import host
 
 
@@ -51,18 +52,9 @@ def test_the_pack_is_copied_where_links_are_forbidden(
 
 def test_a_wrong_comfyui_path_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
-    with pytest.raises(host.HostMissing, match="point COMFYUI_PATH at a ComfyUI folder"):
+    with pytest.raises(host.HostMissing, match="COMFYUI_PATH") as error:
         host.host_path()
-
-
-def test_the_hosts_requirements_are_taken_but_for_torchaudio(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lines = "torch\ntorchaudio\ntorchaudio>=2 # sound\n\n#optional:\nkornia>=0.7.1\n"
-    (tmp_path / "requirements.txt").write_text(lines)
-    (tmp_path / "main.py").touch()
-    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
-    assert setup_host.host_requirements() == ["torch", "kornia>=0.7.1"]
+    assert str(tmp_path) in str(error.value)
 
 
 def test_a_step_runs_again_only_for_new_input(
@@ -72,9 +64,9 @@ def test_a_step_runs_again_only_for_new_input(
     runs: list[str] = []
 
     def fail() -> None:
-        raise setup_host.SetupFailed("no network")
+        raise SetupFailed("no network")
 
-    with pytest.raises(setup_host.SetupFailed):
+    with pytest.raises(SetupFailed):
         setup_host.step("tools", "tools", ["a"], fail)
     setup_host.step("tools", "tools", ["a"], lambda: runs.append("first"))
     setup_host.step("tools", "tools", ["a"], lambda: runs.append("again"))
@@ -102,3 +94,83 @@ def test_the_packs_lamp_is_the_lamp_that_tests_import(comfy: ModuleType) -> None
     module = importlib.import_module("lamp.method.motion")
     assert alias is module
     assert module.__spec__ is not None and module.__spec__.name == "lamp.method.motion"
+
+
+def make_host(folder: Path, requirements: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "main.py").touch()
+    (folder / "comfyui_version.py").write_text('__version__ = "7.8.9"\n')
+    (folder / "requirements.txt").write_text(requirements)
+    return folder
+
+
+def test_a_host_whose_packages_are_missing_says_which(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines = ("torch", "no-such-package>=2 # sound", "", "#optional:", "--pre", "not-here; 1 < 0")
+    monkeypatch.setenv("COMFYUI_PATH", str(make_host(tmp_path, "\n".join(lines))))
+    with pytest.raises(host.HostMissing) as error:
+        host.ready_host()
+    message = str(error.value)
+    assert all(part in message for part in ("no-such-package", "7.8.9", str(tmp_path)))
+    assert "not-here" not in message and "torch," not in message
+    make_host(tmp_path, "torch\n")
+    assert host.ready_host() == tmp_path
+
+
+@pytest.fixture
+def pip_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """What setup asks of pip, none of which is done."""
+    calls: list[tuple[str, ...]] = []
+    monkeypatch.setattr(setup_host, "DONE", tmp_path / "done.json")
+    monkeypatch.setattr(setup_host, "pip", lambda *arguments: calls.append(arguments))
+    versions = {"torch": "2.90.0+cu150", "torchaudio": "2.11.0+cu130"}
+    monkeypatch.setattr("importlib.metadata.version", versions.__getitem__)
+    return calls
+
+
+def test_requirements_are_installed_as_the_host_lists_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pip_calls: list[tuple[str, ...]]
+) -> None:
+    monkeypatch.setattr(setup_host, "can_import", lambda _: True)
+    folder = make_host(tmp_path / "host", "torch\ntorchaudio\n\n#optional:\nkornia>=0.7.1\n")
+    setup_host.install_requirements(folder)
+    assert pip_calls == [("install", "torch", "kornia>=0.7.1"), ("install", "torchaudio")]
+    setup_host.install_requirements(folder)
+    assert len(pip_calls) == 2
+
+
+def test_pytorch_goes_back_to_the_last_one_that_torchaudio_fits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pip_calls: list[tuple[str, ...]]
+) -> None:
+    answers = iter([False, True])
+    monkeypatch.setattr(setup_host, "can_import", lambda _: next(answers))
+    setup_host.install_requirements(make_host(tmp_path / "host", "torch\ntorchaudio\n"))
+    assert pip_calls[-1] == ("install", "torch==2.11.0", "torchvision", "torchaudio==2.11.0")
+
+
+def test_setup_fails_where_no_torchaudio_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pip_calls: list[tuple[str, ...]]
+) -> None:
+    monkeypatch.setattr(setup_host, "can_import", lambda _: False)
+    folder = make_host(tmp_path / "host", "torch\ntorchaudio\n")
+    with pytest.raises(SetupFailed, match="torchaudio") as error:
+        setup_host.install_requirements(folder)
+    assert "7.8.9" in str(error.value) and str(folder) in str(error.value)
+
+
+def test_a_host_without_torchaudio_gets_none(
+    tmp_path: Path, pip_calls: list[tuple[str, ...]]
+) -> None:
+    setup_host.install_requirements(make_host(tmp_path / "host", "torch\nav>=17.0.0\n"))
+    assert pip_calls == [("install", "torch", "av>=17.0.0")]
+
+
+def test_a_server_for_the_browser_writes_below_its_base_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["run_host", "--port", "8200"])
+    line = run_host.command(make_host(tmp_path / "host", ""), tmp_path / "base")
+    assert line[-2:] == ["--port", "8200"]
+    database = line[line.index("--database-url") + 1]
+    assert Path(database.removeprefix("sqlite:///")).parent == tmp_path / "base" / "user"
