@@ -228,13 +228,15 @@ def test_a_log_that_cannot_be_written_anew_stays_as_it_was(
     assert len(caplog.records) == 1
 
 
-def test_the_folder_of_a_training_is_named_where_it_cannot_be_made() -> None:
+def test_a_training_folder_that_cannot_be_created_is_named(tmp_path: Path) -> None:
+    with alone_in(tmp_path):  # the lock's library is imported here: nobody else may read it
+        pass
     with open_to_all() as folder:
         os.chmod(folder, 0o555)
         named = f"run_00001.*{folder}"
         with as_nobody(), pytest.raises(LampError, match=named):
             new_folder(folder / "run_00001")
-        with as_nobody(), alone_in(folder):  # what is written there has words of its own
+        with as_nobody(), alone_in(folder):  # runs without a lock
             assert not os.listdir(folder)
 
 
