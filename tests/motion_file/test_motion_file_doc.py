@@ -1,4 +1,4 @@
-"""The reader printed in docs/motion_file.md, which knows nothing of this pack, reads its files."""
+"""The independent reader printed in docs/motion_file.md reads the files of this pack."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def state() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def read_motion(tmp_path_factory: pytest.TempPathFactory) -> Reader:
-    """The printed lines as a module of their own, without the two that use them."""
+    """The printed reader as a module, without the two lines of the example."""
     page = (ROOT / "docs" / "motion_file.md").read_text(encoding="utf-8")
     (code,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "zlib" in block)
     lines, use = code.split('\nheader, tensors = read_motion("')
@@ -46,8 +46,8 @@ def read_motion(tmp_path_factory: pytest.TempPathFactory) -> Reader:
 
 
 def compare(read_motion: Reader, path: Path) -> dict[str, Any]:
-    """Its tensors beside those of the pack: equal to the bit, but for the rounding of products.
-    Gives the forms that the file has."""
+    """Compare the reader's tensors with the pack's: bit-identical except for rounded products.
+    Returns the forms in the file."""
     header, found = read_motion(path)
     file = load_motion_file(path)
     assert header == file.metadata and found.keys() == file.state.keys()
@@ -73,7 +73,7 @@ def test_a_plain_file(read_motion: Reader, state: dict[str, Tensor], tmp_path: P
 
 
 @pytest.mark.parametrize("size", [1.0, 0.15])
-def test_what_overflows_fp16(
+def test_values_that_overflow_fp16(
     read_motion: Reader, state: dict[str, Tensor], tmp_path: Path, size: float
 ) -> None:
     large = {**state, CONV: state[CONV] * 1e8}
@@ -96,7 +96,7 @@ def test_compact_files_of_every_form(
     assert bits == {16, 8, 4, 3, 2} and (ranks > 0).all()
 
 
-def test_a_file_that_was_learned_as_factors(
+def test_a_file_trained_as_factors(
     read_motion: Reader, state: dict[str, Tensor], tmp_path: Path
 ) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -1,4 +1,4 @@
-"""What the guides name is there: files, links, commands, options, nodes and workflows."""
+"""Files, links, commands, options, nodes and workflows named in the documents exist."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def text_of(page: Path) -> str:
 
 
 def code_of(text: str) -> str:
-    """Everything that is set as code, one piece in a line."""
+    """All code of a page: blocks, indented lines and inline code."""
     blocks = re.findall(r"^ *```\w*\n(.*?)```", text, re.MULTILINE | re.DOTALL)
     bare = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
     indented = re.findall(r"^    +(.+)$", bare, re.MULTILINE)
@@ -56,7 +56,7 @@ def links(text: str) -> set[str]:
 
 
 def anchors(text: str) -> set[str]:
-    """Of the headings, as GitHub makes them."""
+    """Anchors of the headings, as GitHub makes them."""
     titles = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), re.MULTILINE)
     return {
         "".join(c for c in title.lower().replace(" ", "-") if kept(c))
@@ -79,11 +79,11 @@ def lost_links(page: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_resolve(page: Path) -> None:
     assert list(lost_links(page)) == []
 
 
-def test_every_page_is_reached_from_the_readme() -> None:
+def test_every_page_is_reachable_from_the_readme() -> None:
     waiting, reached = [ROOT / "README.md"], set()
     while waiting:
         page = waiting.pop().resolve()
@@ -94,8 +94,8 @@ def test_every_page_is_reached_from_the_readme() -> None:
     assert [name_of(page) for page in PAGES if page not in reached and page in GUIDES] == []
 
 
-def test_links_into_the_repository_lead_somewhere() -> None:
-    """Those of issue forms, and others that name the repository on the web."""
+def test_links_into_the_repository_resolve() -> None:
+    """Full addresses, as issue forms need them."""
     files = [*ROOT.glob(".github/**/*.yml"), *GUIDES]
     named = re.compile(r"github\.com/lamp-comfy/lamp-motion/blob/main/([\w./-]+)")
     lost = [path for file in files for path in named.findall(text_of(file))]
@@ -106,7 +106,7 @@ def test_links_into_the_repository_lead_somewhere() -> None:
 
 
 def workflows_in(page: Path) -> list[str]:
-    """The first cells of its table of workflows."""
+    """First cells of the table of workflows."""
     return re.findall(r"^\| (\d\d [^|]+) \|", text_of(page), re.MULTILINE)
 
 
@@ -122,7 +122,7 @@ def test_the_readme_is_a_landing_page() -> None:
 
 
 @pytest.mark.parametrize("page", GUIDES, ids=name_of)
-def test_workflows_that_a_page_names_are_there(page: Path) -> None:
+def test_named_workflows_exist(page: Path) -> None:
     there = {path.stem for path in (ROOT / "workflows").glob("*.json")}
     named = re.findall(r"\*{1,2}(\d\d [A-Z][^*]+)\*{1,2}", text_of(page))
     assert [name for name in named if " ".join(name.split()) not in there] == []
@@ -132,7 +132,7 @@ def test_workflows_that_a_page_names_are_there(page: Path) -> None:
 
 
 def links_in_english(text: str) -> set[str]:
-    """Links without anchors, each to the English page."""
+    """Links without anchors, as links to the English pages."""
     return {link.split("#")[0].replace(".zh.md", ".md") for link in links(text)} - {""}
 
 
@@ -144,7 +144,7 @@ def test_the_chinese_page_follows_the_english_one(page: Path) -> None:
         counts = [len(re.findall(pattern, text, re.MULTILINE)) for text in (english, chinese)]
         assert counts[0] == counts[1], pattern
     assert page.name in links(english) and twin.name in links(chinese)
-    # Each may lead to a page's twin in its own language.
+    # Each links to pages in its own language.
     assert links_in_english(english) == links_in_english(chinese)
 
 
@@ -152,7 +152,7 @@ def test_the_chinese_page_follows_the_english_one(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", GUIDES, ids=name_of)
-def test_commands_are_there(page: Path) -> None:
+def test_commands_exist(page: Path) -> None:
     code = code_of(text_of(page))
     targets = re.findall(r"^([\w-]+):", text_of(ROOT / "Makefile"), re.MULTILINE)
     modules = re.findall(r"(?<![\w/])((?:benchmarks|scripts)(?:\.\w+)+)", code)
@@ -171,7 +171,7 @@ def options_of(command: str) -> set[str]:
 
 
 @pytest.mark.parametrize("page", GUIDES, ids=name_of)
-def test_options_of_the_command_line_are_there(page: Path) -> None:
+def test_options_of_the_command_line_exist(page: Path) -> None:
     lines = re.findall(r"-m lamp ([a-z]+)(.*)", code_of(text_of(page)))
     lost = [
         f"{command} {option}"
@@ -183,7 +183,7 @@ def test_options_of_the_command_line_are_there(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", GUIDES, ids=name_of)
-def test_options_of_benchmarks_and_scripts_are_there(page: Path) -> None:
+def test_options_of_benchmarks_and_scripts_exist(page: Path) -> None:
     lost = []
     for module, rest in re.findall(
         r"-m ((?:benchmarks|scripts)[\w.]*\w)(.*)", code_of(text_of(page))
@@ -196,7 +196,7 @@ def test_options_of_benchmarks_and_scripts_are_there(page: Path) -> None:
 
 
 def sources_of(origin: Path) -> list[Path]:
-    """Of a module that only starts another one, the other one's too."""
+    """Source files of a module, and of the module that it runs."""
     if origin.name == "__init__.py":
         return sorted(origin.parent.glob("*.py"))
     twin = origin.parent / "toy" / origin.name
@@ -204,7 +204,7 @@ def sources_of(origin: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("name", ["command_line.md", "command_line.zh.md"])
-def test_the_tables_of_settings_are_those_of_the_configuration(name: str) -> None:
+def test_the_tables_of_settings_match_the_configuration(name: str) -> None:
     text = text_of(ROOT / "docs" / name)
     for table, keys in SCHEMA.items():
         (rows,) = re.findall(rf"^\| `\[{table}\]` \|.*\n\|-.*\n((?:\|.*\n)+)", text, re.MULTILINE)
@@ -213,11 +213,10 @@ def test_the_tables_of_settings_are_those_of_the_configuration(name: str) -> Non
 
 
 @pytest.mark.parametrize("page", GUIDES, ids=name_of)
-def test_files_of_the_project_that_a_page_names_are_there(page: Path) -> None:
+def test_named_files_of_the_project_exist(page: Path) -> None:
     tops = "benchmarks|docs|lamp|locales|nodes|scripts|subgraphs|tests|web|workflows"
     named = re.findall(rf"`((?:{tops}|\.github)/[^`\s<>]*)`", text_of(page))
     plain = {path for path in named if not re.search(r"[A-Z*]{2}|\*", path)}
-    # Parts of the motion's own tensors and of folders of ComfyUI have no such beginning.
     assert [path for path in sorted(plain) if not (ROOT / path).exists()] == []
 
 
@@ -235,7 +234,7 @@ def table_after(text: str, heading: str) -> list[list[str]]:
 
 
 @pytest.mark.parametrize(("name", "heading"), [("nodes.md", "Nodes"), ("nodes.zh.md", "节点")])
-def test_the_page_of_nodes_has_each_of_them(name: str, heading: str) -> None:
+def test_the_page_of_nodes_lists_every_node(name: str, heading: str) -> None:
     listed = [row[0] for row in table_after(text_of(ROOT / "docs" / name), heading)]
     english, chinese = (definitions(language) for language in ("en", "zh"))
     titles = {str(node["display_name"]) for node in english.values()}
@@ -247,7 +246,7 @@ def test_the_page_of_nodes_has_each_of_them(name: str, heading: str) -> None:
     assert sorted(listed) == sorted(titles)
 
 
-def test_the_settings_on_the_page_of_nodes_are_inputs_of_them() -> None:
+def test_the_settings_on_the_page_of_nodes_exist() -> None:
     by_title = {str(node["display_name"]): node for node in definitions("en").values()}
     rows = table_after(text_of(ROOT / "docs" / "nodes.md"), "Settings and the paper")
     named = [re.fullmatch(r"`(\w+)` \((.+)\)", row[0]) for row in rows if row[0].startswith("`")]
@@ -262,13 +261,13 @@ def test_the_settings_on_the_page_of_nodes_are_inputs_of_them() -> None:
 
 
 @pytest.mark.parametrize("place", sorted(set(PLACE.findall(METHOD))), ids=" ".join)
-def test_the_method_page_names_places_that_exist(place: tuple[str, str]) -> None:
+def test_places_named_by_the_method_page_exist(place: tuple[str, str]) -> None:
     file, name = place
     assert re.search(rf"^(def|class) {name}\b", text_of(ROOT / file), re.MULTILINE)
 
 
-def test_rows_of_the_method_page_name_a_place() -> None:
-    """All but the one that names a workflow, and those of the tolerances."""
+def test_rows_of_the_method_page_name_code() -> None:
+    """Except the row that names a workflow, and the tolerances."""
     head, tables = "", []
     for line in METHOD.splitlines():
         if line.startswith("## "):
@@ -281,7 +280,7 @@ def test_rows_of_the_method_page_name_a_place() -> None:
 
 
 def test_the_architecture_page_names_every_folder() -> None:
-    """Folders that git knows, as `git ls-files` of a clone shows them at the top."""
+    """Top-level folders of a clone."""
     text = text_of(ROOT / "docs" / "architecture.md")
     tracked = [path.name for path in ROOT.iterdir() if path.is_dir() and path.name[0] not in "._"]
     assert [name for name in tracked if name != "build" and f"`{name}/`" not in text] == []
@@ -292,7 +291,7 @@ def test_the_architecture_page_names_every_folder() -> None:
 
 @pytest.fixture(scope="module")
 def messages() -> str:
-    """Every text of the code; values that are filled in are line breaks."""
+    """Every string in the code; formatted values become line breaks."""
     files = [path for part in ("lamp", "nodes") for path in (ROOT / part).rglob("*.py")]
     trees = (ast.walk(ast.parse(text_of(path))) for path in files)
     return "\n\n".join(text for tree in trees for node in tree if (text := spoken(node)))
@@ -305,7 +304,7 @@ def spoken(node: ast.AST) -> str:
 
 
 def quotes(page: Path) -> list[str]:
-    """What stands in quotes in the first cell of a table's row."""
+    """Quoted texts in the first cells of tables."""
     rows = [line.split("|")[1] for line in text_of(page).splitlines() if "|" in line]
     return [quote for row in rows for quote in re.findall(r'"([^"]+)"', row)]
 
@@ -314,8 +313,8 @@ HELP = [page for page in sorted((ROOT / "web" / "docs").rglob("*.md")) if quotes
 
 
 @pytest.mark.parametrize("page", HELP, ids=name_of)
-def test_quoted_messages_are_those_of_the_code(page: Path, messages: str) -> None:
-    """Of each quote, whose values are examples, some words in a row stand in a message."""
+def test_quoted_messages_exist_in_the_code(page: Path, messages: str) -> None:
+    """A run of words of each quote, whose values are examples, is in a message."""
     lost = []
     for quote in quotes(page):
         words = quote.replace("…", " ").split()

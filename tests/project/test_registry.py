@@ -1,4 +1,4 @@
-"""What ComfyUI's registry and its manager read: pyproject.toml, the archive, the requirements."""
+"""Metadata, archive and requirements, as ComfyUI's registry and manager read them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COMFY = PROJECT["tool"]["comfy"]
 RAW = "https://raw.githubusercontent.com/lamp-comfy/lamp-motion/main/"
 
 
-def test_the_name_is_one_that_the_registry_takes() -> None:
+def test_the_registry_accepts_the_name() -> None:
     """https://docs.comfy.org/registry/specifications"""
     name = PROJECT["project"]["name"]
     assert re.fullmatch(r"[a-z][a-z0-9]*([-_.][a-z0-9]+)*", name) and len(name) < 100
@@ -30,18 +30,18 @@ def test_the_name_is_one_that_the_registry_takes() -> None:
     assert (ROOT / PROJECT["project"]["license"]["file"]).is_file()
 
 
-def test_everything_that_the_registry_shows_is_given() -> None:
+def test_the_metadata_shown_in_the_registry_is_complete() -> None:
     assert COMFY["PublisherId"] and COMFY["DisplayName"]
     assert re.fullmatch(r">=\d+\.\d+\.\d+", COMFY["requires-comfyui"])
     assert {"Repository", "Documentation", "Bug Tracker"} <= set(PROJECT["project"]["urls"])
     systems = [c for c in PROJECT["project"]["classifiers"] if c.startswith("Operating System")]
     assert systems and PROJECT["project"]["requires-python"] == ">=3.10"
-    # The folder `web` is told by WEB_DIRECTORY; told here as well it would be served twice.
+    # WEB_DIRECTORY names the folder `web`; named here as well it would be served twice.
     assert "web" not in COMFY
 
 
 @pytest.mark.parametrize(("field", "shape"), [("Icon", (1, 1)), ("Banner", (21, 9))])
-def test_icon_and_banner_are_where_it_says(field: str, shape: tuple[int, int]) -> None:
+def test_icon_and_banner_exist(field: str, shape: tuple[int, int]) -> None:
     assert COMFY[field].startswith(RAW)
     file = ROOT / COMFY[field].removeprefix(RAW)
     with Image.open(file) as picture:
@@ -51,7 +51,7 @@ def test_icon_and_banner_are_where_it_says(field: str, shape: tuple[int, int]) -
 
 
 def ignored(path: str) -> bool:
-    """As .comfyignore reads: folders end in a slash, all else names a file."""
+    """In .comfyignore, folders end in a slash, everything else names a file."""
     lines = (ROOT / ".comfyignore").read_text(encoding="utf-8").splitlines()
     for line in lines:
         if line and not line.startswith("#"):
@@ -60,7 +60,7 @@ def ignored(path: str) -> bool:
     return False
 
 
-def test_the_archive_has_what_a_user_needs_and_not_the_workshop() -> None:
+def test_the_archive_has_what_users_need_and_no_development_files() -> None:
     listed = subprocess.run(
         ["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -69,8 +69,8 @@ def test_the_archive_has_what_a_user_needs_and_not_the_workshop() -> None:
     paths = [path for path in listed.stdout.split("\0") if path]
     tops = {path.split("/")[0] for path in paths if not ignored(path)}
     needed = {"__init__.py", "nodes", "lamp", "web", "locales", "workflows", "subgraphs"}
-    told = {"pyproject.toml", "requirements.txt", "LICENSE", "README.md"}
-    assert needed | told <= tops
+    named = {"pyproject.toml", "requirements.txt", "LICENSE", "README.md"}
+    assert needed | named <= tops
     assert not tops & {"tests", "benchmarks", "scripts", ".github", ".ci", "Makefile"}
 
 
@@ -84,7 +84,7 @@ def own_requirements() -> list[Requirement]:
 
 
 def extra_requirements() -> list[Requirement]:
-    """Of the extra that users install; `dev` is for this repository's own environment."""
+    """Of the extra `diffusers`; `dev` is for the development environment."""
     return [Requirement(line) for line in PROJECT["project"]["optional-dependencies"]["diffusers"]]
 
 
@@ -109,7 +109,7 @@ def canonical(name: str) -> str:
 
 
 def closure(requirements: list[Requirement]) -> Iterator[tuple[str, Requirement]]:
-    """(who asks, for what) of all that the requirements bring with them, as installed here."""
+    """(who requires, what) of all direct and indirect requirements, as installed here."""
     waiting, seen = [("this pack", requirement) for requirement in requirements], set()
     while waiting:
         who, requirement = waiting.pop()
@@ -126,7 +126,7 @@ def closure(requirements: list[Requirement]) -> Iterator[tuple[str, Requirement]
 
 @pytest.mark.parametrize("which", ["own", "diffusers"])
 def test_no_package_of_the_host_would_be_downgraded(which: str) -> None:
-    """Beside the host's newest packages, which are what is installed here, each is content."""
+    """All requirements accept the host's newest packages, which are installed here."""
     host = host_names()
     wanted: Any = own_requirements() if which == "own" else extra_requirements()
     moved = [

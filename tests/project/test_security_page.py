@@ -1,4 +1,4 @@
-"""SECURITY.md promises what tests hold."""
+"""The tests named in SECURITY.md exist."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ TESTS = re.findall(r"`((?:host/)?test_\w+\.py)(?:::(\w+))?`", TEXT)
 
 
 @pytest.mark.parametrize("row", PROMISES, ids=lambda row: row.split("|")[1].strip()[:40])
-def test_every_promise_names_its_test(row: str) -> None:
+def test_every_guarantee_names_a_test(row: str) -> None:
     assert re.search(r"`((host/)?test_\w+\.py|make check)", row.split("|")[3])
 
 
 @pytest.mark.parametrize(("file", "name"), TESTS)
-def test_the_tests_that_it_names_are_there(file: str, name: str) -> None:
+def test_named_tests_exist(file: str, name: str) -> None:
     folders = ("tests",) if "/" in file else ("tests", "tests/*")
     (path,) = (path for folder in folders for path in ROOT.glob(f"{folder}/{file}"))
     code = path.read_text(encoding="utf-8")
     assert not name or f"def {name}(" in code
 
 
-def test_the_parts_that_it_names_are_those_of_the_program() -> None:
+def test_the_table_of_parts_matches_the_program() -> None:
     from benchmarks.robustness.__main__ import _PARTS
 
     told = re.findall(r"^\| `(\w+)` \|", TEXT, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""What runs in the repository's own automation is known to the byte."""
+"""Automation: pinned actions and tools, and checks before publishing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOCKS = sorted((ROOT / ".github").glob("*.txt"))
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
-def test_actions_stand_at_a_commit(path: object) -> None:
+def test_actions_are_pinned_to_a_commit(path: object) -> None:
     text = path.read_text("utf-8")  # type: ignore[attr-defined]
     used = re.findall(r"^\s*-?\s*uses:\s*(\S+)", text, re.MULTILINE)
     elsewhere = [each for each in used if not each.startswith("./.github/")]
@@ -24,7 +24,7 @@ def test_actions_stand_at_a_commit(path: object) -> None:
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
-def test_nothing_is_fetched_from_a_branch_or_without_its_hash(path: object) -> None:
+def test_nothing_is_fetched_without_a_hash(path: object) -> None:
     text = path.read_text("utf-8")  # type: ignore[attr-defined]
     assert not re.search(r"curl|wget|raw\.githubusercontent|pipx|npx|git clone|\| *(ba)?sh\b", text)
     installs = re.findall(r"pip\"?\s+install\s+(.*)", text)
@@ -32,12 +32,12 @@ def test_nothing_is_fetched_from_a_branch_or_without_its_hash(path: object) -> N
     assert not re.search(r"ubuntu-latest|permissions:\s*write", text)
 
 
-def test_the_token_is_given_to_one_step_alone() -> None:
+def test_only_one_step_gets_the_token() -> None:
     found = {path.name: path.read_text("utf-8").count("secrets.") for path in WORKFLOWS}
     assert {name: count for name, count in found.items() if count} == {"publish.yml": 1}
 
 
-def test_nothing_is_published_before_the_checks_pass() -> None:
+def test_publishing_needs_the_checks() -> None:
     jobs = {path.stem: yaml.safe_load(path.read_text("utf-8"))["jobs"] for path in WORKFLOWS}
     gate = jobs["publish"]["check"]["uses"]
     assert jobs["publish"]["publish"]["needs"] == "check"
@@ -47,7 +47,7 @@ def test_nothing_is_published_before_the_checks_pass() -> None:
     assert jobs["check"]["check"]["strategy"]["matrix"]["target"] == ["check", "test"]
 
 
-def test_forms_of_the_project_are_yaml_that_ask_for_the_setup() -> None:
+def test_the_bug_form_asks_for_the_setup() -> None:
     folder = ROOT / ".github" / "ISSUE_TEMPLATE"
     bug = yaml.safe_load((folder / "bug.yml").read_text("utf-8"))
     required = {
@@ -59,8 +59,8 @@ def test_forms_of_the_project_are_yaml_that_ask_for_the_setup() -> None:
     assert {update["package-ecosystem"] for update in updates} == {"github-actions", "pip"}
 
 
-def test_the_tools_of_the_checks_are_pinned_once() -> None:
-    """In pyproject.toml; the hooks before a commit run them out of .venv."""
+def test_lint_tools_are_pinned_in_one_place() -> None:
+    """In pyproject.toml; the pre-commit hooks run them from .venv."""
     dev = read_toml(ROOT / "pyproject.toml")["project"]["optional-dependencies"]["dev"]
     assert all(
         any(re.fullmatch(rf"{tool}==[\d.]+", each) for each in dev) for tool in ("ruff", "mypy")
@@ -70,7 +70,7 @@ def test_the_tools_of_the_checks_are_pinned_once() -> None:
 
 
 @pytest.mark.parametrize("path", LOCKS, ids=lambda path: path.name)
-def test_locks_name_one_version_and_its_hash(path: object) -> None:
+def test_locks_pin_versions_with_hashes(path: object) -> None:
     lines = [line for line in path.read_text("utf-8").splitlines() if line[:1] not in ("#", "")]  # type: ignore[attr-defined]
     assert len(lines) > 10
     for line in lines:
