@@ -26,9 +26,9 @@ _MARGIN = 5
 # Frames that are embedded together: enough to keep a device busy, few enough to fit on it.
 _CHUNK = 16
 
-See = Callable[[Tensor], Tensor]
+ImageEncoder = Callable[[Tensor], Tensor]
 """CLIP's image encoder: frames ``f h w 3`` in 0..1 -> embeddings ``f d``."""
-Read = Callable[[str], Tensor]
+TextEncoder = Callable[[str], Tensor]
 """CLIP's text encoder: a prompt -> its embedding ``d``, in the same space."""
 
 
@@ -128,7 +128,7 @@ def background_stability(frames: Tensor) -> float | None:
 
     The ground is the stillest half of the picture: the places where the flow between neighbouring
     frames, there and back, is never large. There the frames from the second on are compared with
-    the first: 10 log10 (1 / mean squared difference). Noise of deviation s in those frames gives
+    the first: 10 log10 (1 / mean squared difference). Noise with std s in those frames gives
     -20 log10 s; a ground that drifts or changes its colour is told, too. An object that fills more
     than half of the picture counts in part.
 
@@ -247,8 +247,8 @@ def measure(
     videos: Sequence[Tensor],
     names: Sequence[str],
     prompts: Sequence[str] = (),
-    see: See | None = None,
-    read: Read | None = None,
+    encode_image: ImageEncoder | None = None,
+    encode_text: TextEncoder | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Metrics:
     """All measures of videos ``f h w 3`` (in 0..1, or bytes) for which there is what they need.
@@ -256,7 +256,7 @@ def measure(
     Args:
         names: what the videos are called.
         prompts: one for all videos, or one for each; a video whose own is empty has no alignment.
-        see, read: CLIP's image and text encoder.
+        encode_image, encode_text: CLIP's image and text encoder.
 
     Raises:
         LampError: a video has one frame, or NaN in it, or the prompts are as many as neither.
@@ -265,11 +265,15 @@ def measure(
     given = [prompt.strip() for prompt in prompts]
     each = given * len(videos) if len(given) == 1 else given
     each = each if len(each) == len(videos) else [""] * len(videos)
-    texts = {prompt: read(prompt) for prompt in each if prompt} if see and read else {}
+    texts = (
+        {prompt: encode_text(prompt) for prompt in each if prompt}
+        if encode_image and encode_text
+        else {}
+    )
     scores, embeddings = [], []
     for number, (video, name) in enumerate(zip(videos, names, strict=True)):
         progress(number, len(videos))
-        seen = _embed(video, see) if see else None
+        seen = _embed(video, encode_image) if encode_image else None
         scores.append(
             VideoScore(
                 name,
@@ -283,7 +287,7 @@ def measure(
     progress(len(videos), len(videos))
     found = diversity(embeddings) if len(embeddings) > 1 else None
     alike = video_similarity(embeddings) if len(embeddings) > 1 else None
-    return Metrics(tuple(scores), found, alike, _missing(scores, found, see, read))
+    return Metrics(tuple(scores), found, alike, _missing(scores, found, encode_image, encode_text))
 
 
 def _alignment(seen: Tensor | None, text: Tensor | None) -> float | None:
@@ -307,12 +311,15 @@ def _check(videos: Sequence[Tensor], names: Sequence[str], prompts: Sequence[str
 
 
 @torch.no_grad()
-def _embed(video: Tensor, see: See) -> Tensor:
-    return torch.cat([see(_floats(chunk)).cpu() for chunk in video.split(_CHUNK)])
+def _embed(video: Tensor, encode_image: ImageEncoder) -> Tensor:
+    return torch.cat([encode_image(_floats(chunk)).cpu() for chunk in video.split(_CHUNK)])
 
 
 def _missing(
-    scores: Sequence[VideoScore], found: float | None, see: See | None, read: Read | None
+    scores: Sequence[VideoScore],
+    found: float | None,
+    encode_image: ImageEncoder | None,
+    encode_text: TextEncoder | None,
 ) -> dict[str, str]:
     lost = {name for name in MEASURES if getattr(scores[0], name) is None}
     flow = "Motion and background need OpenCV: pip install opencv-python-headless."
@@ -328,9 +335,11 @@ def _missing(
         )
     elif unasked:
         both = "Text alignment needs CLIP's image and text encoder."
-        missing["text_alignment"] = "Text alignment needs a prompt." if see and read else both
+        missing["text_alignment"] = (
+            "Text alignment needs a prompt." if encode_image and encode_text else both
+        )
     if found is None:
-        missing["diversity"] = "Diversity needs two videos or more." if see else image
+        missing["diversity"] = "Diversity needs two videos or more." if encode_image else image
     return missing
 
 

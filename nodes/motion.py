@@ -13,7 +13,7 @@ from ..lamp.clips.images import thumbnail_uri
 from ..lamp.errors import LampError
 from ..lamp.hosts.comfy.binding import BoundMotion, bind, image_model_hash, load_motion, unet_of
 from ..lamp.method.architecture import map_unet
-from ..lamp.method.masks import Extent, parse_strengths
+from ..lamp.method.masks import MotionMask, parse_strengths
 from ..lamp.motion_file.compress import SIZE
 from ..lamp.motion_file.describe import describe_motion
 from ..lamp.motion_file.file import MotionFile, load_motion_file, save_motion
@@ -194,7 +194,7 @@ class LoadMotion(io.ComfyNode):
             )
         strengths = parse_strengths(frame_strengths) or [1.0]
         mask = _given_mask(mask)
-        extent = Extent(mask, feather=feather, hold=hold_still, strengths=strengths)
+        motion_mask = MotionMask(mask, feather=feather, hold=hold_still, strengths=strengths)
         file = load_motion_file(_motion_path(motion_name), map_unet(unet_of(model)))
         _warn_of_another_base(model, file)
         bound = BoundMotion(
@@ -204,7 +204,7 @@ class LoadMotion(io.ComfyNode):
             alpha=alpha,
             start_percent=start_percent,
             end_percent=end_percent,
-            extent=None if extent.is_whole else extent,
+            motion_mask=None if motion_mask.is_whole else motion_mask,
         )
         return io.NodeOutput(bind(model, bound), file)
 

@@ -9,7 +9,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..lamp.errors import LampError
-from ..lamp.hosts.comfy.binding import own_weights, unet_of
+from ..lamp.hosts.comfy.binding import unet_of, unpatched_weights
 from ..lamp.method.architecture import base_hash
 from ..lamp.motion_file.convert import convert_official
 from ..lamp.motion_file.file import MotionFile
@@ -132,7 +132,7 @@ class ConvertOfficial(io.ComfyNode):
                 f"{shown_folders('diffusers')}: put the official one there and press R to refresh "
                 "the list."
             )
-        unet, weights = unet_of(model), own_weights(model, "diffusion_model")
+        unet, weights = unet_of(model), unpatched_weights(model, "diffusion_model")
         file = convert_official(
             place,
             unet,

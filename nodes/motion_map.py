@@ -8,8 +8,8 @@ from comfy_api.latest import io, ui
 
 from ..lamp.clips.images import LATENT_STRIDE
 from ..lamp.hosts.comfy.motion_map import motion_activity
-from ..lamp.method.masks import resized
-from ..lamp.method.motion_map import heat_map, motion_mask
+from ..lamp.method.masks import resize_masks
+from ..lamp.method.motion_map import heat_map, mask_from_activity
 from .common import advanced, aliases, named_errors, seed_input
 
 
@@ -104,9 +104,9 @@ class MotionMap(io.ComfyNode):
             model, positive, negative, latent, seed=seed, steps=steps, cfg=cfg
         )
         size = (activity.shape[0] * LATENT_STRIDE, activity.shape[1] * LATENT_STRIDE)
-        activity = resized(activity[None, None], size)[0, 0]
+        activity = resize_masks(activity[None, None], size)[0, 0]
         picture = heat_map(activity)[None]
-        mask = motion_mask(activity, sensitivity, margin)[None]
+        mask = mask_from_activity(activity, sensitivity, margin)[None]
         return io.NodeOutput(mask, picture, ui=ui.PreviewImage(picture, cls=cls))
 
 

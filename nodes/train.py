@@ -17,7 +17,14 @@ from ..lamp.training.loop import Training
 from ..lamp.training.memory.plan import CHECKPOINTING
 from ..lamp.training.optimizers import check_optimizer
 from ..lamp.training.outcome import Outcome, describe_training, train_to_file
-from ..lamp.training.recipe import OPTIMIZERS, PRECISIONS, PRESETS, TrainConfig, preset
+from ..lamp.training.recipe import (
+    OPTIMIZERS,
+    PRECISIONS,
+    PRESETS,
+    TrainConfig,
+    choose_precision,
+    preset,
+)
 from ..lamp.training.session import RunFolder, SaveConfig, identity, mark_of
 from ..lamp.training.state import check_state, restore
 from ..lamp.training.validation import split_clips
@@ -111,15 +118,17 @@ class Trainer(io.ComfyNode):
         )
         place = find_place(name, resume)
         _refuse_early(config, precision, clips, place)
-        comfy_training.check_untouched(model)
+        comfy_training.check_trainable(model)
         progress = NodeProgress(cls.hidden.unique_id)
-        comfy_training.warn_of_patches(model)
+        comfy_training.warn_of_ignored_patches(model)
         given = None
         if first_frame is not None:
             given = _encoded(model, vae, first_picture(first_frame, progress.announce), clips)
         latents = comfy_clips.prepare_clips(model, vae, clip, clips, progress.update, progress.say)
         with comfy_training.tuning_host(model) as host:
-            config = replace(config, precision=comfy_training.choose_precision(host, precision))
+            config = replace(
+                config, precision=choose_precision(precision, host.dtype, host.has_bf16)
+            )
             config = plan_memory(host, latents, config, checkpointing, progress.announce)
             motion = comfy_training.new_motion(host, config.seed)
             told = describe_training(config, clips, motion.sites.family)
@@ -137,7 +146,7 @@ class Trainer(io.ComfyNode):
                 progress,
                 place.folder,
                 _sample_case(latents, given, sample_cfg),
-                lambda frames: comfy_preview.decode_beside(model, vae, frames),
+                lambda frames: comfy_preview.decode_for_preview(model, vae, frames),
             )
             folder = RunFolder(place.folder, who, keep_states, mark)
             save_config = SaveConfig(save_every, keep_states, sample_every)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from lamp.method.layout import FrameLayout
-from lamp.method.windows import Windows, in_windows
+from lamp.method.windows import Windows, predict_in_windows
 
 from .cases import Shape, inputs
 from .models import DTYPES, SIZES, Subject, build
@@ -46,7 +46,7 @@ def call(subject: Subject, shape: Shape, windows: Windows | None) -> Callable[[]
     @torch.inference_mode()
     def run() -> Tensor:
         with subject.motion.attached(subject.host.unet, FrameLayout(seen, shape.videos)):
-            return in_windows(
+            return predict_in_windows(
                 lambda rows: subject.host.predict(x[rows], timesteps, text),
                 x, windows, shape.frames,
             )  # fmt: skip

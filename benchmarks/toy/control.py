@@ -34,7 +34,7 @@ from torch.nn import functional
 
 from lamp.hosts.diffusers.unet import DiffusersHost
 from lamp.method.extend import extend
-from lamp.method.masks import Extent
+from lamp.method.masks import MotionMask
 from lamp.method.motion import Motion
 from lamp.method.noise import draw_noise, share_noise
 from lamp.method.sampling import sample
@@ -69,7 +69,7 @@ class Studio:
         frames: int,
         number: int = 0,
         windows: Windows | None = None,
-        extent: Extent | None = None,
+        motion_mask: MotionMask | None = None,
     ) -> Tensor:
         """Latents `f c h w` of a video that begins with `first` (1 c h w)."""
         noise = draw_noise(frames, *first.shape[1:], seed=self.seed + number)
@@ -83,7 +83,7 @@ class Studio:
             guidance=1.0,
             schedule=self.recipe.schedule,
             windows=windows,
-            extent=extent,
+            motion_mask=motion_mask,
         )
 
 
@@ -95,7 +95,7 @@ def in_windows(overlap: int) -> Method:
     windows = Windows(FRAMES, overlap)
 
     def draw(studio: Studio, case: Case, first: Tensor, frames: int) -> tuple[Tensor, Seams]:
-        places = windows.places(frames)
+        places = windows.frame_indices(frames)
         pairs = zip(places, places[1:], strict=False)
         seams = [i for one, other in pairs for i in range(other[1] - 1, one[-1] + 1)]
         return studio.draw(case, first, frames, windows=windows), sorted(set(seams))

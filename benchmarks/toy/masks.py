@@ -38,8 +38,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lamp.method.masks import Extent
-from lamp.method.motion_map import motion_mask, watched
+from lamp.method.masks import MotionMask
+from lamp.method.motion_map import mask_from_activity, record_activity
 from lamp.toy.base import ToyBase, load_toy_base
 from lamp.toy.cases import Case, evaluation_cases
 from lamp.toy.measures import centroids, object_mask, overlap
@@ -59,28 +59,30 @@ STRENGTHS = {"1": [1.0], "1 to 0.5": [1.0, 0.5], "1 to 1.5": [1.0, 1.5]}
 def painted(case: Case) -> Tensor:
     """A mask `h w` around the true path, as wide as the automatic one's margin."""
     path = np.any([target.masks.any(0) for target in case.targets], axis=0)
-    return motion_mask(torch.from_numpy(path).float(), margin=MARGIN)
+    return mask_from_activity(torch.from_numpy(path).float(), margin=MARGIN)
 
 
 def automatic(studio: Studio, case: Case, first: Tensor) -> Tensor:
     """The mask `h w` of the motion's own activity in a rough video, as LAMP Motion Map makes it."""
     rough = replace(studio, recipe=replace(studio.recipe, sample_steps=ROUGH_STEPS))
-    with watched(studio.motion) as activity:
+    with record_activity(studio.motion) as activity:
         rough.draw(case, first, FRAMES)
     height, width = case.frames.shape[1:3]
-    return motion_mask(activity.map(height, width), margin=MARGIN)
+    return mask_from_activity(activity.map(height, width), margin=MARGIN)
 
 
-def extent_of(name: str, studio: Studio, case: Case, first: Tensor) -> Extent | None:
+def extent_of(name: str, studio: Studio, case: Case, first: Tensor) -> MotionMask | None:
     if name == "none":
         return None
     mask = automatic(studio, case, first) if name == "automatic" else painted(case)
-    return Extent(mask, feather=FEATHER, hold=0.0 if name.endswith("held") else 1.0)
+    return MotionMask(mask, feather=FEATHER, hold=0.0 if name.endswith("held") else 1.0)
 
 
-def film(studio: Studio, case: Case, first: Tensor, extent: Extent | None) -> NDArray[np.uint8]:
+def film(
+    studio: Studio, case: Case, first: Tensor, motion_mask: MotionMask | None
+) -> NDArray[np.uint8]:
     """Frames `f h w 3`, the given first one included."""
-    latents = studio.draw(case, first, FRAMES, extent=extent)
+    latents = studio.draw(case, first, FRAMES, motion_mask=motion_mask)
     video = (studio.toy.decode(latents) * 255.0).round().to(torch.uint8).numpy()
     return np.concatenate([case.frames[:1], video[1:]])
 
@@ -91,7 +93,7 @@ def truth_of(toy: ToyBase, case: Case) -> NDArray[np.uint8]:
 
 
 def measure(
-    video: NDArray[np.uint8], case: Case, extent: Extent | None, truth: NDArray[np.uint8]
+    video: NDArray[np.uint8], case: Case, motion_mask: MotionMask | None, truth: NDArray[np.uint8]
 ) -> Figures:
     """Figures of one video `f h w 3`; see this module's beginning."""
     (target,) = case.targets
@@ -100,7 +102,9 @@ def measure(
     decibels = ground_psnr(video[1:], truth[1:], outside[1:])
     way, true_way = (np.diff(centroids(m), axis=0) for m in (masks, target.masks))
     steps = np.linalg.norm(way, axis=1)
-    white = None if extent is None or extent.mask is None else extent.mask.mean().item()
+    white = (
+        None if motion_mask is None or motion_mask.mask is None else motion_mask.mask.mean().item()
+    )
     return {
         "error": 255.0**2 / 10 ** (decibels / 10),
         "dB": decibels,
@@ -131,9 +135,9 @@ def compare(studio: Studio, cases: list[Case]) -> dict[str, Figures]:
         rows = []
         for case in cases:
             first = studio.toy.encode(case.first_frame[None])
-            extent = extent_of(name, studio, case, first)
-            video = film(studio, case, first, extent)
-            rows.append(measure(video, case, extent, truth_of(studio.toy, case)))
+            motion_mask = extent_of(name, studio, case, first)
+            video = film(studio, case, first, motion_mask)
+            rows.append(measure(video, case, motion_mask, truth_of(studio.toy, case)))
         figures = average(rows)
         plain = found.get("none", figures)
         found[name] = {"share": (figures["error"] or 0.0) / (plain["error"] or 1.0), **figures}
@@ -148,7 +152,7 @@ def ways(studio: Studio, cases: list[Case]) -> dict[str, list[float]]:
         gone = []
         for case in cases:
             first = studio.toy.encode(case.first_frame[None])
-            video = film(studio, case, first, Extent(strengths=strengths))
+            video = film(studio, case, first, MotionMask(strengths=strengths))
             places = centroids(object_mask(video, case.targets[0].colour, case.ground))
             gone.append(np.linalg.norm(places - places[0], axis=1))
         found[name] = [round(value, 2) for value in np.nanmean(gone, axis=0).tolist()]

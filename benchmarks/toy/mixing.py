@@ -31,8 +31,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lamp.hosts.diffusers.unet import DiffusersHost
-from lamp.method.masks import Extent
-from lamp.method.motion import Acting, Motion
+from lamp.method.masks import MotionMask
+from lamp.method.motion import ActiveMotion, Motion
 from lamp.method.noise import draw_noise, share_noise
 from lamp.method.sampling import sample
 from lamp.motion_file.file import MotionConfig, MotionFile
@@ -83,27 +83,29 @@ def mixed_cases(seed: int, count: int) -> list[Case]:
     return cases
 
 
-def merged(toy: ToyBase, motions: tuple[Motion, Motion], weights: Weights) -> list[Acting]:
+def merged(toy: ToyBase, motions: tuple[Motion, Motion], weights: Weights) -> list[ActiveMotion]:
     """One motion file of both, as the node and `python -m lamp merge` make it."""
     family = motions[0].sites.family
     files = [MotionFile(dict(m.state_dict()), MotionConfig(family)) for m in motions]
     motion = fresh_motion(toy, 0)
     motion.load_state_dict(merge_motions(*files, weights).state)
-    return [Acting(motion.requires_grad_(False))]
+    return [ActiveMotion(motion.requires_grad_(False))]
 
 
-def stacked(toy: ToyBase, motions: tuple[Motion, Motion], weights: Weights) -> list[Acting]:
+def stacked(toy: ToyBase, motions: tuple[Motion, Motion], weights: Weights) -> list[ActiveMotion]:
     """Both on one model, each at its strength."""
     pairs = zip(motions, weights, strict=True)
-    return [Acting(motion, extent=Extent(strengths=[weight])) for motion, weight in pairs]
+    return [
+        ActiveMotion(motion, motion_mask=MotionMask(strengths=[weight])) for motion, weight in pairs
+    ]
 
 
-Way = Callable[[ToyBase, tuple[Motion, Motion], Weights], list[Acting]]
+Way = Callable[[ToyBase, tuple[Motion, Motion], Weights], list[ActiveMotion]]
 WAYS: dict[str, Way] = {"merged": merged, "stacked": stacked}
 
 
 def film(
-    toy: ToyBase, acting: list[Acting], cases: list[Case], recipe: Recipe, seed: int
+    toy: ToyBase, acting: list[ActiveMotion], cases: list[Case], recipe: Recipe, seed: int
 ) -> NDArray[np.uint8]:
     """Videos `n f h w 3` of the cases, which begin with the given first frames."""
     given = np.stack([case.first_frame for case in cases])
@@ -119,7 +121,7 @@ def film(
         guidance=1.0,
         schedule=recipe.schedule,
         groupnorm=recipe.groupnorm,
-        extent=acting[0].extent,
+        motion_mask=acting[0].motion_mask,
         others=acting[1:],
     )
     decoded: Tensor = (toy.decode(latents) * 255.0).round().to(torch.uint8)

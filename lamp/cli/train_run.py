@@ -25,7 +25,7 @@ from ..training.loop import StepReport, Training
 from ..training.memory.plan import free_memory, settle_memory
 from ..training.optimizers import check_optimizer
 from ..training.outcome import Outcome, describe_training, train_to_file
-from ..training.recipe import PRECISIONS
+from ..training.recipe import PRECISIONS, choose_precision
 from ..training.samples import sample_clip, save_animation, save_loss_plot
 from ..training.session import RunFolder, SaveConfig, identity, mark_of, run_training
 from ..training.state import check_state, restore
@@ -66,7 +66,7 @@ def _train(
 ) -> None:
     place = find_place(settings.folder, settings.name, settings.resume)
     device = choose_device(settings.device) if group is None else group.device
-    config = replace(settings.config, precision=choose_precision(device, settings.precision))
+    config = replace(settings.config, precision=_precision(device, settings.precision))
     processes = 1 if group is None else group.count
     check_optimizer(config)
     if place.state is not None:
@@ -85,7 +85,7 @@ def _train(
     with group.main_first() if group and settings.cache else contextlib.nullcontext():
         latents = encode(model, clips, device, settings.cache, terminal)
     base = base_hash(model.unet)
-    host = DiffusersHost(model.unet, model.velocity)
+    host = DiffusersHost(model.unet, model.v_prediction)
     training = new_training(settings, host, latents, device, group, terminal)
     who = identity(base, clips)
     if place.state is not None:
@@ -136,7 +136,7 @@ def new_training(
     Raises:
         OutOfMemoryPlanError: it cannot fit.
     """
-    config = replace(settings.config, precision=choose_precision(device, settings.precision))
+    config = replace(settings.config, precision=_precision(device, settings.precision))
     unet = host.unet
     unet.to(device, PRECISIONS[config.precision] or torch.float32)
     free = free_memory(device)
@@ -212,13 +212,11 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device(wanted)
 
 
-def choose_precision(device: torch.device, wanted: str) -> str:
-    """`auto` is half precision on a CUDA device, bf16 if it has that, and else fp32."""
-    if wanted != "auto":
-        return wanted
-    if device.type != "cuda":
-        return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
+def _precision(device: torch.device, wanted: str) -> str:
+    """`auto` is half precision on CUDA, fp32 elsewhere."""
+    cuda = device.type == "cuda"
+    computes = None if cuda else torch.float32
+    return choose_precision(wanted, computes, cuda and torch.cuda.is_bf16_supported())
 
 
 def _is_main(group: AccelerateGroup | None) -> bool:

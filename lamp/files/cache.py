@@ -24,7 +24,7 @@ from .atomic import write_file
 from .header import check_header
 from .strict_json import read_json
 
-FORMAT = 1
+FORMAT = 2
 """Part of every name: raised when what is computed changes, it leaves older entries unread."""
 LIMIT = 20 * 2**30
 """Bytes that all entries of a folder may take together, where nothing else is asked for."""

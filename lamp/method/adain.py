@@ -17,7 +17,7 @@ OFFICIAL_LAST_FIRST_PHASE_STEP = 30
 
 
 def adain(content: Tensor, style: Tensor, eps: float = 1e-8) -> Tensor:
-    """Give ``content`` the mean and deviation of ``style``, per image and channel over h, w.
+    """Give ``content`` the mean and std of ``style``, per image and channel over h, w.
 
     Both are ``... c h w``; leading dimensions broadcast. Variances are unbiased, plus ``eps``; that
     of a single pixel is 0.
@@ -67,7 +67,7 @@ class AdaINSchedule:
             if not 0.0 <= value <= 1.0:
                 raise LampError(f"AdaIN {name} must lie between 0 and 1, not {value:g}.")
 
-    def place(self, step: int, steps: int, timestep: int) -> tuple[int, int]:
+    def position(self, step: int, steps: int, timestep: int) -> tuple[int, int]:
         """A step's number among how many, for the methods below.
 
         ``official`` counts the steps themselves. The others go by the noise level at which a step

@@ -141,7 +141,8 @@ def base_hash(unet: nn.Module, weights: Mapping[str, Tensor] | None = None) -> s
     the deltas. The same for ComfyUI and diffusers, and for fp16 and fp32 copies.
 
     Args:
-        weights: the UNet's own, by its names, where patches may stand in it now (`own_weights`).
+        weights: the UNet's own weights by name, if patches may be applied to it now
+            (`unpatched_weights`).
     """
     digest = hashlib.sha256()
     weights = unet.state_dict() if weights is None else weights

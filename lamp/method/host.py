@@ -10,12 +10,12 @@ from torch import Tensor, nn
 class Host(Protocol):
     """An image diffusion model as tuning and sampling see it.
 
-    `velocity`: its UNet was trained to predict velocity (SD 2.x at 768 pixels), and not noise.
+    `v_prediction`: its UNet was trained to predict v (SD 2.x at 768 pixels), and not noise.
     """
 
     unet: nn.Module
     alphas_cumprod: Tensor
-    velocity: bool
+    v_prediction: bool
 
     def predict(self, x: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
         """Predicted noise, whatever the UNet itself predicts.

@@ -16,7 +16,7 @@ class FrameLayout:
     frames: int
     videos: int = 1
     # Of a window of a longer video: where its frames stand (from 0), and how many there are in all.
-    places: tuple[int, ...] | None = None
+    frame_indices: tuple[int, ...] | None = None
     total: int | None = None
 
     def check(self, x: Tensor) -> None:

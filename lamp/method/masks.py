@@ -14,7 +14,7 @@ from ..errors import LampError
 from .layout import FrameLayout
 
 
-class Extent:
+class MotionMask:
     """A factor on every residual of a motion, place by place and frame by frame.
 
     The residuals also hold the ground still, so taking them away there makes it flicker. Hence what
@@ -53,7 +53,7 @@ class Extent:
 
     @property
     def is_whole(self) -> bool:
-        """Whether the motion acts everywhere and always, as without an extent."""
+        """Whether the motion acts everywhere and always, as without an motion_mask."""
         return self.mask is None and bool((self.strengths == 1).all())
 
     @property
@@ -100,21 +100,29 @@ class Extent:
         """How far the picture is left to the motion, `n 1 h w` (n is 1 or frames) in 0..1."""
         if self.mask is None:
             return torch.ones(1, 1, *size)
-        return 1 - self.hold * (1 - resized(self.mask, size).clamp(0, 1))
+        return 1 - self.hold * (1 - resize_masks(self.mask, size).clamp(0, 1))
 
     def _factor(self, layout: FrameLayout, size: tuple[int, int], like: Tensor) -> Tensor:
         """The same in every layer of a size and in every step, so each is made once."""
         size = (1, 1) if self.mask is None else size
         total = layout.frames if layout.total is None else layout.total
-        key = (size, layout.frames, layout.videos, layout.places, total, like.dtype, like.device)
+        key = (
+            size,
+            layout.frames,
+            layout.videos,
+            layout.frame_indices,
+            total,
+            like.dtype,
+            like.device,
+        )
         if key not in self._made:
             self.check(total)
             every = F.interpolate(
                 self.strengths[None, None], total, mode="linear", align_corners=True
             ).reshape(total, 1, 1, 1)
             if self.mask is not None:
-                every = every * resized(self.mask, size).clamp(0, 1)
-            shown = every if layout.places is None else every[list(layout.places)]
+                every = every * resize_masks(self.mask, size).clamp(0, 1)
+            shown = every if layout.frame_indices is None else every[list(layout.frame_indices)]
             self._made[key] = shown.to(like).repeat(layout.videos, 1, 1, 1)
         return self._made[key]
 
@@ -126,65 +134,71 @@ class Masked(Protocol):
     def strength(self) -> float: ...
 
     @property
-    def extent(self) -> Extent | None: ...
+    def motion_mask(self) -> MotionMask | None: ...
 
 
-def extents_of(motions: Sequence[Masked]) -> list[Extent | None]:
+def motion_masks_of(motions: Sequence[Masked]) -> list[MotionMask | None]:
     """Where each motion acts. One of strength 0 has no say in what is held where others act."""
     acting = [each for each in motions if each.strength] or motions
-    return [each.extent for each in acting]
+    return [each.motion_mask for each in acting]
 
 
-def all_hold(extents: Sequence[Extent | None]) -> bool:
-    """Whether there is a place that every motion leaves: one without an extent acts everywhere."""
-    return bool(extents) and all(extent is not None and extent.holds for extent in extents)
+def all_hold(motion_masks: Sequence[MotionMask | None]) -> bool:
+    """Whether every motion has a mask that holds; a motion without a mask acts everywhere."""
+    return bool(motion_masks) and all(
+        motion_mask is not None and motion_mask.holds for motion_mask in motion_masks
+    )
 
 
-def held(
+def hold_first_frame(
     predicted: Tensor,
     first: Tensor,
-    extents: Sequence[Extent | None],
-    places: Sequence[int] | None = None,
+    motion_masks: Sequence[MotionMask | None],
+    frame_indices: Sequence[int] | None = None,
 ) -> Tensor:
-    """Predicted clean latents `(b f) c h w`, held to `first` (b c h w) where every extent holds.
+    """Predicted clean latents `(b f) c h w`, held to `first` (b c h w) where every mask holds.
 
     Args:
-        places: the frames' numbers (from 0) in a longer video that the extents are made for.
+        frame_indices: indices (from 0) of the frames in the longer video that the masks cover.
     """
-    if not all_hold(extents):
+    if not all_hold(motion_masks):
         return predicted
     video = predicted.unflatten(0, (len(first), -1))
-    free = _free(video, extents, places)
+    free = _free(video, motion_masks, frame_indices)
     # lerp and no sum of products: exact where the mask is 0 or 1
     return torch.lerp(first[:, None].to(predicted), video, free).flatten(0, 1)
 
 
-def restored(
+def restore_held(
     x: Tensor,
     predicted: Tensor,
-    extents: Sequence[Extent | None],
-    places: Sequence[int] | None = None,
+    motion_masks: Sequence[MotionMask | None],
+    frame_indices: Sequence[int] | None = None,
     videos: int = 1,
 ) -> Tensor:
-    """Finished videos `(b f) c h w` that are their last held prediction where every extent holds.
+    """Finished videos `(b f) c h w` that are their last held prediction where every mask holds.
 
     A schedule may leave some noise in its last step, and AdaIN moves whole frames; both would be
     seen where the picture has to stand still.
     """
-    if not all_hold(extents):
+    if not all_hold(motion_masks):
         return x
     x, predicted = (each.unflatten(0, (videos, -1)) for each in (x, predicted))
-    return torch.lerp(predicted, x, _free(x, extents, places)).flatten(0, 1)
+    return torch.lerp(predicted, x, _free(x, motion_masks, frame_indices)).flatten(0, 1)
 
 
-def _free(video: Tensor, extents: Sequence[Extent | None], places: Sequence[int] | None) -> Tensor:
+def _free(
+    video: Tensor, motion_masks: Sequence[MotionMask | None], frame_indices: Sequence[int] | None
+) -> Tensor:
     """How far each frame of `b f c h w` is left to the motions, `1 f 1 h w`."""
     size = (video.shape[-2], video.shape[-1])
     areas = []
-    for extent in extents:
-        if extent is not None:
-            area = extent.free(size)
-            areas.append(area if places is None or len(area) == 1 else area[list(places)])
+    for motion_mask in motion_masks:
+        if motion_mask is not None:
+            area = motion_mask.free(size)
+            areas.append(
+                area if frame_indices is None or len(area) == 1 else area[list(frame_indices)]
+            )
     free = functools.reduce(torch.maximum, areas)
     return free.expand(video.shape[1], -1, -1, -1)[None].to(video)
 
@@ -204,7 +218,7 @@ def parse_strengths(text: str) -> list[float]:
         ) from error
 
 
-def soft_edges(masks: Tensor, feather: float) -> Tensor:
+def feather_masks(masks: Tensor, feather: float) -> Tensor:
     """`n h w`, blurred by a Gaussian that reaches `feather` of the shorter side."""
     reach = round(feather * min(masks.shape[-2:]))
     if reach == 0:
@@ -228,9 +242,9 @@ def _whole_mask(mask: Tensor, feather: float) -> Tensor | None:
     masks = mask.detach().reshape(-1, *mask.shape[-2:]).float().cpu().clamp(0, 1)
     if (masks == 1).all():
         return None
-    return soft_edges(masks, feather)[:, None]
+    return feather_masks(masks, feather)[:, None]
 
 
-def resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_masks(maps: Tensor, size: tuple[int, int]) -> Tensor:
     """`n 1 h w` at another size: each value the soft mean of the place it stands for."""
     return F.interpolate(maps, size, mode="bilinear", antialias=True)

@@ -14,7 +14,7 @@ from .architecture import SiteMap
 from .attention import first_frame_kv
 from .layers import MotionConv, TemporalAttention, add_residual, initialise, initialise_attention
 from .layout import FrameLayout
-from .masks import Extent
+from .masks import MotionMask
 
 # What is tuned (paper sec. 4.1); norm_temp is new as well, but stays at its initial value.
 TRAINED = ("conv1d", "conv_gate", "attn_temp", "attn1.to_q")
@@ -74,37 +74,37 @@ class Motion(nn.Module):
         strength: float = 1.0,
         groupnorm: str = "pooled",
         first_frame: bool = True,
-        extent: Extent | None = None,
+        motion_mask: MotionMask | None = None,
     ) -> Iterator[None]:
         """Let this motion alone act in `unet`; see `attached`."""
-        acting = Acting(self, strength, extent)
+        acting = ActiveMotion(self, strength, motion_mask)
         with attached(unet, [acting], layout, groupnorm=groupnorm, first_frame=first_frame):
             yield
 
 
 @dataclass(frozen=True)
-class Acting:
+class ActiveMotion:
     """A motion at work.
 
     Args:
         strength: factor on every residual; 0 is the image model, 1 the motion as trained.
-        extent: a further factor, place by place and frame by frame; without, 1 everywhere.
+        motion_mask: a further factor, place by place and frame by frame; without, 1 everywhere.
     """
 
     motion: Motion
     strength: float = 1.0
-    extent: Extent | None = None
+    motion_mask: MotionMask | None = None
 
 
 # The layers of one site, each with the motion that they belong to; its factor at given tokens.
-Layers = list[tuple[Acting, nn.Module]]
-Factor = Callable[[Acting, Tensor], float | Tensor]
+Layers = list[tuple[ActiveMotion, nn.Module]]
+Factor = Callable[[ActiveMotion, Tensor], float | Tensor]
 
 
 @contextmanager
 def attached(
     unet: nn.Module,
-    motions: Sequence[Acting],
+    motions: Sequence[ActiveMotion],
     layout: FrameLayout,
     *,
     groupnorm: str = "pooled",
@@ -150,8 +150,8 @@ def _add_conv(conv: nn.Module, layers: Layers, layout: FrameLayout, stack: ExitS
         out = y
         for acting, layer in layers:
             factor: float | Tensor = acting.strength
-            if acting.extent is not None:
-                factor = acting.extent.of_pixels(y, layout) * factor
+            if acting.motion_mask is not None:
+                factor = acting.motion_mask.of_pixels(y, layout) * factor
             out = layer(y, layout.frames, factor, out)
         return out
 
@@ -184,10 +184,10 @@ def _token_factor(transformer: nn.Module, layout: FrameLayout, stack: ExitStack)
     def see(_: nn.Module, args: tuple[Any, ...]) -> None:
         size[:] = args[0].shape[-2:]
 
-    def factor(acting: Acting, x: Tensor) -> float | Tensor:
-        if acting.extent is None:
+    def factor(acting: ActiveMotion, x: Tensor) -> float | Tensor:
+        if acting.motion_mask is None:
             return acting.strength
-        return acting.extent.of_tokens(x, layout, (size[0], size[1])) * acting.strength
+        return acting.motion_mask.of_tokens(x, layout, (size[0], size[1])) * acting.strength
 
     stack.callback(transformer.register_forward_pre_hook(see).remove)
     return factor

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..errors import LampError
 from .layers import MotionConv
-from .masks import resized
+from .masks import resize_masks
 from .motion import Motion
 
 # A temporal convolution looks two frames back, and sees zeros before frame 1: what it adds to
@@ -37,7 +37,7 @@ _COLOURS = (
 
 
 class Activity:
-    """What was seen of a motion while it was `watched`."""
+    """What was seen of a motion by `record_activity`."""
 
     def __init__(self) -> None:
         self._sums: dict[tuple[int, int], Tensor] = {}
@@ -66,12 +66,14 @@ class Activity:
                 "The motion does nothing here, so there is nothing to show: give it a strength "
                 "other than 0, and a video of at least 4 frames."
             )
-        maps = [resized(part[None, None].cpu(), (height, width)) for part in self._sums.values()]
+        maps = [
+            resize_masks(part[None, None].cpu(), (height, width)) for part in self._sums.values()
+        ]
         return torch.stack(maps).sum(0)[0, 0] / self._seen
 
 
 @contextmanager
-def watched(*motions: Motion) -> Iterator[Activity]:
+def record_activity(*motions: Motion) -> Iterator[Activity]:
     """Watch the temporal convolutions of motions at work; their hooks go when the block ends."""
     activity = Activity()
 
@@ -88,8 +90,8 @@ def watched(*motions: Motion) -> Iterator[Activity]:
         yield activity
 
 
-def motion_mask(activity: Tensor, sensitivity: float = 1.0, margin: float = 0.1) -> Tensor:
-    """A mask `h w` in 0..1 of where a motion is at work, for `Extent`.
+def mask_from_activity(activity: Tensor, sensitivity: float = 1.0, margin: float = 0.1) -> Tensor:
+    """A mask `h w` in 0..1 of where a motion is at work, for `MotionMask`.
 
     Args:
         activity: `h w`.

@@ -10,11 +10,11 @@ from torch import Tensor
 from .adain import AdaINSchedule
 from .host import Host
 from .layout import FrameLayout
-from .masks import Extent, all_hold, extents_of, held, restored
-from .motion import Acting, Motion, attached
+from .masks import MotionMask, all_hold, hold_first_frame, motion_masks_of, restore_held
+from .motion import ActiveMotion, Motion, attached
 from .pooled import stack_prompts
 from .schedule import ddim_step, ddim_timesteps, next_alpha
-from .windows import Windows, in_windows
+from .windows import Windows, predict_in_windows
 
 StepCallback = Callable[[int, Tensor], None]
 
@@ -33,8 +33,8 @@ def sample(
     schedule: AdaINSchedule,
     groupnorm: str = "pooled",
     windows: Windows | None = None,
-    extent: Extent | None = None,
-    others: Sequence[Acting] = (),
+    motion_mask: MotionMask | None = None,
+    others: Sequence[ActiveMotion] = (),
     callback: StepCallback | None = None,
 ) -> Tensor:
     """Predict frames 2..f of videos from their first frames.
@@ -44,7 +44,7 @@ def sample(
         noise: `(b f) c h w`, already shared (paper eq. 6); frame 1's slot is replaced by `first`.
         cond, uncond: `b n d` text embeddings; `uncond` is not needed at guidance 1.
         windows: show the model a long video in pieces; without, all frames at once.
-        extent: where and in which frames the motion acts; without, everywhere.
+        motion_mask: where and in which frames the motion acts; without, everywhere.
         others: further motions, which act beside it.
         callback: called with the step's index and the latents after it, AdaIN included.
 
@@ -52,7 +52,7 @@ def sample(
         `(b f) c h w`; frame 1 is `first`, bit for bit.
 
     Raises:
-        LampError: an extent is for another number of frames.
+        LampError: an motion_mask is for another number of frames.
     """
     videos = first.shape[0]
     frames = noise.shape[0] // videos
@@ -60,32 +60,32 @@ def sample(
     guided = uncond is not None and guidance != 1.0
     seen = frames if windows is None else min(windows.length, frames)
     layout = FrameLayout(seen, videos * (2 if guided else 1), total=frames)
-    motions = [*others, Acting(motion, extent=extent)]
-    extents = extents_of(motions)
-    for each in extents:
+    motions = [*others, ActiveMotion(motion, motion_mask=motion_mask)]
+    motion_masks = motion_masks_of(motions)
+    for each in motion_masks:
         if each is not None:
             each.check(frames)
     with attached(host.unet, motions, layout, groupnorm=groupnorm):
         for step, timestep in enumerate(ddim_timesteps(steps)):
 
             def predict(rows: Tensor, x: Tensor = x, timestep: int = timestep) -> Tensor:
-                layout.places = tuple((rows[:seen] % frames).tolist())
+                layout.frame_indices = tuple((rows[:seen] % frames).tolist())
                 unguided = uncond if guided else None
                 return predict_guided(host, x[rows], timestep, cond, unguided, guidance)
 
-            eps = in_windows(predict, x, windows, frames)
+            eps = predict_in_windows(predict, x, windows, frames)
             alpha = host.alphas_cumprod[timestep]
-            if all_hold(extents):
-                predicted = held(_predicted(x, eps, alpha), first, extents)
+            if all_hold(motion_masks):
+                predicted = hold_first_frame(_predicted(x, eps, alpha), first, motion_masks)
                 eps = (x - alpha.sqrt() * predicted) / (1 - alpha).sqrt()
             stepped = ddim_step(x, eps, alpha, next_alpha(host.alphas_cumprod, timestep, steps))
-            place = schedule.place(step, steps, timestep)
-            x = schedule.after_step(with_first_frame(stepped, first), *place, frames)
+            position = schedule.position(step, steps, timestep)
+            x = schedule.after_step(with_first_frame(stepped, first), *position, frames)
             if callback is not None:
                 callback(step, x)
     x = schedule.after_loop(x, frames)
-    if all_hold(extents):
-        x = with_first_frame(restored(x, predicted, extents, videos=videos), first)
+    if all_hold(motion_masks):
+        x = with_first_frame(restore_held(x, predicted, motion_masks, videos=videos), first)
     return x
 
 

@@ -49,17 +49,17 @@ def ddim_step(x: Tensor, eps: Tensor, alpha: Tensor, alpha_next: Tensor) -> Tens
     return alpha_next.sqrt() * x0 + (1 - alpha_next).sqrt() * eps
 
 
-def noise_of_velocity(velocity: Tensor, x: Tensor, alphas: Tensor) -> Tensor:
-    """The noise in `x` according to a model that predicts velocity, as SD 2.x at 768 pixels does:
+def noise_from_v(v: Tensor, x: Tensor, alphas: Tensor) -> Tensor:
+    """The noise in `x` according to a model that predicts v, as SD 2.x at 768 pixels does:
     v = sqrt(alpha) noise - sqrt(1 - alpha) x_0 (Salimans and Ho 2022).
 
     Args:
-        velocity, x: `(b f) c h w`.
+        v, x: `(b f) c h w`.
         alphas: cumulative, `b`.
     """
     frames = x.shape[0] // alphas.shape[0]
-    alpha = alphas.to(velocity).repeat_interleave(frames)[:, None, None, None]
-    return alpha.sqrt() * velocity + (1 - alpha).sqrt() * x.to(velocity)
+    alpha = alphas.to(v).repeat_interleave(frames)[:, None, None, None]
+    return alpha.sqrt() * v + (1 - alpha).sqrt() * x.to(v)
 
 
 def add_noise(x0: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ class Windows:
     """How a long video is cut for each call of the UNet.
 
     Every window begins with frame 1 of the video, the clean one, as every clip does in training;
-    after it come `length - 1` frames in a row, `overlap` of which it shares with the next window.
+    after it come `length - 1` frames in a row, `overlap` of which it weights with the next window.
 
     Raises:
         LampError: fewer than 2 frames, or an overlap that leaves a window nothing of its own.
@@ -34,24 +34,24 @@ class Windows:
                 f"in all of them, so the most is {self.length - 2}."
             )
 
-    def places(self, frames: int) -> list[list[int]]:
+    def frame_indices(self, frames: int) -> list[list[int]]:
         """The frames (from 0) of each window, all of one length; the last ends with the video."""
         size = min(self.length, frames) - 1
         starts = [*range(1, frames - size, self.length - 1 - self.overlap), frames - size]
         return [[0, *range(start, start + size)] for start in starts]
 
-    def shares(self, frames: int) -> list[Tensor]:
+    def weights(self, frames: int) -> list[Tensor]:
         """How much each frame of each window counts: linear in the overlaps, 1 in all."""
-        places, whole = self.places(frames), torch.zeros(frames)
-        ramp = torch.arange(1, len(places[0]))
+        windows, whole = self.frame_indices(frames), torch.zeros(frames)
+        ramp = torch.arange(1, len(windows[0]))
         ramp = torch.minimum(ramp, ramp.flip(0)).clamp(max=self.overlap + 1)
-        weights = torch.cat([torch.ones(1), ramp])
-        for window in places:
-            whole[window] += weights
-        return [weights / whole[window] for window in places]
+        window_weights = torch.cat([torch.ones(1), ramp])
+        for window in windows:
+            whole[window] += window_weights
+        return [window_weights / whole[window] for window in windows]
 
 
-def in_windows(
+def predict_in_windows(
     predict: Callable[[Tensor], Tensor], x: Tensor, windows: Windows | None, frames: int
 ) -> Tensor:
     """Predict for a batch of videos window by window, blended where windows overlap.
@@ -68,7 +68,7 @@ def in_windows(
     total = torch.zeros_like(x)
     videos = len(x) // frames
     first_rows = torch.arange(videos, device=x.device)[:, None] * frames
-    for window, share in zip(windows.places(frames), windows.shares(frames), strict=True):
+    for window, share in zip(windows.frame_indices(frames), windows.weights(frames), strict=True):
         rows = (first_rows + torch.tensor(window, device=x.device)).flatten()
         part = predict(rows) * share.to(x).repeat(videos)[:, None, None, None]
         total.index_add_(0, rows, part.to(total))

@@ -221,7 +221,7 @@ class ToyBase:
 
     @torch.no_grad()
     def encode(self, images: Any, generator: torch.Generator | None = None) -> torch.Tensor:
-        """Latents (n, 4, h/2, w/2) times 0.18215, so of unit deviation.
+        """Latents (n, 4, h/2, w/2) times 0.18215, so with unit standard deviation.
 
         ``images`` (n, h, w, 3): bytes or floats in 0..1, array or tensor. With a generator the
         posterior is sampled, without one its mode is taken.

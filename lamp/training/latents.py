@@ -25,13 +25,13 @@ class Posterior:
     """The VAE's posterior of one clip, frame by frame: `f c h w`, unscaled."""
 
     mean: Tensor
-    deviation: Tensor
+    std: Tensor
 
     def sample(self, frames: slice, generator: torch.Generator, scale: float = SCALE) -> Tensor:
         """Scaled latents `f c h w`, drawn from the posterior as in the method (not its mode)."""
         mean = self.mean[frames]
         noise = torch.randn(mean.shape, generator=generator)
-        return (mean + self.deviation[frames] * noise) * scale
+        return (mean + self.std[frames] * noise) * scale
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def cache_latents(
     that a cancel loses none.
 
     Args:
-        encode: `f h w 3` in 0..1 -> mean and deviation, `f c h w`, unscaled; for few frames at a
+        encode: `f h w 3` in 0..1 -> mean and std, `f c h w`, unscaled; called with a few frames at a
             time.
         embed: prompts -> `1 n d` for each; for one prompt at a time, so that an embedding does not
             depend on the others.
@@ -143,7 +143,7 @@ def _embedding(prompt: str, embed: EmbedPrompts, cache: LatentCache | None) -> T
 
 
 def _finite(posterior: Posterior, clip: str) -> Posterior:
-    if not (posterior.mean.isfinite().all() and posterior.deviation.isfinite().all()):
+    if not (posterior.mean.isfinite().all() and posterior.std.isfinite().all()):
         raise ClipError(
             f"The VAE returned NaN for the clip '{clip}': SD 1.x VAEs can overflow in fp16; start "
             "ComfyUI with --fp32-vae, or use another VAE."

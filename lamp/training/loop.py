@@ -71,7 +71,7 @@ def predict_loss(
 ) -> Tensor:
     """Paper eq. 4: frame 1 stays clean, the loss counts frames 2..l.
 
-    The motion must be attached to the host's UNet. Of a model that predicts velocity it is the
+    The motion must be attached to the host's UNet. Of a model that predicts v it is the
     loss on that, as in its own training.
 
     Args:
@@ -85,25 +85,25 @@ def predict_loss(
     predicted = host.predict(noise_later_frames(latents, noise, alphas), timesteps, text)
     target = noise.unflatten(0, (videos, -1))[:, 1:]
     guess = predicted.float().unflatten(0, (videos, -1))[:, 1:]
-    return noise_error(guess, target, alphas, host.velocity, min_snr)
+    return noise_error(guess, target, alphas, host.v_prediction, min_snr)
 
 
 def noise_error(
-    guess: Tensor, target: Tensor, alphas: Tensor, velocity: bool = False, min_snr: float = 0.0
+    guess: Tensor, target: Tensor, alphas: Tensor, v_prediction: bool = False, min_snr: float = 0.0
 ) -> Tensor:
     """How far predicted noise `b f c h w` is off, weighted as `predict_loss` tells.
 
     Args:
         alphas: cumulative, `b`.
-        velocity: see `Host`.
+        v_prediction: see `Host`.
     """
-    if not min_snr and not velocity:
+    if not min_snr and not v_prediction:
         return nn.functional.mse_loss(guess, target)
     errors = (guess - target).square().flatten(1).mean(1)
     if not min_snr:
-        # At the same x the noise is off by sqrt(alpha) times what the velocity is off by.
+        # At the same x the noise is off by sqrt(alpha) times what v is off by.
         return (errors / alphas.to(guess)).mean()
-    # These weights are one and the same for noise and velocity: they stand for the error of x_0.
+    # These weights are one and the same for noise and v: they stand for the error of x_0.
     snr = (alphas / (1 - alphas)).to(guess)
     return (errors * snr.clamp(max=min_snr) / snr).mean()
 

@@ -30,8 +30,8 @@ class Product(nn.Module):
     def right_inverse(self, weight: Tensor) -> Factors:
         """Where the factors of a fresh tensor begin: as nothing, or as noise of its own size.
 
-        `down` has the deviation 1/sqrt(r): a step of `up` then changes the product about as much as
-        a step of the whole tensor would, and the same learning rates serve both.
+        `down` has the standard deviation 1/sqrt(r): a step of `up` then changes the product about
+        as much as a step of the whole tensor would, and the same learning rates serve both.
         """
         rows, rest = weight.shape[0], weight.shape[1:]
         if weight.is_meta:

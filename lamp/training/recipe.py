@@ -136,3 +136,28 @@ def learning_rate_factor(step: int, config: TrainConfig) -> float:
         return 1.0
     done = (step - config.warmup) / max(config.steps - config.warmup, 1)
     return 0.5 * (1 + math.cos(math.pi * done))
+
+
+def choose_precision(wanted: str, computes: torch.dtype | None, has_bf16: bool) -> str:
+    """The precision to train in: `wanted`, or for `auto` the one that suits the host.
+
+    `auto` is fp32 where the UNet computes in fp32, whatever its weights are stored in; otherwise
+    bf16 if the UNet or the device has it, and fp16 if not.
+
+    Args:
+        computes: the only dtype in which the UNet computes; None if any will do.
+        has_bf16: whether the device is fast in bf16.
+
+    Raises:
+        LampError: fp32 is wanted, but the UNet computes in half precision.
+    """
+    if wanted == "auto":
+        if computes == torch.float32:
+            return "fp32"
+        return "bf16" if has_bf16 or computes == torch.bfloat16 else "fp16"
+    if wanted == "fp32" and computes not in (None, torch.float32):
+        raise LampError(
+            f"precision is fp32, but the MODEL computes in {computes}: choose auto, bf16 or "
+            "fp16, or start ComfyUI with --force-fp32."
+        )
+    return wanted

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.toy.masks import FIRST, average, kept, measure, painted
-from lamp.method.masks import Extent
+from lamp.method.masks import MotionMask
 from lamp.toy.cases import Case, evaluation_cases
 from lamp.toy.score import static_video
 
@@ -19,8 +19,8 @@ def case() -> Case:
     return evaluation_cases(0, "combination", FIRST, 1)[0]
 
 
-def figures_of(video: Any, case: Case, extent: Extent | None = None) -> Any:
-    return measure(video, case, extent, case.frames)
+def figures_of(video: Any, case: Case, motion_mask: MotionMask | None = None) -> Any:
+    return measure(video, case, motion_mask, case.frames)
 
 
 def test_the_truth_has_no_error_and_travels_as_it_should(case: Case) -> None:
@@ -40,7 +40,7 @@ def test_the_painted_mask_covers_the_path_and_a_margin(case: Case) -> None:
     mask, path = painted(case), case.targets[0].masks.any(0)
     assert (mask[torch.from_numpy(path)] == 1).all() and set(mask.unique().tolist()) == {0.0, 1.0}
     assert path.mean() < mask.mean() < 0.8
-    figures = figures_of(case.frames, case, Extent(mask))
+    figures = figures_of(case.frames, case, MotionMask(mask))
     assert figures["white"] == pytest.approx(mask.mean().item())
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.toy.mixing import WAYS, WEIGHTS, film, label, measure, mixed_cases, passes
 from benchmarks.toy.motion import RECIPES
-from lamp.method.motion import Acting
+from lamp.method.motion import ActiveMotion
 from lamp.toy.base import load_toy_base
 from lamp.toy.cases import Case, split_pairs
 from lamp.toy.shapes import SHAPES
@@ -78,7 +78,7 @@ def test_a_motion_without_weight_is_not_there() -> None:
     first, second = (random_motion(toy.unet, seed) for seed in (1, 2))
     recipe = replace(RECIPES["grow"], sample_steps=2)
     draw = lambda acting: film(toy, acting, cases, recipe, 0).astype(int)  # noqa: E731
-    alone, other = draw([Acting(first)]), draw([Acting(second)])
+    alone, other = draw([ActiveMotion(first)]), draw([ActiveMotion(second)])
     assert np.abs(alone - other).max() > 20
     for way in WAYS.values():
         assert np.abs(draw(way(toy, (first, second), (1.0, 0.0))) - alone).max() <= 1

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from lamp.cli import CANCELLED, DONE, FAILED, main, train_run
 from lamp.cli.config_file import tomllib
 from lamp.cli.train_config import SCHEMA
-from lamp.cli.train_run import choose_device, choose_precision
+from lamp.cli.train_run import choose_device
 from lamp.clips.load import load_clips
 from lamp.errors import LampError
 from lamp.hosts.diffusers.models import load_image_model
@@ -87,7 +87,7 @@ def test_it_learns_what_the_same_settings_teach_without_it(folder: Path) -> None
 def test_a_model_that_predicts_velocity_is_trained_as_such(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, hosts = replace(load_image_model("toy"), velocity=True), []
+    model, hosts = replace(load_image_model("toy"), v_prediction=True), []
 
     class Watched(Training):
         def __init__(self, host: Any, *args: Any, **options: Any) -> None:
@@ -97,7 +97,7 @@ def test_a_model_that_predicts_velocity_is_trained_as_such(
     monkeypatch.setattr(train_run, "load_image_model", lambda *_: model)
     monkeypatch.setattr(train_run, "Training", Watched)
     assert run(write_config(tmp_path), "recipe.steps=1") == DONE
-    assert [(host.unet, host.velocity) for host in hosts] == [(model.unet, True)]
+    assert [(host.unet, host.v_prediction) for host in hosts] == [(model.unet, True)]
 
 
 def test_the_motion_file_tells_how_it_was_made(folder: Path) -> None:
@@ -255,10 +255,8 @@ def _defaults(kind: Any) -> dict[str, Any]:
     return {name: field.default for name, field in kind.__dataclass_fields__.items()}
 
 
-def test_the_device_and_the_precision_that_fit_are_chosen() -> None:
+def test_a_device_that_is_missing_is_refused() -> None:
     assert choose_device("cpu").type == "cpu"
-    assert choose_precision(torch.device("cpu"), "auto") == "fp32"
-    assert choose_precision(torch.device("cpu"), "bf16") == "bf16"
     if not torch.backends.mps.is_available():
         with pytest.raises(LampError, match="device is mps, but PyTorch finds only"):
             choose_device("mps")

@@ -44,12 +44,12 @@ SDXL: dict[str, Any] = {
     "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": POOLED + 6 * 256,
 }
-# name -> config, and whether it predicts velocity
+# name -> config, and whether it predicts v
 KINDS: dict[str, tuple[dict[str, Any], bool]] = {
     "sd2": (SD2, False),
-    "sd2 velocity": (SD2, True),
+    "sd2 v-prediction": (SD2, True),
     "sdxl": (SDXL, False),
-    "sdxl velocity": (SDXL, True),
+    "sdxl v-prediction": (SDXL, True),
 }
 
 
@@ -66,13 +66,13 @@ def patcher_of(kind: str) -> Any:
     """A MODEL of the host's own class for the family."""
     from lamp.hosts.comfy.models import build_patcher
 
-    return build_patcher(KINDS[kind][0], state_of(kind), velocity=KINDS[kind][1])
+    return build_patcher(KINDS[kind][0], state_of(kind), v_prediction=KINDS[kind][1])
 
 
 def diffusers_of(kind: str) -> Any:
     from lamp.hosts.diffusers.unet import build_host
 
-    return build_host(KINDS[kind][0], state_of(kind), velocity=KINDS[kind][1])
+    return build_host(KINDS[kind][0], state_of(kind), v_prediction=KINDS[kind][1])
 
 
 def is_xl(kind: str) -> bool:

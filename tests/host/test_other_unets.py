@@ -21,7 +21,7 @@ from tests.helpers.other_unets import SmallClip, diffusers_of, is_xl
 from tests.host.generate_graphs import STEPS, Graph, base, ksampler, looking, motions, node
 from tests.host.test_train import training
 
-KINDS = ["sd2 velocity", "sdxl"]
+KINDS = ["sd2 v-prediction", "sdxl"]
 
 
 def file_of(kind: str) -> str:

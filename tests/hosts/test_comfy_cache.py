@@ -101,7 +101,7 @@ def test_the_second_run_loads_no_model_and_gets_the_same_bits(
     assert management.loaded_models() == []
     for name in ("posteriors", "mirrored"):
         for a, b in zip(getattr(first, name), getattr(second, name), strict=True):
-            assert torch.equal(a.mean, b.mean) and torch.equal(a.deviation, b.deviation)
+            assert torch.equal(a.mean, b.mean) and torch.equal(a.std, b.std)
     assert first.text.keys() == second.text.keys()
     assert all(torch.equal(first.text[prompt], second.text[prompt]) for prompt in first.text)
     assert len(list(folder.glob("posterior-*"))) == 4

@@ -24,7 +24,7 @@ from benchmarks.samples.comfy_runs import (
 )
 from benchmarks.samples.tiny_models import random_motion, tiny_patcher, video_latent
 from lamp.method.adain import AdaINSchedule
-from lamp.method.masks import Extent
+from lamp.method.masks import MotionMask
 from lamp.motion_file.file import MotionFile
 
 SAMPLERS = [
@@ -302,14 +302,14 @@ def test_motions_on_one_model_act_side_by_side(plain: Any, file: MotionFile) -> 
     other = random_motion(plain, seed=5)
     left = torch.zeros(8, 8)
     left[:, :4] = 1.0
-    options = {"strength": 0.7, "extent": Extent(left, hold=0.0)}, {"end_percent": 0.5}
+    options = {"strength": 0.7, "motion_mask": MotionMask(left, hold=0.0)}, {"end_percent": 0.5}
     one = moving(moving(plain, file, **options[0]), other, **options[1])
     two = moving(moving(plain, other, **options[1]), file, **options[0])
     assert worst(ksampler(one), ksampler(two)) < 1e-5
     alone = moving(moving(plain, file), other, strength=0.0)
     assert torch.equal(ksampler(alone), ksampler(moving(plain, file)))
     # One that is switched off has no say in what another holds.
-    masked = moving(plain, file, extent=Extent(left))
+    masked = moving(plain, file, motion_mask=MotionMask(left))
     assert torch.equal(ksampler(moving(masked, other, strength=0.0)), ksampler(masked))
     for single in (moving(plain, file, **options[0]), moving(plain, other, **options[1])):
         assert worst(ksampler(single), ksampler(one)) > 1e-3

@@ -282,7 +282,7 @@ def test_a_folder_tells_whether_it_predicts_velocity(
 ) -> None:
     for name in ("unet", "vae", "text_encoder", "tokenizer"):
         (tmp_path / name).symlink_to(folder / name)
-    assert load_image_model(predicting(tmp_path, kind)).velocity == (kind == "v_prediction")
+    assert load_image_model(predicting(tmp_path, kind)).v_prediction == (kind == "v_prediction")
 
 
 def test_sd_2_pads_prompts_as_its_tokenizer_says(folder: Path, tmp_path: Path) -> None:

@@ -74,11 +74,11 @@ def test_all_at_once(plain: Any, file: MotionFile) -> None:
 def test_what_cuts_or_merges_tokens_is_refused_beside_a_mask(
     plain: Any, file: MotionFile, kind: str
 ) -> None:
-    from lamp.method.masks import Extent
+    from lamp.method.masks import MotionMask
 
     mask = torch.zeros(8, 8)
     mask[2:6, 2:6] = 1.0
-    masked = moving(plain, file, extent=Extent(mask))
+    masked = moving(plain, file, motion_mask=MotionMask(mask))
     with pytest.raises(LampError, match="HyperTile, Token Merging.*take them off, or the mask"):
         sample(PATCHES[kind](masked))
 

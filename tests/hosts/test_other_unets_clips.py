@@ -107,7 +107,7 @@ def test_the_vae_of_another_family_is_found_out_by_the_clips(
 def test_models_that_predict_something_else_are_named(comfy: ModuleType, node: str) -> None:
     from comfy_extras.nodes_model_advanced import ModelSamplingContinuousEDM, ModelSamplingDiscrete
 
-    from lamp.hosts.comfy.training import check_untouched
+    from lamp.hosts.comfy.training import check_trainable
 
     patcher = patcher_of("sdxl")
     if node == "edm":
@@ -115,6 +115,6 @@ def test_models_that_predict_something_else_are_named(comfy: ModuleType, node: s
     else:
         (other,) = ModelSamplingDiscrete().patch(patcher, node, False)
     with pytest.raises(IncompatibleModelError, match="The MODEL samples by .*without ModelSamp"):
-        check_untouched(other)
+        check_trainable(other)
     (usual,) = ModelSamplingDiscrete().patch(patcher, "v_prediction", True)
-    check_untouched(usual)
+    check_trainable(usual)

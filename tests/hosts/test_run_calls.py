@@ -330,7 +330,7 @@ def test_caches_by_prompt_keep_windows_apart(plain: Any, file: MotionFile) -> No
     model = windowed(moving(plain, file))
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "note", note)
     sample(model, samples=video_latent(LONG), steps=1, cfg=1.0)
-    assert len(set(numbers)) == len(numbers) == len(Windows(4, 1).places(LONG))
+    assert len(set(numbers)) == len(numbers) == len(Windows(4, 1).frame_indices(LONG))
 
 
 def extended(model: Any, positive: Any, clip: Tensor, **options: Any) -> Tensor:
@@ -398,16 +398,16 @@ def test_prompt_i_and_token_i_steer_frame_i_of_an_extended_video(plain: Any) -> 
 def test_masks_for_each_frame_count_those_of_the_whole_extended_video(
     plain: Any, file: MotionFile
 ) -> None:
-    from lamp.method.masks import Extent
+    from lamp.method.masks import MotionMask
 
     clip, masks = 4 * torch.randn(3, 4, 8, 8), torch.ones(LONG, 64, 64)
     masks[4, :, 32:] = 0.0
-    model = moving(plain, file, extent=Extent(masks))
+    model = moving(plain, file, motion_mask=MotionMask(masks))
     out = extended(model, conditioning()[0], clip)
     assert worst(out[4][..., 5:], out[2][..., 5:]) < 1e-4  # held to the piece's first frame
     assert worst(out[3][..., 5:], out[2][..., 5:]) > 0.05
     with pytest.raises(LampError, match="3 masks for a video of 7"):
-        extended(moving(plain, file, extent=Extent(masks[2:5])), conditioning()[0], clip)
+        extended(moving(plain, file, motion_mask=MotionMask(masks[2:5])), conditioning()[0], clip)
 
 
 def test_the_lamp_sampler_and_the_stock_one_check_alike(plain: Any, file: MotionFile) -> None:

@@ -23,7 +23,7 @@ from benchmarks.samples.comfy_runs import (
 from benchmarks.samples.tiny_models import video_latent
 from lamp.errors import LampError
 from lamp.method.adain import AdaINSchedule
-from lamp.method.masks import Extent
+from lamp.method.masks import MotionMask
 from lamp.method.noise import draw_noise, share_noise
 from lamp.motion_file.file import MotionFile
 
@@ -202,7 +202,7 @@ def test_a_held_picture_is_frame_1_with_every_schedule(
 ) -> None:
     mask = torch.zeros(64, 64)
     mask[:, :32] = 1.0
-    still = moving(plain, file, extent=Extent(mask, hold=1.0))
+    still = moving(plain, file, motion_mask=MotionMask(mask, hold=1.0))
     out = lamp_ksampler(still, scheduler=scheduler, schedule=AdaINSchedule(mode))
     stock = advanced(still, sampler(), levels(still, scheduler))
     for video in (out, stock):

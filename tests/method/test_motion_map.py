@@ -28,9 +28,9 @@ from lamp.hosts.comfy.windows import with_windows
 from lamp.method.adain import AdaINSchedule
 from lamp.method.architecture import map_unet
 from lamp.method.layers import MotionConv
-from lamp.method.masks import Extent
+from lamp.method.masks import MotionMask
 from lamp.method.motion import Motion
-from lamp.method.motion_map import heat_map, motion_mask, otsu_threshold, watched
+from lamp.method.motion_map import heat_map, mask_from_activity, otsu_threshold, record_activity
 from lamp.method.noise import draw_noise, share_noise
 from lamp.method.sampling import sample
 from lamp.method.windows import Windows
@@ -58,7 +58,7 @@ def test_the_activity_is_the_change_of_the_residual_over_frames() -> None:
     """Here the residual is the input itself: its deviation over frames 3.., against numpy's."""
     motion, frames = OneLayer(), 6
     y = torch.randn(2 * frames, 1, 5, 7, generator=torch.Generator().manual_seed(4))
-    with watched(motion) as activity, torch.no_grad():
+    with record_activity(motion) as activity, torch.no_grad():
         motion.layer(y, frames)
     video = y.unflatten(0, (2, frames))[:, 2:, 0].numpy()
     expected = np.sqrt(video.var(axis=1).mean(axis=0))
@@ -70,10 +70,10 @@ def test_layers_count_alike_whatever_their_scale() -> None:
     motion, frames = OneLayer(), 6
     y = torch.zeros(frames, 1, 4, 4)
     y[:, :, :2] = torch.randn(frames, 1, 2, 4, generator=torch.Generator().manual_seed(4))
-    with watched(motion) as small, torch.no_grad():
+    with record_activity(motion) as small, torch.no_grad():
         motion.layer(y, frames)
         motion.layer(y.flip(2), frames)
-    with watched(motion) as large, torch.no_grad():
+    with record_activity(motion) as large, torch.no_grad():
         motion.layer(y, frames)
         motion.layer(y.flip(2) * 1000, frames)
     torch.testing.assert_close(small.map(4, 4), large.map(4, 4))
@@ -81,7 +81,7 @@ def test_layers_count_alike_whatever_their_scale() -> None:
 
 def test_hooks_go_after_an_error() -> None:
     motion = OneLayer()
-    with pytest.raises(KeyboardInterrupt), watched(motion):
+    with pytest.raises(KeyboardInterrupt), record_activity(motion):
         assert hook_count(motion) == 1
         raise KeyboardInterrupt
     assert hook_count(motion) == 0
@@ -90,7 +90,7 @@ def test_hooks_go_after_an_error() -> None:
 def test_nothing_to_see_is_a_sentence() -> None:
     motion = OneLayer()
     for frames, still in ((6, torch.ones(6, 1, 4, 4)), (3, torch.randn(3, 1, 4, 4))):
-        with watched(motion) as activity, torch.no_grad():
+        with record_activity(motion) as activity, torch.no_grad():
             motion.layer(still, frames)
         with pytest.raises(LampError, match="The motion does nothing here.*at least 4 frames"):
             activity.map(4, 4)
@@ -110,15 +110,15 @@ def test_the_threshold_is_otsus() -> None:
 def test_the_mask_is_the_activity_and_a_margin() -> None:
     activity = torch.full((20, 40), 0.5)
     activity[8:12, 10:20] = 2.0
-    mask = motion_mask(activity, margin=0.1)  # 2 of 20
+    mask = mask_from_activity(activity, margin=0.1)  # 2 of 20
     wanted = torch.zeros(20, 40)
     wanted[6:14, 8:22] = 1.0
     assert torch.equal(mask, wanted)
     activity[2, 35] = 0.9  # between the two groups
-    assert motion_mask(activity, margin=0.0)[2, 35] == 0.0
-    assert motion_mask(activity, sensitivity=1.4, margin=0.0)[2, 35] > 0.0
+    assert mask_from_activity(activity, margin=0.0)[2, 35] == 0.0
+    assert mask_from_activity(activity, sensitivity=1.4, margin=0.0)[2, 35] > 0.0
     activity[0, 0] = 100.0  # a corner, where layers see their padding
-    assert torch.equal(motion_mask(activity)[6:14, 8:22], torch.ones(8, 14))
+    assert torch.equal(mask_from_activity(activity)[6:14, 8:22], torch.ones(8, 14))
 
 
 def test_the_heat_map_goes_from_dark_to_bright() -> None:
@@ -149,7 +149,7 @@ def test_both_hosts_sample_alike_under_masks(
 ) -> None:
     from lamp.hosts.diffusers.unet import build_host
 
-    extent = Extent(random_masks(6), feather=0.1, hold=0.8, strengths=[1.5, 0.5, 1.0])
+    motion_mask = MotionMask(random_masks(6), feather=0.1, hold=0.8, strengths=[1.5, 0.5, 1.0])
     noise = share_noise(draw_noise(6, 4, 8, 8, SEED), 0.2)
     config = tiny_config()
     host = build_host(config, tiny_state(config))
@@ -167,9 +167,9 @@ def test_both_hosts_sample_alike_under_masks(
         guidance=5.0,
         schedule=schedule,
         windows=windows,
-        extent=extent,
+        motion_mask=motion_mask,
     )
-    model = moving(plain, file, extent=extent)
+    model = moving(plain, file, motion_mask=motion_mask)
     with torch.inference_mode():
         model = model if windows is None else with_windows(model, windows)
         ours = lamp_ksampler(model, noise=noise, schedule=schedule) * SCALE
@@ -184,14 +184,14 @@ def test_the_stock_sampler_holds_the_picture_outside_of_the_mask(
     mask = torch.zeros(8, 8)
     mask[:, 4:] = 1.0
     with torch.inference_mode():
-        out = ksampler(moving(plain, file, extent=Extent(mask)))
+        out = ksampler(moving(plain, file, motion_mask=MotionMask(mask)))
     first = video_latent()[:1]
     assert difference(out[..., :4], first[..., :4].expand(6, -1, -1, -1)) < 1e-5
     assert difference(out[1:, ..., 4:], first[..., 4:].expand(5, -1, -1, -1)) > 0.1
 
 
 def test_masks_that_do_not_fit_the_video_are_refused(plain: Any, file: MotionFile) -> None:
-    model = moving(plain, file, extent=Extent(random_masks(5)))
+    model = moving(plain, file, motion_mask=MotionMask(random_masks(5)))
     with torch.inference_mode(), pytest.raises(LampError, match="5 masks for a video of 6 frames"):
         ksampler(model)
 
@@ -204,9 +204,13 @@ def test_a_prompt_for_an_area_is_refused_under_a_mask(plain: Any, file: MotionFi
     latent = {"samples": video_latent()}
     arguments = (SEED, 2, 5.0, "euler", "normal", positive, negative, latent)
     with torch.inference_mode():
-        nodes.common_ksampler(moving(plain, file, extent=Extent(strengths=[0.5])), *arguments)
+        nodes.common_ksampler(
+            moving(plain, file, motion_mask=MotionMask(strengths=[0.5])), *arguments
+        )
         with pytest.raises(LampError, match="Set Mask"):
-            nodes.common_ksampler(moving(plain, file, extent=Extent(random_masks(1))), *arguments)
+            nodes.common_ksampler(
+                moving(plain, file, motion_mask=MotionMask(random_masks(1))), *arguments
+            )
 
 
 # --- the nodes ------------------------------------------------------------------------------------
@@ -227,30 +231,30 @@ def loaded(node_classes: Any, plain: Any, file: MotionFile, tmp_path: Path) -> A
 
 
 def test_load_takes_masks_and_strengths(loaded: Any) -> None:
-    assert loaded().get_attachment("lamp_motion").extent is None
+    assert loaded().get_attachment("lamp_motion").motion_mask is None
     ones = loaded(mask=torch.ones(1, 64, 64), frame_strengths=" 1, 1 ")
-    assert ones.get_attachment("lamp_motion").extent is None
+    assert ones.get_attachment("lamp_motion").motion_mask is None
     mask = torch.zeros(1, 8, 8)
     mask[..., 4:] = 1.0
     model = loaded(mask=mask, feather=0.0, hold_still=0.25, frame_strengths="1, 0.5")
-    extent = model.get_attachment("lamp_motion").extent
-    assert extent.hold == 0.25 and extent.strengths.tolist() == [1.0, 0.5]
-    assert torch.equal(extent.mask[:, 0], mask)
-    soft = loaded(mask=mask, feather=0.25).get_attachment("lamp_motion").extent
+    motion_mask = model.get_attachment("lamp_motion").motion_mask
+    assert motion_mask.hold == 0.25 and motion_mask.strengths.tolist() == [1.0, 0.5]
+    assert torch.equal(motion_mask.mask[:, 0], mask)
+    soft = loaded(mask=mask, feather=0.25).get_attachment("lamp_motion").motion_mask
     assert 0.0 < soft.mask[0, 0, 0, 3] < 0.5
     with torch.inference_mode():
         assert difference(ksampler(model), ksampler(loaded())) > 1e-3
 
 
 def test_a_mask_that_lets_nothing_move_is_refused_but_for_the_hosts_stand_in(loaded: Any) -> None:
-    assert loaded(mask=torch.zeros(1, 64, 64)).get_attachment("lamp_motion").extent is None
+    assert loaded(mask=torch.zeros(1, 64, 64)).get_attachment("lamp_motion").motion_mask is None
     first_only = torch.zeros(4, 8, 8)
     first_only[0] = 1.0
     for black in (torch.zeros(1, 8, 8), torch.zeros(32, 64), torch.zeros(4, 8, 8), first_only):
         with pytest.raises(LampError, match="black"):
             loaded(mask=black)
     later = first_only.flip(0)
-    assert loaded(mask=later).get_attachment("lamp_motion").extent is not None
+    assert loaded(mask=later).get_attachment("lamp_motion").motion_mask is not None
 
 
 def test_load_says_what_is_wrong(loaded: Any) -> None:

@@ -133,11 +133,11 @@ def test_the_sites_of_sdxl_at_full_size() -> None:
     assert sum(parameter.numel() for parameter in trained) == 630_134_539
 
 
-# --- velocity ---------------------------------------------------------------------------------
+# --- v ---------------------------------------------------------------------------------
 
 
 def noisy_case() -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Latents, noise, timesteps, and what diffusers makes of them: x_t and the velocity."""
+    """Latents, noise, timesteps, and what diffusers makes of them: x_t and the v."""
     from diffusers import DDPMScheduler
 
     scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
@@ -160,20 +160,20 @@ class Says(torch.nn.Module):
 
 
 def test_the_noise_is_found_in_a_velocity() -> None:
-    _, noise, steps, x, velocity = noisy_case()
-    host = DiffusersHost(Says(velocity), velocity=True)
+    _, noise, steps, x, v = noisy_case()
+    host = DiffusersHost(Says(v), v_prediction=True)
     torch.testing.assert_close(host.predict(x, steps, torch.zeros(2, 1, 1)), noise)
 
 
 @pytest.mark.parametrize("min_snr", [0.0, 5.0])
 def test_the_loss_of_a_velocity_is_that_of_its_own_training(min_snr: float) -> None:
-    latents, noise, steps, x, velocity = noisy_case()
-    answer = velocity + drawn(7, *velocity.shape)
-    host = DiffusersHost(Says(answer), velocity=True)
-    errors = (answer - velocity).square().unflatten(0, (2, FRAMES))[:, 1:].flatten(1).mean(1)
+    latents, noise, steps, x, v = noisy_case()
+    answer = v + drawn(7, *v.shape)
+    host = DiffusersHost(Says(answer), v_prediction=True)
+    errors = (answer - v).square().unflatten(0, (2, FRAMES))[:, 1:].flatten(1).mean(1)
     alpha = scaled_linear_alphas()[steps]
     snr = alpha / (1 - alpha)
-    # Hang et al. 2023: min(snr, gamma) / (snr + 1) for velocity.
+    # Hang et al. 2023: min(snr, gamma) / (snr + 1) for v.
     weights = torch.ones(2) if not min_snr else snr.clamp(max=min_snr) / (snr + 1)
     loss = predict_loss(host, latents, noise, steps, torch.zeros(2, 1, 1), min_snr)
     assert loss.item() == pytest.approx((errors * weights).mean().item(), rel=1e-4)

@@ -14,7 +14,7 @@ from lamp.errors import LampError
 from lamp.method.adain import AdaINSchedule
 from lamp.method.noise import draw_noise, share_noise
 from lamp.method.sampling import sample
-from lamp.method.windows import Windows, in_windows
+from lamp.method.windows import Windows, predict_in_windows
 from lamp.motion_file.file import MotionFile
 from tests.method.test_inversion import reference
 
@@ -22,7 +22,7 @@ from tests.method.test_inversion import reference
 
 
 def test_every_window_begins_with_frame_1_and_has_one_length() -> None:
-    places = Windows(length=8, overlap=2).places(20)
+    places = Windows(length=8, overlap=2).frame_indices(20)
     assert places[0] == [0, 1, 2, 3, 4, 5, 6, 7]
     assert places[1] == [0, 6, 7, 8, 9, 10, 11, 12]
     assert places[-1] == [0, 13, 14, 15, 16, 17, 18, 19]
@@ -33,7 +33,7 @@ def test_every_window_begins_with_frame_1_and_has_one_length() -> None:
 @pytest.mark.parametrize("frames", [2, 7, 8, 9, 15, 16, 64])
 def test_all_frames_are_covered_and_count_once(frames: int, overlap: int) -> None:
     windows = Windows(8, overlap)
-    places, shares = windows.places(frames), windows.shares(frames)
+    places, shares = windows.frame_indices(frames), windows.weights(frames)
     assert sorted({frame for window in places for frame in window}) == list(range(frames))
     whole = torch.zeros(frames)
     for window, share in zip(places, shares, strict=True):
@@ -44,7 +44,7 @@ def test_all_frames_are_covered_and_count_once(frames: int, overlap: int) -> Non
 
 def test_the_blend_is_linear() -> None:
     """Two windows of 7 own frames share 3: the later one gains a quarter a frame."""
-    first, second = Windows(8, 3).shares(12)
+    first, second = Windows(8, 3).weights(12)
     assert torch.allclose(first[-3:], torch.tensor([0.75, 0.5, 0.25]))
     assert torch.allclose(second[1:4], torch.tensor([0.25, 0.5, 0.75]))
     assert torch.equal(first[1:-3], torch.ones(4))
@@ -52,7 +52,7 @@ def test_the_blend_is_linear() -> None:
 
 def test_a_prediction_that_needs_no_neighbours_is_not_changed() -> None:
     x = torch.randn(2 * 20, 4, 3, 3, generator=torch.Generator().manual_seed(0))
-    out = in_windows(lambda rows: x[rows] ** 2, x, Windows(8, 3), 20)
+    out = predict_in_windows(lambda rows: x[rows] ** 2, x, Windows(8, 3), 20)
     assert torch.allclose(out, x**2, atol=1e-6)
 
 
@@ -142,7 +142,7 @@ def test_the_model_never_sees_more_than_a_window(
             lamp_ksampler(model, video_latent(frames), cfg=1.0, steps=1)
     finally:
         handle.remove()
-    assert set(seen) == {6} and len(seen) == len(Windows(6, 2).places(frames))
+    assert set(seen) == {6} and len(seen) == len(Windows(6, 2).frame_indices(frames))
     assert asked == [[6, 4, 8, 8]]
 
 

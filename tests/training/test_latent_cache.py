@@ -76,7 +76,7 @@ def everything(latents: LatentClips) -> dict[str, Tensor]:
     for label, posteriors in (("", latents.posteriors), ("mirrored ", latents.mirrored)):
         for number, posterior in enumerate(posteriors):
             found[f"{label}mean {number}"] = posterior.mean
-            found[f"{label}deviation {number}"] = posterior.deviation
+            found[f"{label}std {number}"] = posterior.std
     return found
 
 
@@ -208,10 +208,10 @@ def test_a_clip_that_fails_half_way_is_not_kept(tmp_path: Path) -> None:
 def test_nan_is_named_and_not_kept(tmp_path: Path, flip: bool) -> None:
     class Overflowing(Models):
         def encode(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-            mean, deviation = super().encode(pixels)
+            mean, std = super().encode(pixels)
             if len(self.frames) == (2 if flip else 1):  # the mirrored one alone is bad, too
-                deviation[3, 0, 0, 0] = float("nan")
-            return mean, deviation
+                std[3, 0, 0, 0] = float("nan")
+            return mean, std
 
     with pytest.raises(ClipError, match="NaN for the clip 'clip 1'"):
         prepare(tmp_path, make_clips(flip=flip), Overflowing())

@@ -68,7 +68,7 @@ class NoisePlus:
 
     def __init__(self, noise: Tensor, errors: Tensor) -> None:
         self.unet, self.alphas_cumprod = torch.nn.Identity(), scaled_linear_alphas()
-        self.velocity = False
+        self.v_prediction = False
         self._answer = noise + errors
 
     def predict(self, x: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from lamp.clips.load import clips_from_images
 from lamp.errors import LampError
 from lamp.training.latents import SCALE, LatentClips, cache_latents
 from lamp.training.loop import Training
-from lamp.training.recipe import TrainConfig
+from lamp.training.recipe import TrainConfig, choose_precision
 from tests.helpers.dynamic_vram import DEVICE, Pages, dynamic_class  # noqa: F401 (a fixture)
 
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
@@ -40,10 +40,10 @@ def losses(
     patcher: Any, between: Callable[[], Any] = lambda: None, steps: int = 3, **settings: Any
 ) -> list[float]:
     """Of a short run in ComfyUI, as its executor starts one."""
-    from lamp.hosts.comfy.training import choose_precision, new_motion, tuning_host
+    from lamp.hosts.comfy.training import new_motion, tuning_host
 
     with torch.inference_mode(), tuning_host(patcher) as host:
-        precision = choose_precision(host, "auto")
+        precision = choose_precision("auto", host.dtype, host.has_bf16)
         config = TrainConfig(
             steps=steps, frames=3, learning_rate=1e-2, precision=precision, **settings
         )
@@ -197,12 +197,12 @@ def test_storage_and_arithmetic_may_have_two_types(
     """GTX 10xx and P40 (fp16 stored, fp32 computed), fp8 on a CPU: planned, and close to fp32 with
     the weights rounded so."""
     from lamp.hosts.comfy.memory import plan_memory
-    from lamp.hosts.comfy.training import choose_precision, tuning_host
+    from lamp.hosts.comfy.training import tuning_host
 
     patcher, rounded = of_types(kind, computed), tiny_patcher()
     rounded.model.diffusion_model.to(kind).to(FP32)
     with tuning_host(patcher) as host:
-        precision = choose_precision(host, "auto")
+        precision = choose_precision("auto", host.dtype, host.has_bf16)
         assert (precision == "fp32") == (computed == FP32)
         config = TrainConfig(steps=1, frames=3, precision=precision)
         said: list[str] = []
@@ -210,6 +210,30 @@ def test_storage_and_arithmetic_may_have_two_types(
         assert precision in said[0]
     found, expected = losses(patcher, steps=1)[0], losses(rounded, steps=1)[0]
     assert found == pytest.approx(expected, rel=1e-6 if computed == FP32 else 0.02)
+
+
+@pytest.mark.parametrize(
+    ("wanted", "computes", "has_bf16", "expected"),
+    [
+        ("auto", FP32, True, "fp32"),
+        ("auto", FP16, True, "bf16"),
+        ("auto", FP16, False, "fp16"),
+        ("auto", BF16, False, "bf16"),
+        ("auto", None, True, "bf16"),
+        ("auto", None, False, "fp16"),
+        ("fp32", None, True, "fp32"),
+        ("bf16", FP32, False, "bf16"),
+    ],
+)
+def test_the_chosen_precision_suits_the_host(
+    wanted: str, computes: torch.dtype | None, has_bf16: bool, expected: str
+) -> None:
+    assert choose_precision(wanted, computes, has_bf16) == expected
+
+
+def test_fp32_is_refused_where_the_unet_computes_in_half_precision() -> None:
+    with pytest.raises(LampError, match="float16"):
+        choose_precision("fp32", FP16, False)
 
 
 def test_an_error_leaves_the_model_as_it_was(comfy: Any) -> None:
@@ -301,12 +325,12 @@ def test_captions_of_several_lengths_train_and_are_sampled(comfy: Any) -> None:
 def test_directml_is_refused_at_once(comfy: Any) -> None:
     from types import SimpleNamespace
 
-    from lamp.hosts.comfy.training import check_untouched
+    from lamp.hosts.comfy.training import check_trainable
 
     patcher = tiny_patcher()
     patcher.load_device = SimpleNamespace(type="privateuseone")
     with pytest.raises(LampError, match="DirectML"):
-        check_untouched(patcher)
+        check_trainable(patcher)
 
 
 def test_a_motion_trained_behind_a_lora_is_of_that_very_checkpoint(comfy: Any) -> None:
@@ -333,11 +357,11 @@ def test_a_checkpoint_that_cannot_be_read_is_no_reason_to_fail(comfy: Any) -> No
 def test_patches_without_effect_in_training_are_named(
     comfy: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from lamp.hosts.comfy.training import warn_of_patches
+    from lamp.hosts.comfy.training import warn_of_ignored_patches
 
     patcher = tiny_patcher().clone()
     patcher.add_patches({})
-    warn_of_patches(patcher)
+    warn_of_ignored_patches(patcher)
     assert not caplog.records
 
     def free_u(h: Tensor, hsp: Tensor, options: Any) -> tuple[Tensor, Tensor]:
@@ -346,6 +370,6 @@ def test_patches_without_effect_in_training_are_named(
     patcher.set_model_output_block_patch(free_u)
     patcher.set_model_sampler_post_cfg_function(lambda given: given["denoised"])
     patcher.add_wrapper_with_key("diffusion_model", "block_cache", lambda *given: given)
-    warn_of_patches(patcher)
+    warn_of_ignored_patches(patcher)
     for name in ("output_block_patch", "sampler_post_cfg_function", "block_cache"):
         assert name in caplog.text

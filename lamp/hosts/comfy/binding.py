@@ -16,13 +16,13 @@ from torch import Tensor
 
 from ...errors import LampError, MotionFileError
 from ...method.architecture import base_hash, map_unet
-from ...method.masks import Extent, all_hold, extents_of, held, restored
-from ...method.motion import Acting, Motion, attached
+from ...method.masks import MotionMask, all_hold, hold_first_frame, motion_masks_of, restore_held
+from ...method.motion import ActiveMotion, Motion, attached
 from ...method.noise import share_noise
 from ...motion_file.file import MotionFile
 from ...plain import log
 from .latent import check_latent, check_start, fill_protected
-from .overflow import overflow_seen
+from .overflow import find_overflow
 from .run import AD_PARAMS, KEY, PIECE, Run, run_of
 
 # Set on a noise tensor that has been mixed already (paper eq. 6), so that it is never mixed twice.
@@ -45,7 +45,7 @@ class BoundMotion:
     alpha: float = 0.2
     start_percent: float = 0.0
     end_percent: float = 1.0
-    extent: Extent | None = None
+    motion_mask: MotionMask | None = None
     others: tuple[BoundMotion, ...] = ()
 
     @property
@@ -54,9 +54,9 @@ class BoundMotion:
         return *self.others, self
 
     @property
-    def extents(self) -> list[Extent | None]:
+    def motion_masks(self) -> list[MotionMask | None]:
         """Those of the motions on the MODEL."""
-        return extents_of(self.all)
+        return motion_masks_of(self.all)
 
 
 def unet_of(patcher: Any) -> torch.nn.Module:
@@ -70,7 +70,7 @@ def unet_of(patcher: Any) -> torch.nn.Module:
     return unet
 
 
-def own_weights(patcher: Any, part: str = "") -> dict[str, Tensor]:
+def unpatched_weights(patcher: Any, part: str = "") -> dict[str, Tensor]:
     """The weights of a model by name, or of a `part` of it, without patches: also while those of a
     clone, such as a LoRA of another run, stand in them."""
     prefix = part and f"{part}."
@@ -86,7 +86,9 @@ def image_model_hash(patcher: Any) -> str:
     its training, and what it is compared with. Empty where the weights cannot be read (GGUF): it
     is a hint, and no reason to fail."""
     try:
-        return base_hash(patcher.model.diffusion_model, own_weights(patcher, "diffusion_model"))
+        return base_hash(
+            patcher.model.diffusion_model, unpatched_weights(patcher, "diffusion_model")
+        )
     except Exception as error:  # other packs' weights fail in ways of their own
         log.info("the checkpoint of this MODEL cannot be told: %s", error)
         return ""
@@ -193,18 +195,18 @@ def _outer_sample(bound: BoundMotion) -> Callable[..., Tensor]:
         run = Run(len(latent_image), options.get(PIECE))
         if getattr(noise, SHARED_NOISE, False):
             run.given = noise
-        for extent in bound.extents:
-            if extent is not None:
-                extent.check(run.whole.total)
+        for motion_mask in bound.motion_masks:
+            if motion_mask is not None:
+                motion_mask.check(run.whole.total)
         options[KEY] = run
         latent_image = fill_protected(latent_image, denoise_mask)
         try:
             out = executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
         finally:
             options.pop(KEY, None)
-            for extent in bound.extents:
-                if extent is not None:
-                    extent.forget()
+            for motion_mask in bound.motion_masks:
+                if motion_mask is not None:
+                    motion_mask.forget()
         # Some samplers stop above sigma 0: frame 1 is the given latent, whatever they return.
         return torch.cat([latent_image[:1].to(out), out[1:]])
 
@@ -251,10 +253,10 @@ def _sampler_sample(bound: BoundMotion) -> Callable[..., Tensor]:
             noise = share_noise(noise, bound.alpha)
         given = (guider, sigmas, extra_args, callback, noise, latent_image)
         out = executor(*given, *args, **kwargs)
-        # What the extents hold is frame 1 where the schedule leaves noise, and under AdaIN, too.
+        # The masks hold frame 1 even where the schedule leaves noise, and under AdaIN.
         if run.denoised is None or not ends_clean(sigmas, run.sampling):
             return out
-        return restored(out, run.denoised.to(out), bound.extents, run.whole.places)
+        return restore_held(out, run.denoised.to(out), bound.motion_masks, run.whole.frame_indices)
 
     return sampler_sample
 
@@ -280,7 +282,7 @@ def _predict_noise(bound: BoundMotion) -> Callable[..., Tensor]:
         seed: int | None = None,
     ) -> Tensor:
         """Show the model the clean frame 1 (paper sec. 3.3), and keep it: its prediction is
-        itself. So is that of all frames where the extents hold them."""
+        itself. So is that of all frames where the masks hold them."""
         options = model_options or {}
         run = run_of(options.get("transformer_options", {}))
         if run is None:
@@ -300,8 +302,10 @@ def _predict_noise(bound: BoundMotion) -> Callable[..., Tensor]:
         if run.first is None:
             return out
         first = run.first.to(x)
-        out = torch.cat([first, held(out, first, bound.extents, run.whole.places)[1:]])
-        run.denoised = out if all_hold(bound.extents) else None
+        out = torch.cat(
+            [first, hold_first_frame(out, first, bound.motion_masks, run.whole.frame_indices)[1:]]
+        )
+        run.denoised = out if all_hold(bound.motion_masks) else None
         return out
 
     return predict_noise
@@ -338,9 +342,11 @@ def _diffusion_model(bound: BoundMotion) -> Callable[..., Tensor]:
                 "is not known: use it with LAMP KSampler or ComfyUI's own samplers."
             )
         layout = run.layout(x, options, options.get(WINDOW))
-        _check_whole_picture(bound.extents, x, run)
+        _check_whole_picture(bound.motion_masks, x, run)
         motions = [
-            Acting(each.motion, each.strength if _within(each, run, options) else 0.0, each.extent)
+            ActiveMotion(
+                each.motion, each.strength if _within(each, run, options) else 0.0, each.motion_mask
+            )
             for each in bound.all
         ]
         with (
@@ -357,7 +363,7 @@ def _diffusion_model(bound: BoundMotion) -> Callable[..., Tensor]:
             out = executor(*given, **kwargs)
             if not out.isfinite().all():
                 networks = {f"motion {n}": e.motion for n, e in enumerate(bound.all, start=1)}
-                with overflow_seen({**networks, "MODEL": executor.class_obj}) as found:
+                with find_overflow({**networks, "MODEL": executor.class_obj}) as found:
                     executor(*given, **kwargs)
                 raise LampError(_overflow(found, x.dtype))
             return out
@@ -373,8 +379,10 @@ def _overflow(found: list[str], dtype: torch.dtype) -> str:
     )
 
 
-def _check_whole_picture(extents: list[Extent | None], x: Tensor, run: Run) -> None:
-    masked = any(extent is not None and extent.mask is not None for extent in extents)
+def _check_whole_picture(motion_masks: list[MotionMask | None], x: Tensor, run: Run) -> None:
+    masked = any(
+        motion_mask is not None and motion_mask.mask is not None for motion_mask in motion_masks
+    )
     if masked and run.shown is not None and x.shape[-2:] != run.shown.shape[-2:]:
         raise LampError(
             "A mask on the motion needs the whole picture in every call, and a prompt for an area "

@@ -8,7 +8,7 @@ from typing import Any
 from ...files.cache import TensorCache, digest
 from ...plain import log
 from ...training.latents import LatentCache
-from .binding import own_weights
+from .binding import unpatched_weights
 
 
 def latent_cache(vae: Any, clip: Any, pooled: bool = False) -> LatentCache:
@@ -80,7 +80,7 @@ def _model_digest(patcher: Any, *settings: Any) -> str | None:
         device = patcher.load_device.type
         # Some hosts set precisions by object patches.
         parts = _plain([*settings, patcher.object_patches, patcher.patches])
-        return digest(kind, device, parts, own_weights(patcher))
+        return digest(kind, device, parts, unpatched_weights(patcher))
     except (TypeError, RuntimeError) as reason:  # the latter of weights that cannot be read
         log.info("what %s encodes is not kept for the next run: %s", kind, reason)
         return None

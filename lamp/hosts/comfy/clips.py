@@ -70,7 +70,7 @@ def prepare_clips(
 
 
 def encode_posterior(vae: Any, frames: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of the VAE's posterior, not yet scaled for the UNet.
+    """Mean and standard deviation of the VAE's posterior, not yet scaled for the UNet.
 
     Args:
         frames: `f h w c` in 0..1.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...errors import LampError
 from ...method.extend import extend
-from .frames import at_piece, conditioning_at
+from .frames import conditioning_for_piece, model_for_piece
 from .noise import describe_latent
 from .run import Piece
 from .sampler import sample_video
@@ -61,9 +61,9 @@ def extend_video(
         piece = Piece(tuple(range(begin, begin + frames)), total)
         made: dict[int, Any] = {}
         drawn = sample_video(
-            at_piece(model, piece),
-            conditioning_at(positive, piece, made),
-            conditioning_at(negative, piece, made),
+            model_for_piece(model, piece),
+            conditioning_for_piece(positive, piece, made),
+            conditioning_for_piece(negative, piece, made),
             {"samples": torch.cat([start, start.new_zeros(frames - 1, *start.shape[1:])])},
             seed=(seed + number) % _SEEDS,
             **sampling,

@@ -9,14 +9,14 @@ from torch import Tensor
 from .run import PIECE, Piece
 
 
-def at_piece(model: Any, piece: Piece) -> Any:
+def model_for_piece(model: Any, piece: Piece) -> Any:
     """Clone a MODEL that samples a piece of a longer video next."""
     model = model.clone()
     model.model_options.setdefault("transformer_options", {})[PIECE] = piece
     return model
 
 
-def conditioning_at(conditioning: Any, piece: Piece, made: dict[int, Any]) -> Any:
+def conditioning_for_piece(conditioning: Any, piece: Piece, made: dict[int, Any]) -> Any:
     """The CONDITIONING of a piece: prompts, masks and ControlNet hints of its own frames.
 
     Where there are fewer than frames they start anew, as everywhere in the host.
@@ -42,7 +42,7 @@ def _part(key: str, value: Any, piece: Piece, made: dict[int, Any]) -> Any:
 def _rows(value: Tensor, piece: Piece) -> Tensor:
     if len(value) < 2:
         return value
-    return value[[place % len(value) for place in piece.places]]
+    return value[[index % len(value) for index in piece.frame_indices]]
 
 
 def _control(control: Any, piece: Piece, made: dict[int, Any]) -> Any:

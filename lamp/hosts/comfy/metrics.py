@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...errors import IncompatibleModelError
-from ...metrics import Read, See
+from ...metrics import ImageEncoder, TextEncoder
 
 _COLOURS = {
     "red": (1.0, 0.0, 0.0),
@@ -26,7 +26,7 @@ _CURE = (
 )
 
 
-def image_encoder(clip_vision: Any) -> See:
+def image_encoder(clip_vision: Any) -> ImageEncoder:
     """CLIP's image embeddings, projected into the space that it shares with texts.
 
     The pictures are made as CLIP wants them: short side to its size, the middle cut out.
@@ -45,13 +45,13 @@ def image_encoder(clip_vision: Any) -> See:
             "with CLIP: load CLIP-ViT-L-14 or CLIP-ViT-H-14 with Load CLIP Vision."
         )
 
-    def see(frames: Tensor) -> Tensor:
+    def encode_image(frames: Tensor) -> Tensor:
         return clip_vision.encode_image(frames, crop=True)["image_embeds"].float()
 
-    return see
+    return encode_image
 
 
-def text_encoder(clip: Any, clip_vision: Any) -> Read:
+def text_encoder(clip: Any, clip_vision: Any) -> TextEncoder:
     """CLIP's text embeddings in the space of `clip_vision`'s image embeddings.
 
     The host's text encoders project their pooled output, but the files of Stable Diffusion leave
@@ -61,7 +61,7 @@ def text_encoder(clip: Any, clip_vision: Any) -> Read:
     Raises:
         IncompatibleModelError: they do not belong together, or there is no text projection.
     """
-    see = image_encoder(clip_vision)
+    encode_image = image_encoder(clip_vision)
     width = clip_vision.model.visual_projection.weight.shape[0]
     widths = {name: _text_width(part) for name, part in _text_encoders(clip).items()}
     fitting = [name for name, own in widths.items() if own == width]
@@ -72,10 +72,10 @@ def text_encoder(clip: Any, clip_vision: Any) -> Read:
             f"{width} numbers, clip's {found}. {_CURE}"
         )
 
-    def read(prompt: str) -> Tensor:
+    def encode_text(prompt: str) -> Tensor:
         return _projected(clip, fitting[0], prompt)
 
-    named = _colours_named(see, read, clip_vision.image_size)
+    named = _colours_named(encode_image, encode_text, clip_vision.image_size)
     if named < _LEAST_NAMED:
         raise IncompatibleModelError(
             f"clip and clip_vision do not understand each other: of {len(_COLOURS)} plain colours "
@@ -83,7 +83,7 @@ def text_encoder(clip: Any, clip_vision: Any) -> Read:
             "and clip_g files, may lack the text projection, without which a score would mean "
             f"nothing. {_CURE}"
         )
-    return read
+    return encode_text
 
 
 def _text_encoders(clip: Any) -> dict[str, Any]:
@@ -114,15 +114,15 @@ def _projected(clip: Any, name: str, prompt: str) -> Tensor:
         part.reset_clip_options()
 
 
-def _colours_named(see: See, read: Read, size: int) -> int:
+def _colours_named(encode_image: ImageEncoder, encode_text: TextEncoder, size: int) -> int:
     """Of how many of the colours picture and name fit best.
 
     What a picture or a name has in common with all others is taken off first: CLIP likes some
     words in any picture.
     """
     pictures = torch.tensor(list(_COLOURS.values()))[:, None, None].expand(-1, size, size, -1)
-    names = torch.stack([read(f"a plain {name} picture") for name in _COLOURS]).cpu()
-    scores = _unit(see(pictures).cpu()) @ _unit(names).T
+    names = torch.stack([encode_text(f"a plain {name} picture") for name in _COLOURS]).cpu()
+    scores = _unit(encode_image(pictures).cpu()) @ _unit(names).T
     scores = scores - scores.mean(0) - scores.mean(1, keepdim=True)
     return int((scores.argmax(1) == torch.arange(len(scores))).sum())
 

@@ -14,14 +14,14 @@ _SIZE_WIDTH = 256
 
 
 def build_patcher(
-    config: dict[str, Any], state: dict[str, Tensor], *, velocity: bool = False
+    config: dict[str, Any], state: dict[str, Tensor], *, v_prediction: bool = False
 ) -> Any:
     """A MODEL from a diffusers UNet config and weights in canonical names.
 
     The width of its text tells which of the host's model classes it gets.
 
     Args:
-        velocity: the UNet predicts velocity, as SD 2.x at 768 pixels does, and not noise.
+        v_prediction: the UNet predicts v, as SD 2.x at 768 pixels does, and not noise.
 
     Raises:
         IncompatibleModelError: ComfyUI's UNet cannot take the shape; its GroupNorms have 32 groups.
@@ -33,7 +33,9 @@ def build_patcher(
     import torch
 
     _check_shape(config)
-    kind = comfy.model_base.ModelType.V_PREDICTION if velocity else comfy.model_base.ModelType.EPS
+    kind = (
+        comfy.model_base.ModelType.V_PREDICTION if v_prediction else comfy.model_base.ModelType.EPS
+    )
     family = family_of_text(config["cross_attention_dim"])
     base = getattr(comfy.supported_models, _HOST_CLASSES.get(family, "SD15"))
     model_config = type(

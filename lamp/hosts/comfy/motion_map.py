@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ...method.adain import AdaINSchedule
-from ...method.motion_map import watched
+from ...method.motion_map import record_activity
 from .binding import bound_motion
 from .sampler import OFFICIAL_SCHEDULER, sample_video
 
@@ -33,7 +33,7 @@ def motion_activity(
         LampError: the model has no motion, the latent is no video, or the motion does nothing.
     """
     height, width = latent["samples"].shape[-2:]
-    with watched(*(each.motion for each in bound_motion(model).all)) as activity:
+    with record_activity(*(each.motion for each in bound_motion(model).all)) as activity:
         sample_video(
             model,
             positive,

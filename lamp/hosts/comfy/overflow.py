@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def overflow_seen(networks: Mapping[str, nn.Module]) -> Iterator[list[str]]:
+def find_overflow(networks: Mapping[str, nn.Module]) -> Iterator[list[str]]:
     """Watch networks, by name, at work: the list gets the first layer that makes NaN or infinite
     values of finite ones, as `NETWORK.LAYER`. The hooks go when the block ends."""
     found: list[str] = []

@@ -35,7 +35,7 @@ def show_middle_frame(patcher: Any, steps: int) -> Callable[[int, Tensor, Tensor
 
 
 @torch.no_grad()
-def decode_beside(patcher: Any, vae: Any, latents: Tensor) -> Tensor:
+def decode_for_preview(patcher: Any, vae: Any, latents: Tensor) -> Tensor:
     """Decode a video's latents without moving the UNet of `patcher` off its device.
 
     With the VAE where its memory is to be had, and otherwise by the rough colours that the host
@@ -54,12 +54,12 @@ def decode_beside(patcher: Any, vae: Any, latents: Tensor) -> Tensor:
     device = patcher.load_device
     on_cpu = management.is_device_cpu(device)
     if not on_cpu and management.get_free_memory(device) < _asked_for(vae, plain[:1].shape):
-        return rough_colours(latents, latent_format)
+        return latents_to_rgb(latents, latent_format)
     try:
         pictures = torch.cat([vae.decode(frame).cpu() for frame in plain.split(1)])
     finally:
         if not on_cpu:
-            # The UNet of the run is none of the host's, see `plain_patcher`.
+            # The UNet of the run is none of the host's, see `resident_patcher`.
             management.free_memory(float("inf"), device)
             management.soft_empty_cache()
     return pictures[..., :3].float().clamp(0.0, 1.0)
@@ -74,7 +74,7 @@ def _asked_for(vae: Any, shape: torch.Size) -> float:
     return float(_SPARE * vae.patcher.model_size() + max(least, decoding))
 
 
-def rough_colours(latents: Tensor, latent_format: Any) -> Tensor:
+def latents_to_rgb(latents: Tensor, latent_format: Any) -> Tensor:
     """The host's map from latent channels to colours, `f c h w` -> `f h w 3` in 0..1."""
     factors = torch.tensor(latent_format.latent_rgb_factors, device=latents.device)
     colours = latents.float().movedim(1, -1) @ factors

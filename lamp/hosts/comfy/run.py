@@ -29,20 +29,20 @@ AD_PARAMS = "ad_params"
 class Piece:
     """Which frames of a longer video a batch shows.
 
-    `places` are their numbers, from 0; `total` is the number of frames of the whole video.
+    `frame_indices` are their numbers, from 0; `total` is the number of frames of the whole video.
     """
 
-    places: tuple[int, ...]
+    frame_indices: tuple[int, ...]
     total: int
 
     def part(self, rows: list[int]) -> Piece:
         """The piece made of some rows of this one."""
-        return Piece(tuple(self.places[row] for row in rows), self.total)
+        return Piece(tuple(self.frame_indices[row] for row in rows), self.total)
 
     def published(self) -> dict[str, Any]:
         """What AnimateDiff-Evolved writes for a window, in its words."""
-        places = list(self.places)
-        return {"full_length": self.total, "context_length": len(places), "sub_idxs": places}
+        indices = list(self.frame_indices)
+        return {"full_length": self.total, "context_length": len(indices), "sub_idxs": indices}
 
 
 @dataclass(repr=False)
@@ -89,7 +89,7 @@ class Run:
         piece = self.whole.part(rows)
         if window is None and self.piece is None:
             return FrameLayout(self.frames, videos)
-        return FrameLayout(len(rows), videos, piece.places, piece.total)
+        return FrameLayout(len(rows), videos, piece.frame_indices, piece.total)
 
     def videos_in(self, rows: int, frames: int) -> int:
         """How many videos of `frames` frames a batch of `rows` images holds."""
@@ -174,7 +174,7 @@ def _origin(function: Any) -> str:
     return f"{kind.__module__}.{kind.__qualname__}".rsplit("custom_nodes.", 1)[-1]
 
 
-_PROBES = ((0.5, 0.5), (0.2, 0.3), (0.7, 0.1), (0.4, 0.8))  # places in a picture, as shares
+_PROBES = ((0.5, 0.5), (0.2, 0.3), (0.7, 0.1), (0.4, 0.8))  # positions in a picture, as shares
 
 
 def _shows(x: Tensor, frames: Tensor) -> Tensor:

@@ -206,10 +206,10 @@ def with_adain(
                 "LAMP Motion or of LAMP Trainer."
             )
         # uni_pc of the host writes into its noise levels.
-        place = _Place(sigmas.clone(), run.sampling, schedule, done)
+        position = _SchedulePosition(sigmas.clone(), run.sampling, schedule, done)
         starts = [] if schedule.mode == "off" else step_starts(name, sampler, model, sigmas)
-        watched = _BetweenSteps(model, run, place, schedule, starts, kwargs["extra_args"])
-        last = _LastOfAll(callback, len(sigmas) - 1) if place.ends else None
+        watched = _BetweenSteps(model, run, position, schedule, starts, kwargs["extra_args"])
+        last = _LastOfAll(callback, len(sigmas) - 1) if position.ends else None
         out = inner(watched, watched.start(x), sigmas, callback=last or callback, **kwargs)
         out = watched.finish(out)
         if last is not None:
@@ -219,7 +219,7 @@ def with_adain(
     return comfy.samplers.KSAMPLER(sample, sampler.extra_options, sampler.inpaint_options)
 
 
-class _Place:
+class _SchedulePosition:
     """Where the steps of a run stand in AdaIN's schedule, told by their noise levels.
 
     A run may be a part of a schedule (Split Sigmas, KSampler (Advanced), denoise below 1), and a
@@ -252,7 +252,7 @@ class _Place:
         """A step's number among how many, for `AdaINSchedule.after_step`."""
         done = self._done or 0
         timestep = nearest_timestep(self.sigmas[step])
-        return self._schedule.place(done + step, done + self.steps, timestep)
+        return self._schedule.position(done + step, done + self.steps, timestep)
 
 
 class _LastOfAll:
@@ -287,12 +287,12 @@ class _BetweenSteps:
         self,
         model: Any,
         run: Run,
-        place: _Place,
+        position: _SchedulePosition,
         schedule: AdaINSchedule,
         starts: list[int],
         extra: dict[str, Any],
     ) -> None:
-        self._model, self._place, self._schedule = model, place, schedule
+        self._model, self._position, self._schedule = model, position, schedule
         self._guider = run.guider
         # Both are there: the run has begun, and it shows frame 1.
         self._first, self._latent = cast(Tensor, run.first), cast(Tensor, run.latent)
@@ -315,22 +315,22 @@ class _BetweenSteps:
         """The official sampler takes plain noise as x_T at its first timestep, where the host,
         knowing that this is not the very highest level, would scale it down: by 0.3 % at 981 of 50
         steps, by half at 501 of 2."""
-        if not self._place.starts_official or self._place.scaled_by_host:
+        if not self._position.starts_official or self._position.scaled_by_host:
             return x
         latent = self._latent
-        return latent + (x - latent) * (1 + self._place.sigmas[0] ** -2) ** 0.5
+        return latent + (x - latent) * (1 + self._position.sigmas[0] ** -2) ** 0.5
 
     def finish(self, x: Tensor) -> Tensor:
         """AdaIN after the last step and, at the end of a schedule, after the loop."""
-        place = self._place
-        if not place.steps:
+        position = self._position
+        if not position.steps:
             return x
-        x = self._adapt(x, place.steps - 1)
-        if not place.ends:
+        x = self._adapt(x, position.steps - 1)
+        if not position.ends:
             return x  # another sampler goes on from here
-        x = x / (1 + place.sigmas[-1] ** 2) ** 0.5
-        last = place.steps - 1
-        if place.sigmas[-1] > 0:  # what a mask protects holds none of the noise that is left
+        x = x / (1 + position.sigmas[-1] ** 2) ** 0.5
+        last = position.steps - 1
+        if position.sigmas[-1] > 0:  # what a mask protects holds none of the noise that is left
             x = self._within_mask(self._denoised, x, last)
         if self._schedule.mode == "off":
             return x
@@ -340,9 +340,9 @@ class _BetweenSteps:
     def _adapt(self, x: Tensor, step: int) -> Tensor:
         if self._schedule.mode == "off":
             return x
-        scale = (1 + self._place.sigmas[step + 1] ** 2) ** 0.5
+        scale = (1 + self._position.sigmas[step + 1] ** 2) ** 0.5
         video = torch.cat([self._first.to(x), x[1:] / scale])
-        adapted = self._schedule.after_step(video, *self._place.of(step), len(x))
+        adapted = self._schedule.after_step(video, *self._position.of(step), len(x))
         adapted = torch.cat([x[:1], adapted[1:] * scale])
         return self._within_mask(x, adapted, step)
 
@@ -353,6 +353,6 @@ class _BetweenSteps:
             return x
         function = self._options.get("denoise_mask_function")
         if function is not None:  # Differential Diffusion's, which goes by the noise level
-            told = {"model": self._guider, "sigmas": self._place.sigmas}
-            mask = function(self._place.sigmas[step : step + 1], mask, extra_options=told)
+            told = {"model": self._guider, "sigmas": self._position.sigmas}
+            mask = function(self._position.sigmas[step : step + 1], mask, extra_options=told)
         return torch.lerp(kept, x, mask.to(x))

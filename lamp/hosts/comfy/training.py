@@ -15,20 +15,23 @@ from ...method.architecture import map_unet, pooled_width, text_width
 from ...method.attention import torch_attention
 from ...method.motion import Motion
 from ...method.pooled import split_pooled
-from ...method.schedule import TRAIN_TIMESTEPS, noise_of_velocity
+from ...method.schedule import TRAIN_TIMESTEPS, noise_from_v
 from ...plain import log
 from .binding import KEY
-from .weights import plain_patcher
+from .weights import resident_patcher
 
 
 class ComfyHost:
     """Runs the UNet of a MODEL on batches of frames `(b f) c h w`, in DDPM scale."""
 
     def __init__(self, patcher: Any) -> None:
+        import comfy.model_management as management
+
         self.unet, self._model = patcher.model.diffusion_model, patcher.model
-        self.velocity = predicts_velocity(patcher)
+        self.v_prediction = predicts_v(patcher)
         self.dtype = patcher.model.manual_cast_dtype or patcher.model.get_dtype()
         self.device = patcher.load_device
+        self.has_bf16 = bool(management.should_use_bf16(self.device))
         # On the CPU, as in diffusers: Apple's GPUs have no float64.
         sigmas = patcher.get_model_object("model_sampling").sigmas.cpu()
         self.alphas_cumprod = (1 / (1 + sigmas.double() ** 2)).float()
@@ -49,9 +52,9 @@ class ComfyHost:
                 "optimized_attention_override": torch_attention,
             },
         ).float()
-        if not self.velocity:
+        if not self.v_prediction:
             return predicted
-        return noise_of_velocity(predicted, x, self.alphas_cumprod[timesteps.cpu()])
+        return noise_from_v(predicted, x, self.alphas_cumprod[timesteps.cpu()])
 
     def _conditions(self, text: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """The text `b n d` and, for SD-XL, the vector `(b f) v` of its pooled embedding and the
@@ -69,13 +72,13 @@ class ComfyHost:
 
 @contextmanager
 def tuning_host(patcher: Any) -> Iterator[ComfyHost]:
-    """A MODEL's UNet ready to carry gradients, its own weights frozen; see `plain_patcher`.
+    """A MODEL's UNet ready to carry gradients, its own weights frozen; see `resident_patcher`.
 
     The executor runs nodes in inference mode, in which no gradient exists: the block runs outside
     of it.
     """
     with torch.inference_mode(False), torch.enable_grad():
-        yield ComfyHost(plain_patcher(patcher))
+        yield ComfyHost(resident_patcher(patcher))
 
 
 def new_motion(host: ComfyHost, seed: int) -> Motion:
@@ -83,30 +86,7 @@ def new_motion(host: ComfyHost, seed: int) -> Motion:
     return Motion(map_unet(host.unet), device=host.device).initialise(seed)
 
 
-def choose_precision(host: ComfyHost, wanted: str) -> str:
-    """`auto` is fp32 where the UNet computes in it, whatever its weights are stored in; else bf16
-    if the UNet or the device has it, else fp16.
-
-    Raises:
-        LampError: fp32 is wanted, but the UNet computes in half precision.
-    """
-    import comfy.model_management as management
-
-    full = host.dtype == torch.float32
-    if wanted == "auto":
-        if full:
-            return "fp32"
-        has_bf16 = host.dtype == torch.bfloat16 or management.should_use_bf16(host.device)
-        return "bf16" if has_bf16 else "fp16"
-    if wanted == "fp32" and not full:
-        raise LampError(
-            f"precision is fp32, but the MODEL computes in {host.dtype}: choose auto, bf16 or "
-            "fp16, or start ComfyUI with --force-fp32."
-        )
-    return wanted
-
-
-def check_untouched(patcher: Any) -> None:
+def check_trainable(patcher: Any) -> None:
     """See that a motion can be trained on a MODEL.
 
     Raises:
@@ -123,10 +103,10 @@ def check_untouched(patcher: Any) -> None:
             "it: start ComfyUI with --cpu, or use PyTorch for ROCm, CUDA or XPU."
         )
     map_unet(patcher.model.diffusion_model)
-    predicts_velocity(patcher)
+    predicts_v(patcher)
 
 
-def warn_of_patches(patcher: Any) -> None:
+def warn_of_ignored_patches(patcher: Any) -> None:
     """Name what is put on a MODEL and has no effect in training, which calls the UNet itself. LoRAs
     act, being in the weights."""
     options = patcher.model_options
@@ -153,8 +133,8 @@ def _origin(patch: Any) -> str:
     return str(getattr(patch, "__module__", type(patch).__module__)).rsplit(".", 1)[-1]
 
 
-def predicts_velocity(patcher: Any) -> bool:
-    """Whether a MODEL predicts velocity (SD 2.x at 768 pixels), and not noise.
+def predicts_v(patcher: Any) -> bool:
+    """Whether a MODEL predicts v (SD 2.x at 768 pixels), and not noise.
 
     Raises:
         IncompatibleModelError: it predicts neither, or not at the 1000 timesteps of training.
@@ -164,13 +144,13 @@ def predicts_velocity(patcher: Any) -> bool:
     sampling = patcher.get_model_object("model_sampling")
     # Other kinds inherit from these two and predict something else.
     denoise = type(sampling).calculate_denoised
-    velocity = denoise is V_PREDICTION.calculate_denoised
+    v_prediction = denoise is V_PREDICTION.calculate_denoised
     usual = isinstance(sampling, ModelSamplingDiscrete) and len(sampling.sigmas) == TRAIN_TIMESTEPS
-    if not usual or not (velocity or denoise is EPS.calculate_denoised):
+    if not usual or not (v_prediction or denoise is EPS.calculate_denoised):
         kinds = " with ".join(kind.__name__ for kind in type(sampling).__bases__)
         raise IncompatibleModelError(
             f"The MODEL samples by {kinds}: a motion is trained on models that predict noise or "
-            f"velocity at {TRAIN_TIMESTEPS} timesteps. Connect the checkpoint's own MODEL, without "
+            f"v at {TRAIN_TIMESTEPS} timesteps. Connect the checkpoint's own MODEL, without "
             "ModelSampling nodes; LCM and EDM models cannot be trained on."
         )
-    return velocity
+    return v_prediction

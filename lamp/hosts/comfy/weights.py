@@ -32,7 +32,7 @@ _LEFT_BY_NAME = {
 }
 
 
-def plain_patcher(patcher: Any) -> Any:
+def resident_patcher(patcher: Any) -> Any:
     """A MODEL of its own with the patched weights of another one, all on the device.
 
     The host's memory manager does not know it: nothing is taken off the device while it lives, and

@@ -9,7 +9,7 @@ from uuid import uuid5
 from torch import Tensor
 
 from ...errors import LampError
-from ...method.windows import Windows, in_windows
+from ...method.windows import Windows, predict_in_windows
 from .binding import WINDOW, bound_motion
 from .run import AD_PARAMS, run_of
 
@@ -117,7 +117,7 @@ def _apply_model(windows: Windows) -> Callable[..., Tensor]:
             }
             return executor(x[rows], *cut, told, **more)
 
-        return in_windows(predict, x, windows, frames)
+        return predict_in_windows(predict, x, windows, frames)
 
     return apply_model
 

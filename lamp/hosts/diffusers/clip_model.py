@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...errors import IncompatibleModelError, LampError
 from ...files.strict_json import read_json
-from ...metrics import Read, See
+from ...metrics import ImageEncoder, TextEncoder
 
 _OPEN_CLIP = "open_clip_config.json"
 # Those that open_clip takes before any other.
@@ -25,8 +25,8 @@ _OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.sa
 class ClipModel(NamedTuple):
     """Both halves of a CLIP model, for `lamp.metrics.measure`."""
 
-    see: See
-    read: Read
+    encode_image: ImageEncoder
+    encode_text: TextEncoder
 
 
 def load_clip(folder: Path) -> ClipModel:
@@ -75,18 +75,18 @@ def _of_transformers(folder: Path) -> ClipModel:
     model.float().eval().requires_grad_(False).to(device)
     room = model.config.text_config.max_position_embeddings
 
-    def see(frames: Tensor) -> Tensor:
+    def encode_image(frames: Tensor) -> Tensor:
         pictures = processor(list(_bytes(frames).movedim(-1, 1)), return_tensors="pt")
         pooled = model.vision_model(pictures["pixel_values"].to(device)).pooler_output
         return model.visual_projection(pooled).cpu()
 
-    def read(prompt: str) -> Tensor:
+    def encode_text(prompt: str) -> Tensor:
         fill = {"padding": "max_length", "max_length": room, "truncation": True}
         tokens = tokenizer([prompt], return_tensors="pt", **fill).to(device)
         pooled = model.text_model(**tokens).pooler_output
         return model.text_projection(pooled)[0].cpu()
 
-    return ClipModel(torch.no_grad()(see), torch.no_grad()(read))
+    return ClipModel(torch.no_grad()(encode_image), torch.no_grad()(encode_text))
 
 
 def _of_open_clip(folder: Path) -> ClipModel:
@@ -115,16 +115,16 @@ def _of_open_clip(folder: Path) -> ClipModel:
     device = _device()
     model.float().eval().requires_grad_(False).to(device)
 
-    def see(frames: Tensor) -> Tensor:
+    def encode_image(frames: Tensor) -> Tensor:
         from PIL import Image
 
         pictures = [prepare(Image.fromarray(frame.numpy())) for frame in _bytes(frames)]
         return model.encode_image(torch.stack(pictures).to(device)).cpu()
 
-    def read(prompt: str) -> Tensor:
+    def encode_text(prompt: str) -> Tensor:
         return model.encode_text(tokenizer([prompt]).to(device))[0].cpu()
 
-    return ClipModel(torch.no_grad()(see), torch.no_grad()(read))
+    return ClipModel(torch.no_grad()(encode_image), torch.no_grad()(encode_text))
 
 
 def _bytes(frames: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class ImageModel:
 
     - ``name``: what a motion's file calls it;
     - ``tokens``: a text's token ids, `k 77` in as many chunks as it takes;
-    - ``velocity``: the UNet predicts velocity, and not noise.
+    - ``v_prediction``: the UNet predicts v, and not noise.
     """
 
     name: str
@@ -49,19 +49,19 @@ class ImageModel:
     vae: Any
     text_encoder: Any
     tokens: Tokens
-    velocity: bool = False
+    v_prediction: bool = False
 
     @torch.no_grad()
     def encode_posterior(self, frames: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and deviation of the VAE's posterior `f c h w`, unscaled, of `f h w 3` in 0..1.
+        """Mean and std of the VAE's posterior `f c h w`, unscaled, of `f h w 3` in 0..1.
 
         Frame by frame, so that the numbers do not depend on how many there are.
         """
         device = _device(self.vae)
         pixels = (frames.movedim(-1, 1).contiguous() * 2.0 - 1.0).split(1)
         posteriors = [self.vae.encode(pixel.to(device)).latent_dist for pixel in pixels]
-        means, deviations = ([p.mean for p in posteriors], [p.std for p in posteriors])
-        return torch.cat(means).float().cpu(), torch.cat(deviations).float().cpu()
+        means, stds = ([p.mean for p in posteriors], [p.std for p in posteriors])
+        return torch.cat(means).float().cpu(), torch.cat(stds).float().cpu()
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
@@ -151,7 +151,7 @@ def load_unet(path: str | Path) -> tuple[str, nn.Module]:
     if str(path) == TOY:
         return TOY, load_toy_base().unet
     if place.is_dir():
-        _predicts_velocity(place)
+        _predicts_v(place)
         return place.name, _load_part(place, "unet", UNet2DConditionModel)
     _check_is_safetensors(place)
     file = read_ldm_file(place)
@@ -250,7 +250,7 @@ def _load_folder(path: Path, tokenizer: str | Path) -> ImageModel:
     from transformers import CLIPTextModel
 
     parts = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
-    velocity = _predicts_velocity(path)
+    v_prediction = _predicts_v(path)
     models = {name: _load_part(path, name, kind) for name, kind in parts.items()}
     channels = models["unet"].config.in_channels
     if channels != 4 or models["vae"].config.scaling_factor != SCALE:
@@ -260,7 +260,7 @@ def _load_folder(path: Path, tokenizer: str | Path) -> ImageModel:
             "model, or train in ComfyUI with LAMP Trainer."
         )
     tokens = _clip_tokens(_with_vocabulary(Path(tokenizer or path / "tokenizer")))
-    return ImageModel(path.name, tokens=tokens, velocity=velocity, **models)
+    return ImageModel(path.name, tokens=tokens, v_prediction=v_prediction, **models)
 
 
 def _load_part(folder: Path, name: str, kind: Any) -> Any:
@@ -282,7 +282,7 @@ def _load_part(folder: Path, name: str, kind: Any) -> Any:
         ) from error
 
 
-def _predicts_velocity(folder: Path) -> bool:
+def _predicts_v(folder: Path) -> bool:
     file = folder / "scheduler" / "scheduler_config.json"
     if not file.is_file():
         return False
@@ -293,7 +293,7 @@ def _predicts_velocity(folder: Path) -> bool:
     if predicts not in ("epsilon", "v_prediction"):
         raise IncompatibleModelError(
             f"{folder.name} predicts '{predicts}', a motion is trained on a model that predicts "
-            "noise (epsilon), as SD 1.x does, or velocity (v_prediction): give such a model."
+            "noise (epsilon), as SD 1.x does, or v (v_prediction): give such a model."
         )
     return bool(predicts == "v_prediction")
 

@@ -10,25 +10,25 @@ from torch import Tensor, nn
 from ...clips.images import LATENT_STRIDE
 from ...method.architecture import pooled_width, text_width
 from ...method.pooled import split_pooled
-from ...method.schedule import noise_of_velocity, scaled_linear_alphas
+from ...method.schedule import noise_from_v, scaled_linear_alphas
 
 
 class DiffusersHost:
     """Runs a `UNet2DConditionModel` on batches of frames `(b f) c h w`.
 
     Args:
-        velocity: the UNet predicts velocity, and not noise.
+        v_prediction: the UNet predicts v, and not noise.
     """
 
-    def __init__(self, unet: nn.Module, velocity: bool = False) -> None:
-        self.unet, self.velocity = unet, velocity
+    def __init__(self, unet: nn.Module, v_prediction: bool = False) -> None:
+        self.unet, self.v_prediction = unet, v_prediction
         self._text_width = text_width(unet) if pooled_width(unet) else None
         self.alphas_cumprod = scaled_linear_alphas()
 
     def predict(self, x: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
         """See `Host.predict`."""
         frames = x.shape[0] // timesteps.shape[0]
-        alphas = self.alphas_cumprod[timesteps.cpu()] if self.velocity else None
+        alphas = self.alphas_cumprod[timesteps.cpu()] if self.v_prediction else None
         timesteps = timesteps.to(x.device).repeat_interleave(frames)
         text = text.repeat_interleave(frames, dim=0)
         added = None
@@ -39,7 +39,7 @@ class DiffusersHost:
             x, timesteps, encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False
         )[0]
         predicted = predicted.to(torch.promote_types(predicted.dtype, torch.float32))
-        return predicted if alphas is None else noise_of_velocity(predicted, x, alphas)
+        return predicted if alphas is None else noise_from_v(predicted, x, alphas)
 
 
 def _sizes(x: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ def _sizes(x: Tensor) -> Tensor:
 
 
 def build_host(
-    config: dict[str, Any], state: dict[str, Tensor], *, velocity: bool = False
+    config: dict[str, Any], state: dict[str, Tensor], *, v_prediction: bool = False
 ) -> DiffusersHost:
     """The UNet of a diffusers config with `state` (canonical names) as its weights, frozen.
 
@@ -60,4 +60,4 @@ def build_host(
 
     unet = UNet2DConditionModel.from_config(config)
     unet.load_state_dict(state)
-    return DiffusersHost(unet.requires_grad_(False).eval(), velocity)
+    return DiffusersHost(unet.requires_grad_(False).eval(), v_prediction)

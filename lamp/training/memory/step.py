@@ -137,7 +137,7 @@ class _ComfyShadow:
     """ComfyUI's UNet as `ComfyHost` runs it."""
 
     def __init__(self, unet: nn.Module, computed: torch.dtype) -> None:
-        self.unet, self._dtype, self.velocity = unet, computed, False
+        self.unet, self._dtype, self.v_prediction = unet, computed, False
         self.alphas_cumprod = scaled_linear_alphas()
         self._text_width = text_width(unet)
 
