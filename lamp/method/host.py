@@ -23,6 +23,6 @@ class Host(Protocol):
         Args:
             x: `(b f) c h w` latents in DDPM scale (x_t of paper eq. 2).
             timesteps: `b`, 0..999; all frames of a video share one, the clean frame 1 too.
-            text: `b n d`, one prompt a video; for SD-XL `b n d+p`, see `lamp.method.pooled`.
+            text: `b n d`, one prompt a video; for SD-XL `b n d+p`, see `lamp.method.prompts`.
         """
         ...

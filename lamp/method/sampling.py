@@ -12,7 +12,7 @@ from .host import Host
 from .layout import FrameLayout
 from .masks import MotionMask, all_hold, hold_first_frame, motion_masks_of, restore_held
 from .motion import ActiveMotion, Motion, attached
-from .pooled import stack_prompts
+from .prompts import stack_prompts
 from .schedule import ddim_step, ddim_timesteps, next_alpha
 from .windows import Windows, predict_in_windows
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..clips.load import Window
-from ..method.pooled import stack_prompts
+from ..method.prompts import stack_prompts
 from .latents import LatentClips
 
 

@@ -92,8 +92,8 @@ def cache_latents(
     that a cancel loses none.
 
     Args:
-        encode: `f h w 3` in 0..1 -> mean and std, `f c h w`, unscaled; called with a few frames at a
-            time.
+        encode: `f h w 3` in 0..1 -> mean and std, `f c h w`, unscaled; called with a few frames
+            at a time.
         embed: prompts -> `1 n d` for each; for one prompt at a time, so that an embedding does not
             depend on the others.
         on_clip: called with (clips done, clips in all, whether this one came from the cache).

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lamp.method.pooled import join_pooled
+from lamp.method.prompts import join_pooled
 
 POOLED = 24  # SD-XL: 1280
 FRAMES = 4

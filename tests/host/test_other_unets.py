@@ -13,7 +13,7 @@ from lamp.method.adain import AdaINSchedule
 from lamp.method.architecture import map_unet
 from lamp.method.motion import Motion
 from lamp.method.noise import draw_noise, share_noise
-from lamp.method.pooled import join_pooled
+from lamp.method.prompts import join_pooled
 from lamp.method.sampling import sample
 from lamp.motion_file.file import MotionFile, load_motion_file
 from scripts.server.server import ComfyServer

@@ -15,7 +15,7 @@ def latent_cache(vae: Any, clip: Any, pooled: bool = False) -> LatentCache:
     """The cache for what a VAE and a CLIP of the host make; neither is loaded for it.
 
     Args:
-        pooled: the embeddings hold the pooled one, too (`lamp.method.pooled`).
+        pooled: the embeddings hold the pooled one, too (`lamp.method.prompts`).
     """
     text_encoder = clip_digest(clip)
     if pooled and text_encoder is not None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ...clips.load import ClipSet
 from ...errors import IncompatibleModelError, LampError
 from ...method.architecture import describe_family, pooled_width, text_width, unet_family
-from ...method.pooled import join_pooled
+from ...method.prompts import join_pooled
 from ...training.latents import LatentClips, cache_latents
 from .cache import latent_cache
 from .vae import check_image_vae, check_latent_family, name_family
@@ -146,7 +146,7 @@ def encode_prompts(clip: Any, prompts: list[str], pooled: bool = False) -> dict[
     """One embedding `1 n d` for each different prompt.
 
     Args:
-        pooled: with the pooled embedding, `1 n d+p` (`lamp.method.pooled`), which SD-XL needs.
+        pooled: with the pooled embedding, `1 n d+p` (`lamp.method.prompts`), which SD-XL needs.
 
     Raises:
         LampError: the checkpoint has no text encoder.

@@ -14,7 +14,7 @@ from ...errors import IncompatibleModelError, LampError
 from ...method.architecture import map_unet, pooled_width, text_width
 from ...method.attention import torch_attention
 from ...method.motion import Motion
-from ...method.pooled import split_pooled
+from ...method.prompts import split_pooled
 from ...method.schedule import TRAIN_TIMESTEPS, noise_from_v
 from ...plain import log
 from .binding import KEY

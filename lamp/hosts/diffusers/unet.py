@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ...clips.images import LATENT_STRIDE
 from ...method.architecture import pooled_width, text_width
-from ...method.pooled import split_pooled
+from ...method.prompts import split_pooled
 from ...method.schedule import noise_from_v, scaled_linear_alphas
 
 
