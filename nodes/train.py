@@ -12,7 +12,6 @@ from torch import Tensor
 from ..lamp.clips.load import ClipSet
 from ..lamp.files.lock import alone_in
 from ..lamp.method.architecture import base_hash, unet_family
-from ..lamp.training.latents import LatentClips
 from ..lamp.training.loop import Training
 from ..lamp.training.memory.plan import CHECKPOINTING
 from ..lamp.training.optimizers import check_optimizer
@@ -25,7 +24,8 @@ from ..lamp.training.recipe import (
     choose_precision,
     preset,
 )
-from ..lamp.training.session import RunFolder, SaveConfig, identity, mark_of
+from ..lamp.training.samples import Samples
+from ..lamp.training.session import Place, RunFolder, SaveConfig, identity, mark_of
 from ..lamp.training.state import check_state, restore
 from ..lamp.training.validation import split_clips
 from .clips import LampClips
@@ -41,7 +41,7 @@ from .common import (
 from .model_paths import shown
 from .progress import NodeProgress, told_with_picture
 from .recipe import LampRecipe
-from .training_run import Place, SampleCase, Show, claim, find_place, resume_choices
+from .training_run import Show, find_place, resume_choices
 
 LossMap = io.Custom("LOSS_MAP")
 
@@ -139,15 +139,17 @@ class Trainer(io.ComfyNode):
             who = identity(base_hash(host.unet), clips)
             if place.state is not None:
                 restore(training, place.state, who)
-            place = claim(place)
+            place = place.claim()
             mark = mark_of(place.state)
             outcome = Outcome(place.motion, told, workflow_metadata(cls.hidden), mark)
-            show = Show(
-                progress,
+            samples = Samples(
                 place.folder,
-                _sample_case(latents, given, sample_cfg),
+                latents,
                 lambda frames: comfy_preview.decode_for_preview(model, vae, frames),
+                sample_cfg,
+                given,
             )
+            show = Show(progress, samples)
             folder = RunFolder(place.folder, who, keep_states, mark)
             save_config = SaveConfig(save_every, keep_states, sample_every)
             with alone_in(place.folder):
@@ -198,14 +200,6 @@ def _encoded(model: Any, vae: Any, picture: Tensor, clips: ClipSet) -> Tensor:
     family = unet_family(model.model.diffusion_model)
     latent = encode_first_frame(vae, picture, family)[0].float().cpu()
     return latent * model.model.latent_format.scale_factor
-
-
-def _sample_case(latents: LatentClips, given: Tensor | None, guidance: float) -> SampleCase:
-    """What the samples show: the first clip's motion from the given picture or its own."""
-    clips = latents.clips
-    first = latents.posteriors[0].mean[0] * latents.scale if given is None else given
-    text = latents.text[clips.captions[0]]
-    return SampleCase(first, text, latents.text[""], guidance, clips.sample_rate)
 
 
 def _models() -> list[Any]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,10 @@ import folder_paths
 from torch import Tensor
 
 from ..lamp.errors import LampError
-from ..lamp.files.lock import new_folder
 from ..lamp.plain import log
 from ..lamp.training.loop import StepReport, Training
-from ..lamp.training.samples import sample_clip, save_animation, save_loss_plot
-from ..lamp.training.session import newest_first, newest_run, states
+from ..lamp.training.samples import Samples
+from ..lamp.training.session import Place, newest_first, newest_run, states
 from ..lamp.training.state import read_state
 from .common import motion_folder
 from .model_paths import motion_root
@@ -54,15 +52,6 @@ def _folders(root: Path, deepest: int) -> Iterator[Path]:
             yield from _folders(folder, deepest - 1)
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where a run writes: its folder, its motion file, and the state that it goes on from."""
-
-    folder: Path
-    motion: Path
-    state: Any = None
-
-
 def find_place(name: str, resume: str) -> Place:
     """A new place for NAME, or that of the run which is resumed.
 
@@ -95,37 +84,11 @@ def _new_place(fresh: Path) -> Place:
     return Place(runs_root() / fresh.relative_to(motion_root()), fresh)
 
 
-def claim(place: Place) -> Place:
-    """Make the folder of a new run, so that no other takes it: with the next free number, for a run
-    that was stopped before it wrote a motion has taken its number, too.
-
-    Raises:
-        LampError: the disk refuses it.
-    """
-    if place.state is not None:
-        return place
-    folder = new_folder(place.folder)
-    return Place(folder, place.motion.with_name(folder.name))
-
-
-@dataclass(frozen=True)
-class SampleCase:
-    """What the samples show: a first frame `c h w`, its text `1 n d`, the empty text, guidance."""
-
-    first: Tensor
-    text: Tensor
-    empty: Tensor
-    guidance: float
-    fps: float
-
-
 class Show:
-    """Progress, samples and the loss plot of a run, on the node and in its folder."""
+    """Shows progress and samples of a run on the node."""
 
-    def __init__(
-        self, progress: NodeProgress, folder: Path, case: SampleCase, decode: Callable[..., Tensor]
-    ) -> None:
-        self._progress, self._folder, self._case, self._decode = progress, folder, case, decode
+    def __init__(self, progress: NodeProgress, samples: Samples) -> None:
+        self._progress, self._samples = progress, samples
         self._frames: list[Any] = []
 
     def step(self, report: StepReport) -> None:
@@ -140,13 +103,8 @@ class Show:
         self._progress.update(report.step, report.steps, picture)
 
     def sample(self, training: Training) -> None:
-        """Draw the motion as it is now, with the loss so far."""
-        case = self._case
-        latents = sample_clip(training, case.first, case.text, case.empty, guidance=case.guidance)
-        frames = self._decode(latents)
-        save_animation(self._folder / f"sample-step{training.step:06}.webp", frames, case.fps)
-        save_loss_plot(self._folder / "loss.png", training.losses, training.validation)
-        self._frames = pictures(frames)
+        """Sample the motion as it is now."""
+        self._frames = pictures(self._samples(training))
 
 
 def pictures(frames: Tensor) -> list[Any]:

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from ..files.names import number_of
-from ..training.session import newest_run
-from ..training.state import TrainingState, read_state
+from ..training.session import Place, newest_run
+from ..training.state import read_state
 from .train_config import LATEST
-
-
-@dataclass(frozen=True)
-class Place:
-    """A run's folder, which is also its motion's path without ending, and the state that it goes
-    on from."""
-
-    folder: Path
-    state: TrainingState | None = None
 
 
 def find_place(folder: Path, name: str, resume: str | Path) -> Place:
@@ -30,11 +20,12 @@ def find_place(folder: Path, name: str, resume: str | Path) -> Place:
         StateError: the chosen state is damaged.
     """
     if isinstance(resume, Path):
-        return Place(resume.parent, read_state(resume))
+        return Place(resume.parent, resume.parent, read_state(resume))
     target = folder / name
     if resume == LATEST:
         found = newest_run(target)
         if found is not None:
-            return Place(found[0].parent, found[1])
+            return Place(found[0].parent, found[0].parent, found[1])
     taken = (number_of(path.name, target.name) for path in target.parent.glob("*"))
-    return Place(target.with_name(f"{target.name}_{max(taken, default=0) + 1:05}"))
+    fresh = target.with_name(f"{target.name}_{max(taken, default=0) + 1:05}")
+    return Place(fresh, fresh)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..clips.load import ClipSet, load_clips
 from ..errors import LampError, is_out_of_memory
-from ..files.lock import alone_in, new_folder
+from ..files.lock import alone_in
 from ..hosts.diffusers.accelerate import AccelerateGroup, WorkerFolder, is_launched
 from ..hosts.diffusers.models import ImageModel, decode, load_image_model, on_device
 from ..hosts.diffusers.unet import DiffusersHost
@@ -26,11 +26,11 @@ from ..training.memory.plan import free_memory, settle_memory
 from ..training.optimizers import check_optimizer
 from ..training.outcome import Outcome, describe_training, train_to_file
 from ..training.recipe import PRECISIONS, choose_precision
-from ..training.samples import sample_clip, save_animation, save_loss_plot
+from ..training.samples import Samples
 from ..training.session import RunFolder, SaveConfig, identity, mark_of, run_training
 from ..training.state import check_state, restore
 from ..training.validation import split_clips
-from .place import Place, find_place
+from .place import find_place
 from .stopping import StopRequest
 from .terminal import LogLines, Silence, Terminal, describe_step, open_terminal
 from .train_config import RunSettings
@@ -96,13 +96,13 @@ def _train(
         with stop.listening():
             return run_training(training, WorkerFolder(), SaveConfig(0, 1, 0), watch.step)
     mark = mark_of(place.state)
-    if place.state is None:
-        place = Place(new_folder(place.folder))
+    place = place.claim()
     about = describe_training(training.config, clips, training.motion.sites.family)
     about |= {"base_hash": base, "base_model": model.name}
-    outcome = Outcome(place.folder, about, run=mark)
+    outcome = Outcome(place.motion, about, run=mark)
     folder = RunFolder(place.folder, who, settings.save_config.keep, mark)
-    samples = Samples(model.vae, device, place.folder, settings.sample_guidance)
+    decoder = _decoder(model.vae, device)
+    samples = Samples(place.folder, latents, decoder, settings.sample_guidance)
     del model  # its text encoder is not needed any more
     with stop.listening(), alone_in(place.folder):
         path = train_to_file(training, folder, settings.save_config, outcome, watch.step, samples)
@@ -150,32 +150,20 @@ def new_training(
     return Training(host, motion, latents, config, group)
 
 
-class Samples:
-    """Draws the first clip's motion from its first frame, into the run's folder."""
+def _decoder(vae: Any, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """Decodes on `device`, or on the CPU if the VAE does not fit beside the training."""
 
-    def __init__(self, vae: Any, device: torch.device, folder: Path, guidance: float) -> None:
-        self._vae, self._device, self._folder = vae, device, folder
-        self._guidance = guidance
-
-    def __call__(self, training: Training) -> None:
-        """A sample of the motion as it is now, and the losses so far."""
-        clips, latents = training.clips.clips, training.clips
-        first = latents.posteriors[0].mean[0] * latents.scale
-        text = latents.text[clips.captions[0]]
-        video = sample_clip(training, first, text, latents.text[""], guidance=self._guidance)
-        file = self._folder / f"sample-step{training.step:06}.webp"
-        save_animation(file, self._pictures(video), clips.sample_rate)
-        save_loss_plot(self._folder / "loss.png", training.losses, training.validation)
-
-    def _pictures(self, video: Tensor) -> Tensor:
+    def decode_latents(video: Tensor) -> Tensor:
         try:
-            with on_device(self._device, self._vae):
-                return decode(self._vae, video)
+            with on_device(device, vae):
+                return decode(vae, video)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
-            log.info("no room for the VAE beside the training: it decodes on the CPU")
-        return decode(self._vae, video)
+            log.info("not enough memory for the VAE during training: it decodes on the CPU")
+        return decode(vae, video)
+
+    return decode_latents
 
 
 class _Watch:

@@ -87,7 +87,7 @@ def train_to_file(
     save_config: SaveConfig,
     outcome: Outcome,
     on_step: Callable[[StepReport], None],
-    sample: Callable[[Training], None] | None = None,
+    sample: Callable[[Training], object] | None = None,
     say: Callable[[str], None] = log.warning,
 ) -> Path:
     """Train to the end and write the motion; on a cancel or an error write what there is, as

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from ..files.atomic import write_advice, write_file
 from ..method.adain import AdaINSchedule
 from ..method.noise import draw_noise, share_noise
 from ..method.sampling import sample
+from .latents import LatentClips
 from .loop import Training
 from .plots import loss_plot
 from .recipe import PRECISIONS
@@ -65,6 +66,45 @@ def sample_clip(
             schedule=schedule or AdaINSchedule(),
             groupnorm=config.groupnorm,
         )
+
+
+class Samples:
+    """Writes a sample video and the loss plot into a run's folder each time it is called.
+
+    The sample shows the first clip's prompt, always from the same first frame.
+
+    Args:
+        decode: scaled latents `f c h w` -> frames `f h w 3` in 0..1.
+        first: `c h w`, scaled latents of the first frame; by default the first clip's own.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        latents: LatentClips,
+        decode: Callable[[Tensor], Tensor],
+        guidance: float,
+        first: Tensor | None = None,
+    ) -> None:
+        self._folder, self._decode, self._guidance = folder, decode, guidance
+        self._first = latents.posteriors[0].mean[0] * latents.scale if first is None else first
+        self._text, self._empty = latents.text[latents.clips.captions[0]], latents.text[""]
+        self._fps = latents.clips.sample_rate
+
+    def __call__(self, training: Training) -> Tensor:
+        """Sample the motion as it is now.
+
+        Returns:
+            The sample's frames `f h w 3` in 0..1.
+
+        Raises:
+            LampError: a file cannot be written.
+        """
+        video = sample_clip(training, self._first, self._text, self._empty, guidance=self._guidance)
+        frames = self._decode(video)
+        save_animation(self._folder / f"sample-step{training.step:06}.webp", frames, self._fps)
+        save_loss_plot(self._folder / "loss.png", training.losses, training.validation)
+        return frames
 
 
 def save_loss_plot(

@@ -25,6 +25,7 @@ from typing import Any
 from ..clips.load import ClipSet
 from ..errors import LampError, is_out_of_memory
 from ..files.atomic import write_file
+from ..files.lock import new_folder
 from ..files.names import number_of
 from ..plain import log
 from .loop import StepReport, Training
@@ -42,6 +43,31 @@ class SaveConfig:
     save_every: int = 500
     keep: int = 2
     sample_every: int = 250
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run writes.
+
+    - ``folder``: the run's folder, with states, log and samples;
+    - ``motion``: the motion file's path without its suffix;
+    - ``state``: the state that the run resumes from.
+    """
+
+    folder: Path
+    motion: Path
+    state: TrainingState | None = None
+
+    def claim(self) -> Place:
+        """Create the folder of a new run under the next free number, so that no other run takes it.
+
+        Raises:
+            LampError: the folder cannot be created.
+        """
+        if self.state is not None:
+            return self
+        folder = new_folder(self.folder)
+        return Place(folder, self.motion.with_name(folder.name))
 
 
 class RunFolder:
@@ -178,7 +204,7 @@ def run_training(
     folder: RunFolder,
     save_config: SaveConfig,
     on_step: Callable[[StepReport], None],
-    sample: Callable[[Training], None] | None = None,
+    sample: Callable[[Training], object] | None = None,
 ) -> None:
     """Train from where `training` is to its last step.
 

@@ -96,7 +96,8 @@ def test_trainings_with_the_same_name_do_not_collide(
     changes = ["--set", "recipe.steps=1", "--set", "output.save_every=1"]
     command = ["train", str(write_config(tmp_path)), *changes]
     with monkeypatch.context() as patch:
-        patch.setattr(train_run, "find_place", lambda *_: place.Place(output / "right_00001"))
+        first = output / "right_00001"
+        patch.setattr(train_run, "find_place", lambda *_: place.Place(first, first))
         assert [main(command), main(command)] == [DONE, DONE]
     assert sorted(path.name for path in output.iterdir()) == [
         "right_00001", "right_00001.safetensors", "right_00002", "right_00002.safetensors"

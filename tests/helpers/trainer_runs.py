@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -39,6 +38,7 @@ class TrainerRuns:
         import folder_paths
 
         from lamp.hosts.comfy import memory as comfy_memory
+        from lamp.training import samples
 
         self._node, self.folder = nodes["LAMP_Trainer"], folder
         self.model, (_, self._clip, self.vae) = tiny_patcher(_TEXT), toy
@@ -50,8 +50,7 @@ class TrainerRuns:
         patch.setitem(folder_paths.folder_names_and_paths, "lamp_motion", motions)
         # These two take long, and are tried elsewhere.
         patch.setattr(comfy_memory, "plan_memory", lambda *given: given[2])
-        shown = importlib.import_module(f"{self._node.__module__.rpartition('.')[0]}.training_run")
-        patch.setattr(shown, "sample_clip", functools.partial(shown.sample_clip, steps=3))
+        patch.setattr(samples, "sample_clip", functools.partial(samples.sample_clip, steps=3))
 
     def train(self, name: str, resume: str = "none") -> dict[str, Tensor]:
         """What was learned, as it is in the file."""
