@@ -13,25 +13,24 @@ from ..lamp.clips.load import ClipSet
 from ..lamp.files.lock import alone_in
 from ..lamp.method.architecture import base_hash, unet_family
 from ..lamp.training.loop import Training
-from ..lamp.training.memory.plan import CHECKPOINTING
 from ..lamp.training.optimizers import check_optimizer
 from ..lamp.training.outcome import Outcome, describe_training, train_to_file
 from ..lamp.training.recipe import (
-    OPTIMIZERS,
     PRECISIONS,
-    PRESETS,
+    RunChoices,
+    SaveConfig,
     TrainConfig,
     choose_precision,
+    find_setting,
     preset,
 )
 from ..lamp.training.samples import Samples
-from ..lamp.training.session import Place, RunFolder, SaveConfig, identity, mark_of
+from ..lamp.training.session import Place, RunFolder, identity, mark_of
 from ..lamp.training.state import check_state, restore
 from ..lamp.training.validation import split_clips
 from .clips import LampClips
 from .common import (
     LampMotion,
-    advanced,
     aliases,
     named_errors,
     seed_input,
@@ -40,7 +39,7 @@ from .common import (
 )
 from .model_paths import shown
 from .progress import NodeProgress, told_with_picture
-from .recipe import LampRecipe
+from .recipe import LampRecipe, setting_input
 from .training_run import Show, find_place, resume_choices
 
 LossMap = io.Custom("LOSS_MAP")
@@ -206,77 +205,26 @@ def _models() -> list[Any]:
     return [
         io.Model.Input(
             "model",
-            tooltip="A SD 1.x checkpoint's MODEL. One of SD 2.x or SD-XL gives a motion for that "
-            "family.",
+            tooltip="MODEL of a SD 1.x checkpoint, without a motion. A SD 2.x or SD-XL model gives "
+            "a motion for that family.",
         ),
-        io.Clip.Input("clip", tooltip="The same checkpoint's text encoder."),
-        io.Vae.Input("vae", tooltip="The same checkpoint's VAE."),
+        io.Clip.Input("clip", tooltip="Text encoder of the same checkpoint."),
+        io.Vae.Input("vae", tooltip="VAE of the same checkpoint."),
         LampClips.Input("clips", tooltip="From LAMP Training Clips."),
     ]
 
 
 def _learning() -> list[Any]:
     return [
-        io.Combo.Input(
-            "recipe",
-            options=list(PRESETS),
-            tooltip="paper: as published, for 30,000 steps. fast: higher learning rates that fall "
-            "to zero over the run, for a fifth of the steps or fewer.",
-        ),
-        io.Int.Input(
-            "steps",
-            default=2000,
-            min=1,
-            max=1_000_000,
-            tooltip="Optimiser steps. The official configs train 30,000, and 500 to edit "
-            "a single clip; the default here is a first look.",
-        ),
-        io.Int.Input(
-            "batch",
-            default=1,
-            min=1,
-            max=64,
-            tooltip="Clips that go through the model at once; 1 takes the least memory.",
-        ),
-        io.Int.Input(
-            "accumulate",
-            default=1,
-            min=1,
-            max=64,
-            tooltip="Batches in each step: as good as a larger batch, without its memory.",
-        ),
-        seed_input(
-            "Same seed and settings, same motion. A stopped training goes on with its own seed "
-            "only.",
-            most=2**63 - 1,
-            changes=False,
-        ),
-        io.Combo.Input(
-            "precision",
-            options=["auto", *PRECISIONS],
-            tooltip="Arithmetic of the forward pass; what is learned is always kept in fp32. auto "
-            "fits the device.",
-        ),
-        io.Combo.Input(
-            "checkpointing",
-            options=list(CHECKPOINTING),
-            tooltip="Save memory by computing activations twice; about a third slower. auto: only "
-            "where it would not fit otherwise.",
-        ),
-        io.Combo.Input(
-            "optimizer",
-            options=list(OPTIMIZERS),
-            tooltip="adamw8bit keeps its averages in 8 bits and saves 1.5 GB at SD 1.x size; it "
-            "needs the package bitsandbytes or torchao.",
-        ),
-        io.Int.Input(
-            "hold_out",
-            default=0,
-            min=0,
-            max=64,
-            tooltip="Clips that are not learned from: when the loss on them rises while the loss "
-            "falls, the motion is learned by heart. 1 or 2 of 12 clips is a good choice.",
-        ),
+        setting_input("preset", RunChoices, id="recipe"),
+        setting_input("steps", default=2000),
+        setting_input("batch"),
+        setting_input("accumulate"),
+        seed_input(find_setting(TrainConfig, "seed").metadata["help"], 2**63 - 1, changes=False),
+        setting_input("precision", RunChoices),
+        setting_input("checkpointing", RunChoices),
+        setting_input("optimizer"),
+        setting_input("hold_out"),
     ]
 
 
@@ -285,76 +233,38 @@ def _keeping() -> list[Any]:
         io.String.Input(
             "name",
             default="motion",
-            tooltip="The file: models/lamp_motion/NAME_00001.safetensors. Folders are fine:"
-            " horses/run.",
+            tooltip="Name of the file, models/lamp_motion/NAME_00001.safetensors. May contain "
+            "folders: horses/run.",
         ),
         io.Combo.Input(
             "resume",
             options=resume_choices(),
-            tooltip="Go on from an earlier training of the same clips and settings: latest is the "
-            "newest one of this name (a new one if there is none). R refreshes the list.",
+            tooltip="Continue an earlier training with the same clips and settings. latest: the "
+            "newest state of this name, or a new training if there is none. Press R to refresh "
+            "the list.",
         ),
-        io.Int.Input(
-            "save_every",
-            default=500,
-            min=0,
-            max=100_000,
-            tooltip="Keep the whole state every so many steps, to go on from after a crash; also "
-            "kept when you cancel. About 3 GB each at SD 1.x size. 0: only when it stops.",
-            **advanced(io.Int.Input),
-        ),
-        io.Int.Input(
-            "keep_states",
-            default=2,
-            min=1,
-            max=100,
-            tooltip="How many of the newest states stay on the disk.",
-            **advanced(io.Int.Input),
-        ),
-        io.Int.Input(
-            "sample_every",
-            default=250,
-            min=0,
-            max=100_000,
-            tooltip="Draw a short video with the motion so far every so many steps; it plays in "
-            "the preview and is kept in output/lamp_training. 0: never.",
-        ),
-        io.Float.Input(
-            "sample_cfg",
-            default=7.5,
-            min=1.0,
-            max=30.0,
-            step=0.5,
-            tooltip="Guidance of these samples.",
-            **advanced(io.Float.Input),
-        ),
+        setting_input("save_every", SaveConfig),
+        setting_input("keep", SaveConfig, id="keep_states"),
+        setting_input("sample_every", SaveConfig),
+        setting_input("sample_guidance", SaveConfig, id="sample_cfg"),
     ]
 
 
 def _optional() -> list[Any]:
     return [
         LampRecipe.Input(
-            "own_recipe",  # the id that saved workflows hold
+            "own_recipe",  # the id in saved workflows
             display_name="custom_recipe",
             optional=True,
-            tooltip="From LAMP Training Recipe; takes the place of recipe.",
+            tooltip="From LAMP Training Recipe. Replaces recipe.",
         ),
         io.Image.Input(
             "first_frame",
             optional=True,
-            tooltip="What the samples start from; by default the first clip's first frame. A "
-            "picture that no clip shows tells more.",
+            tooltip="First frame of the sample videos. Default: the first frame of the first clip. "
+            "An image that is not in the clips shows better what was learned.",
         ),
-        io.Int.Input(
-            "rank",
-            default=0,
-            min=0,
-            max=1024,
-            optional=True,
-            tooltip="Learn each matrix as two factors of this rank. 64 makes the file a twentieth "
-            "of its size at SD 1.x size, and the kept states small. 0 learns it whole (paper).",
-            **advanced(io.Int.Input),
-        ),
+        setting_input("rank", optional=True),
     ]
 
 

@@ -44,7 +44,7 @@ def train(settings: RunSettings) -> None:
         KeyboardInterrupt: it was stopped; what was learned is kept.
     """
     stop = StopRequest(launched=is_launched())
-    group = AccelerateGroup(settings.device, lambda: stop.asked) if is_launched() else None
+    group = AccelerateGroup(settings.choices.device, lambda: stop.asked) if is_launched() else None
     done = False
     try:
         with open_terminal() if _is_main(group) else Silence() as terminal, _warnings(terminal):
@@ -65,8 +65,8 @@ def _train(
     settings: RunSettings, terminal: Terminal, stop: StopRequest, group: AccelerateGroup | None
 ) -> None:
     place = find_place(settings.folder, settings.name, settings.resume)
-    device = choose_device(settings.device) if group is None else group.device
-    config = replace(settings.config, precision=_precision(device, settings.precision))
+    device = choose_device(settings.choices.device) if group is None else group.device
+    config = replace(settings.config, precision=_precision(device, settings.choices.precision))
     processes = 1 if group is None else group.count
     check_optimizer(config)
     if place.state is not None:
@@ -102,7 +102,8 @@ def _train(
     outcome = Outcome(place.motion, about, run=mark)
     folder = RunFolder(place.folder, who, settings.save_config.keep, mark)
     decoder = _decoder(model.vae, device)
-    samples = Samples(place.folder, latents, decoder, settings.sample_guidance)
+    guidance = settings.save_config.sample_guidance
+    samples = Samples(place.folder, latents, decoder, guidance)
     del model  # its text encoder is not needed any more
     with stop.listening(), alone_in(place.folder):
         path = train_to_file(training, folder, settings.save_config, outcome, watch.step, samples)
@@ -136,15 +137,15 @@ def new_training(
     Raises:
         OutOfMemoryPlanError: it cannot fit.
     """
-    config = replace(settings.config, precision=_precision(device, settings.precision))
+    config = replace(settings.config, precision=_precision(device, settings.choices.precision))
     unet = host.unet
     unet.to(device, PRECISIONS[config.precision] or torch.float32)
     free = free_memory(device)
     if free is None:
-        config = replace(config, gradient_checkpointing=settings.checkpointing == "on")
+        config = replace(config, gradient_checkpointing=settings.choices.checkpointing == "on")
     else:
         config = settle_memory(
-            unet, latents, config, settings.checkpointing, device, free, terminal.say
+            unet, latents, config, settings.choices.checkpointing, device, free, terminal.say
         )
     motion = Motion(map_unet(unet)).initialise(config.seed).to(device)
     return Training(host, motion, latents, config, group)

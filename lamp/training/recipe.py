@@ -1,9 +1,13 @@
-"""The settings of a tuning run: the published recipe, a faster one, and any other."""
+"""The settings of a training run: the published recipe, a faster one, and any other.
+
+Each field carries its help text, range and choices. The nodes' inputs and tooltips, the command
+line's checks and the tables in the documentation are made from them.
+"""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import Field, dataclass, field, fields
 from typing import Any
 
 import torch
@@ -12,101 +16,261 @@ from ..errors import LampError
 from ..method.motion import GROUPNORM_MODES
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-RATE_SCHEDULES = ("constant", "cosine")
-OPTIMIZERS = ("adamw", "adamw8bit")
-QUERY_DECAYS = ("whole", "change")
+PRESETS = ("paper", "fast")
+
+
+def setting(
+    default: Any,
+    help: str = "",
+    low: float | None = None,
+    high: float | None = None,
+    *,
+    step: float | None = None,
+    choices: tuple[str, ...] = (),
+    advanced: bool = False,
+) -> Any:
+    """A dataclass field that a person sets.
+
+    Args:
+        help: the tooltip, and the text in the documentation.
+        low, high: range of a number.
+        step: of the number's widget.
+        choices: the values of a menu, the default first.
+        advanced: hidden at first, where the host can.
+    """
+    given = {"help": help, "low": low, "high": high, "step": step, "choices": choices}
+    return field(default=default, metadata={**given, "advanced": advanced})
+
+
+def find_setting(config: type, name: str) -> Field[Any]:
+    """The field of a settings class."""
+    return next(each for each in fields(config) if each.name == name)
+
+
+def check_settings(config: Any) -> None:
+    """Check every field against its range or choices.
+
+    Raises:
+        LampError: a value lies outside.
+    """
+    for each in fields(config):
+        value, known = getattr(config, each.name), each.metadata
+        low, high = known.get("low"), known.get("high")
+        if low is not None and not low <= value <= high:
+            raise LampError(f"{each.name} is {value}: choose a value from {low} to {high}.")
+        if known.get("choices") and value not in known["choices"]:
+            choices = " or ".join(known["choices"])
+            raise LampError(f"{each.name} is '{value}': choose {choices}.")
 
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of a tuning run; the defaults are the published recipe (paper sec. 4.1).
+    """How a motion is learned; the defaults are the published recipe (paper sec. 4.1).
 
-    - ``batch`` clips go through the model at once, ``accumulate`` times before each optimiser step;
-    - ``conv_rate``, ``attention_rate``, ``query_rate`` are factors on the learning rate of the
-      motion convolutions with their gates, of temporal attention, and of the tuned queries;
-    - ``reference_width``: the learning rate is meant for layers of so many channels and falls as
-      1/width in wider ones (the rule for Adam of Yang et al. 2021); 0 takes it as it is;
-    - ``query_decay``: what weight decay pulls towards 0 in the tuned queries: the ``whole`` query,
-      base + change, as the published code, which holds no other, or the ``change`` alone;
-    - ``rank``: each matrix is learned as two factors of this rank (`lamp.training.low_rank`), which
-      makes a small file; 0 learns it as a whole;
-    - ``min_snr`` (Hang et al. 2023) caps the weight of clean timesteps at this signal-to-noise
-      ratio; 0 weighs all alike, as the paper does;
-    - ``ema`` averages the parameters over the steps, 0 is off;
-    - ``hold_out`` clips are not learned from: the loss on them shows over-fitting.
+    `reference_width` follows the rule for Adam of Yang et al. 2021, `min_snr` Hang et al. 2023;
+    for `rank` see `lamp.training.low_rank`.
 
     Raises LampError for a value outside its range.
     """
 
-    steps: int = 30_000
-    frames: int = 16
-    batch: int = 1
-    accumulate: int = 1
-    learning_rate: float = 3e-5
-    conv_rate: float = 1.0
-    attention_rate: float = 1.0
-    query_rate: float = 1.0
-    reference_width: int = 0
-    weight_decay: float = 1e-2
-    query_decay: str = "whole"
-    betas: tuple[float, float] = (0.9, 0.999)
-    clip_norm: float = 1.0
-    warmup: int = 0
-    rate_schedule: str = "constant"
-    ema: float = 0.0
-    min_snr: float = 0.0
-    optimizer: str = "adamw"
-    rank: int = 0
-    hold_out: int = 0
-    seed: int = 0
-    groupnorm: str = "pooled"
-    precision: str = "fp32"
+    steps: int = setting(
+        30_000,
+        "Optimizer steps. The official configs use 30,000, or 500 to edit a single clip. 2,000 "
+        "give a first impression.",
+        1,
+        10**7,
+    )
+    frames: int = setting(16, "Frames per training window.", 2, 1024)
+    batch: int = setting(
+        1, "Clips per forward pass, on each GPU. 1 needs the least memory.", 1, 1024
+    )
+    accumulate: int = setting(
+        1,
+        "Batches per optimizer step. As good as a larger batch, without its memory use.",
+        1,
+        1024,
+    )
+    learning_rate: float = setting(
+        3e-5, "Learning rate of AdamW. The paper uses 0.00003.", 1e-12, 1.0, step=1e-8
+    )
+    conv_rate: float = setting(
+        1.0,
+        "Learning rate factor of the motion convolutions and their gates.",
+        0.0,
+        1000.0,
+        step=0.01,
+    )
+    attention_rate: float = setting(
+        1.0, "Learning rate factor of temporal attention.", 0.0, 1000.0, step=0.01
+    )
+    query_rate: float = setting(
+        1.0,
+        "Learning rate factor of the tuned self-attention queries. 0 freezes them.",
+        0.0,
+        1000.0,
+        step=0.01,
+    )
+    reference_width: int = setting(
+        0,
+        "Number of channels the learning rate is meant for. Wider layers learn more slowly, as "
+        "1/width. 0 uses one rate for all layers (paper).",
+        0,
+        10**7,
+    )
+    weight_decay: float = setting(
+        1e-2, "Weight decay of AdamW. The paper uses 0.01.", 0.0, 1.0, step=0.001
+    )
+    query_decay: str = setting(
+        "whole",
+        "What weight decay shrinks in the tuned queries. whole: base weight plus change, as in the "
+        "official code. change: only the learned change, so that the motion transfers to other "
+        "checkpoints unchanged. With a rank it is always change.",
+        choices=("whole", "change"),
+    )
+    betas: tuple[float, float] = setting((0.9, 0.999), "Betas of AdamW.")
+    clip_norm: float = setting(1.0, "Maximum norm of the gradient.", 1e-6, 1e6)
+    warmup: int = setting(0, "Steps over which the learning rate rises.", 0, 10**7)
+    rate_schedule: str = setting(
+        "constant",
+        "Learning rate after the warmup: constant (paper), or cosine, which falls to zero.",
+        choices=("constant", "cosine"),
+    )
+    ema: float = setting(
+        0.0,
+        "Decay of the moving average of the weights. 0.99 averages about the last 100 steps, 0 "
+        "turns it off (paper).",
+        0.0,
+        0.99999,
+        step=0.0001,
+    )
+    min_snr: float = setting(
+        0.0,
+        "Maximum signal-to-noise ratio in the loss weight (Min-SNR), which lowers the weight of "
+        "nearly clean timesteps. 5 is common, 0 turns it off (paper).",
+        0.0,
+        1e6,
+        step=0.1,
+    )
+    optimizer: str = setting(
+        "adamw",
+        "adamw is the paper's. adamw8bit stores its moments in 8 bits and saves 1.5 GB with SD "
+        "1.x; it needs the package bitsandbytes or torchao.",
+        choices=("adamw", "adamw8bit"),
+    )
+    rank: int = setting(
+        0,
+        "Learns each matrix as two factors of this rank. With SD 1.x, 64 gives a file of 24 MB "
+        "instead of 508 MB, states of 0.3 GB instead of 3 GB, and saves 2.7 GB of memory, but the "
+        "motion learns less in the same steps. 0 learns full matrices (paper).",
+        0,
+        1024,
+        advanced=True,
+    )
+    hold_out: int = setting(
+        0,
+        "Clips kept out of training to measure the loss on. If it rises while the training loss "
+        "falls, the motion overfits. 1 or 2 of 12 clips is a good choice.",
+        0,
+        1024,
+    )
+    seed: int = setting(
+        0,
+        "The same seed and settings give the same motion. A resumed run needs its own seed.",
+        0,
+        2**64 - 1,
+    )
+    groupnorm: str = setting(
+        "pooled",
+        "GroupNorm statistics over all frames of a video (pooled, as in the official code) or of "
+        "each frame. The motion file stores this choice.",
+        choices=GROUPNORM_MODES,
+    )
+    precision: str = setting("fp32", choices=tuple(PRECISIONS))
     gradient_checkpointing: bool = False
 
     def __post_init__(self) -> None:
-        for name, low, high in (
-            ("steps", 1, 10**7),
-            ("frames", 2, 1024),
-            ("batch", 1, 1024),
-            ("accumulate", 1, 1024),
-            ("learning_rate", 1e-12, 1.0),
-            ("conv_rate", 0.0, 1000.0),
-            ("attention_rate", 0.0, 1000.0),
-            ("query_rate", 0.0, 1000.0),
-            ("reference_width", 0, 10**6),
-            ("weight_decay", 0.0, 1.0),
-            ("clip_norm", 1e-6, 1e6),
-            ("warmup", 0, self.steps),
-            ("ema", 0.0, 0.99999),
-            ("min_snr", 0.0, 1e6),
-            ("rank", 0, 1024),
-            ("hold_out", 0, 1024),
-            ("seed", 0, 2**64 - 1),
-        ):
-            value = getattr(self, name)
-            if not low <= value <= high:
-                raise LampError(f"{name} is {value}: choose a value from {low} to {high}.")
+        check_settings(self)
+        if self.warmup > self.steps:
+            raise LampError(f"warmup is {self.warmup}: choose at most steps, {self.steps}.")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise LampError(f"betas are {self.betas}: choose two values from 0 to below 1.")
-        for name, known in (
-            ("rate_schedule", RATE_SCHEDULES),
-            ("precision", tuple(PRECISIONS)),
-            ("optimizer", OPTIMIZERS),
-            ("query_decay", QUERY_DECAYS),
-            ("groupnorm", GROUPNORM_MODES),
-        ):
-            if getattr(self, name) not in known:
-                raise LampError(f"{name} is '{getattr(self, name)}': choose {' or '.join(known)}.")
+
+
+@dataclass(frozen=True)
+class RunChoices:
+    """Choices that become settings of `TrainConfig` once steps, device and free memory are known.
+
+    Raises LampError for an unknown choice.
+    """
+
+    preset: str = setting(
+        "paper",
+        "paper: as published, a constant learning rate for 30,000 steps. fast: higher rates that "
+        "depend on layer width and fall to zero, for a fifth of the steps or fewer. fast was tuned "
+        "on the toy model.",
+        choices=PRESETS,
+    )
+    precision: str = setting(
+        "auto",
+        "Precision of the forward pass. Learned weights always stay in fp32. auto chooses by "
+        "device.",
+        choices=("auto", *PRECISIONS),
+    )
+    checkpointing: str = setting(
+        "auto",
+        "Gradient checkpointing: recomputes activations to save memory, about a third slower. "
+        "auto: only if the run would not fit otherwise.",
+        choices=("auto", "on", "off"),
+    )
+    device: str = setting(
+        "auto",
+        "Device to train on. auto prefers CUDA, then MPS, then the CPU.",
+        choices=("auto", "cuda", "mps", "cpu"),
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True)
+class SaveConfig:
+    """What a run writes while it lasts.
+
+    Raises LampError for a value outside its range.
+    """
+
+    save_every: int = setting(
+        500,
+        "Steps between saved training states, to resume from. Cancelling saves one too. About 3 GB "
+        "each with SD 1.x. 0: only on cancel.",
+        0,
+        10**7,
+        advanced=True,
+    )
+    keep: int = setting(2, "How many of the newest states to keep.", 1, 1000, advanced=True)
+    sample_every: int = setting(
+        250,
+        "Steps between sample videos of the motion so far, and between measurements on held-out "
+        "clips. 0: neither.",
+        0,
+        10**7,
+    )
+    sample_guidance: float = setting(
+        7.5, "CFG scale of the samples.", 0.0, 1000.0, step=0.5, advanced=True
+    )
+
+    def __post_init__(self) -> None:
+        check_settings(self)
 
 
 def preset(name: str, steps: int) -> dict[str, Any]:
     """The settings that a named recipe fixes, for a run of `steps` steps.
 
-    `paper`: the published one. `fast`: higher rates that follow the width of each layer, a short
-    warm-up and a cosine to zero, and less weight on nearly clean timesteps, which teach little of
-    where things are; on the toy base it learns in a fifth of the steps or fewer
-    (`python -m benchmarks.recipe`). Its rates would shrink the queries of the image model by up to
-    a hundredth, which the motion would carry to other checkpoints, so only the change decays.
+    `paper`: the published one. `fast`: higher rates that depend on the width of each layer, a short
+    warmup, a cosine to zero, and less weight on nearly clean timesteps, which teach little about
+    where things are. On the toy base it learns in a fifth of the steps or fewer
+    (`python -m benchmarks.recipe`). Decay of whole queries at these rates would shrink the image
+    model's queries by up to a hundredth, also on other checkpoints, so only the change decays.
 
     Raises:
         LampError: no recipe has that name.
@@ -123,9 +287,6 @@ def preset(name: str, steps: int) -> dict[str, Any]:
             "query_decay": "change",
         }
     raise LampError(f"There is no recipe '{name}': choose {' or '.join(PRESETS)}.")
-
-
-PRESETS = ("paper", "fast")
 
 
 def learning_rate_factor(step: int, config: TrainConfig) -> float:

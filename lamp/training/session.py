@@ -30,19 +30,10 @@ from ..files.names import number_of
 from ..plain import log
 from .loop import StepReport, Training
 from .overhead import Overhead, is_due
+from .recipe import SaveConfig
 from .state import StateError, TrainingState, read_state, take_state, write_state
 
 _STATE = re.compile(r"state-step(\d+)(?:-\d+)?\.safetensors")
-
-
-@dataclass(frozen=True)
-class SaveConfig:
-    """What is kept while a run lasts: a state every `save_every` steps (the newest `keep` stay), a
-    sample and the held-out loss every `sample_every`; 0 is never."""
-
-    save_every: int = 500
-    keep: int = 2
-    sample_every: int = 250
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ from lamp.cli import COMMANDS, main
 from lamp.cli.place import find_place
 from lamp.cli.stopping import StopRequest
 from lamp.cli.terminal import LogLines, PlainTerminal, RichTerminal, describe_step, open_terminal
-from lamp.cli.train_config import SCHEMA, RunSettings, read_settings
+from lamp.cli.train_config import TABLES, RunSettings, read_settings
 from lamp.errors import LampError
 from lamp.method.architecture import map_unet
 from lamp.method.motion import Motion
 from lamp.motion_file.file import MotionConfig, save_motion
 from lamp.training.loop import StepReport
-from lamp.training.recipe import TrainConfig, preset
+from lamp.training.recipe import RunChoices, TrainConfig, preset
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -114,7 +114,7 @@ def test_what_is_not_said_has_the_papers_value(config: Path) -> None:
     assert settings.clips_folder == config.parent / "clips"
     assert settings.folder == config.parent / "output"
     assert (settings.name, settings.resume, settings.cache) == ("motion", "none", None)
-    assert (settings.precision, settings.checkpointing, settings.device) == ("auto",) * 3
+    assert settings.choices == RunChoices()
 
 
 def test_a_preset_is_taken_and_single_settings_over_it(config: Path) -> None:
@@ -125,8 +125,8 @@ def test_a_preset_is_taken_and_single_settings_over_it(config: Path) -> None:
 
 
 def test_every_setting_of_the_recipe_can_be_given() -> None:
-    names = {field.name for field in fields(TrainConfig)} - {"frames"}
-    assert names <= set(SCHEMA["recipe"])
+    names = {field.name for field in fields(TrainConfig)} - {"frames", "gradient_checkpointing"}
+    assert names <= set(TABLES["recipe"].model_fields)
 
 
 def test_set_goes_over_the_file_and_needs_no_quotes(config: Path) -> None:
@@ -149,119 +149,107 @@ def test_paths_start_at_the_files_own_folder(
 
 
 @pytest.mark.parametrize(
-    ("added", "sentence"),
+    ("added", "named"),
     [
-        ("frame = 8", r"run\.toml, line 5: \[data\] frame is unknown: did you mean 'frames'\?"),
-        ("steps = 8", r"line 5: \[data\] steps is unknown: it belongs to \[recipe\]"),
-        ("xyz = 8", r"line 5: \[data\] xyz is unknown: \[data\] has folder, prompt, frames"),
-        ("frames = '8'", r"line 5: \[data\] frames must be a whole number, not '8'\."),
-        ("frames = 8.0", r"frames must be a whole number, not 8\.0\."),
-        ("flip = 1", r"flip must be true or false, not 1\."),
-        ("fps = true", r"fps must be a number, not true\."),
-        ("fit = 'cover'", r"fit must be 'crop', 'pad' or 'stretch', not 'cover'\."),
-        ("width = 100", r"\[data\]: The width must be a positive multiple of 8, not 100"),
-        ("[recipes]\nsteps = 8", r"line 5: there is no table \[recipes\]: did you mean \[recipe\]"),
-        ("[recipe]\nframes = 8", r"line 6: \[recipe\] frames is unknown: it belongs to \[data\]"),
-        ("[recipe]\nbetas = [0.9]", r"betas must be \[a number, a number\], not \[0\.9\]\."),
-        ("[recipe]\npreset = 'slow'", r"preset must be 'paper' or 'fast', not 'slow'\."),
-        ("[recipe]\nwarmup = 10\nsteps = 5", r"\[recipe\]: warmup is 10: choose a value from 0"),
-        ("[recipe]\ngroupnorm = 'x'", r"groupnorm must be 'pooled' or 'frame'"),
-        ("[output]\nkeep = 0", r"line 6: \[output\] keep is 0: choose 1 or more"),
-        ("[output]\nname = '../x'", r"\[output\] name is '\.\./x': use a name such as"),
-        ("[output]\nname = 'con.x'", r"\[output\] name is 'con\.x': use a name such as"),
-        ("[output]\nresume = 'gone'", r"\[output\] resume is '.*gone', and there is no such file"),
-        ("fps = nan", r"fps must be a number, not nan\."),
-        ("fps = 1e999", r"fps must be a number, not inf\."),
-        (f"frames = 0x{'f' * 9000}", r"frames must be a whole number, not a number of so many"),
-        (
-            "[recipe]\nbetas = [0.9, 1.0]",
-            r"\[recipe\]: betas are \(0\.9, 1\.0\): choose two values",
-        ),
-        ("[recipe]\nseed = -1", r"\[recipe\]: seed is -1: choose a value from 0"),
-        ("[output]\ncache = '~nobody-is-here/x'", r"cache is '~nobody.*no path \(Could not"),
-        (f"[output]\nresume = '{'x' * 5000}'", r"resume is 'x{100}', which is no path \(.*long"),
-        ('[output]\nresume = "a\\u0000b"', r"resume is .*no (path|such file)"),
-        (f"frames = {'[' * 5000}", r"run\.toml is no valid TOML \(.*recursion"),
-        (f"frames = {'1' * 5000}", r"run\.toml is no valid TOML \(.*digits"),
-        (f"{'a.' * 9990}a = 1", r"run\.toml has 20,\d+ bytes, the settings of a run take 20,000"),
-        ("frames = 8\nframes = 9", r"run\.toml is no valid TOML \(.*line 6"),
-        ("prompt = horse", r"run\.toml is no valid TOML \(.*line 5"),
+        ("frame = 8", ["[data] frame ", "'frames'"]),
+        ("steps = 8", ["[data] steps ", "[recipe]"]),
+        ("xyz = 8", ["[data] xyz ", "folder", "max_frames"]),
+        ("frames = '8'", ["[data] frames", "'8'", "integer"]),
+        ("frames = 8.0", ["[data] frames", "8.0", "integer"]),
+        ("flip = 1", ["[data] flip", " 1,", "boolean"]),
+        ("fps = true", ["[data] fps", "true", "number"]),
+        ("fit = 'cover'", ["[data] fit", "'cover'", "'crop', 'pad' or 'stretch'"]),
+        ("width = 100", ["[data]", "width", "100"]),
+        ("[recipes]\nsteps = 8", ["[recipes]", "'recipe'"]),
+        ("[recipe]\nframes = 8", ["[recipe] frames", "[data]"]),
+        ("[recipe]\nbetas = [0.9]", ["[recipe] betas", "[0.9]"]),
+        ("[recipe]\nbetas = [0.9, 'b']", ["[recipe] betas", "'b'", "number"]),
+        ("[recipe]\npreset = 'slow'", ["[recipe] preset", "'slow'", "'paper' or 'fast'"]),
+        ("[recipe]\nwarmup = 10\nsteps = 5", ["[recipe]", "warmup", "10", "5"]),
+        ("[recipe]\ngroupnorm = 'x'", ["[recipe] groupnorm", "'pooled' or 'frame'"]),
+        ("[output]\nkeep = 0", ["[output] keep", " 0,", " 1"]),
+        ("[output]\nname = '../x'", ["[output] name", "'../x'"]),
+        ("[output]\nname = 'con.x'", ["[output] name", "'con.x'"]),
+        ("[output]\nresume = 'gone'", ["[output] resume", "gone'"]),
+        ("fps = nan", ["[data] fps", "nan"]),
+        ("fps = 1e999", ["[data] fps", "inf"]),
+        (f"frames = 0x{'f' * 9000}", ["[data] frames"]),
+        (f"max_frames = 0x{'f' * 9000}", ["[data] max_frames"]),
+        ("[recipe]\nbetas = [0.9, 1.0]", ["[recipe]", "betas", "1.0"]),
+        ("[recipe]\nseed = -1", ["[recipe] seed", "-1"]),
+        ("[output]\ncache = '~nobody-is-here/x'", ["[output] cache", "'~nobody-is-here/x'"]),
+        (f"[output]\nresume = '{'x' * 5000}'", ["[output] resume", "x" * 100]),
+        ('[output]\nresume = "a\\u0000b"', ["[output] resume"]),
+        (f"frames = {'[' * 5000}", ["recursion"]),
+        (f"frames = {'1' * 5000}", ["digits"]),
+        (f"{'a.' * 9990}a = 1", [" bytes", "20,000"]),
+        ("frames = 8\nframes = 9", ["line 6"]),
+        ("prompt = horse", ["line 5"]),
     ],
 )
-def test_a_mistake_is_named_with_its_place(config: Path, added: str, sentence: str) -> None:
+def test_a_mistake_is_named_with_key_and_value(config: Path, added: str, named: list[str]) -> None:
     config.write_text(config.read_text() + added + "\n")
-    with pytest.raises(LampError, match=sentence):
+    with pytest.raises(LampError) as refused:
         read(config)
+    message = str(refused.value)
+    assert [part for part in ["run.toml", *named] if part not in message] == [], message
+    assert len(message) < 400
 
 
 @pytest.mark.parametrize(
-    ("text", "sentence"),
+    ("text", "named"),
     [
-        ("path = 'toy'\n", r"line 1: 'path' stands in no table: it belongs below \[base\]"),
-        ("[base]\npath = 'toy'\n", r"run\.toml: \[data\] folder is missing: give the folder"),
-        (
-            "[data]\nfolder = 'clips'\n",
-            r"run\.toml: \[base\] path is missing: give a \.safetensors",
-        ),
-        (
-            "[data]\nfolder = 'clips'\n[base]\npath = 'x.safetensors'\n",
-            r"line 4: \[base\] path is '.*x\.safetensors', and there is no such file",
-        ),
-        ("[base]\npath = 'toy'\n[data]\nfolder = 'none'\n", r"line 4: \[data\] folder is '.*none'"),
+        ("path = 'toy'\n", ["path", "[base]"]),
+        ("data = 5\n[base]\npath = 'toy'", ["[data]", "5"]),
+        ("[base]\npath = 'toy'\n", ["[data] folder"]),
+        ("[base]\npath = 'toy'\n[data]\nfoldr = 'clips'", ["[data] foldr", "'folder'"]),
+        ("[data]\nfolder = 'clips'\n", ["[base] path", ".safetensors"]),
+        ("[data]\nfolder = 'clips'\n[base]\npath = 'x.safetensors'\n", ["[base] path", "x.safe"]),
+        ("[base]\npath = 'toy'\n[data]\nfolder = 'none'\n", ["[data] folder", "none'"]),
     ],
 )
-def test_what_is_missing_is_named(config: Path, text: str, sentence: str) -> None:
+def test_what_is_missing_is_named(config: Path, text: str, named: list[str]) -> None:
     config.write_text(text)
-    with pytest.raises(LampError, match=sentence):
+    with pytest.raises(LampError) as refused:
         read(config)
+    message = str(refused.value)
+    assert [part for part in ["run.toml", *named] if part not in message] == [], message
 
 
 @pytest.mark.parametrize(
-    ("change", "sentence"),
+    ("change", "named"),
     [
-        ("steps=5", r"--set steps=5 names no value: write TABLE\.KEY=VALUE, as recipe\.steps=5\."),
-        ("recipe.steps", r"--set recipe\.steps names no value"),
-        ("recipe.step=5", r"--set recipe\.step is unknown: did you mean 'steps'\?"),
-        ("recipe.steps=many", r"--set recipe\.steps must be a whole number, not 'many'\."),
-        ("receipt.steps=5", r"--set receipt\.steps=5: there is no table receipt: did you mean"),
+        ("steps=5", ["TABLE.KEY=VALUE", "recipe.steps"]),
+        ("recipe.steps", ["TABLE.KEY=VALUE", "recipe.steps"]),
+        ("receipt.steps=5", ["base, data, recipe, output"]),
+        ("recipe.step=5", ["--set recipe.step ", "'steps'"]),
+        ("recipe.steps=many", ["--set recipe.steps", "'many'", "integer"]),
+        ("recipe.steps=0", ["--set recipe.steps", " 0,"]),
+        ("recipe.warmup=40000", ["--set recipe.warmup", "40000"]),
+        ("recipe.betas=[0.9, 1.0]", ["--set recipe.betas", "1.0"]),
+        ("data.stride=0", ["--set data.stride", "0"]),
     ],
 )
-def test_a_mistake_in_set_is_named(config: Path, change: str, sentence: str) -> None:
-    with pytest.raises(LampError, match=sentence):
+def test_a_mistake_in_set_is_named(config: Path, change: str, named: list[str]) -> None:
+    with pytest.raises(LampError) as refused:
         read(config, change)
+    message = str(refused.value)
+    assert [part for part in ["--set", *named] if part not in message] == [], message
+
+
+def test_a_mistake_in_the_file_is_not_blamed_on_set(config: Path) -> None:
+    config.write_text(f"{config.read_text()}[recipe]\nseed = -1\n")
+    with pytest.raises(LampError) as refused:
+        read(config, "recipe.steps=10")
+    assert "run.toml" in str(refused.value) and "seed" in str(refused.value)
 
 
 def test_a_byte_order_mark_does_no_harm_and_another_encoding_is_named(config: Path) -> None:
     config.write_bytes(b"\xef\xbb\xbf" + config.read_bytes())
     assert read(config).base == "toy"
     config.write_bytes("[data]\nprompt = 'æ'".encode("latin-1"))
-    with pytest.raises(LampError, match=r"run\.toml is no UTF-8 text"):
+    with pytest.raises(LampError, match=r"run\.toml.*UTF-8"):
         read(config)
-
-
-@pytest.mark.parametrize(
-    ("file", "changes", "blamed"),
-    [
-        ("", ["recipe.steps=0"], "--set recipe.steps: "),
-        ("steps = 5", ["recipe.steps=0"], "--set recipe.steps: "),
-        ("steps = 5", ["recipe.seed=1", "recipe.warmup=10"], "--set recipe.warmup: "),
-        ("warmup = 10", ["recipe.steps=5"], "--set recipe.steps: "),
-        ("", ["recipe.betas=[0.9, 1.0]"], "--set recipe.betas: "),
-        ("", ["data.stride=0"], "--set data.stride: "),
-        ("", ["data.frames=2000"], "--set data.frames: "),
-        ("", ["recipe.warmup=10", "recipe.steps=5"], "--set recipe."),
-        ("seed = -1", ["recipe.steps=0"], "--set recipe.steps: "),
-        ("seed = -1", ["recipe.steps=10"], "run.toml"),
-        ("steps = 5\nwarmup = 10", ["recipe.seed=3"], "run.toml"),
-    ],
-)
-def test_a_mistake_is_blamed_on_the_set_that_makes_it(
-    config: Path, file: str, changes: list[str], blamed: str
-) -> None:
-    config.write_text(f"{config.read_text()}\n[recipe]\n{file}\n")
-    with pytest.raises(LampError) as refused:
-        read(config, *changes)
-    assert str(refused.value).startswith(blamed)
 
 
 # --- where a run writes ----------------------------------------------------------------------

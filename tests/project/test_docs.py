@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from lamp.cli import COMMANDS
-from lamp.cli.train_config import SCHEMA
+from lamp.cli.train_config import TABLES
+from scripts.assets import setting_tables
 from scripts.server.host import ROOT
 
 PAGES = sorted(
@@ -206,10 +207,16 @@ def sources_of(origin: Path) -> list[Path]:
 @pytest.mark.parametrize("name", ["command_line.md", "command_line.zh.md"])
 def test_the_tables_of_settings_match_the_configuration(name: str) -> None:
     text = text_of(ROOT / "docs" / name)
-    for table, keys in SCHEMA.items():
+    for table, keys in TABLES.items():
         (rows,) = re.findall(rf"^\| `\[{table}\]` \|.*\n\|-.*\n((?:\|.*\n)+)", text, re.MULTILINE)
         cells = [row.split("|")[1] for row in rows.splitlines()]
-        assert sorted(re.findall(r"`(\w+)`", " ".join(cells))) == sorted(keys), table
+        assert sorted(re.findall(r"`(\w+)`", " ".join(cells))) == sorted(keys.model_fields), table
+
+
+def test_the_texts_of_settings_are_those_of_the_code() -> None:
+    for page, language in setting_tables.pages().items():
+        text = text_of(page)
+        assert setting_tables.filled(text, language) == text, f"{page}: run setting_tables"
 
 
 @pytest.mark.parametrize("page", GUIDES, ids=name_of)
