@@ -93,7 +93,7 @@ def _diffusers_runs(
         x, prompt = noise, cond.expand(len(noise), -1, -1)
         other = uncond.expand_as(prompt) if guidance != 1.0 else None
         for timestep in ddim_timesteps(steps):
-            eps = predict_guided(host, x, timestep, prompt, other, guidance)
+            eps = predict_guided(host, x, timestep, prompt, other, guidance, FrameLayout(len(x)))
             after = next_alpha(host.alphas_cumprod, timestep, steps)
             x = ddim_step(x, eps, host.alphas_cumprod[timestep], after)
         return x

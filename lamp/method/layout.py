@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ..errors import LampError
@@ -18,6 +21,8 @@ class FrameLayout:
     # Of a window of a longer video: where its frames stand (from 0), and how many there are in all.
     frame_indices: tuple[int, ...] | None = None
     total: int | None = None
+    # A factor on the motion for each video: see `motion_guidance`. None is 1 for all.
+    motion_scales: tuple[float, ...] | None = None
 
     def check(self, x: Tensor) -> None:
         """Raises LampError if the batch `x` does not hold whole videos."""
@@ -31,3 +36,25 @@ class FrameLayout:
         """`(b f t) ...` -> `b f t ...`; t is 1 unless a patch tiles the tokens of each frame."""
         self.check(x)
         return x.unflatten(0, (self.videos, self.frames, -1))
+
+    @contextmanager
+    def scaled_by(self, scales: Sequence[float]) -> Iterator[None]:
+        """Multiply the strength of the motion by one factor for each video in the batch."""
+        self.motion_scales = tuple(scales)
+        try:
+            yield
+        finally:
+            self.motion_scales = None
+
+    @property
+    def without_motion(self) -> bool:
+        """Whether the motion has strength 0 in all videos."""
+        return self.motion_scales is not None and not any(self.motion_scales)
+
+    def motion_scale(self, x: Tensor) -> float | Tensor:
+        """The factor for `(b f t) ...`, of a shape that broadcasts; 1.0 for all."""
+        if self.motion_scales is None:
+            return 1.0
+        scales = torch.tensor(self.motion_scales, dtype=x.dtype, device=x.device)
+        rows = scales.repeat_interleave(len(x) // self.videos)
+        return rows.reshape(-1, *[1] * (x.ndim - 1))

@@ -147,9 +147,11 @@ def attached(
 def _add_conv(conv: nn.Module, layers: Layers, layout: FrameLayout, stack: ExitStack) -> None:
     def motion(_: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor:
         layout.check(y)
+        if layout.without_motion:
+            return y
         out = y
         for acting, layer in layers:
-            factor: float | Tensor = acting.strength
+            factor = acting.strength * layout.motion_scale(y)
             if acting.motion_mask is not None:
                 factor = acting.motion_mask.of_pixels(y, layout) * factor
             out = layer(y, layout.frames, factor, out)
@@ -162,11 +164,15 @@ def _add_block(
     block: nn.Module, layers: Layers, factor: Factor, layout: FrameLayout, stack: ExitStack
 ) -> None:
     def tuned_query(_: nn.Module, args: tuple[Any, ...], q: Tensor) -> Tensor:
+        if layout.without_motion:
+            return q
         for acting, parts in layers:
             q = add_residual(q, parts.attn1.to_q(args[0]), factor(acting, q))
         return q
 
     def temporal_attention(_: nn.Module, args: tuple[Any, ...], x: Tensor) -> Tensor:
+        if layout.without_motion:
+            return x
         out = x
         for acting, parts in layers:
             residual = parts.attn_temp(parts.norm_temp(x), layout.frames)
@@ -185,9 +191,10 @@ def _token_factor(transformer: nn.Module, layout: FrameLayout, stack: ExitStack)
         size[:] = args[0].shape[-2:]
 
     def factor(acting: ActiveMotion, x: Tensor) -> float | Tensor:
+        scaled = acting.strength * layout.motion_scale(x)
         if acting.motion_mask is None:
-            return acting.strength
-        return acting.motion_mask.of_tokens(x, layout, (size[0], size[1])) * acting.strength
+            return scaled
+        return acting.motion_mask.of_tokens(x, layout, (size[0], size[1])) * scaled
 
     stack.callback(transformer.register_forward_pre_hook(see).remove)
     return factor

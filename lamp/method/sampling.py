@@ -12,6 +12,7 @@ from .host import Host
 from .layout import FrameLayout
 from .masks import MotionMask, all_hold, hold_first_frame, motion_masks_of, restore_held
 from .motion import ActiveMotion, Motion, attached
+from .motion_guidance import check_motion_guidance, guide_motion, unconditional_scale
 from .prompts import stack_prompts
 from .schedule import ddim_step, ddim_timesteps, next_alpha
 from .windows import Windows, predict_in_windows
@@ -31,6 +32,7 @@ def sample(
     steps: int = 50,
     guidance: float = 12.5,
     schedule: AdaINSchedule,
+    motion_guidance: float = 1.0,
     groupnorm: str = "pooled",
     windows: Windows | None = None,
     motion_mask: MotionMask | None = None,
@@ -43,6 +45,7 @@ def sample(
         first: `b c h w`, clean latents of frame 1.
         noise: `(b f) c h w`, already shared (paper eq. 6); frame 1's slot is replaced by `first`.
         cond, uncond: `b n d` text embeddings; `uncond` is not needed at guidance 1.
+        motion_guidance: amplifies the motion (`lamp.method.motion_guidance`); 1 is off.
         windows: show the model a long video in pieces; without, all frames at once.
         motion_mask: where and in which frames the motion acts; without, everywhere.
         others: further motions, which act beside it.
@@ -52,8 +55,9 @@ def sample(
         `(b f) c h w`; frame 1 is `first`, bit for bit.
 
     Raises:
-        LampError: an motion_mask is for another number of frames.
+        LampError: a mask is for another number of frames, or motion guidance is below 1.
     """
+    check_motion_guidance(motion_guidance)
     videos = first.shape[0]
     frames = noise.shape[0] // videos
     x = with_first_frame(noise, first)
@@ -70,8 +74,8 @@ def sample(
 
             def predict(rows: Tensor, x: Tensor = x, timestep: int = timestep) -> Tensor:
                 layout.frame_indices = tuple((rows[:seen] % frames).tolist())
-                unguided = uncond if guided else None
-                return predict_guided(host, x[rows], timestep, cond, unguided, guidance)
+                given = (host, x[rows], timestep, cond, uncond if guided else None, guidance)
+                return predict_guided(*given, layout, motion_guidance)
 
             eps = predict_in_windows(predict, x, windows, frames)
             alpha = host.alphas_cumprod[timestep]
@@ -95,15 +99,37 @@ def _predicted(x: Tensor, eps: Tensor, alpha: Tensor) -> Tensor:
 
 
 def predict_guided(
-    host: Host, x: Tensor, timestep: int, cond: Tensor, uncond: Tensor | None, guidance: float
+    host: Host,
+    x: Tensor,
+    timestep: int,
+    cond: Tensor,
+    uncond: Tensor | None,
+    guidance: float,
+    layout: FrameLayout,
+    motion_guidance: float = 1.0,
 ) -> Tensor:
-    """Classifier-free guidance, uncond and cond in one batch. x: `(b f) c h w`."""
-    if uncond is None:
-        return host.predict(x, torch.full((cond.shape[0],), timestep), cond)
-    text = stack_prompts([uncond, cond])
-    both = host.predict(torch.cat([x, x]), torch.full((text.shape[0],), timestep), text)
-    base, conditioned = both.chunk(2)
-    return base + guidance * (conditioned - base)
+    """Guidance by the prompt, uncond and cond in one batch, and by the motion. x: `(b f) c h w`.
+
+    `layout` is that of the batch which the UNet sees.
+    """
+    text = cond if uncond is None else stack_prompts([uncond, cond])
+    batch = x if uncond is None else torch.cat([x, x])
+    timesteps = torch.full((text.shape[0],), timestep)
+
+    def predict() -> Tensor:
+        eps = host.predict(batch, timesteps, text)
+        if uncond is None:
+            return eps
+        base, conditioned = eps.chunk(2)
+        return base + guidance * (conditioned - base)
+
+    if motion_guidance == 1.0:
+        return predict()
+    scale = None if uncond is None else unconditional_scale(guidance, motion_guidance)
+    if scale is None:
+        return guide_motion(predict, layout, motion_guidance)
+    with layout.scaled_by([scale] * len(cond) + [1.0] * len(cond)):
+        return predict()
 
 
 def with_first_frame(x: Tensor, first: Tensor) -> Tensor:

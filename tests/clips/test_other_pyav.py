@@ -35,7 +35,7 @@ def test_clips_are_read_alike_with_the_oldest_pyav(name: str) -> None:
     )  # fmt: skip
     assert found.stdout.strip() == OLDEST_PYAV.partition("==")[2]
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"tests/clips/{name}"],
+        [sys.executable, "-m", "pytest", "-qx", "-p", "no:cacheprovider", f"tests/clips/{name}"],
         env=others, cwd=ROOT, capture_output=True, text=True, timeout=280,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-2000:]

@@ -22,6 +22,7 @@ from ...method.noise import share_noise
 from ...motion_file.file import MotionFile
 from ...plain import log
 from .latent import check_latent, check_start, fill_protected
+from .motion_guidance import call_guided, scale_for_guider
 from .overflow import find_overflow
 from .run import AD_PARAMS, KEY, PIECE, Run, run_of
 
@@ -43,6 +44,7 @@ class BoundMotion:
     first_frame: bool = True
     strength: float = 1.0
     alpha: float = 0.2
+    motion_guidance: float = 1.0
     start_percent: float = 0.0
     end_percent: float = 1.0
     motion_mask: MotionMask | None = None
@@ -154,6 +156,12 @@ def _beside(present: BoundMotion | None, bound: BoundMotion) -> BoundMotion:
             f"The motion on this MODEL was trained with groupnorm '{present.groupnorm}', this one "
             f"with '{bound.groupnorm}', and a video is drawn one way: use one of them, or train "
             "one again."
+        )
+    if present.motion_guidance != bound.motion_guidance:
+        raise LampError(
+            f"motion_guidance is {present.motion_guidance:g} for the motion on this MODEL and "
+            f"{bound.motion_guidance:g} for this one, and guidance amplifies all of them at once: "
+            "set the same value in every Load LAMP Motion."
         )
     return replace(bound, others=present.all)
 
@@ -295,6 +303,9 @@ def _predict_noise(bound: BoundMotion) -> Callable[..., Tensor]:
             shown = torch.cat([run.first.to(x) / scale, x[1:]])
         run.shown = shown * scale
         run.bypassed = 0
+        run.unconditional_scale = scale_for_guider(
+            executor.class_obj, options, bound.motion_guidance
+        )
         convs = bound.motion.sites.convs
         ends = (convs[0].module, convs[-1].module)
         with run.watched(model.diffusion_model, ends, options.get("model_function_wrapper")):
@@ -349,6 +360,8 @@ def _diffusion_model(bound: BoundMotion) -> Callable[..., Tensor]:
             )
             for each in bound.all
         ]
+        # Inversion shows frame 1 as it is, and retraces what the model says without guidance.
+        guided = bound.motion_guidance != 1.0 and run.first is not None
         with (
             run.attending(),
             attached(
@@ -359,12 +372,21 @@ def _diffusion_model(bound: BoundMotion) -> Callable[..., Tensor]:
                 first_frame=bound.first_frame,
             ),
         ):
-            given = (x, timesteps, context, y, control, options)
-            out = executor(*given, **kwargs)
+            given = (x, timesteps, context, y)
+            if guided and any(each.strength for each in motions):
+
+                def call(control: Any) -> Tensor:
+                    return executor(*given, control, options, **kwargs)
+
+                kinds = options["cond_or_uncond"]
+                usual = kinds if len(kinds) == layout.videos else None
+                out = call_guided(call, control, run, layout, usual, bound.motion_guidance)
+            else:
+                out = executor(*given, control, options, **kwargs)
             if not out.isfinite().all():
                 networks = {f"motion {n}": e.motion for n, e in enumerate(bound.all, start=1)}
                 with find_overflow({**networks, "MODEL": executor.class_obj}) as found:
-                    executor(*given, **kwargs)
+                    executor(*given, control, options, **kwargs)
                 raise LampError(_overflow(found, x.dtype))
             return out
 

@@ -67,6 +67,8 @@ class Run:
     acting: bool = False
     acted: int = 0
     bypassed: int = 0
+    layers_seen: int = 0
+    unconditional_scale: float | None = None
 
     @property
     def whole(self) -> Piece:
@@ -146,6 +148,7 @@ class Run:
 
         def count(_: nn.Module, args: Any) -> None:
             self.bypassed += not self.acting
+            self.layers_seen += self.acting
 
         handles = [unet.get_submodule(end).register_forward_pre_hook(count) for end in ends]
         try:
