@@ -15,7 +15,8 @@ from lamp.method.adain import AdaINSchedule
 from lamp.method.architecture import canonical_names, map_unet
 from lamp.method.host import Host
 from lamp.method.motion import Motion
-from lamp.motion_file.file import MotionConfig, MotionFile
+from lamp.motion_file.config import MotionConfig
+from lamp.motion_file.file import MotionFile
 
 from .fixtures import Fixture, split_official
 

@@ -27,7 +27,7 @@ from benchmarks.robustness.watch import LONGEST, SPARE, Outcome, watch
 from lamp.errors import LampError
 from lamp.files.cache import entry_name
 from lamp.hosts.diffusers.models import load_unet
-from lamp.motion_file.file import MotionConfig
+from lamp.motion_file.config import MotionConfig
 
 Make = Callable[[Path], object]
 _READERS = {loader.name: loader for loader in LOADERS}

@@ -22,7 +22,8 @@ from benchmarks.samples.small_training import main as train_small
 from lamp.files.cache import TensorCache, entry_name
 from lamp.method.architecture import BlockSite, ConvSite, SiteMap
 from lamp.method.motion import Motion
-from lamp.motion_file.file import MotionConfig, load_motion_file, save_motion
+from lamp.motion_file.config import MotionConfig
+from lamp.motion_file.file import load_motion_file, save_motion
 from lamp.training.session import newest_state, states
 from lamp.training.state import read_state
 

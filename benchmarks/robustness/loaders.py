@@ -22,9 +22,10 @@ from lamp.errors import LampError
 from lamp.files.cache import TensorCache, entry_name
 from lamp.method.architecture import BlockSite, ConvSite, SiteMap, map_unet
 from lamp.method.motion import Motion
+from lamp.motion_file.config import MotionConfig
 from lamp.motion_file.convert import canonical_state, convert_official
 from lamp.motion_file.describe import describe_motion
-from lamp.motion_file.file import MotionConfig, MotionFile, load_motion_file, save_motion
+from lamp.motion_file.file import MotionFile, load_motion_file, save_motion
 from lamp.motion_file.merge import merge_motions
 from lamp.training.loop import Training
 from lamp.training.recipe import TrainConfig

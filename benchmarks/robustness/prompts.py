@@ -274,7 +274,8 @@ def _state_of(folder: Path) -> list[tuple[str, int, int, bytes]]:
 def write_motion(base: Path) -> str:
     from lamp.method.architecture import map_unet
     from lamp.method.motion import Motion
-    from lamp.motion_file.file import MotionConfig, save_motion
+    from lamp.motion_file.config import MotionConfig
+    from lamp.motion_file.file import save_motion
     from lamp.toy.base import load_toy_base
 
     sites = map_unet(load_toy_base().unet)

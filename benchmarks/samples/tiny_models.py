@@ -10,7 +10,8 @@ from torch import Tensor
 from lamp.hosts.comfy.models import build_patcher
 from lamp.method.architecture import map_unet
 from lamp.method.motion import Motion
-from lamp.motion_file.file import MotionConfig, MotionFile
+from lamp.motion_file.config import MotionConfig
+from lamp.motion_file.file import MotionFile
 
 WIDTH = 32
 

@@ -35,7 +35,8 @@ from lamp.method.masks import MotionMask
 from lamp.method.motion import ActiveMotion, Motion
 from lamp.method.noise import draw_noise, share_noise
 from lamp.method.sampling import sample
-from lamp.motion_file.file import MotionConfig, MotionFile
+from lamp.motion_file.config import MotionConfig
+from lamp.motion_file.file import MotionFile
 from lamp.motion_file.merge import merge_motions
 from lamp.toy.base import ToyBase, load_toy_base
 from lamp.toy.cases import Case, Target, split_pairs

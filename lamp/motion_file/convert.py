@@ -23,7 +23,8 @@ from ..errors import IncompatibleModelError, MotionFileError
 from ..files.header import check_file
 from ..method.architecture import canonical_names, map_unet
 from ..method.motion import Motion
-from .file import MotionConfig, MotionFile
+from .config import MotionConfig
+from .file import MotionFile
 from .provenance import LICENSE_KEY, SOURCE_KEY
 
 LICENSE = "CC BY-NC 4.0"

@@ -5,7 +5,8 @@ from __future__ import annotations
 from ..method.architecture import describe_family
 from ..method.motion import TRAINED
 from ..plain import plain
-from .file import MotionConfig, MotionFile
+from .config import MotionConfig
+from .file import MotionFile
 from .provenance import LICENSE_KEY, SOURCE_KEY, parents
 
 _LISTED_CAPTIONS = 8

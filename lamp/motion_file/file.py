@@ -1,20 +1,18 @@
-"""The motion file: only what was learned, as safetensors with a header that says what it is.
+"""The motion file: the trained parameters only, as safetensors with a descriptive header.
 
 Header keys: `lamp.format` (version), `lamp.config` (JSON of `MotionConfig`), `lamp.rank` in a
-compact file, the fields of modelspec 1.0.0, and whatever the writer adds (ComfyUI's `prompt` and
-`workflow`).
+compact file, the fields of modelspec 1.0.0, and what the writer adds (ComfyUI's `prompt` and
+`workflow`). docs/motion_file.md is the specification.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,84 +20,29 @@ from torch import Tensor
 from ..errors import IncompatibleModelError, LampError, MotionFileError, is_out_of_memory
 from ..files.atomic import write_advice, write_file
 from ..files.header import MAX_HEADER, check_file
-from ..files.strict_json import read_json
 from ..method.architecture import SiteMap, describe_family
-from ..method.motion import GROUPNORM_MODES
 from ..plain import log
-from .compress import (
-    BYTES_KEY,
-    RANK_KEY,
-    Factors,
-    Form,
-    check_size,
-    compress,
-    compress_factors,
-    expand,
-    read_forms,
-)
-from .shapes import Shapes, misfit, no_motion, shapes_for, shapes_of
+from .compress import Factors, check_size, compress, compress_factors
+from .config import MotionConfig, config_text, read_config
+from .encoding import BYTES_KEY, RANK_KEY, Encoding, decode, read_encodings
+from .shapes import Shapes, implausible, misfit, shapes_for, shapes_of
 
-FORMAT = 2
-"""The newest that is read: 1 holds every tensor as it is, 2 some of them in the compact form."""
 RUN_KEY = "lamp.run"
-"""Header entry of a motion that a run has written: its mark, see `training.session.mark_of`."""
+"""Header entry of a trained motion: the mark of its run, see `training.session.mark_of`."""
 _MODELSPEC_ARCHITECTURE = {
     "sd1": "stable-diffusion-v1/lamp-motion",
     "sd2": "stable-diffusion-v2-768-v/lamp-motion",
     "sdxl": "stable-diffusion-xl-v1-base/lamp-motion",
 }
-# A motion for SD-XL in fp32 takes 2.5 GB; nothing honest is larger than this.
+# A motion for SD-XL in fp32 takes 2.5 GB; no honest file is larger than this.
 _MAX_BYTES = 8 * 2**30
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-_MAX_CONFIG = 2**19  # characters; as JSON of empty lists it takes twenty times as many bytes
-_MEASURED = ("frames", "width", "height", "fps")
-_RANGES: dict[str, tuple[float, float]] = {
-    **dict.fromkeys(_MEASURED[:-1], (0, 10**6)),
-    "fps": (0, 1e6),
-    "steps": (0, 10**9),
-    "seed": (-(2**63), 2**64),
-    "learning_rate": (-1e6, 1e6),
-}
 _MAX_EXTRA = MAX_HEADER // 2
 
 
 @dataclass(frozen=True)
-class MotionConfig:
-    """How a motion was made and has to be run.
-
-    ``frames``, ``width``, ``height``, ``fps``: of the windows that it was learned from; 0, and left
-    out of the file, where that is not known or not one for all clips.
-    ``importance``: by tensor, how much the prediction depends on a number of it: the mean square of
-    its gradient in training (the diagonal of the Fisher information), the largest one 1. Empty
-    where it is not known. A compact file, which is made by it, does without.
-    """
-
-    family: str
-    frames: int = 0
-    width: int = 0
-    height: int = 0
-    fps: float = 0.0
-    groupnorm: str = "pooled"
-    prompt: str = ""
-    captions: list[str] = field(default_factory=list)
-    steps: int = 0
-    learning_rate: float = 0.0
-    seed: int = 0
-    base_model: str = ""
-    base_hash: str = ""
-    importance: dict[str, float] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if self.groupnorm not in GROUPNORM_MODES:
-            raise MotionFileError(
-                f"groupnorm is '{self.groupnorm}' in the motion's header; known are "
-                f"{', '.join(GROUPNORM_MODES)}: get a newer version of LAMP Motion."
-            )
-
-
-@dataclass(frozen=True)
 class MotionFile:
-    """A motion read from disk or just trained: tensors by canonical name, and how to run them."""
+    """A motion from disk or from training: tensors by canonical name, and how to run them."""
 
     state: dict[str, Tensor]
     config: MotionConfig
@@ -107,13 +50,16 @@ class MotionFile:
     name: str = "the motion"
 
     def check_against(self, sites: SiteMap) -> None:
-        """See that the motion fits a UNet.
+        """Check that the motion fits a UNet.
 
         Raises:
-            IncompatibleModelError: it was trained for another family of models.
+            IncompatibleModelError: it was trained for another model family.
             MotionFileError: tensors are missing, unknown or of a wrong shape.
         """
         _check_fit(self.name, self.config, shapes_of(self.state), sites)
+
+
+# --- writing --------------------------------------------------------------------------------------
 
 
 def save_motion(
@@ -131,19 +77,19 @@ def save_motion(
     new: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
-    """Write a motion beside `path` and rename it, so that no half-written file is ever there.
+    """Write a motion file atomically.
 
     Args:
         dtype: fp16 keeps a SD 1.x motion at 508 MB. A tensor that overflows it stays in fp32.
-        size: below 1, the share of their fp16 bytes that the compact form takes, see `compress`.
-        factors: of tensors that were learned as such; they are stored in their place.
-        thumbnail: a `data:image/jpeg;base64,...` picture that model browsers show.
+        size: below 1, the share of the fp16 bytes that a compact file takes, see `compress`.
+        factors: of tensors that were trained as low-rank factors, stored in their place.
+        thumbnail: a `data:image/jpeg;base64,...` picture for model browsers.
         extra: further header entries.
-        progress: of the compact form, which takes minutes: see `compress`.
-        new: never over another file: one that is there by now gets a `NAME-2` beside it.
+        new: never overwrite; an existing file leads to `NAME-2`.
+        progress: of the compression, which takes minutes, see `compress`.
 
     Returns:
-        Where it is.
+        Where the file is.
 
     Raises:
         MotionFileError: a tensor holds NaN or infinite values, or the disk refuses the file.
@@ -156,21 +102,23 @@ def save_motion(
     tensors = {name: _stored(name, tensor, dtype) for name, tensor in state.items()}
     metadata = {
         "lamp.format": "1",
-        "lamp.config": _config_text(replace(config, importance={}) if compact else config),
+        "lamp.config": config_text(replace(config, importance={}) if compact else config),
         **_modelspec(config, title or path.stem, license_name, thumbnail),
         **_fitting(extra or {}),
     }
     if compact:
         if factors:
-            data, forms = compress_factors(factors)
+            data, encodings = compress_factors(factors)
         else:
-            data, forms = compress(tensors, size, config.importance, progress)
+            data, encodings = compress(tensors, size, config.importance, progress)
         rest = tensors.keys() - (factors or tensors).keys()
         tensors = {BYTES_KEY: data, **{name: tensors[name] for name in rest}}
-        metadata |= {"lamp.format": "2", RANK_KEY: forms}
+        metadata |= {"lamp.format": "2", RANK_KEY: encodings}
+    # File names can hold bytes that are not text: each becomes a `?`, as in captions.
+    metadata = {_text(name): _text(text) for name, text in metadata.items()}
 
     def write(temporary: Path) -> None:
-        save_file(tensors, temporary, metadata=_encodable(metadata))
+        save_file(tensors, temporary, metadata=metadata)
         temporary.chmod(0o644)  # safetensors writes 0600, which other users' servers cannot read
 
     try:
@@ -182,187 +130,6 @@ def save_motion(
         ) from error
 
 
-def run_of(path: Path) -> str:
-    """The mark of the training run that wrote a motion file; empty if it has none, or is none."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        check_file(path)
-        with safe_open(path, framework="pt") as file:
-            return str((file.metadata() or {}).get(RUN_KEY, ""))
-    except (SafetensorError, OSError, ValueError, RuntimeError):
-        return ""
-
-
-def load_motion_file(path: Path, sites: SiteMap | None = None) -> MotionFile:
-    """Read and check a motion file. Its tensors take at most three times what an honest file of its
-    family does, whatever it says.
-
-    Args:
-        sites: of the UNet that it is for: nothing is read unless it fits.
-
-    Raises:
-        MotionFileError: it is missing, damaged, no motion file, of a newer format, does not fit
-            `sites`, or the memory does not suffice.
-        IncompatibleModelError: it was trained for another family of models.
-    """
-    from safetensors import SafetensorError, safe_open
-
-    if not path.is_file():
-        raise MotionFileError(f"There is no motion file {path.name}: refresh the list of files.")
-    if path.stat().st_size > _MAX_BYTES:
-        raise MotionFileError(f"{path.name} is larger than any motion can be (8 GiB).")
-    try:
-        check_file(path)
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            config = _read_config(path.name, metadata)
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-            forms = _read_forms(path.name, config, metadata, shapes)
-            if sites is not None:
-                _check_fit(path.name, config, shapes, sites)
-            # Copies: what is mapped can be neither replaced nor deleted on Windows.
-            names = list(file.keys())
-            state = {name: file.get_tensor(name).clone() for name in names}
-            state = expand(path.name, state, forms) if RANK_KEY in metadata else state
-    except LampError:
-        raise
-    except (SafetensorError, OSError, ValueError, RuntimeError, MemoryError) as error:
-        raise MotionFileError(
-            f"{path.name} is no readable .safetensors file ({str(error)[:200]}): download it again."
-            if not is_out_of_memory(error)
-            else f"There is not enough memory to read {path.name}: close other programs, or other "
-            "models in this one."
-        ) from error
-    for name, tensor in state.items():
-        _check_tensor(path.name, name, tensor)
-    return MotionFile(state, config, metadata, path.name)
-
-
-def _read_forms(
-    file: str, config: MotionConfig, metadata: Mapping[str, str], shapes: Shapes
-) -> dict[str, Form]:
-    """The forms of a compact file, if they unfold to a motion; `shapes` is then of that motion."""
-    if RANK_KEY not in metadata:
-        return {}
-    forms = read_forms(file, metadata[RANK_KEY])
-    shapes.pop(BYTES_KEY, None)
-    shapes |= {name: form.shape for name, form in forms.items()}
-    problem = no_motion(config.family, shapes)
-    if problem is not None:
-        raise MotionFileError(
-            f"The compact file {file} is damaged ('{RANK_KEY}' in its header: {problem}): download "
-            "it again."
-        )
-    return forms
-
-
-def _check_fit(file: str, config: MotionConfig, shapes: Shapes, sites: SiteMap) -> None:
-    if config.family != sites.family:
-        raise _family_error(file, config.family, sites.family)
-    problem = misfit(shapes, shapes_for(sites))
-    if problem is not None:
-        raise MotionFileError(
-            f"{file} does not fit the connected MODEL: {problem}. The file is damaged or "
-            "was trained on a model of another shape; use the base model it names "
-            f"('{config.base_model or 'unknown'}') or download it again."
-        )
-
-
-def _encodable(metadata: Mapping[str, str]) -> dict[str, str]:
-    """Names on a disk may hold bytes that are no text: a `?` stands for each, as in captions."""
-    return {_text(name): _text(text) for name, text in metadata.items()}
-
-
-def _text(text: str) -> str:
-    return text.encode(errors="replace").decode()
-
-
-def _config_text(config: MotionConfig) -> str:
-    known = asdict(config)
-    known = {name: value for name, value in known.items() if value or name not in _MEASURED}
-    text = json.dumps(known, ensure_ascii=False)
-    if len(text) <= _MAX_CONFIG:
-        return text
-    log.warning("The captions are too long to be kept in the motion file: they are left out.")
-    return json.dumps({**known, "captions": []}, ensure_ascii=False)
-
-
-def _fitting(extra: Mapping[str, str]) -> dict[str, str]:
-    """Further entries while there is room: a motion is worth more than the graph that made it."""
-    kept, size = {}, 0
-    for name, text in sorted(extra.items(), key=lambda item: len(item[1])):
-        size += len(json.dumps(text))
-        if size > _MAX_EXTRA:
-            log.warning("'%s' is too long for the motion file: it is left out.", name)
-        else:
-            kept[name] = text
-    return kept
-
-
-def _read_config(file: str, metadata: Mapping[str, str]) -> MotionConfig:
-    if "lamp.format" not in metadata:
-        raise MotionFileError(
-            f"{file} is no LAMP motion (its header has no 'lamp.format'): LoRAs, checkpoints and "
-            "motion modules of other tools go to their own loaders."
-        )
-    version = metadata["lamp.format"]
-    if not re.fullmatch("[0-9]{1,9}", version) or int(version) > FORMAT:
-        raise MotionFileError(
-            f"{file} has motion format '{version[:20]}', this version reads up to {FORMAT}: "
-            "update LAMP Motion."
-        )
-    try:
-        text = metadata["lamp.config"]
-        if len(text) > _MAX_CONFIG:
-            raise ValueError(f"it has {len(text):,} characters")
-        raw = read_json(text)
-        known = {f.name: raw[f.name] for f in fields(MotionConfig) if f.name in raw}
-        return MotionConfig(**_typed(known))
-    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-        raise MotionFileError(
-            f"The header of {file} is damaged ('lamp.config': {str(error)[:100]}): download it "
-            "again."
-        ) from error
-
-
-def _typed(raw: dict[str, Any]) -> dict[str, Any]:
-    """Check each field's type: a header comes from strangers."""
-    defaults = MotionConfig(family="")
-    for name, value in raw.items():
-        wanted = type(getattr(defaults, name))
-        if wanted is float and type(value) is int:
-            raw[name] = float(value)
-        elif type(value) is not wanted:
-            raise TypeError(f"{name} is no {wanted.__name__}")
-        if wanted is str:
-            value.encode()  # half a character, which JSON can hold, could never be shown
-    for name, (low, high) in _RANGES.items():
-        if name in raw and not low <= raw[name] <= high:
-            raise ValueError(f"{name} is out of range")
-    if any(type(caption) is not str for caption in raw.get("captions", [])):
-        raise TypeError("captions holds something else than text")
-    "".join(raw.get("captions", [])).encode()
-    for name, value in raw.get("importance", {}).items():
-        if type(value) not in (int, float) or not 0 <= value <= 1:
-            raise ValueError(f"importance of {name[:100]} is out of range")
-    return raw
-
-
-def _check_tensor(file: str, name: str, tensor: Tensor) -> None:
-    if tensor.dtype not in _DTYPES:
-        raise MotionFileError(
-            f"{file}: tensor '{name[:100]}' holds {tensor.dtype}, not floats of 16 bits or more: "
-            "download it again."
-        )
-    # Not isfinite, which takes twice a tensor's own memory.
-    if tensor.numel() and not all(math.isfinite(end) for end in torch.aminmax(tensor)):
-        raise MotionFileError(
-            f"{file}: tensor '{name[:100]}' holds NaN or infinite values: the training diverged; "
-            "use an earlier file or train again with a lower learning rate."
-        )
-
-
 def _stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     tensor = tensor.detach().cpu()
     if not torch.isfinite(tensor).all():
@@ -372,21 +139,6 @@ def _stored(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         )
     narrowed = tensor.to(dtype).contiguous()
     return narrowed if torch.isfinite(narrowed).all() else tensor.float().contiguous()
-
-
-def _family_error(name: str, trained: str, connected: str) -> IncompatibleModelError:
-    """The commonest mistake: SD-XL, which draws frame 1, wired to a SD 1.x motion."""
-    if connected == "sdxl":
-        cure = (
-            "Use SD-XL only for the first frame, with its own KSampler, and connect a "
-            f"{describe_family(trained)} checkpoint to Load LAMP Motion"
-        )
-    else:
-        cure = f"Connect a {describe_family(trained)} checkpoint, with its own CLIP and VAE"
-    return IncompatibleModelError(
-        f"{name} was trained for {describe_family(trained)}; the connected MODEL is "
-        f"{describe_family(connected)}. {cure}."
-    )
 
 
 def _modelspec(
@@ -408,3 +160,140 @@ def _modelspec(
         "thumbnail": thumbnail,
     }
     return {f"modelspec.{key}": value for key, value in spec.items() if value}
+
+
+def _fitting(extra: Mapping[str, str]) -> dict[str, str]:
+    """The further entries, shortest first, that fit into the header."""
+    kept, size = {}, 0
+    for name, text in sorted(extra.items(), key=lambda item: len(item[1])):
+        size += len(json.dumps(text))
+        if size > _MAX_EXTRA:
+            log.warning("'%s' is too long for the motion file and is not saved in it.", name)
+        else:
+            kept[name] = text
+    return kept
+
+
+def _text(text: str) -> str:
+    return text.encode(errors="replace").decode()
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def run_of(path: Path) -> str:
+    """The mark of the training run that wrote a motion file, empty if there is none."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        check_file(path)
+        with safe_open(path, framework="pt") as file:
+            return str((file.metadata() or {}).get(RUN_KEY, ""))
+    except (SafetensorError, OSError, ValueError, RuntimeError):
+        return ""
+
+
+def load_motion_file(path: Path, sites: SiteMap | None = None) -> MotionFile:
+    """Read and check a motion file. Whatever the file claims, its tensors take at most three times
+    the memory of an honest motion of its family.
+
+    Args:
+        sites: of the UNet that it is for. If given, tensors are only read if they fit.
+
+    Raises:
+        MotionFileError: the file is missing, damaged, not a motion, of a newer format, does not fit
+            `sites`, or there is too little memory.
+        IncompatibleModelError: it was trained for another model family.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise MotionFileError(f"There is no motion file {path.name}. Refresh the list of files.")
+    if path.stat().st_size > _MAX_BYTES:
+        raise MotionFileError(f"{path.name} is larger than any motion (8 GiB).")
+    try:
+        check_file(path)
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            config = read_config(path.name, metadata)
+            names = list(file.keys())
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names}
+            encodings = _read_encodings(path.name, config, metadata, shapes)
+            if sites is not None:
+                _check_fit(path.name, config, shapes, sites)
+            # Clones: on Windows a memory-mapped file can be neither replaced nor deleted.
+            state = {name: file.get_tensor(name).clone() for name in names}
+            state = decode(path.name, state, encodings) if RANK_KEY in metadata else state
+    except LampError:
+        raise
+    except (SafetensorError, OSError, ValueError, RuntimeError, MemoryError) as error:
+        raise MotionFileError(
+            f"There is not enough memory to read {path.name}. Unload other models or close other "
+            "programs."
+            if is_out_of_memory(error)
+            else f"{path.name} cannot be read as .safetensors ({str(error)[:200]}). Download it "
+            "again."
+        ) from error
+    for name, tensor in state.items():
+        _check_tensor(path.name, name, tensor)
+    return MotionFile(state, config, metadata, path.name)
+
+
+def _read_encodings(
+    file: str, config: MotionConfig, metadata: Mapping[str, str], shapes: Shapes
+) -> dict[str, Encoding]:
+    """The encodings of a compact file, none for others. `shapes` becomes that of the decoded
+    motion, and is checked before anything is decoded."""
+    if RANK_KEY not in metadata:
+        return {}
+    encodings = read_encodings(file, metadata[RANK_KEY])
+    shapes.pop(BYTES_KEY, None)
+    shapes |= {name: encoding.shape for name, encoding in encodings.items()}
+    problem = implausible(config.family, shapes)
+    if problem is not None:
+        raise MotionFileError(
+            f"The compact file {file} is damaged ('{RANK_KEY}' in its header: {problem}). Download "
+            "it again."
+        )
+    return encodings
+
+
+def _check_tensor(file: str, name: str, tensor: Tensor) -> None:
+    if tensor.dtype not in _DTYPES:
+        raise MotionFileError(
+            f"{file}: tensor '{name[:100]}' holds {tensor.dtype}, not floats of 16 bits or more. "
+            "Download it again."
+        )
+    # Not isfinite, which takes twice a tensor's own memory.
+    if tensor.numel() and not all(math.isfinite(end) for end in torch.aminmax(tensor)):
+        raise MotionFileError(
+            f"{file}: tensor '{name[:100]}' holds NaN or infinite values: the training diverged. "
+            "Use an earlier file, or train again with a lower learning rate."
+        )
+
+
+def _check_fit(file: str, config: MotionConfig, shapes: Shapes, sites: SiteMap) -> None:
+    if config.family != sites.family:
+        raise _family_error(file, config.family, sites.family)
+    problem = misfit(shapes, shapes_for(sites))
+    if problem is not None:
+        raise MotionFileError(
+            f"{file} does not fit the connected MODEL: {problem}. The file is damaged, or the "
+            "motion was trained on a differently shaped model. Use its base model "
+            f"('{config.base_model or 'unknown'}') or download it again."
+        )
+
+
+def _family_error(name: str, trained: str, connected: str) -> IncompatibleModelError:
+    """The most frequent mistake: SD-XL, which makes frame 1, connected to a SD 1.x motion."""
+    if connected == "sdxl":
+        advice = (
+            "Use SD-XL only for the first frame, with its own KSampler, and connect a "
+            f"{describe_family(trained)} checkpoint to Load LAMP Motion"
+        )
+    else:
+        advice = f"Connect a {describe_family(trained)} checkpoint, with its own CLIP and VAE"
+    return IncompatibleModelError(
+        f"{name} was trained for {describe_family(trained)}; the connected MODEL is "
+        f"{describe_family(connected)}. {advice}."
+    )

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from ..errors import IncompatibleModelError, LampError, MotionFileError
 from ..method.architecture import BlockSite, ConvSite, SiteMap, describe_family
-from .file import MotionConfig, MotionFile
+from .config import MotionConfig
+from .file import MotionFile
 from .provenance import LICENSE_KEY, PARENTS_KEY
 from .shapes import Shapes, misfit, shapes_for, shapes_of
 

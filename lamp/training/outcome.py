@@ -9,7 +9,8 @@ from typing import Any
 
 from ..clips.load import ClipSet
 from ..errors import LampError, MotionFileError
-from ..motion_file.file import RUN_KEY, MotionConfig, MotionFile, run_of, save_motion
+from ..motion_file.config import MotionConfig
+from ..motion_file.file import RUN_KEY, MotionFile, run_of, save_motion
 from ..plain import log
 from .loop import StepReport, Training
 from .low_rank import factors, whole_state

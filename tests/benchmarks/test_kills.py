@@ -14,7 +14,8 @@ import torch
 
 from lamp.files.cache import TensorCache, entry_name
 from lamp.method.motion import Motion
-from lamp.motion_file.file import MotionConfig, save_motion
+from lamp.motion_file.config import MotionConfig
+from lamp.motion_file.file import save_motion
 from scripts.server.host import ROOT
 
 pytest.importorskip("diffusers")

@@ -22,7 +22,8 @@ from lamp.cli.train_config import TABLES, RunSettings, read_settings
 from lamp.errors import LampError
 from lamp.method.architecture import map_unet
 from lamp.method.motion import Motion
-from lamp.motion_file.file import MotionConfig, save_motion
+from lamp.motion_file.config import MotionConfig
+from lamp.motion_file.file import save_motion
 from lamp.training.loop import StepReport
 from lamp.training.recipe import RunChoices, TrainConfig, preset
 
@@ -68,7 +69,7 @@ def test_a_mistyped_command_or_argument_is_a_sentence(capsys: pytest.CaptureFixt
 
 
 def test_an_error_shows_its_place_only_when_asked_to(capsys: pytest.CaptureFixture[str]) -> None:
-    assert "no motion file none.safetensors" in failing(["inspect", "none.safetensors"], capsys)
+    assert "none.safetensors" in failing(["inspect", "none.safetensors"], capsys)
     with pytest.raises(LampError):
         main(["inspect", "none.safetensors", "--debug"])
 

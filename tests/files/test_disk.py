@@ -22,7 +22,8 @@ from lamp.files.atomic import write_file
 from lamp.files.lock import alone_in, new_folder
 from lamp.method.architecture import ConvSite, SiteMap
 from lamp.method.motion import Motion
-from lamp.motion_file.file import MotionConfig, load_motion_file, save_motion
+from lamp.motion_file.config import MotionConfig
+from lamp.motion_file.file import load_motion_file, save_motion
 from lamp.training.loop import StepReport
 from lamp.training.samples import save_animation, save_loss_plot
 from lamp.training.session import RunFolder

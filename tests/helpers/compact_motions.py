@@ -12,8 +12,9 @@ from torch import Tensor
 
 from lamp.method.architecture import BlockSite, ConvSite, SiteMap
 from lamp.method.motion import Motion
-from lamp.motion_file.compress import BYTES_KEY, compress, expand, read_forms
-from lamp.motion_file.file import MotionConfig
+from lamp.motion_file.compress import compress
+from lamp.motion_file.config import MotionConfig
+from lamp.motion_file.encoding import BYTES_KEY, decode, read_encodings
 
 BLOCK = "mid_block.attentions.0.transformer_blocks.0"
 SITES = SiteMap(
@@ -58,7 +59,7 @@ def round_trip(
     state: dict[str, Tensor], size: float, importance: dict[str, float] | None = None
 ) -> dict[str, Tensor]:
     data, header = compress(state, size, importance)
-    return expand("m", {BYTES_KEY: data}, read_forms("m", header))
+    return decode("m", {BYTES_KEY: data}, read_encodings("m", header))
 
 
 def error(found: Tensor, wanted: Tensor) -> float:

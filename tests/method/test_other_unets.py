@@ -23,7 +23,8 @@ from lamp.method.motion import Motion
 from lamp.method.noise import draw_noise, share_noise
 from lamp.method.sampling import sample
 from lamp.method.schedule import scaled_linear_alphas
-from lamp.motion_file.file import MotionConfig, MotionFile, load_motion_file, save_motion
+from lamp.motion_file.config import MotionConfig
+from lamp.motion_file.file import MotionFile, load_motion_file, save_motion
 from lamp.training.latents import LatentClips, cache_latents
 from lamp.training.loop import predict_loss, train
 from lamp.training.recipe import TrainConfig
@@ -354,10 +355,8 @@ def test_the_motion_of_another_family_is_refused_by_sd_1(motion: str) -> None:
 
     sites = map_unet(build_host(config, random_state(0, config)).unet)
     name = {"sd2": "SD 2.x", "sdxl": "SD-XL"}[motion]
-    words = f"for {name}; the connected MODEL is SD 1.x. Connect a {name} checkpoint"
-    with pytest.raises(IncompatibleModelError, match=words) as caught:
+    with pytest.raises(IncompatibleModelError, match=f"{name}.*SD 1.x.*{name}"):
         motion_for(motion).check_against(sites)
-    assert "with its own CLIP and VAE" in str(caught.value)
 
 
 def test_the_file_names_the_family(kind: str, tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ from lamp.method.layers import MotionConv, TemporalAttention, initialise, initia
 from lamp.method.motion import Motion
 from lamp.method.noise import draw_noise, share_noise
 from lamp.method.sampling import with_first_frame
-from lamp.motion_file.file import MotionConfig, MotionFile, load_motion_file, save_motion
+from lamp.motion_file.config import MotionConfig
+from lamp.motion_file.file import MotionFile, load_motion_file, save_motion
 from lamp.motion_file.merge import merge_motions
 
 settings.register_profile("lamp", derandomize=True, max_examples=25, deadline=None, database=None)

@@ -17,8 +17,9 @@ from lamp.errors import IncompatibleModelError, LampError, MotionFileError
 from lamp.files.header import HeaderError, check_header
 from lamp.files.strict_json import read_json
 from lamp.hosts.diffusers.ldm_file import read_ldm_file
+from lamp.motion_file.config import MotionConfig
 from lamp.motion_file.convert import find_weights
-from lamp.motion_file.file import MotionConfig, load_motion_file, save_motion
+from lamp.motion_file.file import load_motion_file, save_motion
 from lamp.motion_file.provenance import parents
 from lamp.training.state import read_state
 
@@ -131,7 +132,7 @@ def test_a_motion_for_another_unet_is_refused_before_it_is_read(
     def read(*given: object) -> None:
         raise AssertionError("it was unfolded")
 
-    monkeypatch.setattr("lamp.motion_file.file.expand", read)
+    monkeypatch.setattr("lamp.motion_file.file.decode", read)
     path = save_motion(empty_folder / "m.safetensors", compressible(), CONFIG, size=0.3)
     with pytest.raises(IncompatibleModelError):
         load_motion_file(path, SITES.__class__((), (), (), (), "sdxl"))
@@ -147,7 +148,7 @@ def test_too_little_memory_is_a_sentence(
         raise error
 
     path = save_motion(empty_folder / "m.safetensors", compressible(), CONFIG, size=0.3)
-    monkeypatch.setattr("lamp.motion_file.file.expand", fail)
+    monkeypatch.setattr("lamp.motion_file.file.decode", fail)
     with pytest.raises(LampError, match="memory"):
         load_motion_file(path)
 

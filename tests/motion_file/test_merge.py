@@ -16,8 +16,9 @@ from lamp.cli import main
 from lamp.errors import IncompatibleModelError, LampError, MotionFileError
 from lamp.method.architecture import BlockSite, ConvSite, SiteMap, map_unet
 from lamp.method.motion import Motion
+from lamp.motion_file.config import MotionConfig
 from lamp.motion_file.describe import describe_motion
-from lamp.motion_file.file import MotionConfig, MotionFile, load_motion_file
+from lamp.motion_file.file import MotionFile, load_motion_file
 from lamp.motion_file.merge import merge_motions
 from lamp.motion_file.provenance import save_motion_file
 

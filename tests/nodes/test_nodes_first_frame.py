@@ -17,7 +17,8 @@ from torch import Tensor
 
 from lamp.clips.load import clips_from_images
 from lamp.errors import IncompatibleModelError, LampError
-from lamp.motion_file.file import MotionConfig, MotionFile
+from lamp.motion_file.config import MotionConfig
+from lamp.motion_file.file import MotionFile
 
 Nodes = dict[str, Any]
 

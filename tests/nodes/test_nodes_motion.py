@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 
 from benchmarks.samples.tiny_models import random_motion, tiny_patcher
 from lamp.errors import IncompatibleModelError, LampError, MotionFileError
-from lamp.motion_file.file import MotionConfig, MotionFile, load_motion_file, save_motion
+from lamp.motion_file.config import MotionConfig
+from lamp.motion_file.file import MotionFile, load_motion_file, save_motion
 
 Nodes = dict[str, Any]
 
@@ -120,7 +121,7 @@ def test_nan_is_never_saved(node_classes: Nodes, motion: MotionFile, folder: Pat
     state = {name: tensor.clone() for name, tensor in motion.state.items()}
     next(iter(state.values()))[0] = float("nan")
     broken = dataclasses.replace(motion, state=state)
-    with pytest.raises(MotionFileError, match="^Save LAMP Motion: Nothing was written: .*NaN"):
+    with pytest.raises(MotionFileError, match="^Save LAMP Motion: .*NaN"):
         save(node_classes, broken, "broken")
     assert [f for f in folder.rglob("*") if f.is_file()] == []
 
@@ -195,7 +196,7 @@ def test_a_changed_file_is_read_again(
     assert fingerprint(motion_name="gone.safetensors") == fingerprint(motion_name=None)
 
 
-def test_files_that_are_no_motion_are_refused(
+def test_other_files_are_refused(
     node_classes: Nodes, motion: MotionFile, folder: Path, plain: Any
 ) -> None:
     path = folder / "m.safetensors"
@@ -206,16 +207,16 @@ def test_files_that_are_no_motion_are_refused(
     for name in ("../../secret.safetensors", "a\0b", "x" * 5000, "C:\\x", "\\\\host\\x"):
         assert "no motion file" in check(motion_name=name)
     path.write_bytes(b"not a safetensors file at all")
-    refused(node_classes, plain, "m.safetensors is no readable .safetensors file")
+    refused(node_classes, plain, "m.safetensors")
     save_file({"lora_up.weight": torch.zeros(2)}, path)
-    refused(node_classes, plain, "m.safetensors is no LAMP motion")
+    refused(node_classes, plain, "m.safetensors.*lamp.format")
     save_motion(path, motion.state, motion.config, extra={"lamp.format": "99"})
-    refused(node_classes, plain, "motion format '99'.*update LAMP Motion")
+    refused(node_classes, plain, "'99'")
     save_motion(path, motion.state, motion.config, extra={"lamp.config": "{"})
-    refused(node_classes, plain, "header of m.safetensors is damaged")
+    refused(node_classes, plain, "m.safetensors.*lamp.config")
     whole = save_motion(path, motion.state, motion.config).read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    refused(node_classes, plain, "m.safetensors is no readable .safetensors file")
+    refused(node_classes, plain, "m.safetensors")
 
 
 def test_motions_that_do_not_fit_are_refused(
@@ -224,13 +225,13 @@ def test_motions_that_do_not_fit_are_refused(
     path = folder / "m.safetensors"
     sd1 = dataclasses.replace(motion.config, family="sd1")
     save_motion(path, motion.state, sd1)
-    refused(node_classes, tiny_patcher(2048), "Use SD-XL only for the first frame")
-    refused(node_classes, tiny_patcher(1024), "the connected MODEL is SD 2.x. Connect a SD 1.x")
+    refused(node_classes, tiny_patcher(2048), "SD-XL only for the first frame")
+    refused(node_classes, tiny_patcher(1024), "SD 1.x.* SD 2.x.*SD 1.x")
     less = dict(list(motion.state.items())[1:])
     save_motion(path, less, motion.config)
-    refused(node_classes, plain, "does not fit the connected MODEL: tensor .* is missing")
+    refused(node_classes, plain, next(iter(motion.state)))
     save_motion(path, {**motion.state, "more.weight": torch.zeros(1)}, motion.config)
-    refused(node_classes, plain, "tensor 'more.weight' has no place in it")
+    refused(node_classes, plain, "more.weight")
     no_unet = SimpleNamespace(model=SimpleNamespace(diffusion_model=torch.nn.Linear(1, 1)))
     with pytest.raises(IncompatibleModelError, match="Linear is not a Stable Diffusion UNet"):
         load(node_classes, no_unet)

@@ -18,8 +18,9 @@ from lamp.cli import FAILED, main
 from lamp.cli.terminal import PlainTerminal, RichTerminal
 from lamp.clips.captions import find_caption
 from lamp.errors import ClipError, IncompatibleModelError, LampError, MotionFileError
+from lamp.motion_file.config import MotionConfig
 from lamp.motion_file.describe import describe_motion
-from lamp.motion_file.file import MotionConfig, MotionFile
+from lamp.motion_file.file import MotionFile
 from lamp.plain import LONGEST, log, plain, plain_error, plain_lines
 
 ROOT = Path(__file__).parents[2]

@@ -18,7 +18,8 @@ from lamp.hosts.diffusers.unet import DiffusersHost
 from lamp.method.architecture import map_unet
 from lamp.method.layout import FrameLayout
 from lamp.method.motion import Motion
-from lamp.motion_file.compress import RANK_KEY, Form, compress_factors
+from lamp.motion_file.compress import compress_factors
+from lamp.motion_file.encoding import RANK_KEY, Encoding
 from lamp.motion_file.file import MotionFile, load_motion_file
 from lamp.training.latents import LatentClips
 from lamp.training.loop import Training
@@ -213,7 +214,7 @@ def test_at_the_size_of_sd1_rank_64_takes_a_twentieth(full_size: Motion) -> None
     factorise(motion, 64, seed=0)
     parts = factors(motion)
     small = sum(
-        Form((64, 0, 0, 0), whole[name]).bytes if name in parts else 2 * int(np.prod(shape))
+        Encoding((64, 0, 0, 0), whole[name]).bytes if name in parts else 2 * int(np.prod(shape))
         for name, shape in whole.items()
     )
     assert small < full / 20
@@ -222,7 +223,7 @@ def test_at_the_size_of_sd1_rank_64_takes_a_twentieth(full_size: Motion) -> None
 def test_the_bytes_of_a_form_are_those_that_are_written(trained: Training) -> None:
     data, header = compress_factors(factors(trained.motion))
     forms = forms_of(header)
-    found = [Form(tuple(ranks), tuple(shape)) for ranks, *shape in forms.values()]
+    found = [Encoding(tuple(ranks), tuple(shape)) for ranks, *shape in forms.values()]
     assert data.dtype == torch.uint8 and len(data) == sum(form.bytes for form in found)
     rows = [RANK * (form.shape[0] + 2 + np.prod(form.shape[1:]) + 2) for form in found]
     assert len(data) == sum(rows)

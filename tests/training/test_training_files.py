@@ -14,7 +14,8 @@ from benchmarks.samples.small_training import FRAMES, small_clips, small_host
 from lamp.errors import LampError, MotionFileError
 from lamp.method.architecture import map_unet
 from lamp.method.motion import Motion
-from lamp.motion_file.file import RUN_KEY, MotionConfig, load_motion_file, run_of, save_motion
+from lamp.motion_file.config import MotionConfig
+from lamp.motion_file.file import RUN_KEY, load_motion_file, run_of, save_motion
 from lamp.training.loop import Training
 from lamp.training.outcome import Outcome, train_to_file
 from lamp.training.recipe import TrainConfig

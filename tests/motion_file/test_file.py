@@ -1,4 +1,4 @@
-"""Motion files: what is written comes back, and a bad file gives a sentence."""
+"""Motion files: what is saved loads again, and a bad file is refused by name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from benchmarks.parity.fixtures import split_official
 from lamp.errors import IncompatibleModelError, MotionFileError
 from lamp.method.architecture import BlockSite, ConvSite, SiteMap
 from lamp.method.motion import Motion
-from lamp.motion_file.file import MotionConfig, MotionFile, load_motion_file, save_motion
+from lamp.motion_file.config import MotionConfig
+from lamp.motion_file.file import MotionFile, load_motion_file, save_motion
 
 BLOCK = "mid_block.attentions.0.transformer_blocks.0"
 SITES = SiteMap(
@@ -111,28 +112,28 @@ def test_a_failed_save_leaves_the_old_file_and_nothing_else(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(safetensors.torch, "save_file", disk_full)
-    with pytest.raises(MotionFileError, match="could not be written.*No space left.*Free some"):
+    with pytest.raises(MotionFileError, match="walk.safetensors.*No space left.*disk space"):
         save_motion(path, motion_state(1), CONFIG)
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_nothing_is_written_of_a_diverged_motion(path: Path) -> None:
+def test_a_diverged_motion_is_not_saved(path: Path) -> None:
     state = motion_state()
     state["conv_in.conv1d.bias"][0] = float("nan")
-    with pytest.raises(MotionFileError, match="Nothing was written.*conv_in.conv1d.bias.*NaN"):
+    with pytest.raises(MotionFileError, match="conv_in.conv1d.bias.*NaN"):
         save_motion(path, state, CONFIG)
     assert not list(path.parent.iterdir())
 
 
 def test_a_missing_file_is_named(path: Path) -> None:
-    with pytest.raises(MotionFileError, match="no motion file walk.safetensors"):
+    with pytest.raises(MotionFileError, match="walk.safetensors"):
         load_motion_file(path)
 
 
 def test_a_foreign_file_is_named(path: Path) -> None:
     save_file({"lora.up": torch.zeros(2)}, path)
-    with pytest.raises(MotionFileError, match="is no LAMP motion .*lamp.format"):
+    with pytest.raises(MotionFileError, match="walk.safetensors.*lamp.format"):
         load_motion_file(path)
 
 
@@ -140,55 +141,52 @@ def test_a_foreign_file_is_named(path: Path) -> None:
 def test_a_truncated_file_is_named(path: Path, keep: int) -> None:
     save_motion(path, motion_state(), CONFIG)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(MotionFileError, match="walk.safetensors is no readable .safetensors file"):
+    with pytest.raises(MotionFileError, match="walk.safetensors"):
         load_motion_file(path)
 
 
 def test_random_bytes_are_named(path: Path) -> None:
     data = torch.randint(256, (4096,), generator=torch.Generator().manual_seed(0))
     path.write_bytes(bytes(data.tolist()))
-    with pytest.raises(MotionFileError, match="no readable .safetensors file"):
+    with pytest.raises(MotionFileError, match="walk.safetensors"):
         load_motion_file(path)
 
 
-def test_a_header_that_is_no_text_is_named(path: Path) -> None:
-    """Bytes that are no UTF-8 where the header should be."""
+def test_a_header_that_is_not_utf8_is_refused(path: Path) -> None:
     path.write_bytes(struct.pack("<Q", 8) + b"\xff\xfe{\x00\x80}\xff\xff")
-    with pytest.raises(MotionFileError, match="no readable .safetensors file"):
+    with pytest.raises(MotionFileError, match="walk.safetensors"):
         load_motion_file(path)
 
 
-def test_a_folder_is_no_file(path: Path) -> None:
+def test_a_folder_is_refused(path: Path) -> None:
     path.mkdir()
-    with pytest.raises(MotionFileError, match="no motion file"):
+    with pytest.raises(MotionFileError, match="walk"):
         load_motion_file(path)
 
 
 @pytest.mark.parametrize(
     ("entry", "reason"),
     [
-        ({"dtype": "F32", "shape": [1] * 300_000, "data_offsets": [0, 4]}, "more than 8 dimen"),
-        ({"dtype": "F32", "shape": ["a"] * 130_000, "data_offsets": [0, 4]}, "120,000 texts"),
-        ({"dtype": "F32", "shape": [], "data_offsets": [0, 4], "x": [0] * 10**6}, "lists too much"),
+        ({"dtype": "F32", "shape": [1] * 300_000, "data_offsets": [0, 4]}, "8 dim"),
+        ({"dtype": "F32", "shape": ["a"] * 130_000, "data_offsets": [0, 4]}, "120,000"),
+        ({"dtype": "F32", "shape": [], "data_offsets": [0, 4], "x": [0] * 10**6}, "header"),
         (
             {"dtype": "F32", "shape": [], "data_offsets": [0, 4], "x": "x" * 2**23},
             "8,389,\\d+ bytes",
         ),
     ],
 )
-def test_a_header_that_no_honest_file_has_is_named(
-    path: Path, entry: dict[str, object], reason: str
-) -> None:
+def test_a_hostile_header_is_refused(path: Path, entry: dict[str, object], reason: str) -> None:
     text = json.dumps({"__metadata__": header(), "conv_in.conv1d.bias": entry}).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(4))
-    with pytest.raises(MotionFileError, match=f"no readable .safetensors file .*{reason}"):
+    with pytest.raises(MotionFileError, match=f"walk.safetensors.*{reason}"):
         load_motion_file(path)
 
 
-def test_what_does_not_fit_into_the_header_is_left_out(
+def test_entries_too_long_for_the_header_are_left_out(
     path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A motion that was learned for hours is written whatever hangs on it, and can be read."""
+    """A trained motion is saved whatever is attached to it, and loads again."""
     long = replace(CONFIG, captions=["x" * 600_000])
     extra = {"workflow": "w" * 5 * 2**20, "prompt": "p" * 2**20, "notes": "n" * 6 * 2**20}
     save_motion(path, motion_state(), long, extra=extra)
@@ -196,16 +194,14 @@ def test_what_does_not_fit_into_the_header_is_left_out(
     assert file.config == replace(CONFIG, captions=[])
     assert not {"workflow", "notes"} & set(file.metadata)
     assert file.metadata["prompt"] == extra["prompt"]
-    lost = ("captions", "'workflow'", "'notes'")  # each is told
+    lost = ("captions", "'workflow'", "'notes'")  # one warning each
     assert all(name in record.message for name, record in zip(lost, caplog.records, strict=True))
 
 
 @pytest.mark.parametrize("version", ["3", "99", "one", "-1", "", "٣", "1" * 5000])
 def test_a_newer_format_is_named(path: Path, version: str) -> None:
     save_file(motion_state(), path, metadata=header() | {"lamp.format": version})
-    with pytest.raises(
-        MotionFileError, match=f"motion format '{version[:20]}'.*update LAMP Motion"
-    ):
+    with pytest.raises(MotionFileError, match=f"'{version[:20]}'.* 2\\b"):
         load_motion_file(path)
 
 
@@ -237,23 +233,23 @@ def test_a_newer_format_is_named(path: Path, version: str) -> None:
 )
 def test_a_damaged_header_is_named(path: Path, config: str) -> None:
     save_file(motion_state(), path, metadata={"lamp.format": "1", "lamp.config": config})
-    with pytest.raises(MotionFileError, match="header of walk.safetensors is damaged"):
+    with pytest.raises(MotionFileError, match="walk.safetensors.*lamp.config"):
         load_motion_file(path)
 
 
 def test_a_header_without_config_is_named(path: Path) -> None:
     save_file(motion_state(), path, metadata={"lamp.format": "1"})
-    with pytest.raises(MotionFileError, match="header of walk.safetensors is damaged"):
+    with pytest.raises(MotionFileError, match="walk.safetensors.*lamp.config"):
         load_motion_file(path)
 
 
-def test_an_unknown_way_of_running_is_named(path: Path) -> None:
+def test_an_unknown_groupnorm_is_named(path: Path) -> None:
     save_file(motion_state(), path, metadata=header(groupnorm="spherical"))
-    with pytest.raises(MotionFileError, match="spherical.*pooled, frame"):
+    with pytest.raises(MotionFileError, match="spherical.*pooled.*frame"):
         load_motion_file(path)
 
 
-def test_fields_of_later_versions_are_passed_over(path: Path) -> None:
+def test_unknown_fields_are_ignored(path: Path) -> None:
     save_file(motion_state(), path, metadata=header(weather="fair", fps=12))
     config = check(path).config
     assert config.fps == 12.0
@@ -261,22 +257,22 @@ def test_fields_of_later_versions_are_passed_over(path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_not_a_number_is_named(path: Path, value: float) -> None:
+def test_nan_and_infinity_are_named(path: Path, value: float) -> None:
     state = motion_state()
     state["conv_in.conv_gate.bias"][0] = value
     save_file(state, path, metadata=header())
-    with pytest.raises(MotionFileError, match="'conv_in.conv_gate.bias' holds NaN or infinite"):
+    with pytest.raises(MotionFileError, match="conv_in.conv_gate.bias.*NaN"):
         load_motion_file(path)
 
 
 @pytest.mark.parametrize(
     "dtype", [torch.int64, torch.uint8, torch.bool, torch.float8_e4m3fn, torch.complex64]
 )
-def test_whole_numbers_are_named(path: Path, dtype: torch.dtype) -> None:
+def test_other_dtypes_are_named(path: Path, dtype: torch.dtype) -> None:
     state = motion_state()
     state["conv_in.conv_gate.bias"] = torch.ones(1, dtype=dtype)
     save_file(state, path, metadata=header())
-    with pytest.raises(MotionFileError, match=f"holds {dtype}, not floats"):
+    with pytest.raises(MotionFileError, match=f"conv_in.conv_gate.bias.*{dtype}"):
         load_motion_file(path)
 
 
@@ -284,38 +280,38 @@ def test_a_missing_tensor_is_named(path: Path) -> None:
     state = motion_state()
     del state["conv_in.conv1d.weight"]
     save_motion(path, state, CONFIG)
-    with pytest.raises(MotionFileError, match="tensor 'conv_in.conv1d.weight' is missing"):
+    with pytest.raises(MotionFileError, match="conv_in.conv1d.weight"):
         check(path)
 
 
 def test_a_tensor_of_another_shape_is_named(path: Path) -> None:
     state = motion_state() | {"conv_in.conv1d.bias": torch.zeros(7)}
     save_motion(path, state, CONFIG)
-    with pytest.raises(MotionFileError, match=r"has shape \(7,\), needed is \(6,\)"):
+    with pytest.raises(MotionFileError, match=r"conv_in.conv1d.bias.*\(7,\).*\(6,\)"):
         check(path)
 
 
 def test_an_unknown_tensor_is_named(path: Path) -> None:
     save_motion(path, motion_state() | {"surprise.weight": torch.zeros(1)}, CONFIG)
-    with pytest.raises(MotionFileError, match="tensor 'surprise.weight' has no place"):
+    with pytest.raises(MotionFileError, match="surprise.weight"):
         check(path)
 
 
 def test_another_family_is_named(path: Path) -> None:
     save_motion(path, motion_state(), CONFIG)
     sd2 = SiteMap(SITES.convs, SITES.blocks, (), (), "sd2")
-    with pytest.raises(IncompatibleModelError, match="trained for SD 1.x.*SD 2.x. Connect a SD 1"):
+    with pytest.raises(IncompatibleModelError, match="walk.safetensors.*SD 1.x.*SD 2.x"):
         check(path, sd2)
 
 
-def test_sdxl_is_told_to_draw_the_first_frame_only(path: Path) -> None:
+def test_sdxl_is_recommended_for_the_first_frame_only(path: Path) -> None:
     save_motion(path, motion_state(), CONFIG)
     sdxl = SiteMap(SITES.convs, SITES.blocks, (), (), "sdxl")
-    with pytest.raises(IncompatibleModelError, match="Use SD-XL only for the first frame"):
+    with pytest.raises(IncompatibleModelError, match="SD-XL only for the first frame"):
         check(path, sdxl)
 
 
-def test_an_official_unet_is_taken_apart() -> None:
+def test_an_official_unet_is_split() -> None:
     query = torch.randn(8, 8)
     official = {
         "conv_in.conv2d.weight": torch.randn(6, 4, 3, 3),
