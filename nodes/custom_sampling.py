@@ -7,7 +7,7 @@ from typing import Any, get_args
 from comfy_api.latest import io
 
 from ..lamp.hosts.comfy.sampler import OFFICIAL_SCHEDULER, make_sampler, make_sigmas
-from ..lamp.method.adain import AdaINMode, AdaINSchedule
+from ..lamp.method.adain import PAPER, AdaINMode, AdaINSchedule
 from .common import LampAdaIN, aliases, named_errors
 
 
@@ -112,7 +112,7 @@ class LampSampler(io.ComfyNode):
     def execute(
         cls, sampler_name: str, adain_schedule: AdaINSchedule | None = None
     ) -> io.NodeOutput:
-        return io.NodeOutput(make_sampler(sampler_name, adain_schedule or AdaINSchedule()))
+        return io.NodeOutput(make_sampler(sampler_name, adain_schedule or PAPER))
 
 
 class LampScheduler(io.ComfyNode):

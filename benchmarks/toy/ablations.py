@@ -174,8 +174,7 @@ def learn(toy: ToyBase, kind: str, variant: Variant, recipe: Recipe, seed: int) 
     clips = latent_clips(toy, training_clips(seed, kind), recipe.prompts)
     how = Training if variant.first_frame else FreeTraining
     training = how(DiffusersHost(toy.unet), motion, clips, train_config(recipe, seed))
-    while training.step < recipe.steps:
-        training.advance()
+    training.run()
     training.finish()
     return motion.requires_grad_(False)
 

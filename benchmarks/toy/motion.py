@@ -39,7 +39,7 @@ from lamp.toy.cases import Case, Clips, evaluation_cases, training_clips
 from lamp.toy.motions import MOTIONS
 from lamp.toy.world import FRAMES
 from lamp.training.latents import LatentClips, cache_latents
-from lamp.training.loop import Training
+from lamp.training.loop import StepReport, Training
 from lamp.training.recipe import TrainConfig, preset
 
 SETS = ("combination", "hard")
@@ -157,10 +157,12 @@ def trained(toy: ToyBase, recipe: Recipe, seed: int, kind: str, quiet: bool) -> 
     clips = latent_clips(toy, training_clips(seed, kind, fade=recipe.fade), recipe.prompts)
     motion, config = fresh_motion(toy, seed), train_config(recipe, seed)
     training = Training(DiffusersHost(toy.unet), motion, clips, config)
-    while training.step < config.steps:
-        report = training.advance()
+
+    def show(report: StepReport) -> None:
         if not quiet and report.step % 50 == 0:
             print(f"  step {report.step}/{report.steps} loss {report.loss:.4f}", flush=True)
+
+    training.run(show)
     training.finish()
     return training
 

@@ -114,6 +114,9 @@ class AdaINSchedule:
         return strength if self.mode == "custom" else 1.0
 
 
+PAPER = AdaINSchedule("paper")
+
+
 def _follow(videos: Tensor, leader: int, strength: float = 1.0) -> Tensor:
     """Frames after number ``leader`` (from 1) of ``b f c h w`` take its statistics."""
     kept, rest = videos[:, :leader], videos[:, leader:]

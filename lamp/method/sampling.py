@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from .adain import AdaINSchedule
+from .adain import PAPER, AdaINSchedule
 from .host import Host
 from .layout import FrameLayout
 from .masks import MotionMask, all_hold, hold_first_frame, motion_masks_of, restore_held
@@ -31,7 +31,7 @@ def sample(
     *,
     steps: int = 50,
     guidance: float = 12.5,
-    schedule: AdaINSchedule,
+    schedule: AdaINSchedule = PAPER,
     motion_guidance: float = 1.0,
     groupnorm: str = "pooled",
     windows: Windows | None = None,

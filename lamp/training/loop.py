@@ -203,6 +203,11 @@ class Training:
         seconds = sum(self._seconds) / len(self._seconds)
         return StepReport(self.step, self.config.steps, loss, rate, seconds)
 
+    def run(self, on_step: Callable[[StepReport], object] = lambda report: None) -> None:
+        """Take all steps that are left; an exception of `on_step` (a cancel) ends the run."""
+        while self.step < self.config.steps:
+            on_step(self.advance())
+
     def validate(self) -> float | None:
         """Mean loss on the held-out clips with the averaged parameters; None if none is held."""
         if not self._validation.cases:
@@ -271,17 +276,16 @@ def train(
     motion: Motion,
     clips: LatentClips,
     config: TrainConfig,
-    on_step: Callable[[StepReport], None] = lambda report: None,
+    on_step: Callable[[StepReport], object] = lambda report: None,
 ) -> list[float]:
-    """Tune `motion` in place, from the first step to the last, and return the losses.
+    """Train `motion` in place from the first step to the last and return the losses.
 
-    An exception of `on_step` (a cancel, say) ends the run; `motion` then holds what was learned
-    up to there. For arguments and errors see `Training`.
+    An exception of `on_step` (a cancel) ends the run; `motion` then holds what it has learned so
+    far. For arguments and errors see `Training`.
     """
     training = Training(host, motion, clips, config)
     try:
-        while training.step < config.steps:
-            on_step(training.advance())
+        training.run(on_step)
     finally:
         training.finish()
     return training.losses

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import LampError
 from ..files.atomic import write_advice, write_file
-from ..method.adain import AdaINSchedule
+from ..method.adain import PAPER, AdaINSchedule
 from ..method.noise import draw_noise, share_noise
 from ..method.sampling import sample
 from .latents import LatentClips
@@ -28,7 +28,7 @@ def sample_clip(
     *,
     steps: int = 20,
     guidance: float = 12.5,
-    schedule: AdaINSchedule | None = None,
+    schedule: AdaINSchedule = PAPER,
     seed: int = 0,
 ) -> Tensor:
     """The motion learned so far, on one first frame: the averaged parameters, shared noise
@@ -40,7 +40,6 @@ def sample_clip(
         first: `c h w`, clean scaled latents of frame 1.
         text, empty: `1 n d`, the prompt and the text to guide away from; without `empty` there is
             no guidance.
-        schedule: by default the paper's.
 
     Returns:
         Scaled latents `f c h w`; frame 1 is `first`.
@@ -63,7 +62,7 @@ def sample_clip(
             None if empty is None else empty.to(device),
             steps=steps,
             guidance=guidance,
-            schedule=schedule or AdaINSchedule(),
+            schedule=schedule,
             groupnorm=config.groupnorm,
         )
 

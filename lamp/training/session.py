@@ -213,26 +213,29 @@ def run_training(
         "test": save_config.sample_every,
     }
     overhead = Overhead(every, last)
+
+    def after_step(report: StepReport) -> None:
+        nonlocal saved, drawing
+        more: dict[str, float] = {}
+        due = is_due(report.step, save_config.sample_every, last)
+        if due:
+            with overhead.timed("test"):
+                held_out = training.validate()
+            more |= {} if held_out is None else {"held_out_loss": held_out}
+        folder.log(report, **more)
+        if is_due(report.step, save_config.save_every, last):
+            with overhead.timed("save"):
+                folder.save_state(training)
+            saved = report.step
+        if due and sample is not None:
+            drawing = True
+            with overhead.timed("sample"):
+                sample(training)
+            drawing = False
+        on_step(replace(report, overhead_seconds=overhead.left(report.step)))
+
     try:
-        while training.step < last:
-            report = training.advance()
-            more: dict[str, float] = {}
-            due = is_due(report.step, save_config.sample_every, last)
-            if due:
-                with overhead.timed("test"):
-                    held_out = training.validate()
-                more |= {} if held_out is None else {"held_out_loss": held_out}
-            folder.log(report, **more)
-            if is_due(report.step, save_config.save_every, last):
-                with overhead.timed("save"):
-                    folder.save_state(training)
-                saved = report.step
-            if due and sample is not None:
-                drawing = True
-                with overhead.timed("sample"):
-                    sample(training)
-                drawing = False
-            on_step(replace(report, overhead_seconds=overhead.left(report.step)))
+        training.run(after_step)
     except BaseException as stop:
         kept = _rescue(training, folder, saved)
         if is_out_of_memory(stop):
