@@ -10,7 +10,7 @@ diffusers folder or a .safetensors checkpoint of SD 1.x)::
     from lamp.hosts.diffusers.unet import DiffusersHost
     from lamp.method.architecture import map_unet
     from lamp.method.noise import draw_noise, share_noise
-    from lamp.motion_file.file import MotionConfig
+    from lamp.motion_file.config import MotionConfig
     from lamp.training.latents import cache_latents
     from lamp.training.recipe import TrainConfig
 
