@@ -1,1 +1,1 @@
-"""Files on disk: atomic writes, names, locks, headers, the latent cache."""
+"""Files on disk: atomic writes, names, locks, safetensors headers, the latent cache."""

@@ -1,8 +1,8 @@
-"""Tensors kept on disk between runs, found again by the content that they were computed from.
+"""Tensors cached on disk between runs, addressed by the content that they were computed from.
 
-One safetensors file an entry, named by a hash of its source. A hash over what it holds lies in its
-header, so that a damaged file is known for one: an entry is returned whole or not at all. Nothing
-in here ends a run: where the disk does not play along, things are computed as without a cache.
+One safetensors file per entry, named by a hash of its source. Its header holds a hash of its
+tensors: safetensors has no checksum, and a flipped bit in a latent would silently train a wrong
+motion. Nothing in here ends a run: if the disk fails, everything is computed as without a cache.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from .header import check_header
 from .strict_json import read_json
 
 FORMAT = 2
-"""Part of every name: raised when what is computed changes, it leaves older entries unread."""
+"""Part of every name: raise it when the computation changes, so that older entries are not read."""
 LIMIT = 20 * 2**30
-"""Bytes that all entries of a folder may take together, where nothing else is asked for."""
+"""Default limit for all entries of a folder together, in bytes."""
 
 _ENTRY = re.compile(r"(posterior|prompt)-[0-9a-f]{64}\.safetensors")
-_BESIDE = re.compile(rf"\.{_ENTRY.pattern}\.[0-9a-f]{{32}}\.part")
-_ABANDONED_AFTER = 24 * 3600  # seconds; no write takes a day, so its writer is dead
+_TEMPORARY = re.compile(rf"\.{_ENTRY.pattern}\.[0-9a-f]{{32}}\.part")
+_ABANDONED_AFTER = 24 * 3600  # seconds; no write takes a day
 _TAG = """Signature: 8a477f597d28d172789f06886806bc55
-# Encoded training clips and prompts of LAMP Motion, kept so that the next training begins at once.
-# This folder may be deleted at any time, and backup programs pass it by (bford.info/cachedir).
+# Encoded training clips and prompts of LAMP Motion, kept so that the next training starts at once.
+# This folder may be deleted at any time. Backup programs skip it (bford.info/cachedir).
 """
 
 
 def digest(*parts: object) -> str:
-    """sha256, as hex digits, of texts, numbers, None, tensors and lists and dicts of them.
+    """Hex sha256 of strings, numbers, None, tensors, and lists and dicts of them.
 
-    Tensors count by dtype, shape and every byte: weights may differ in one place only. Hashing all
-    of an SD 1.x VAE or text encoder takes about a second, far less than one clip takes to encode.
+    Tensors count by dtype, shape and every byte, because weights may differ in a single place.
+    Hashing an SD 1.x VAE or text encoder takes about a second, much less than encoding one clip.
 
     Raises:
-        TypeError: a part is something else, whose content cannot be known.
+        TypeError: a part is something else, whose content is unknown.
     """
     hasher = hashlib.sha256()
     _feed(hasher.update, list(parts))
@@ -53,14 +53,14 @@ def digest(*parts: object) -> str:
 
 
 def _feed(update: Callable[..., None], part: object) -> None:
-    # Each part begins with its type and its length, so that no two lists look the same.
+    # Each part starts with its type and length, so that different lists never feed the same bytes.
     if part is None or isinstance(part, (bool, int, float)):
         update(f"{type(part).__name__} {part!r};".encode())
     elif isinstance(part, str):
         text = part.encode("utf-8", "surrogatepass")
         update(f"str {len(text)};".encode() + text)
     elif isinstance(part, Tensor) and type(part) in (Tensor, nn.Parameter):
-        # Subclasses, of quantised weights for one, may hold more than their bytes.
+        # Subclasses, such as quantized weights, may hold more than their bytes.
         update(f"tensor {part.dtype} {tuple(part.shape)};".encode())
         update(part.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     elif isinstance(part, Mapping):
@@ -77,12 +77,12 @@ def _feed(update: Callable[..., None], part: object) -> None:
 
 
 def entry_name(kind: Literal["posterior", "prompt"], *source: object) -> str:
-    """The name of an entry that was computed from `source`, which `digest` has to know."""
+    """The name of an entry that is computed from `source`, of types that `digest` takes."""
     return f"{kind}-{digest(FORMAT, kind, *source)}.safetensors"
 
 
 class Found(NamedTuple):
-    """Tensors by name, and whether they came from the disk."""
+    """Tensors by name, and whether they came from disk."""
 
     tensors: dict[str, Tensor]
     cached: bool
@@ -95,10 +95,10 @@ class _File(NamedTuple):
 
 
 class TensorCache:
-    """A folder of entries, at most `limit` bytes of them together.
+    """A folder of entries with a total of at most `limit` bytes.
 
-    Room is made by deleting the entries that were not used for the longest time, never one that
-    this object wrote or read, nor a file that is no entry. Several processes may share the folder.
+    The least recently used entries are deleted to make room, but none that this object wrote or
+    read, and no other files. Several processes may share the folder.
     """
 
     def __init__(self, folder: Path, limit: int = LIMIT) -> None:
@@ -107,7 +107,7 @@ class TensorCache:
         self._writing = True
 
     def get(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> Found:
-        """The tensors of an entry, from the disk if they are there, else computed and kept."""
+        """The tensors of an entry: read from disk, or else computed and stored."""
         kept = self._read(name)
         if kept is not None:
             return Found(kept, True)
@@ -118,23 +118,22 @@ class TensorCache:
     def _read(self, name: str) -> dict[str, Tensor] | None:
         path = self._folder / name
         try:
-            # All bytes at once: a mapped file would change under our hands, and on Windows could
-            # not be replaced.
+            # Not memory-mapped: another process could change it, and on Windows not replace it.
             data = path.read_bytes() if path.stat().st_size <= self._limit else b""
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             self._stop_writing(error)
             return None
-        except MemoryError:  # nothing that was kept here is so large
+        except MemoryError:  # no entry is that large
             data = b""
         tensors = _decode(name, data)
         if tensors is None:
-            log.warning("the cache file %s is damaged: computing it anew", name)
+            log.warning("the cache file %s is damaged: computing it again", name)
             return None
         self._in_use.add(name)
         with suppress(OSError):
-            os.utime(path)  # access times are switched off on many disks
+            os.utime(path)  # many disks do not record access times
         return tensors
 
     def _write(self, name: str, tensors: Mapping[str, Tensor]) -> None:
@@ -144,7 +143,7 @@ class TensorCache:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             if not self._make_room(name, len(data)):
-                raise OSError(f"this run alone fills its limit of {self._limit / 2**30:.3g} GB")
+                raise OSError(f"this run alone exceeds the limit of {self._limit / 2**30:.3g} GB")
             self._mark_folder()
             write_file(self._folder / name, lambda path: path.write_bytes(data), rename=False)
             self._in_use.add(name)
@@ -154,8 +153,8 @@ class TensorCache:
     def _stop_writing(self, error: OSError) -> None:
         if self._writing:
             log.warning(
-                "Encoded clips and prompts are no longer kept in %s for the next run (%s). The "
-                "training itself goes on.", self._folder, error
+                "Encoded clips and prompts are no longer cached in %s (%s). Training continues.",
+                self._folder, error
             )  # fmt: skip
         self._writing = False
 
@@ -165,8 +164,7 @@ class TensorCache:
             tag.write_text(_TAG, encoding="utf-8")
 
     def _make_room(self, name: str, size: int) -> bool:
-        """Delete what was not used for the longest time until `size` bytes fit; nothing at all if
-        they cannot."""
+        """Delete the least recently used entries until `size` bytes fit; none if they cannot."""
         files = sorted(file for file in self._files() if file.path.name != name)
         spare = [file for file in files if file.path.name not in self._in_use]
         over = sum(file.size for file in files) + size - self._limit
@@ -181,7 +179,7 @@ class TensorCache:
         return over <= 0
 
     def _files(self) -> list[_File]:
-        """All entries; what dead writers left behind is swept on the way."""
+        """All entries. Deletes temporary files of dead processes on the way."""
         found = []
         with os.scandir(self._folder) as items:
             for item in items:
@@ -189,7 +187,7 @@ class TensorCache:
                     about = item.stat(follow_symlinks=False)
                     if _ENTRY.fullmatch(item.name):
                         found.append(_File(about.st_mtime_ns, about.st_size, Path(item.path)))
-                    elif _BESIDE.fullmatch(item.name):
+                    elif _TEMPORARY.fullmatch(item.name):
                         if time.time() - about.st_mtime > _ABANDONED_AFTER:
                             os.unlink(item.path)
         return found
@@ -198,7 +196,7 @@ class TensorCache:
 def _encode(name: str, tensors: Mapping[str, Tensor]) -> bytes:
     from safetensors.torch import save
 
-    # Clones, because safetensors refuses tensors that lie in one memory.
+    # Clones, because safetensors refuses tensors that share memory.
     whole = {
         key: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for key, tensor in tensors.items()
@@ -207,7 +205,7 @@ def _encode(name: str, tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def _decode(name: str, data: bytes) -> dict[str, Tensor] | None:
-    """The tensors in a file's bytes, or None unless they are what was written under `name`."""
+    """The tensors in a file's bytes, or None unless they are exactly what was stored as `name`."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 

@@ -1,19 +1,19 @@
-"""JSON of strangers. What readers may understand in two ways is refused, and what is absurd."""
+"""JSON from strangers: ambiguous or absurd input is refused."""
 
 from __future__ import annotations
 
 import json
 from typing import Any
 
-_MOST_DIGITS = 20  # of whole numbers: 2^64 has so many
+_MOST_DIGITS = 20  # of an integer: 2^64 has 20
 
 
 def read_json(text: str | bytes) -> Any:
     """As `json.loads`.
 
     Raises:
-        ValueError: it is no JSON, an object has a key twice (some readers take the first, some the
-            last), a whole number has more digits than 64 bits hold, or it is nested too deeply.
+        ValueError: it is not JSON, an object has a key twice (some parsers take the first, some the
+            last), an integer has more digits than 64 bits allow, or it is nested too deeply.
     """
     try:
         return json.loads(text, object_pairs_hook=_object, parse_int=_whole)
@@ -32,5 +32,5 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _whole(digits: str) -> int:
     if len(digits) > _MOST_DIGITS:
-        raise ValueError(f"it has a number of {len(digits):,} digits")
+        raise ValueError(f"it has an integer of {len(digits):,} digits")
     return int(digits)

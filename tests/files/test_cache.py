@@ -1,4 +1,4 @@
-"""What is kept between runs: found again by content, never wrong, never in the way."""
+"""The cache between runs: found by content, never wrong, never in the way."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def put(cache: TensorCache, number: int) -> Path:
 # --- names ----------------------------------------------------------------------------------
 
 
-def test_a_digest_tells_apart_whatever_differs() -> None:
+def test_different_content_has_different_digests() -> None:
     weights = torch.arange(6.0)
     differing: list[tuple[object, ...]] = [
         (weights,),
@@ -70,7 +70,7 @@ def test_a_digest_tells_apart_whatever_differs() -> None:
     assert len({digest(*parts) for parts in differing}) == len(differing)
 
 
-def test_a_digest_depends_on_content_alone() -> None:
+def test_equal_content_has_equal_digests() -> None:
     weights = torch.arange(6.0).view(2, 3)
     with torch.inference_mode():
         again = torch.arange(6.0).view(3, 2).T.contiguous().T.reshape(3, 2).clone()
@@ -80,19 +80,19 @@ def test_a_digest_depends_on_content_alone() -> None:
     assert len({digest(torch.zeros(())), digest(torch.zeros(0)), digest(torch.zeros(1))}) == 3
 
 
-def test_what_has_no_content_to_hash_is_refused() -> None:
+def test_other_types_cannot_be_hashed() -> None:
     class Quantised(Tensor):
         pass
 
     for thing in (lambda: 0, object(), torch.zeros(2).as_subclass(Quantised)):
-        with pytest.raises(TypeError, match="cannot hash"):
+        with pytest.raises(TypeError, match=type(thing).__name__):
             digest({"patch": [thing]})
 
 
 # --- files ----------------------------------------------------------------------------------
 
 
-def test_an_entry_is_computed_once_and_comes_back_bit_by_bit(tmp_path: Path) -> None:
+def test_an_entry_is_computed_once_and_read_back_exactly(tmp_path: Path) -> None:
     odd = {
         "mean": torch.tensor([1e-45, -0.0, 3.4e38, 1 / 3]).view(2, 2).T,
         "half": torch.tensor([0.1], dtype=torch.bfloat16),
@@ -110,13 +110,13 @@ def test_the_folder_tells_backup_programs_that_it_is_a_cache(tmp_path: Path) -> 
     assert (tmp_path / "CACHEDIR.TAG").read_text().startswith(signature)
 
 
-def test_tensors_in_one_memory_are_kept(tmp_path: Path) -> None:
+def test_tensors_that_share_memory_are_cached(tmp_path: Path) -> None:
     mean = torch.rand(2, 3)
     TensorCache(tmp_path).get(NAME, lambda: {"mean": mean, "deviation": mean})
     assert torch.equal(TensorCache(tmp_path).get(NAME, never).tensors["deviation"], mean)
 
 
-def test_damage_is_noticed_wherever_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_damage_anywhere_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     TensorCache(tmp_path).get(NAME, tensors)
     path, expected = tmp_path / NAME, tensors()
     whole = path.read_bytes()
@@ -134,20 +134,20 @@ def test_damage_is_noticed_wherever_it_is(tmp_path: Path, caplog: pytest.LogCapt
         caplog.clear()
         found = TensorCache(tmp_path).get(NAME, tensors)
         assert same(found.tensors, expected)
-        if not found.cached:  # a blank in the header's padding may change unnoticed
+        if not found.cached:  # a flipped bit in the header's padding may go unnoticed
             repaired += 1
-            assert f"{NAME} is damaged" in caplog.text
+            assert NAME in caplog.text
             assert same(TensorCache(tmp_path).get(NAME, never).tensors, expected)
     assert repaired > len(damaged) - 20
 
 
-def test_another_entry_under_the_same_name_is_not_taken(tmp_path: Path) -> None:
+def test_an_entry_renamed_to_another_is_not_used(tmp_path: Path) -> None:
     other = put(TensorCache(tmp_path), 7)
     os.replace(other, tmp_path / NAME)
     assert not TensorCache(tmp_path).get(NAME, tensors).cached
 
 
-def test_a_foreign_file_under_the_name_is_written_anew(tmp_path: Path) -> None:
+def test_a_foreign_file_with_an_entrys_name_is_replaced(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
     save_file({"mean": torch.zeros(1), "deviation": torch.zeros(1)}, tmp_path / NAME)
@@ -155,7 +155,7 @@ def test_a_foreign_file_under_the_name_is_written_anew(tmp_path: Path) -> None:
     assert same(TensorCache(tmp_path).get(NAME, never).tensors, tensors())
 
 
-def test_a_folder_in_the_place_of_a_file_is_left_alone(
+def test_a_folder_with_an_entrys_name_is_left_alone(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / NAME / "inside").mkdir(parents=True)
@@ -180,7 +180,7 @@ def aged(path: Path, days: float) -> Path:
     return path
 
 
-def test_what_was_not_used_for_longest_makes_room(tmp_path: Path, size: int) -> None:
+def test_least_recently_used_entries_are_deleted_first(tmp_path: Path, size: int) -> None:
     earlier = TensorCache(tmp_path)
     a, b, c = (aged(put(earlier, number), 9 - number) for number in range(3))
     now = TensorCache(tmp_path, limit=4 * size)
@@ -216,16 +216,16 @@ def test_a_run_larger_than_the_limit_keeps_what_it_has(
     assert not put(cache, 2).exists()
     assert not put(cache, 3).exists()
     assert all(path.exists() for path in kept)
-    assert caplog.text.count("this run alone fills its limit") == 1
+    assert len(caplog.records) == 1
 
 
-def test_for_what_cannot_fit_nothing_is_deleted(tmp_path: Path, size: int) -> None:
+def test_nothing_is_deleted_for_an_entry_that_cannot_fit(tmp_path: Path, size: int) -> None:
     earlier = put(TensorCache(tmp_path), 0)
     TensorCache(tmp_path, limit=2 * size).get(NAME, lambda: {"mean": torch.zeros(size)})
     assert earlier.exists() and not (tmp_path / NAME).exists()
 
 
-def test_what_a_dead_writer_left_is_swept_but_not_what_is_being_written(tmp_path: Path) -> None:
+def test_temporary_files_are_deleted_only_after_a_day(tmp_path: Path) -> None:
     dead = tmp_path / f".{NAME}.{'0' * 32}.part"
     alive = tmp_path / f".{NAME}.{'1' * 32}.part"
     for path in (dead, alive):
@@ -235,7 +235,7 @@ def test_what_a_dead_writer_left_is_swept_but_not_what_is_being_written(tmp_path
     assert (dead.exists(), alive.exists()) == (False, True)
 
 
-# --- disks that do not play along -----------------------------------------------------------
+# --- disks that fail ------------------------------------------------------------------------
 
 
 def test_a_read_only_folder_is_read_and_warned_of_once(caplog: pytest.LogCaptureFixture) -> None:
@@ -265,7 +265,7 @@ def test_a_closed_folder_is_warned_of_once(caplog: pytest.LogCaptureFixture) -> 
     assert len(caplog.records) == 1
 
 
-def test_a_file_in_the_place_of_the_folder_is_warned_of_once(
+def test_a_file_instead_of_the_folder_is_warned_of_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / "cache").write_text("mine")

@@ -1,4 +1,4 @@
-"""Names of files that people choose: the same everywhere, and nowhere but below their folder."""
+"""File names that users choose: valid on every system, never outside their folder."""
 
 from __future__ import annotations
 

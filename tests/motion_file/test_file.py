@@ -168,7 +168,7 @@ def test_a_folder_is_refused(path: Path) -> None:
     ("entry", "reason"),
     [
         ({"dtype": "F32", "shape": [1] * 300_000, "data_offsets": [0, 4]}, "8 dim"),
-        ({"dtype": "F32", "shape": ["a"] * 130_000, "data_offsets": [0, 4]}, "120,000"),
+        ({"dtype": "F32", "shape": ["a"] * 130_000, "data_offsets": [0, 4]}, "120,000 strings"),
         ({"dtype": "F32", "shape": [], "data_offsets": [0, 4], "x": [0] * 10**6}, "header"),
         (
             {"dtype": "F32", "shape": [], "data_offsets": [0, 4], "x": "x" * 2**23},
