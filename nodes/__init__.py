@@ -8,19 +8,21 @@ from . import (
     clips,
     custom_sampling,
     edit,
-    generate,
+    first_frame,
+    histogram,
     longer,
     metrics,
     motion,
     motion_files,
     motion_map,
     recipe,
+    sampling,
     toy,
     train,
 )
 from .model_paths import register_motion_folder
 
-# Before anything asks for a schema: the list of motions is one of its menus.
+# Before the first schema is made: the list of motions is one of its menus.
 register_motion_folder()
 
 
@@ -35,7 +37,9 @@ class LampExtension(ComfyExtension):
             motion,
             motion_files,
             motion_map,
-            generate,
+            first_frame,
+            sampling,
+            histogram,
             custom_sampling,
             edit,
             longer,

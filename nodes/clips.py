@@ -18,8 +18,8 @@ from ..lamp.clips.load import ClipSet, ClipSettings, clips_from_sources, image_s
 from ..lamp.clips.sources import BatchSource, ClipSource, FileSource
 from ..lamp.errors import ClipError
 from ..lamp.plain import log
-from .common import aliases, named_errors, plain_errors
-from .progress import NodeProgress, told_with_picture
+from .common import aliases, named_errors, plain_errors, progress_of
+from .progress import told_with_picture
 
 LampClips = io.Custom("LAMP_CLIPS")
 NO_FOLDER = "(from images)"
@@ -27,7 +27,7 @@ _DEEPEST = 3
 
 
 def clip_folders() -> dict[str, Path]:
-    """Folders below `input` and `datasets` that may hold clips, by the name shown to the user."""
+    """The folders below `input` and `datasets` that may hold clips, by their names in the menu."""
     roots = {"input": [folder_paths.get_input_directory()]}
     if "datasets" in folder_paths.folder_names_and_paths:
         roots["datasets"] = folder_paths.get_folder_paths("datasets")
@@ -44,8 +44,12 @@ def clip_folders() -> dict[str, Path]:
     return found
 
 
+def _size_input(name: str, default: int, tooltip: str) -> Any:
+    return io.Int.Input(name, default=default, min=32, max=2048, step=8, tooltip=tooltip)
+
+
 class TrainingClips(io.ComfyNode):
-    """Reads the few clips that share a motion."""
+    """Read the clips of a motion."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -53,8 +57,8 @@ class TrainingClips(io.ComfyNode):
             node_id="LAMP_TrainingClips",
             display_name="LAMP Training Clips",
             category="LAMP/training",
-            description="Read 8 to 16 short clips that share one motion, ready for LAMP Trainer. "
-            "A text file beside a clip (clip.mp4, clip.txt) is its caption.",
+            description="Reads 8 to 16 short clips with the same motion, for LAMP Trainer. A text "
+            "file next to a clip (clip.mp4, clip.txt) is its caption.",
             is_input_list=True,
             **aliases("training data", "video dataset", "load clips", "captions"),
             hidden=[io.Hidden.unique_id],
@@ -62,66 +66,57 @@ class TrainingClips(io.ComfyNode):
                 io.Combo.Input(
                     "folder",
                     options=[NO_FOLDER, *clip_folders()],
-                    tooltip="Folder below ComfyUI's input folder (or datasets) that holds the "
-                    "clips: videos, animated pictures, or sub-folders of images.",
+                    tooltip="Folder with the clips, in ComfyUI's input folder (or datasets): "
+                    "videos, animated images, or one subfolder of images per clip. Press R to "
+                    "refresh.",
                 ),
                 io.String.Input(
                     "prompt",
                     default="",
-                    tooltip="The motion in words, such as 'a horse runs'. Empty: the folder's name."
-                    " {motion} in a caption file stands for it. A connected list of texts gives "
-                    "each clip its own caption.",
+                    tooltip="The motion in words, such as: a horse runs. Empty uses the folder "
+                    "name. {motion} in a caption file stands for it. Connect a list of texts to "
+                    "give each clip its own caption.",
                 ),
                 io.Int.Input(
                     "frames",
                     default=16,
                     min=2,
                     max=128,
-                    tooltip="How many frames of a clip are learned at a time, and how many the "
-                    "videos will best have; the paper takes 16.",
+                    tooltip="Frames per training sample. The paper uses 16. Generate videos with "
+                    "the same number.",
                 ),
-                io.Int.Input(
-                    "width",
-                    default=512,
-                    min=32,
-                    max=2048,
-                    step=8,
-                    tooltip="The width that the clips are brought to, a multiple of 8.",
+                _size_input(
+                    "width", 512, "Width in pixels that clips are scaled to, a multiple of 8."
                 ),
-                io.Int.Input(
-                    "height",
-                    default=320,
-                    min=32,
-                    max=2048,
-                    step=8,
-                    tooltip="The height that the clips are brought to, a multiple of 8.",
+                _size_input(
+                    "height", 320, "Height in pixels that clips are scaled to, a multiple of 8."
                 ),
                 io.Float.Input(
                     "fps",
                     default=0.0,
                     min=0.0,
                     max=120.0,
-                    tooltip="Bring all videos to this frame rate first; 0 leaves them as they are. "
-                    "Images have no frame rate and stay as they are.",
+                    tooltip="Convert all videos to this frame rate first. 0 keeps their own rates. "
+                    "Images have no frame rate and are not converted.",
                 ),
                 io.Int.Input(
                     "stride",
                     default=1,
                     min=1,
                     max=16,
-                    tooltip="Take every n-th frame: 2 makes the motion twice as fast.",
+                    tooltip="Use every n-th frame: 2 doubles the speed of the motion.",
                 ),
                 io.Combo.Input(
                     "fit",
                     options=["crop", "pad", "stretch"],
-                    tooltip="How clips of another shape are fitted: crop keeps the proportions and "
-                    "cuts what stands over, pad adds black bars, stretch squeezes.",
+                    tooltip="How to fit clips with another aspect ratio: crop cuts the edges, pad "
+                    "adds black bars, stretch distorts the image.",
                 ),
                 io.Combo.Input(
                     "short_clips",
                     options=["error", "skip", "loop"],
-                    tooltip="A clip with fewer frames than are to be learned: error stops and "
-                    "names it, skip leaves it out, loop starts it over.",
+                    tooltip="What to do with a clip that has too few frames: error stops and names "
+                    "it, skip leaves it out, loop repeats it from the start.",
                 ),
                 io.Boolean.Input(
                     "flip",
@@ -132,31 +127,31 @@ class TrainingClips(io.ComfyNode):
                     "bucket",
                     default=False,
                     optional=True,
-                    tooltip="Off: all clips get width x height, as in the paper, and the motion is "
-                    "learned for that one size. On: each clip gets the size that fits its own "
-                    "shape, in steps of 64 and never of a larger area, so that upright and wide "
-                    "clips can be mixed and little is cut off.",
+                    tooltip="Off: all clips get width x height, as in the paper. On: each clip "
+                    "gets a size close to its own aspect ratio, with no larger area. Use it to mix "
+                    "portrait and landscape clips.",
                 ),
                 io.Image.Input(
                     "images",
                     optional=True,
                     tooltip="Clips from other nodes instead of a folder: a list of IMAGE batches, "
-                    "one batch a clip.",
+                    "one per clip.",
                 ),
                 io.Video.Input(
                     "videos",
                     optional=True,
-                    tooltip="Clips from other nodes instead of a folder: a list of videos, such as "
-                    "a video dataset loader gives. They are not loaded into memory as a whole.",
+                    tooltip="Clips from other nodes instead of a folder: a list of videos. Video "
+                    "files are read a few frames at a time.",
                 ),
             ],
             outputs=[
-                LampClips.Output(display_name="clips", tooltip="The clips, for LAMP Trainer."),
+                LampClips.Output(display_name="clips", tooltip="Clips for LAMP Trainer."),
                 io.String.Output(
-                    display_name="report", tooltip="Size, frames and motion of every clip."
+                    display_name="report",
+                    tooltip="Size, frames and amount of motion of every clip, and warnings.",
                 ),
                 io.Image.Output(
-                    display_name="contact_sheet", tooltip="Some frames of every clip in rows."
+                    display_name="contact_sheet", tooltip="Some frames of every clip, in rows."
                 ),
             ],
         )
@@ -164,13 +159,13 @@ class TrainingClips(io.ComfyNode):
     @classmethod
     @plain_errors
     def fingerprint_inputs(cls, folder: list[str], **_: Any) -> str:
-        """Run again when a file in the folder changed."""
+        """Run again when a file in the folder has changed."""
         path = clip_folders().get(folder[0])
         if path is None:
             return folder[0]
         seen = []
         for file in sorted(path.rglob("*")):
-            with contextlib.suppress(OSError):  # gone meanwhile, or a link to nothing
+            with contextlib.suppress(OSError):  # deleted meanwhile, or a broken link
                 about = file.stat()
                 if stat.S_ISREG(about.st_mode):
                     seen.append(f"{file.name}:{about.st_mtime_ns}:{about.st_size}")
@@ -190,8 +185,9 @@ class TrainingClips(io.ComfyNode):
         chosen["fps"] = chosen["fps"] or None
         chosen["short"] = chosen.pop("short_clips")
         sources, notes = find_sources(folder[0], images or [], videos or [])
-        progress = NodeProgress(cls.hidden.unique_id)
-        clips = clips_from_sources(sources, prompt, ClipSettings(**chosen), progress.update, notes)
+        clips = clips_from_sources(
+            sources, prompt, ClipSettings(**chosen), progress_of(cls).update, notes
+        )
         for warning in clips.warnings:
             log.warning(warning)
         report, sheet = clips.report(), clips.contact_sheet()
@@ -202,26 +198,38 @@ class TrainingClips(io.ComfyNode):
 def find_sources(
     folder: str, images: list[Any], videos: list[Any]
 ) -> tuple[list[ClipSource], list[str]]:
-    """The clips of a folder, by its name in the menu, or of other nodes: images, then videos; and
-    warnings of what was left out of the folder."""
+    """The clips of a folder, by its name in the menu, or of other nodes (images, then videos), and
+    warnings about files that were left out.
+
+    Raises:
+        ClipError: there is no such folder, or not exactly one of folder and other nodes is given.
+    """
     given = "images" if images else "videos" if videos else ""
     if folder != NO_FOLDER:
         if given:
-            raise ClipError(f"Both {given} and the folder '{folder}' are given: choose one.")
+            raise ClipError(
+                f"Both {given} and the folder '{folder[:100]}' are set. Set folder to "
+                f"{NO_FOLDER} or disconnect {given}."
+            )
         found = clip_folders().get(folder)
         if found is None:
-            raise ClipError(f"There is no folder '{folder[:100]}': press R to refresh the list.")
+            raise ClipError(f"There is no folder '{folder[:100]}'. Press R to refresh the list.")
         listing = look_into(found)
         return [FileSource(path) for path in listing.clips], listing.notes
     if not given:
         raise ClipError("Choose a folder of clips, or connect images or videos.")
-    films = (video_source(video, f"video {number}") for number, video in enumerate(videos, start=1))
-    return [*image_sources(images), *films], []
+    given_videos = (
+        video_source(video, f"video {number}") for number, video in enumerate(videos, start=1)
+    )
+    return [*image_sources(images), *given_videos], []
 
 
 def video_source(video: Any, name: str) -> ClipSource:
-    """Where the frames of a VIDEO come from; of a file only those between its marks, if the host
-    has trimmed it. Of any other VIDEO, a cropped one for instance, the host gives all frames."""
+    """The source of the frames of a VIDEO.
+
+    A file is read directly, between the trim marks if the host has set any. Any other VIDEO, such
+    as a cropped one, is decoded by the host as a whole.
+    """
     if isinstance(video, InputImpl.VideoFromFile):
         found = video.get_stream_source()
         file = Path(found) if isinstance(found, str) else VideoBytes(name, found.getvalue())
@@ -229,7 +237,7 @@ def video_source(video: Any, name: str) -> ClipSource:
         with reading(file):
             whole = InputImpl.VideoFromFile(found).get_dimensions() == video.get_dimensions()
         if whole:
-            # Hosts that cannot trim have no such method; a duration of 0 means up to the end.
+            # Older hosts have no such method. A duration of 0 means up to the end.
             window = getattr(video, "get_active_trim_window", lambda: (0.0, 0.0))
             start, duration = window()
             return FileSource(file, start, start + duration if duration else None)

@@ -1,4 +1,4 @@
-"""What all nodes share: the pack's own types, plain errors, the motion folder, schema helpers."""
+"""Shared by all nodes: socket types, error handling, schema helpers, file names, the graph."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ..lamp.errors import LampError
 from ..lamp.files.names import is_plain_name, number_of
 from ..lamp.plain import plain, plain_error, plain_lines
 from .model_paths import motion_root, shown
+from .progress import NodeProgress
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -27,7 +28,7 @@ LampAdaIN = io.Custom("LAMP_ADAIN")
 
 _LONGEST_TEXT = 100_000  # characters; text encoders read a few hundred
 _MAX_SEED = 0xFFFFFFFFFFFFFFFF
-# The inputs by which the loaders of checkpoints and diffusion models name their file.
+# The inputs in which the loaders of checkpoints and diffusion models name their file.
 _FILE_INPUTS = ("ckpt_name", "unet_name", "model_path")
 
 
@@ -37,14 +38,14 @@ _FILE_INPUTS = ("ckpt_name", "unet_name", "model_path")
 def named_errors(
     display_name: str, looks_up: tuple[str, ...] = ()
 ) -> Callable[[Callable[_P, _R]], Callable[_P, _R]]:
-    """What leaves a node's `execute`; goes below `@classmethod`.
+    """Decorate a node's `execute`, below `@classmethod`: check its inputs and name its errors.
 
-    The sentence of a `LampError` begins with the node's name. Whatever the node shows, and any
-    error with those behind it, is plain: the host logs and sends it as it is, and half a character
-    from a prompt would end the thread that runs all prompts.
+    The message of a `LampError` begins with the node's name. Texts that the node shows, and errors
+    with their causes, are reduced to plain characters: the host logs and sends them unchanged, and
+    a lone surrogate from a prompt would end the thread that runs all prompts.
 
     Args:
-        looks_up: menus whose choice the node finds on the disk itself, and tells of if it is gone.
+        looks_up: menus whose value the node looks up on the disk and reports itself if missing.
     """
 
     def decorate(execute: Callable[_P, _R]) -> Callable[_P, _R]:
@@ -59,11 +60,11 @@ def named_errors(
                 failed.__cause__ = plain_error(error)
             except Exception as error:
                 failed = plain_error(error)
-            # Out here, where no error is being handled that would stand behind this one as it is.
+            # Raise outside the handler, so that the original error is not attached as context.
             try:
                 raise failed
             finally:
-                del failed  # it holds this frame, and all tensors in the frames below
+                del failed  # it refers to this frame, and so to all tensors in the frames below
 
         return run
 
@@ -71,8 +72,7 @@ def named_errors(
 
 
 def plain_errors(check: Callable[_P, _R]) -> Callable[_P, _R]:
-    """As `named_errors`, of what the host asks a node before it runs (`validate_inputs` and
-    `fingerprint_inputs`)."""
+    """The same for `validate_inputs` and `fingerprint_inputs`, without the node's name."""
 
     @functools.wraps(check)
     def run(*args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -85,26 +85,27 @@ def plain_errors(check: Callable[_P, _R]) -> Callable[_P, _R]:
         finally:
             del failed
 
-    # The host reads the names of the inputs off it, without looking behind a wrapper.
+    # The host reads the input names from the signature and does not follow `__wrapped__`.
     run.__signature__ = inspect.signature(check)  # type: ignore[attr-defined]
     return run
 
 
 def _check_given(inputs: Mapping[str, Any]) -> None:
-    """What no widget gives and the host lets through: to its range check NaN is in every range,
-    and a text may have any length."""
+    """Refuse values that no widget produces but the host accepts: NaN passes its range check, and
+    texts may have any length."""
     for name, value in inputs.items():
         for each in value if type(value) is list else (value,):
             if isinstance(each, float) and not math.isfinite(each):
-                raise LampError(f"{name} is {each}, which is no number to work with: set another.")
+                raise LampError(f"{name} is {each}: enter a finite number.")
             if isinstance(each, str) and len(each) > _LONGEST_TEXT:
                 raise LampError(
-                    f"{name} has {len(each):,} characters, more than {_LONGEST_TEXT:,}: shorten it."
+                    f"{name} has {len(each):,} characters; the limit is {_LONGEST_TEXT:,}. "
+                    "Shorten it."
                 )
 
 
 def _check_choices(node: Any, inputs: Mapping[str, Any], looks_up: tuple[str, ...]) -> None:
-    """Not every version of the host looks whether a menu has what comes over its API."""
+    """Check menu values: some versions of the host do not check those sent over its API."""
     for each in node.define_schema().inputs or ():
         if not isinstance(each, io.Combo.Input) or each.id in looks_up or each.id not in inputs:
             continue
@@ -128,12 +129,12 @@ def _plainly_shown(output: _R) -> _R:
 
 
 def aliases(*phrases: str) -> dict[str, Any]:
-    """What people may type to find a node, where the host can use it."""
+    """Search terms for a node; older hosts have no field for them."""
     return _supported(io.Schema, search_aliases=list(phrases))
 
 
 def advanced(factory: Callable[..., Any]) -> dict[str, Any]:
-    """Put an input under "advanced", where the host can."""
+    """Mark an input as advanced, where the host supports it."""
     return _supported(factory, advanced=True)
 
 
@@ -142,9 +143,41 @@ def _supported(factory: Callable[..., Any], **options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name in known}
 
 
+def fraction_input(id: str, default: float, tooltip: str, step: float = 0.05, **more: Any) -> Any:
+    """A number from 0 to 1."""
+    return io.Float.Input(id, default=default, min=0.0, max=1.0, step=step, tooltip=tooltip, **more)
+
+
+def steps_input(default: int = 50, most: int = 1000, tooltip: str = "") -> Any:
+    """A number of sampling steps."""
+    text = tooltip or "Number of denoising steps. The paper uses 50."
+    return io.Int.Input("steps", default=default, min=1, max=most, tooltip=text)
+
+
+def model_input() -> Any:
+    """A MODEL to which a motion has been applied."""
+    text = "MODEL with a motion, from Load LAMP Motion or LAMP Trainer."
+    return io.Model.Input("model", tooltip=text)
+
+
+def prompt_inputs() -> list[Any]:
+    """The prompt and the negative prompt of a sampler."""
+    return [
+        io.Conditioning.Input(
+            "positive",
+            tooltip="Prompt: describe the first frame and include the words of the motion.",
+        ),
+        io.Conditioning.Input("negative", tooltip="What to avoid. The paper leaves it empty."),
+    ]
+
+
 def seed_input(tooltip: str, most: int = _MAX_SEED, *, changes: bool = True) -> Any:
-    """A seed up to `most`; `changes`: with the host's control after generate, which draws another
-    one for the next run. The host puts that on every input named seed that does not decline it."""
+    """A seed up to `most`.
+
+    Args:
+        changes: show the host's control after generate, which picks a new seed for the next run.
+            The host adds it to every input named seed that does not decline it.
+    """
     return io.Int.Input(
         "seed", default=0, min=0, max=most, control_after_generate=changes, tooltip=tooltip
     )
@@ -154,35 +187,43 @@ def seed_input(tooltip: str, most: int = _MAX_SEED, *, changes: bool = True) -> 
 
 
 def motion_folder(name: str) -> Path:
-    """A new place below the motion folder, numbered and without extension: `NAME_00001`.
+    """A new numbered path in the motion folder, without extension: `NAME_00001`.
 
     Raises:
-        LampError: the name leads elsewhere, or nothing can be written there.
+        LampError: the name points outside the folder, or the folder is not writable.
     """
     name = name.strip().replace("\\", "/").removesuffix(".safetensors")
     root = motion_root()
     if not is_plain_name(name):
         raise LampError(
-            f"'{name[:100]}' names no file below {shown(root)}: use a name such as "
-            "LAMP/motion, without '..', a leading '/', a mark such as ':' or '?', or a dot at the "
-            "end."
+            f"'{name[:100]}' is not a valid file name in {shown(root)}. Use a name such as "
+            "LAMP/motion, without '..', a leading '/', characters such as ':' or '?', or a "
+            "trailing dot."
         )
     try:
         folder, stem, *_ = folder_paths.get_save_image_path(name, str(root))
         taken = [number_of(file, stem) for file in os.listdir(folder)]
     except Exception as error:
         raise LampError(
-            f"No file '{name[:100]}' can be made in {shown(root)} ({error}): choose "
-            "another name, or see that the folder can be written to."
+            f"Cannot create '{name[:100]}' in {shown(root)} ({error}). Choose another name, or "
+            "check that the folder is writable."
         ) from error
     return Path(folder, f"{stem}_{max(taken, default=0) + 1:05}")
+
+
+# --- running ---------------------------------------------------------------------------------
+
+
+def progress_of(node: Any) -> NodeProgress:
+    """The progress bar of a node that runs, which has its id as a hidden input."""
+    return NodeProgress(getattr(node.hidden, "unique_id", None))
 
 
 # --- the graph ------------------------------------------------------------------------------
 
 
 def workflow_metadata(hidden: Any) -> dict[str, str]:
-    """The graph that makes a file, unless the user starts ComfyUI with --disable-metadata."""
+    """The graph that writes a file, unless ComfyUI runs with --disable-metadata."""
     from comfy.cli_args import args
 
     if hidden is None or args.disable_metadata:
@@ -191,13 +232,13 @@ def workflow_metadata(hidden: Any) -> dict[str, str]:
     return {
         name: json.dumps(part)
         for name, part in parts.items()
-        # The file's own entries are never the graph's.
+        # The graph never sets the file's own entries.
         if part is not None and not name.startswith(("lamp.", "modelspec."))
     }
 
 
 def upstream_name(prompt: Any, node_id: Any, input_name: str) -> str:
-    """The file from which an input of a node comes, or the type of the node at its source."""
+    """The file that an input of a node comes from, or the type of the node at its source."""
     name, seen = "", set()
     node = (prompt or {}).get(str(node_id))
     while node is not None:

@@ -1,4 +1,4 @@
-"""LAMP's parts for the host's own custom sampling graph (SamplerCustomAdvanced)."""
+"""LAMP's noise, AdaIN schedule, sampler and noise levels for SamplerCustomAdvanced."""
 
 from __future__ import annotations
 
@@ -6,17 +6,56 @@ from typing import Any, get_args
 
 from comfy_api.latest import io
 
+from ..lamp.hosts.comfy.noise import SharedNoise
 from ..lamp.hosts.comfy.sampler import OFFICIAL_SCHEDULER, make_sampler, make_sigmas
 from ..lamp.method.adain import PAPER, AdaINMode, AdaINSchedule
-from .common import LampAdaIN, aliases, named_errors
+from .common import LampAdaIN, aliases, fraction_input, named_errors, seed_input, steps_input
+from .sampling import SEED, sampler_name_input, schedule_input
 
 
-def _share(id: str, default: float, tooltip: str) -> Any:
-    return io.Float.Input(id, default=default, min=0.0, max=1.0, step=0.01, tooltip=tooltip)
+class SharedNoiseLatents(io.ComfyNode):
+    """Initial noise with a component that all frames share (paper eq. 6)."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LAMP_SharedNoise",
+            display_name="Shared Noise Latents",
+            category="LAMP/sampling",
+            description="Generates initial noise with a component that all frames share, for LAMP "
+            "KSampler or SamplerCustomAdvanced. A MODEL with a motion uses it as is.",
+            inputs=[
+                io.Latent.Input("latent", tooltip="Latent of the video. Only its shape is used."),
+                seed_input(SEED),
+                fraction_input(
+                    "alpha",
+                    0.2,
+                    "Share of common noise in each frame. 0 gives independent frames, 1 the same "
+                    "noise in all frames. The paper uses 0.2.",
+                ),
+            ],
+            outputs=[
+                io.Latent.Output(
+                    "noise_latent",
+                    display_name="noise_latent",
+                    tooltip="The noise as a latent, for noise of LAMP KSampler.",
+                ),
+                io.Noise.Output(
+                    "noise", display_name="noise", tooltip="The noise for SamplerCustomAdvanced."
+                ),
+            ],
+            **aliases("video noise", "consistent noise"),
+        )
+
+    @classmethod
+    @named_errors("Shared Noise Latents")
+    def execute(cls, latent: dict[str, Any], seed: int, alpha: float = 0.2) -> io.NodeOutput:
+        noise = SharedNoise(seed, alpha)
+        return io.NodeOutput({"samples": noise.generate_noise(latent)}, noise)
 
 
 class AdaINScheduleNode(io.ComfyNode):
-    """When which frame's statistics are taken."""
+    """When the frames take the statistics of frame 2, and when those of frame 1."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -24,38 +63,39 @@ class AdaINScheduleNode(io.ComfyNode):
             node_id="LAMP_AdaINSchedule",
             display_name="LAMP AdaIN Schedule",
             category="LAMP/sampling",
-            description="Sets when, during sampling, the frames take the statistics of frame 2 "
-            "and when those of frame 1, for LAMP KSampler and LAMP Sampler.",
+            description="Sets when the frames take the statistics of frame 2 and when those of "
+            "frame 1 during sampling. For LAMP KSampler, LAMP Sampler and LAMP Extend Video.",
             inputs=[
                 io.Combo.Input(
                     "mode",
                     options=list(get_args(AdaINMode)),
                     default="paper",
-                    tooltip="The paper's schedule, the official code's, none, or a custom one, to "
-                    "which alone the values below apply.",
+                    tooltip="paper: schedule of the paper. official: schedule of the published "
+                    "code. off: no AdaIN. custom: the values below.",
                 ),
-                _share(
+                _custom_input(
                     "switch",
                     0.6,
-                    "The share of the noise schedule after which the frames follow frame 1 "
-                    "instead of frame 2 (custom only).",
+                    "Fraction of the noise schedule after which the frames follow frame 1 instead "
+                    "of frame 2.",
                 ),
-                _share(
+                _custom_input(
                     "first_strength",
                     1.0,
-                    "How far frames 3 and later follow frame 2 in the first phase (custom only).",
+                    "How strongly frames 3 and later follow frame 2 before the switch.",
                 ),
-                _share(
+                _custom_input(
                     "second_strength",
                     1.0,
-                    "How far frames 2 and later follow frame 1 in the second phase (custom only).",
+                    "How strongly frames 2 and later follow frame 1 after the switch.",
                 ),
             ],
             outputs=[
                 LampAdaIN.Output(
                     "schedule",
                     display_name="schedule",
-                    tooltip="The schedule for LAMP KSampler or LAMP Sampler.",
+                    tooltip="For adain_schedule of LAMP KSampler, LAMP Sampler or LAMP Extend "
+                    "Video.",
                 ),
             ],
             **aliases("adain", "color consistency"),
@@ -73,35 +113,30 @@ class AdaINScheduleNode(io.ComfyNode):
         return io.NodeOutput(AdaINSchedule(mode, switch, first_strength, second_strength))
 
 
+def _custom_input(id: str, default: float, tooltip: str) -> Any:
+    return fraction_input(id, default, f"{tooltip} Used by custom only.", step=0.01)
+
+
 class LampSampler(io.ComfyNode):
     """A SAMPLER with AdaIN between its steps."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        import comfy.samplers
-
         return io.Schema(
             node_id="LAMP_Sampler",
             display_name="LAMP Sampler",
             category="LAMP/sampling",
-            description="A SAMPLER that aligns the frames between its steps, for "
-            "SamplerCustomAdvanced with a MODEL that has a LAMP motion.",
+            description="A SAMPLER that applies AdaIN between its steps, for "
+            "SamplerCustomAdvanced with a MODEL that has a motion.",
             inputs=[
-                io.Combo.Input(
-                    "sampler_name",
-                    options=list(comfy.samplers.SAMPLER_NAMES),
-                    default="ddim",
-                    tooltip="The sampling algorithm; ddim is the paper's.",
-                ),
-                LampAdaIN.Input(
-                    "adain_schedule",
-                    optional=True,
-                    tooltip="A schedule from LAMP AdaIN Schedule; without it, the paper's.",
+                sampler_name_input(),
+                schedule_input(
+                    "Schedule from LAMP AdaIN Schedule. Without it, the paper's schedule is used."
                 ),
             ],
             outputs=[
                 io.Sampler.Output(
-                    "sampler", display_name="sampler", tooltip="For SamplerCustomAdvanced."
+                    "sampler", display_name="sampler", tooltip="Sampler for SamplerCustomAdvanced."
                 ),
             ],
             **aliases("adain sampler", "video sampler"),
@@ -116,7 +151,7 @@ class LampSampler(io.ComfyNode):
 
 
 class LampScheduler(io.ComfyNode):
-    """The official noise levels."""
+    """The noise levels of the official DDIM schedule."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -124,30 +159,24 @@ class LampScheduler(io.ComfyNode):
             node_id="LAMP_Scheduler",
             display_name="LAMP Scheduler",
             category="LAMP/sampling",
-            description="The noise levels of the official DDIM schedule (timesteps 981, 961, ... "
-            "1 for 50 steps), for SamplerCustomAdvanced.",
+            description="Noise levels of the official DDIM schedule (timesteps 981, 961, ... 1 for "
+            "50 steps), for SamplerCustomAdvanced.",
             inputs=[
-                io.Model.Input("model", tooltip="The MODEL that will be sampled."),
-                io.Int.Input(
-                    "steps",
-                    default=50,
-                    min=1,
-                    max=1000,
-                    tooltip="The number of denoising steps; the paper takes 50.",
-                ),
-                io.Float.Input(
+                io.Model.Input("model", tooltip="MODEL that will be sampled."),
+                steps_input(),
+                fraction_input(
                     "denoise",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
+                    1.0,
+                    "1 starts from pure noise. Lower values start at a lower noise level and keep "
+                    "part of the frames in the latent.",
                     step=0.01,
-                    tooltip="How much is drawn anew: 1 everything but frame 1; less starts at a "
-                    "lower noise level.",
                 ),
             ],
             outputs=[
                 io.Sigmas.Output(
-                    "sigmas", display_name="sigmas", tooltip="For SamplerCustomAdvanced."
+                    "sigmas",
+                    display_name="sigmas",
+                    tooltip="Noise levels for SamplerCustomAdvanced.",
                 ),
             ],
             **aliases("ddim scheduler", "sigmas"),
@@ -159,4 +188,9 @@ class LampScheduler(io.ComfyNode):
         return io.NodeOutput(make_sigmas(model, OFFICIAL_SCHEDULER, steps, denoise))
 
 
-NODES: list[type[io.ComfyNode]] = [AdaINScheduleNode, LampSampler, LampScheduler]
+NODES: list[type[io.ComfyNode]] = [
+    SharedNoiseLatents,
+    AdaINScheduleNode,
+    LampSampler,
+    LampScheduler,
+]

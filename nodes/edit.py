@@ -1,4 +1,4 @@
-"""Video editing: a clip back to noise."""
+"""LAMP DDIM Inversion, for video editing."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from comfy_api.latest import io
 
 from ..lamp.hosts.comfy.inversion import invert_video
 from ..lamp.hosts.comfy.noise import NOISE_LEVEL, GivenNoise
-from .common import aliases, named_errors
+from .common import aliases, named_errors, steps_input
 
 
 class DDIMInversion(io.ComfyNode):
-    """Find the noise from which a clip could have come."""
+    """Invert a clip to noise."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -20,30 +20,24 @@ class DDIMInversion(io.ComfyNode):
             node_id="LAMP_DDIMInversion",
             display_name="LAMP DDIM Inversion",
             category="LAMP/editing",
-            description="Brings a clip back to the noise it could have come from, without "
-            "guidance. LAMP KSampler makes the edited clip from that noise and an edited frame 1: "
-            "the same movement, another look.",
+            description="Inverts a clip to noise for editing (DDIM inversion without guidance). "
+            "With this noise and an edited first frame, LAMP KSampler generates the same movement "
+            "with a new look.",
             inputs=[
                 io.Model.Input(
-                    "model",
-                    tooltip="The MODEL with a motion that was trained on this one clip, from LAMP "
-                    "Trainer or Load LAMP Motion.",
+                    "model", tooltip="MODEL with a motion that was trained on this one clip."
                 ),
                 io.Conditioning.Input(
                     "conditioning",
-                    tooltip="The empty prompt, as in the paper: a CLIP Text Encode without text.",
+                    tooltip="Empty prompt, as in the paper: CLIP Text Encode without text.",
                 ),
                 io.Latent.Input(
                     "latent",
-                    tooltip="All frames of the clip, from VAE Encode with the VAE of the SD 1.x "
-                    "checkpoint; in the size and number of frames of the edited video.",
+                    tooltip="All frames of the clip, from VAE Encode with the SD 1.x VAE. Size and "
+                    "number of frames must match the edited video.",
                 ),
-                io.Int.Input(
-                    "steps",
-                    default=50,
-                    min=1,
-                    max=1000,
-                    tooltip="How many steps the whole way to noise has; the paper takes 50.",
+                steps_input(
+                    tooltip="Number of steps from the clip to full noise. The paper uses 50."
                 ),
                 io.Float.Input(
                     "strength",
@@ -51,31 +45,31 @@ class DDIMInversion(io.ComfyNode):
                     min=0.05,
                     max=1.0,
                     step=0.05,
-                    tooltip="Editing strength: how much of the way to noise the clip goes. 1 is "
-                    "the paper's; less keeps more of the clip's own look in frames 2 and later.",
+                    tooltip="How far to invert the clip towards noise. 1 is full inversion, as in "
+                    "the paper. Lower values keep more of the clip's look in frames 2 and later.",
                 ),
             ],
             outputs=[
                 io.Latent.Output(
                     "noise_latent",
                     display_name="noise_latent",
-                    tooltip="The clip's noise, for the noise input of LAMP KSampler.",
+                    tooltip="Noise of the clip, for noise of LAMP KSampler.",
                 ),
                 io.Int.Output(
                     "sampling_steps",
                     display_name="steps",
-                    tooltip="For the steps of LAMP KSampler: those that lead back.",
+                    tooltip="For steps of LAMP KSampler.",
                 ),
                 io.Float.Output(
                     "denoise",
                     display_name="denoise",
-                    tooltip="For the denoise of LAMP KSampler: where the way back begins.",
+                    tooltip="For denoise of LAMP KSampler.",
                 ),
                 io.Noise.Output(
                     "noise",
                     display_name="noise",
-                    tooltip="The noise for SamplerCustomAdvanced; steps and denoise then belong "
-                    "in LAMP Scheduler.",
+                    tooltip="Noise of the clip, for SamplerCustomAdvanced. Connect steps and "
+                    "denoise to LAMP Scheduler then.",
                 ),
             ],
             **aliases("video editing", "ddim inversion", "edit video", "unsampler"),

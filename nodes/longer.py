@@ -1,4 +1,4 @@
-"""Videos longer than the clips that a motion was trained on."""
+"""LAMP Anchored Windows and LAMP Extend Video: videos longer than the training clips."""
 
 from __future__ import annotations
 
@@ -11,14 +11,21 @@ from ..lamp.hosts.comfy.sampler import OFFICIAL_SCHEDULER
 from ..lamp.hosts.comfy.windows import with_windows
 from ..lamp.method.adain import AdaINSchedule
 from ..lamp.method.windows import Windows
-from .common import LampAdaIN, aliases, named_errors, seed_input
-from .generate import sampling_inputs
+from .common import (
+    aliases,
+    fraction_input,
+    model_input,
+    named_errors,
+    prompt_inputs,
+    seed_input,
+)
+from .sampling import sampling_inputs, schedule_input
 
 _MAX_FRAMES = 128
 
 
 class AnchoredWindows(io.ComfyNode):
-    """Show the model a long video in pieces."""
+    """Sample a long video in windows that all include frame 1."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -26,33 +33,33 @@ class AnchoredWindows(io.ComfyNode):
             node_id="LAMP_AnchoredWindows",
             display_name="LAMP Anchored Windows",
             category="LAMP/sampling",
-            description="Lets a MODEL with a motion draw a long video in overlapping pieces of the "
-            "trained length. Every piece begins with frame 1, so the look holds, and the memory "
-            "does not grow with the number of frames.",
+            description="Samples long videos in overlapping windows of the trained length. Every "
+            "window includes frame 1, which keeps the look consistent. Memory use stays that of "
+            "one window.",
             inputs=[
-                io.Model.Input("model", tooltip="A MODEL from Load LAMP Motion or LAMP Trainer."),
+                model_input(),
                 io.Int.Input(
                     "length",
                     default=16,
                     min=2,
                     max=_MAX_FRAMES,
-                    tooltip="Frames that the model sees at once, frame 1 included: best the number "
-                    "that the motion was trained on (16). Shorter videos are not cut.",
+                    tooltip="Frames per window, including frame 1. Use the number that the motion "
+                    "was trained on, usually 16. Shorter videos are not split.",
                 ),
                 io.Int.Input(
                     "overlap",
                     default=4,
                     min=0,
                     max=_MAX_FRAMES - 2,
-                    tooltip="Frames that a piece shares with the next, besides frame 1. They are "
-                    "blended; more is smoother and slower.",
+                    tooltip="Frames that neighbouring windows share, besides frame 1. They are "
+                    "blended: more is smoother and slower.",
                 ),
             ],
             outputs=[
                 io.Model.Output(
                     "windowed_model",
                     display_name="model",
-                    tooltip="The MODEL with windows, for LAMP KSampler and the stock samplers.",
+                    tooltip="MODEL with windows, for LAMP KSampler and the stock samplers.",
                 ),
             ],
             **aliases("context windows", "long video", "context length"),
@@ -65,7 +72,7 @@ class AnchoredWindows(io.ComfyNode):
 
 
 class ExtendVideo(io.ComfyNode):
-    """Go on where a video ends."""
+    """Continue a video from its last frame."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -73,59 +80,46 @@ class ExtendVideo(io.ComfyNode):
             node_id="LAMP_ExtendVideo",
             display_name="LAMP Extend Video",
             category="LAMP/sampling",
-            description="Goes on from the last frame of a video with the same motion, as often as "
-            "you like. The last frame is not doubled, and every piece keeps the colours of the "
-            "video's first frame.",
+            description="Continues a video from its last frame with the same motion, one or more "
+            "times. Each new segment keeps the colours of the video's first frame.",
             inputs=[
-                io.Model.Input("model", tooltip="A MODEL from Load LAMP Motion or LAMP Trainer."),
-                io.Conditioning.Input(
-                    "positive", tooltip="The prompt, in the words of the motion, as before."
-                ),
-                io.Conditioning.Input(
-                    "negative", tooltip="What to avoid; the paper leaves it empty."
-                ),
+                model_input(),
+                *prompt_inputs(),
                 io.Latent.Input(
                     "latent",
-                    tooltip="The video so far, from LAMP KSampler, or from VAE Encode of all its "
-                    "frames.",
+                    tooltip="The video so far, from LAMP KSampler, or all its frames from VAE "
+                    "Encode.",
                 ),
                 io.Int.Input(
                     "frames",
                     default=16,
                     min=2,
                     max=_MAX_FRAMES,
-                    tooltip="The length of each new piece, its first frame included, which is the "
-                    "last one so far: 16 adds 15. Best the number that the motion was trained on.",
+                    tooltip="Length of each new segment, including the frame it shares with the "
+                    "video: 16 adds 15 frames. Use the number that the motion was trained on.",
                 ),
                 io.Int.Input(
                     "times",
                     default=1,
                     min=1,
                     max=64,
-                    tooltip="How many pieces are added, one after the other.",
+                    tooltip="Number of segments to add, one after the other.",
                 ),
-                io.Float.Input(
+                fraction_input(
                     "hold_colors",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="How firmly each piece keeps the colours of the video's first frame: "
-                    "1 fully, 0 lets them wander with the video.",
+                    1.0,
+                    "How strongly each segment keeps the colours of the video's first frame: 1 "
+                    "fully, 0 lets them drift.",
                 ),
-                seed_input("Decides the noise of the first piece; the next ones count on."),
+                seed_input("Random seed of the first segment. Each further segment adds 1."),
                 *sampling_inputs(),
-                LampAdaIN.Input(
-                    "adain_schedule",
-                    optional=True,
-                    tooltip="A schedule from LAMP AdaIN Schedule; it takes the place of adain.",
-                ),
+                schedule_input(),
             ],
             outputs=[
                 io.Latent.Output(
                     "video_latent",
                     display_name="latent",
-                    tooltip="The whole video, old frames and new ones, for VAE Decode.",
+                    tooltip="The whole video with old and new frames, for VAE Decode.",
                 ),
             ],
             **aliases("continue video", "long video", "loop back last frame"),

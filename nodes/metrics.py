@@ -10,12 +10,11 @@ from comfy_api.latest import io, ui
 from ..lamp.errors import LampError
 from ..lamp.hosts.comfy.metrics import image_encoder, text_encoder
 from ..lamp.metrics import MEASURES, Metrics, measure
-from .common import aliases, named_errors
-from .progress import NodeProgress
+from .common import aliases, named_errors, progress_of
 
 
 class VideoMetrics(io.ComfyNode):
-    """The paper's measures of videos, and two by optical flow."""
+    """The paper's metrics, and two from optical flow."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -23,43 +22,43 @@ class VideoMetrics(io.ComfyNode):
             node_id="LAMP_VideoMetrics",
             display_name="LAMP Video Metrics",
             category="LAMP/image",
-            description="Measures videos as the paper does (text alignment, frame consistency, "
-            "diversity), and by optical flow how much they move and how still their ground stays.",
+            description="Computes the paper's metrics (text alignment, frame consistency, "
+            "diversity), the amount of motion and the stability of the background.",
             is_output_node=True,
             is_input_list=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Image.Input(
                     "images",
-                    tooltip="The frames of a video, from VAE Decode. Of several videos a list, one "
-                    "IMAGE each, or one IMAGE with all their frames; then set frames.",
+                    tooltip="Frames of a video, from VAE Decode. For several videos, connect a "
+                    "list with one IMAGE each, or one IMAGE with all frames and set frames.",
                 ),
                 io.String.Input(
                     "prompt",
                     default="",
                     multiline=True,
-                    tooltip="What the video ought to show, for text alignment. A connected list of "
-                    "texts gives each video its own.",
+                    tooltip="What the video should show, for text alignment. Connect a list of "
+                    "texts to give each video its own prompt.",
                 ),
                 io.Int.Input(
                     "frames",
                     default=0,
                     min=0,
                     max=1024,
-                    tooltip="How many frames a video has, if images holds several videos one after "
-                    "the other. 0: every IMAGE is one video.",
+                    tooltip="Frames per video, if images holds several videos in a row. 0: every "
+                    "IMAGE is one video.",
                 ),
                 io.ClipVision.Input(
                     "clip_vision",
                     optional=True,
-                    tooltip="CLIP's image encoder, from Load CLIP Vision, for the paper's three "
-                    "measures. Best CLIP-ViT-L-14.",
+                    tooltip="CLIP image encoder from Load CLIP Vision, preferably CLIP-ViT-L-14. "
+                    "Needed for the paper's three metrics.",
                 ),
                 io.Clip.Input(
                     "clip",
                     optional=True,
-                    tooltip="The text encoder of the same CLIP model with its text projection, "
-                    "for text alignment. The CLIP of a checkpoint lacks the projection.",
+                    tooltip="Text encoder of the same CLIP model, with its text projection, for "
+                    "text alignment. The CLIP of a checkpoint lacks the projection.",
                 ),
             ],
             outputs=[
@@ -71,31 +70,30 @@ class VideoMetrics(io.ComfyNode):
                 io.Float.Output(
                     "frame_consistency",
                     display_name="frame_consistency",
-                    tooltip="How alike the frames are to CLIP, 100 at the most, as in a still "
-                    "video. Higher is better.",
+                    tooltip="Similarity of the frames according to CLIP. Higher is better; a still "
+                    "video has 100.",
                 ),
                 io.Float.Output(
                     "diversity",
                     display_name="diversity",
-                    tooltip="How alike several videos are to CLIP, 100 at the most. Lower is more "
-                    "diverse.",
+                    tooltip="Similarity of several videos according to CLIP, at most 100. Lower "
+                    "means more diverse.",
                 ),
                 io.Float.Output(
                     "motion",
                     display_name="motion",
-                    tooltip="Pixels by which the fastest tenth of the picture moves from frame to "
-                    "frame.",
+                    tooltip="Movement of the fastest tenth of the image, in pixels per frame.",
                 ),
                 io.Float.Output(
                     "background",
                     display_name="background",
-                    tooltip="How well the stillest half of the picture stays as in frame 1, in dB: "
-                    "80 is unchanged, 30 hardly seen, 20 plainly seen.",
+                    tooltip="How well the stillest half of the image stays as in frame 1, in dB. "
+                    "80: unchanged. 30: hardly visible change. 20: clearly visible change.",
                 ),
                 io.String.Output(
                     "report",
                     display_name="report",
-                    tooltip="All measures of every video in words, and what others would need.",
+                    tooltip="All metrics of every video as text, and what the missing ones need.",
                 ),
             ],
             **aliases("clip score", "evaluate video", "optical flow", "video quality"),
@@ -119,32 +117,32 @@ class VideoMetrics(io.ComfyNode):
             prompt,
             None if vision is None else image_encoder(vision),
             None if vision is None or text is None else text_encoder(text, vision),
-            NodeProgress(getattr(cls.hidden, "unique_id", None)).update,
+            progress_of(cls).update,
         )
         report = metrics.report()
         return io.NodeOutput(*_numbers(metrics), report, ui=ui.PreviewText(report))
 
 
 def split_videos(images: list[torch.Tensor], frames: int) -> list[torch.Tensor]:
-    """One video for each IMAGE, or one for every so many of its frames.
+    """One video per IMAGE, or one per `frames` of its images.
 
     Raises:
-        LampError: the frames do not come out even.
+        LampError: the number of images is no multiple of `frames`.
     """
     if not frames:
         return images
     for batch in images:
         if len(batch) % frames:
             raise LampError(
-                f"{len(batch)} images are no whole number of videos of {frames} frames: set frames "
-                "to the number that each video has, or to 0 if every IMAGE is one video."
+                f"images has {len(batch)} images, which is not a multiple of frames ({frames}). "
+                "Set frames to the number of frames per video, or to 0 if every IMAGE is one video."
             )
     return [video for batch in images for video in batch.split(frames)]
 
 
 def _numbers(metrics: Metrics) -> list[Any]:
-    """The means over the videos; what could not be measured stops a node that wants it, and says
-    why, in place of a number that means nothing."""
+    """The means over the videos. A metric that could not be computed blocks the nodes connected to
+    it, with the reason, rather than passing on a meaningless number."""
     from comfy_execution.graph_utils import ExecutionBlocker
 
     values = {name: metrics.mean(name) for name in MEASURES}

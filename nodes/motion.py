@@ -1,4 +1,4 @@
-"""Load, save and describe motions."""
+"""Load LAMP Motion."""
 
 from __future__ import annotations
 
@@ -7,39 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
-from ..lamp.clips.images import thumbnail_uri
 from ..lamp.errors import LampError
 from ..lamp.hosts.comfy.binding import BoundMotion, bind, image_model_hash, load_motion, unet_of
 from ..lamp.method.architecture import map_unet
 from ..lamp.method.masks import MotionMask, parse_strengths
-from ..lamp.motion_file.compress import SIZE
-from ..lamp.motion_file.describe import describe_motion
-from ..lamp.motion_file.file import MotionFile, load_motion_file, save_motion
-from ..lamp.motion_file.provenance import history
+from ..lamp.motion_file.file import MotionFile, load_motion_file
 from ..lamp.plain import log
-from .common import (
-    LampMotion,
-    advanced,
-    aliases,
-    motion_folder,
-    named_errors,
-    plain_errors,
-    workflow_metadata,
-)
-from .model_paths import MOTION_FOLDER, shown, shown_folders
-from .progress import NodeProgress
+from .common import LampMotion, advanced, aliases, fraction_input, named_errors, plain_errors
+from .model_paths import MOTION_FOLDER, shown_folders
 
-# Load Image gives this size of black for a picture without transparency.
-_NO_MASK = (64, 64)
 # Where the authors list their checkpoints and clips.
 PUBLISHED = "https://github.com/RQ-Wu/LAMP"
-_BLACK = 1 / 512  # less than any level of a picture with 8 bits
+# Load Image returns a black mask of this size for an image without transparency.
+_NO_MASK = (64, 64)
+_BLACK = 1 / 512  # below any level but 0 of an image with 8 bits
 
 
 class LoadMotion(io.ComfyNode):
-    """Bind a motion file to a MODEL."""
+    """Apply a motion file to a MODEL."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -47,20 +34,19 @@ class LoadMotion(io.ComfyNode):
             node_id="LAMP_LoadMotion",
             display_name="Load LAMP Motion",
             category="LAMP/motion",
-            description="Gives a MODEL a learned motion. The MODEL then moves the first frame of "
-            "the latent in any sampler, with LoRAs and ControlNets. Several of these nodes in a "
-            "row let their motions act side by side, each in its own place and time.",
+            description="Applies a motion to a MODEL, which then animates the first frame of the "
+            "latent. Works with the stock samplers, LoRAs and ControlNets. Chained loaders add "
+            "their motions.",
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The MODEL that draws the video, of the family that the motion was "
-                    "trained for, mostly SD 1.x; then SD-XL only draws the first frame. LoRAs may "
-                    "come before or after this node, and so may another Load LAMP Motion.",
+                    tooltip="MODEL of the family that the motion was trained on, usually SD 1.x. "
+                    "Use SD-XL only for the first frame. LoRAs may come before or after this node.",
                 ),
                 io.Combo.Input(
                     "motion_name",
                     options=folder_paths.get_filename_list(MOTION_FOLDER),
-                    tooltip="A motion file in models/lamp_motion.",
+                    tooltip="Motion file in models/lamp_motion. Press R to refresh the list.",
                 ),
                 io.Float.Input(
                     "strength",
@@ -68,44 +54,35 @@ class LoadMotion(io.ComfyNode):
                     min=-2.0,
                     max=4.0,
                     step=0.05,
-                    tooltip="How strongly the video moves: 0 is no motion, 1 the motion as it "
-                    "was trained. A motion that was trained too long often looks better at 0.7.",
+                    tooltip="Strength of the motion: 0 is none, 1 is as trained. If the motion was "
+                    "trained too long and the image suffers, try 0.7.",
                 ),
-                io.Float.Input(
+                fraction_input(
                     "alpha",
-                    default=0.2,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    tooltip="How much of its noise every frame shares with the others; 0.2 is "
-                    "the paper's value, 0 turns it off. Noise from Shared Noise Latents is "
-                    "shared already and stays as it is. Of several motions on one MODEL the "
-                    "last one's counts.",
+                    0.2,
+                    "Share of common noise in the initial noise of each frame. The paper uses 0.2; "
+                    "0 turns it off. Of chained motions, the last one's value counts.",
                 ),
-                io.Float.Input(
+                fraction_input(
                     "start_percent",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
+                    0.0,
+                    "Fraction of sampling at which the motion starts.",
                     step=0.01,
-                    tooltip="The share of the sampling after which the motion sets in.",
                     **advanced(io.Float.Input),
                 ),
-                io.Float.Input(
+                fraction_input(
                     "end_percent",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
+                    1.0,
+                    "Fraction of sampling at which the motion stops.",
                     step=0.01,
-                    tooltip="The share of the sampling after which the motion stops acting.",
                     **advanced(io.Float.Input),
                 ),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="White where the picture may move, of any size: one mask for all "
-                    "frames or one for each. Leave room for the path of the object. LAMP Motion "
-                    "Map makes one. The mask of Load Image counts only if the picture has one.",
+                    tooltip="White where the image may move: one mask for all frames, or one per "
+                    "frame, of any size. Include the path of the object. LAMP Motion Map can make "
+                    "it.",
                 ),
                 io.Float.Input(
                     "feather",
@@ -114,27 +91,23 @@ class LoadMotion(io.ComfyNode):
                     max=0.5,
                     step=0.01,
                     optional=True,
-                    tooltip="How far the mask's edges fade to both sides, as a share of its "
-                    "shorter side.",
+                    tooltip="How far the edge of the mask fades to each side, as a fraction of the "
+                    "mask's shorter side.",
                 ),
-                io.Float.Input(
+                fraction_input(
                     "hold_still",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
+                    1.0,
+                    "How strongly the image outside the mask keeps frame 1. At 0 the motion is "
+                    "only left out there, and the background may flicker.",
                     optional=True,
-                    tooltip="How firmly the picture outside the mask stays as in frame 1. At 0 the "
-                    "motion is only left out there, and the ground may flicker.",
                     **advanced(io.Float.Input),
                 ),
                 io.String.Input(
                     "frame_strengths",
                     default="",
                     optional=True,
-                    tooltip="Factors on strength along the video, such as 1, 1, 0.5: one a frame, "
-                    "or fewer, which are spread over the video with straight lines between. Empty "
-                    "is 1 throughout.",
+                    tooltip="Factors on strength over the video, such as 1, 1, 0.5: one per frame, "
+                    "or fewer, which are interpolated linearly. Empty is 1 throughout.",
                     **advanced(io.String.Input),
                 ),
             ],
@@ -142,21 +115,23 @@ class LoadMotion(io.ComfyNode):
                 io.Model.Output(
                     "moving_model",
                     display_name="model",
-                    tooltip="The MODEL with the motion, for LAMP KSampler and the stock samplers.",
+                    tooltip="MODEL with the motion, for LAMP KSampler and the stock samplers.",
                 ),
                 LampMotion.Output(
                     "motion",
                     display_name="motion",
-                    tooltip="The motion as it stands in the file, to inspect or to save.",
+                    tooltip="The motion of the file, unchanged, to inspect, merge or save.",
                 ),
             ],
-            **aliases("motion lora", "image to video", "animate image", "few-shot video"),
+            **aliases(
+                "image to video", "animate", "animate image", "video", "img2vid", "motion lora"
+            ),
         )
 
     @classmethod
     @plain_errors
     def validate_inputs(cls, motion_name: str | None = None) -> bool | str:
-        """A missing file is told before the first frame is drawn, not after it."""
+        """Report a missing file before the graph runs."""
         try:
             return motion_name is None or bool(_motion_path(motion_name))
         except LampError as error:
@@ -165,7 +140,7 @@ class LoadMotion(io.ComfyNode):
     @classmethod
     @plain_errors
     def fingerprint_inputs(cls, motion_name: str | None = None, **_: Any) -> str:
-        """A file that was written again is read again."""
+        """Read a file again when it has been written again."""
         path = folder_paths.get_full_path(MOTION_FOLDER, motion_name) if motion_name else None
         if path is None:
             return "missing"
@@ -189,8 +164,8 @@ class LoadMotion(io.ComfyNode):
     ) -> io.NodeOutput:
         if start_percent >= end_percent:
             raise LampError(
-                f"start_percent is {start_percent:g} and end_percent {end_percent:g}, so the "
-                "motion would never act: set start_percent below end_percent (0 and 1)."
+                f"start_percent is {start_percent:g} and end_percent is {end_percent:g}, so the "
+                "motion would never act. Set start_percent below end_percent, such as 0 and 1."
             )
         strengths = parse_strengths(frame_strengths) or [1.0]
         mask = _given_mask(mask)
@@ -210,34 +185,34 @@ class LoadMotion(io.ComfyNode):
 
 
 def _given_mask(mask: Any) -> Any:
-    """The mask, or None for the one that stands for none.
+    """The mask, or None for the mask that stands for none.
 
     Raises:
-        LampError: it lets nothing move.
+        LampError: the mask is black everywhere.
     """
     if mask is None or mask.ndim < 2 or not mask.numel() or not mask.isfinite().all():
-        return mask  # the last three are named where masks are made
-    # Of masks for each frame the first one is of no account: frame 1 never moves.
+        return mask  # `MotionMask` refuses the last three
+    # The first of several masks has no effect: frame 1 never moves.
     later = mask[1:] if mask.ndim > 2 and len(mask) > 1 else mask
     if (later > _BLACK).any():
         return mask
     if tuple(mask.shape[-2:]) == _NO_MASK:
-        log.info("Load LAMP Motion: the picture has no mask, so the motion acts everywhere.")
+        log.info("Load LAMP Motion: the image has no mask, so the motion acts everywhere.")
         return None
     raise LampError(
-        f"The mask of {mask.shape[-1]} x {mask.shape[-2]} is black everywhere, so nothing would "
-        "move: paint white where the picture may move (Invert Mask turns it over), disconnect it, "
-        "or set strength to 0 for a still video."
+        f"The mask ({mask.shape[-1]} x {mask.shape[-2]}) is black everywhere, so nothing would "
+        "move. Paint white where the image may move (Invert Mask swaps black and white), "
+        "disconnect the mask, or set strength to 0 for a still video."
     )
 
 
 def _warn_of_another_base(model: Any, file: MotionFile) -> None:
-    """A motion carries over to other checkpoints of its family, mostly; say so when it has to."""
+    """Most motions also fit other checkpoints of their family, so this is only a warning."""
     trained = file.config.base_hash
     if trained and image_model_hash(model) not in ("", trained):
         log.warning(
-            "Load LAMP Motion: %s was trained on the checkpoint '%s'; the connected one is "
-            "another. If the video looks poor, try that one.",
+            "Load LAMP Motion: %s was trained on the checkpoint '%s', but another one is "
+            "connected. If the video looks poor, use that checkpoint.",
             file.name,
             file.config.base_model or "unknown",
         )
@@ -250,135 +225,11 @@ def _motion_path(name: str) -> Path:
         path = None
     if path is None:
         raise LampError(
-            f"There is no motion file '{name[:100]}' in {shown_folders(MOTION_FOLDER)}: put it "
-            "there and press R to refresh the list. Train one with LAMP Trainer, or convert one of "
-            f"the authors', listed at {PUBLISHED}, with Convert Official LAMP Checkpoint."
+            f"There is no motion file '{name[:100]}' in {shown_folders(MOTION_FOLDER)}. Put it "
+            "there and press R. To get one, train it with LAMP Trainer, or download a checkpoint "
+            f"from {PUBLISHED} and convert it with Convert Official LAMP Checkpoint."
         )
     return Path(path)
 
 
-class SaveMotion(io.ComfyNode):
-    """Write a motion into the model folder."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="LAMP_SaveMotion",
-            display_name="Save LAMP Motion",
-            category="LAMP/motion",
-            description="Writes a motion into models/lamp_motion, in fp16 and with all that is "
-            "known about it in its header. An existing file is never overwritten.",
-            inputs=[
-                LampMotion.Input("motion", tooltip="The motion to save, from LAMP Trainer."),
-                io.String.Input(
-                    "filename_prefix",
-                    default="LAMP/motion",
-                    tooltip="The beginning of the file's name below models/lamp_motion; a number "
-                    "is added, and %year%, %month% and %day% are filled in.",
-                ),
-                io.String.Input(
-                    "license",
-                    default="",
-                    optional=True,
-                    tooltip="The license of this motion, for the file's header, such as CC-BY-4.0. "
-                    "Empty keeps the one that it has.",
-                ),
-                io.Image.Input(
-                    "thumbnail",
-                    optional=True,
-                    tooltip="A picture that model browsers show for the file, made small; of "
-                    "several images the first one.",
-                ),
-                io.Combo.Input(
-                    "compact",
-                    options=["off", "on"],
-                    default="off",
-                    optional=True,
-                    tooltip="on writes less than a tenth of the full file, for sharing: it samples "
-                    "as fast, a little is left out. It takes minutes for SD 1.x. Keep the full "
-                    "one, too: for merging, and as nothing left out comes back.",
-                ),
-                io.Float.Input(
-                    "size",
-                    default=SIZE,
-                    min=0.02,
-                    max=0.5,
-                    step=0.005,
-                    optional=True,
-                    tooltip="The share of the full file that a compact one takes: more bytes keep "
-                    "more of the motion.",
-                    **advanced(io.Float.Input),
-                ),
-            ],
-            outputs=[
-                io.String.Output(
-                    "path", display_name="path", tooltip="The full path of the file written."
-                ),
-            ],
-            is_output_node=True,
-            hidden=[io.Hidden.unique_id],
-            **aliases("export motion", "write motion"),
-        )
-
-    @classmethod
-    @named_errors("Save LAMP Motion")
-    def execute(
-        cls,
-        motion: MotionFile,
-        filename_prefix: str,
-        license: str = "",
-        thumbnail: Any = None,
-        compact: str = "off",
-        size: float = SIZE,
-    ) -> io.NodeOutput:
-        known = motion.metadata
-        path = motion_folder(filename_prefix)
-        path = save_motion(
-            path.with_name(f"{path.name}.safetensors"),
-            motion.state,
-            motion.config,
-            size=size if compact == "on" else 1.0,
-            license_name=license.strip() or known.get("modelspec.license", ""),
-            thumbnail=known.get("modelspec.thumbnail", "")
-            if thumbnail is None
-            else thumbnail_uri(thumbnail),
-            extra={**history(known), **workflow_metadata(cls.hidden)},
-            new=True,
-            progress=NodeProgress(getattr(cls.hidden, "unique_id", None)).update,
-        )
-        place = shown(path)
-        log.info("LAMP: saved %s", place)
-        return io.NodeOutput(str(path), ui=ui.PreviewText(place))
-
-
-class MotionInfo(io.ComfyNode):
-    """Tell what a motion is."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="LAMP_MotionInfo",
-            display_name="LAMP Motion Info",
-            category="LAMP/motion",
-            description="Shows what a motion was trained on, for which models it is, and how to "
-            "prompt it.",
-            inputs=[
-                LampMotion.Input("motion", tooltip="The motion, from its loader or its trainer.")
-            ],
-            outputs=[
-                io.String.Output(
-                    "text", display_name="text", tooltip="One line for each thing that is known."
-                ),
-            ],
-            is_output_node=True,
-            **aliases("inspect motion", "motion metadata"),
-        )
-
-    @classmethod
-    @named_errors("LAMP Motion Info")
-    def execute(cls, motion: MotionFile) -> io.NodeOutput:
-        text = describe_motion(motion)
-        return io.NodeOutput(text, ui=ui.PreviewText(text))
-
-
-NODES: list[type[io.ComfyNode]] = [LoadMotion, SaveMotion, MotionInfo]
+NODES: list[type[io.ComfyNode]] = [LoadMotion]

@@ -1,4 +1,4 @@
-"""Show where a motion is at work, and make a mask of it."""
+"""LAMP Motion Map."""
 
 from __future__ import annotations
 
@@ -10,11 +10,19 @@ from ..lamp.clips.images import LATENT_STRIDE
 from ..lamp.hosts.comfy.motion_map import motion_activity
 from ..lamp.method.masks import resize_masks
 from ..lamp.method.motion_map import heat_map, mask_from_activity
-from .common import advanced, aliases, named_errors, seed_input
+from .common import (
+    advanced,
+    aliases,
+    model_input,
+    named_errors,
+    prompt_inputs,
+    seed_input,
+    steps_input,
+)
 
 
 class MotionMap(io.ComfyNode):
-    """Where a motion is at work."""
+    """Show where a motion acts, and make a mask from it."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -22,25 +30,18 @@ class MotionMap(io.ComfyNode):
             node_id="LAMP_MotionMap",
             display_name="LAMP Motion Map",
             category="LAMP/motion",
-            description="Shows where a motion is at work in this picture, as a heat-map, and makes "
-            "a mask of it. A second Load LAMP Motion with that mask keeps the rest still.",
+            description="Shows where a motion acts in the image, as a heat map, and makes a mask "
+            "from it. A second Load LAMP Motion with that mask keeps the rest of the image still.",
             inputs=[
-                io.Model.Input("model", tooltip="A MODEL from Load LAMP Motion or LAMP Trainer."),
-                io.Conditioning.Input(
-                    "positive", tooltip="The prompt, in the words of the motion."
-                ),
-                io.Conditioning.Input(
-                    "negative", tooltip="What to avoid; the paper leaves it empty."
-                ),
-                io.Latent.Input("latent", tooltip="The latent from LAMP First-Frame Condition."),
-                seed_input("Decides the noise; take the seed with which you will sample."),
-                io.Int.Input(
-                    "steps",
+                model_input(),
+                *prompt_inputs(),
+                io.Latent.Input("latent", tooltip="Latent from LAMP First-Frame Condition."),
+                seed_input("Random seed of the noise. Use the same seed as for sampling."),
+                steps_input(
                     default=4,
-                    min=1,
-                    max=50,
-                    tooltip="Steps of the rough video in which the motion is watched: 4 are "
-                    "enough, fewer see less of the way.",
+                    most=50,
+                    tooltip="Steps of the rough video in which the motion is observed. 4 are "
+                    "enough; fewer show less of the path.",
                 ),
                 io.Float.Input(
                     "cfg",
@@ -48,7 +49,7 @@ class MotionMap(io.ComfyNode):
                     min=1.0,
                     max=100.0,
                     step=0.1,
-                    tooltip="How strictly the prompt is followed, as in the sampler.",
+                    tooltip="Classifier-free guidance scale, as in the sampler.",
                 ),
                 io.Float.Input(
                     "sensitivity",
@@ -56,7 +57,7 @@ class MotionMap(io.ComfyNode):
                     min=0.2,
                     max=3.0,
                     step=0.05,
-                    tooltip="Above 1 the mask takes in fainter activity, below 1 only the "
+                    tooltip="Above 1 the mask includes weaker activity, below 1 only the "
                     "strongest.",
                 ),
                 io.Float.Input(
@@ -65,8 +66,8 @@ class MotionMap(io.ComfyNode):
                     min=0.0,
                     max=0.5,
                     step=0.01,
-                    tooltip="How far the mask reaches beyond the activity, as a share of the "
-                    "picture's shorter side.",
+                    tooltip="How far the mask extends beyond the activity, as a fraction of the "
+                    "image's shorter side.",
                     **advanced(io.Float.Input),
                 ),
             ],
@@ -74,12 +75,12 @@ class MotionMap(io.ComfyNode):
                 io.Mask.Output(
                     "motion_mask",
                     display_name="mask",
-                    tooltip="White where the motion is at work: for the mask of Load LAMP Motion.",
+                    tooltip="White where the motion acts, for mask of Load LAMP Motion.",
                 ),
                 io.Image.Output(
                     "heat_map",
                     display_name="heat_map",
-                    tooltip="The activity itself: dark where nothing changes, bright where most.",
+                    tooltip="Activity of the motion: dark is none, bright is the most.",
                 ),
             ],
             is_output_node=True,

@@ -1,4 +1,4 @@
-"""The toy base and its sprite world: everything the pack does, without a download."""
+"""The toy model and its world of sprites, to try the pack without a download."""
 
 from __future__ import annotations
 
@@ -10,25 +10,28 @@ from comfy_api.latest import io, ui
 from .common import aliases, named_errors, seed_input
 
 ToyCase = io.Custom("LAMP_TOY_CASE")
-_SEED = "The world's seed: which objects the clips show, and so which ones are unseen."
-_COUNT = "How many clips, an even number. Keep it at 8: LAMP Toy Object counts on that."
+_SEED = (
+    "Random seed of the toy world. It decides which objects the clips show and which ones they do "
+    "not."
+)
+_COUNT = "Number of clips, must be even. Keep 8: LAMP Toy Object assumes it."
 
 
 def _motion_input() -> io.Combo.Input:
     from ..lamp.toy.motions import MOTIONS
 
-    # Last and optional, so that graphs from before there was a choice still run.
+    # Last and optional, so that workflows from before this input existed still run.
     return io.Combo.Input(
         "motion",
         options=list(MOTIONS),
         default="moves_right",
         optional=True,
-        tooltip="What the objects do. LAMP Toy Clips and LAMP Toy Object must agree.",
+        tooltip="Motion of the objects. Use the same in LAMP Toy Clips and LAMP Toy Object.",
     )
 
 
 class LoadToyBase(io.ComfyNode):
-    """The embedded toy model, in the shape of SD 1.x."""
+    """The bundled toy model with the SD 1.x architecture."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -36,13 +39,13 @@ class LoadToyBase(io.ComfyNode):
             node_id="LAMP_LoadToyBase",
             display_name="Load LAMP Toy Base",
             category="LAMP/toy",
-            description="A tiny SD 1.x-shaped model that draws coloured sprites at 32x32 pixels. "
-            "It comes with the pack, for trying workflows on any computer, and draws nothing else.",
+            description="Loads a tiny model with the SD 1.x architecture that generates coloured "
+            "sprites of 32x32 pixels. It comes with the pack, to try workflows without a download.",
             inputs=[],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="The toy UNet."),
-                io.Clip.Output(display_name="clip", tooltip="The toy text encoder."),
-                io.Vae.Output(display_name="vae", tooltip="The toy VAE, 2 pixels a latent."),
+                io.Model.Output(display_name="model", tooltip="Toy UNet."),
+                io.Clip.Output(display_name="clip", tooltip="Toy text encoder."),
+                io.Vae.Output(display_name="vae", tooltip="Toy VAE, 2 pixels per latent."),
             ],
             **aliases("demo model", "test model", "try without download"),
         )
@@ -57,7 +60,7 @@ class LoadToyBase(io.ComfyNode):
 
 
 class ToyClips(io.ComfyNode):
-    """Eight clips of sprites that share a motion."""
+    """Clips of sprites with the same motion."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -65,7 +68,7 @@ class ToyClips(io.ComfyNode):
             node_id="LAMP_ToyClips",
             display_name="LAMP Toy Clips",
             category="LAMP/toy",
-            description="Training clips of the toy world: different objects that move alike.",
+            description="Training clips of the toy world: different objects with the same motion.",
             inputs=[
                 seed_input(_SEED, most=2**31 - 1, changes=False),
                 io.Int.Input("clips", default=8, min=4, max=14, step=2, tooltip=_COUNT),
@@ -75,12 +78,13 @@ class ToyClips(io.ComfyNode):
                 io.Image.Output(
                     display_name="clips",
                     is_output_list=True,
-                    tooltip="One IMAGE batch a clip, for the images input of LAMP Training Clips.",
+                    tooltip="One IMAGE batch per clip, for images of LAMP Training Clips.",
                 ),
                 io.String.Output(
                     display_name="prompts",
                     is_output_list=True,
-                    tooltip="Each clip's caption with the motion, for LAMP Training Clips.",
+                    tooltip="Caption of each clip with its motion, for prompt of LAMP "
+                    "Training Clips.",
                 ),
             ],
             **aliases("demo clips", "test clips", "sprites"),
@@ -97,7 +101,7 @@ class ToyClips(io.ComfyNode):
 
 
 class ToyObject(io.ComfyNode):
-    """An object that the clips do not show."""
+    """An object that no clip shows."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -105,7 +109,7 @@ class ToyObject(io.ComfyNode):
             node_id="LAMP_ToyObject",
             display_name="LAMP Toy Object",
             category="LAMP/toy",
-            description="The first frame of an object that no clip shows, and its true motion.",
+            description="First frame of an object that no toy clip shows, and its true motion.",
             inputs=[
                 seed_input(_SEED, most=2**31 - 1, changes=False),
                 io.Combo.Input(
@@ -114,14 +118,16 @@ class ToyObject(io.ComfyNode):
                     tooltip="combination: shape and colour occur in the clips, but not together. "
                     "hard: neither occurs.",
                 ),
-                io.Int.Input("number", default=0, min=0, max=23, tooltip="Which of 24 objects."),
+                io.Int.Input(
+                    "number", default=0, min=0, max=23, tooltip="Which of the 24 objects."
+                ),
                 _motion_input(),
             ],
             outputs=[
-                io.Image.Output(display_name="first_frame", tooltip="The object at its start."),
+                io.Image.Output(display_name="first_frame", tooltip="First frame of the object."),
                 io.String.Output(display_name="prompt", tooltip="Its caption with the motion."),
-                io.Image.Output(display_name="truth", tooltip="The frames as they ought to be."),
-                ToyCase.Output(display_name="case", tooltip="The truth, for LAMP Toy Score."),
+                io.Image.Output(display_name="truth", tooltip="True frames of the video."),
+                ToyCase.Output(display_name="case", tooltip="True motion, for LAMP Toy Score."),
             ],
             **aliases("demo picture", "test first frame"),
         )
@@ -139,7 +145,7 @@ class ToyObject(io.ComfyNode):
 
 
 class ToyScore(io.ComfyNode):
-    """How well a generated clip moves as learned."""
+    """How well a generated video follows the motion."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -147,15 +153,17 @@ class ToyScore(io.ComfyNode):
             node_id="LAMP_ToyScore",
             display_name="LAMP Toy Score",
             category="LAMP/toy",
-            description="Compares a generated toy clip with what its object ought to do.",
+            description="Compares a generated toy video with the true motion of its object.",
             is_output_node=True,
             inputs=[
-                io.Image.Input("images", tooltip="The generated frames, frame 1 included."),
-                ToyCase.Input("case", tooltip="From LAMP Toy Object."),
+                io.Image.Input("images", tooltip="Generated frames, including frame 1."),
+                ToyCase.Input("case", tooltip="Case from LAMP Toy Object."),
             ],
             outputs=[
-                io.Float.Output(display_name="iou", tooltip="Overlap with the true place, 0..1."),
-                io.String.Output(display_name="score", tooltip="All measures in words."),
+                io.Float.Output(
+                    display_name="iou", tooltip="Overlap with the true position, 0 to 1."
+                ),
+                io.String.Output(display_name="score", tooltip="All metrics as text."),
             ],
             **aliases("demo score", "did it learn"),
         )
@@ -171,7 +179,7 @@ class ToyScore(io.ComfyNode):
         error = {"place": "path", "angle": "angle", "size": "size"}[MOTIONS[case.kind].seen_in]
         text = (
             f"{case.prompt}: {'followed' if score.followed else 'not followed'}, IoU "
-            f"{score.iou:.2f}, {error} error {score.nrmse:.2f}, ground {score.ground:.1f} dB"
+            f"{score.iou:.2f}, {error} error {score.nrmse:.2f}, background {score.ground:.1f} dB"
         )
         return io.NodeOutput(score.iou, text, ui=ui.PreviewText(text))
 

@@ -1,7 +1,10 @@
-"""Write the English texts of the nodes: `python -m scripts.assets.locales`, after `make setup`.
+"""Write the texts that repeat the node schemas: `python -m scripts.assets.locales`.
 
-ComfyUI's front end shows them, in locales/en, in place of the schemas' own; the other languages
-must have the same keys. They are made from the schemas so that the two never differ.
+Needs `make setup`. Run it after every change to a node's schema or to locales/zh.
+
+- locales/en: the front end shows it in place of the schemas' own texts.
+- The tables "Inputs" and "Outputs" of the help pages in web/docs: from the schemas for English,
+  from locales/zh for Chinese. The rest of each page is written by hand.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +26,10 @@ FOLDER = ROOT / "locales"
 HELP = ROOT / "web" / "docs"
 NODES = "nodeDefs.json"
 MAIN = "main.json"
+LATER = {"LAMP_Trainer", "LAMP_TrainingRecipe"}  # their tables are still written by hand
+
+
+# --- locale files -------------------------------------------------------------------------------
 
 
 def locale_files(nodes: Iterable[Any]) -> dict[str, dict[str, Any]]:
@@ -34,12 +42,9 @@ def locale_files(nodes: Iterable[Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-def help_pages(node_id: str) -> dict[str, str]:
-    """Language -> the node's help page below `web/docs`.
-
-    The front end asks for ID/LANGUAGE.md, then for ID.md: English is what other languages get.
-    """
-    return {"en": f"{node_id}.md", "zh": f"{node_id}/zh.md"}
+def stored(language: str, name: str) -> dict[str, Any]:
+    """The content of a locale file."""
+    return json.loads((FOLDER / language / name).read_text(encoding="utf-8"))
 
 
 def as_text(content: dict[str, Any]) -> str:
@@ -47,8 +52,13 @@ def as_text(content: dict[str, Any]) -> str:
 
 
 def as_message(text: str) -> str:
-    """Escape what the front end's message format would take for placeholders and links."""
+    """Escape the characters that the front end's message format reads as placeholders or links."""
     return re.sub(r"[{}@$|]", lambda found: f"{{'{found[0]}'}}", text)
+
+
+def as_plain(message: str) -> str:
+    """The inverse of `as_message`."""
+    return re.sub(r"\{'([{}@$|])'\}", r"\1", message)
 
 
 def _node(schema: Any) -> dict[str, Any]:
@@ -64,10 +74,89 @@ def _node(schema: Any) -> dict[str, Any]:
 
 
 def _field(field: Any) -> dict[str, str]:
-    return {
-        "name": as_message(field.display_name or field.id),
-        "tooltip": as_message(field.tooltip or ""),
-    }
+    return {"name": as_message(_name(field)), "tooltip": as_message(field.tooltip or "")}
+
+
+def _name(field: Any) -> str:
+    return field.display_name or field.id
+
+
+# --- help pages ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Words:
+    """What the tables of a language say around the texts."""
+
+    inputs: str
+    outputs: str
+    columns: tuple[str, str]
+    none: str
+    default: str
+
+
+WORDS = {
+    "en": Words("Inputs", "Outputs", ("Name", "Description"), "None.", " Default: `{}`."),
+    "zh": Words("输入", "输出", ("名称", "说明"), "无。", "默认 `{}`。"),
+}
+
+
+def help_pages(node_id: str) -> dict[str, str]:
+    """Language -> the node's help page below `web/docs`.
+
+    The front end asks for ID/LANGUAGE.md, then for ID.md: English is what other languages get.
+    """
+    return {"en": f"{node_id}.md", "zh": f"{node_id}/zh.md"}
+
+
+def with_tables(page: str, schema: Any, definition: dict[str, Any], language: str) -> str:
+    """A help page with the tables of a node's inputs and outputs, in place of those it has.
+
+    Args:
+        definition: the node's texts in that language, as in NODES.
+    """
+    words = WORDS[language]
+    inputs = [(field, definition["inputs"][field.id]) for field in schema.inputs or []]
+    outputs = [
+        (field, definition["outputs"][str(number)])
+        for number, field in enumerate(schema.outputs or [])
+    ]
+    for heading, fields in ((words.inputs, inputs), (words.outputs, outputs)):
+        section = f"## {heading}\n\n{_table(fields, words)}\n"
+        page, count = re.subn(
+            rf"^## {heading}\n.*?(?=^## |\Z)",
+            lambda _, s=section: s + "\n",
+            page,
+            flags=re.M | re.S,
+        )
+        if count != 1:
+            raise ValueError(f"{schema.node_id}, {language}: {count} sections '{heading}', not 1")
+    return page.rstrip("\n") + "\n"
+
+
+def _table(fields: list[tuple[Any, dict[str, str]]], words: Words) -> str:
+    if not fields:
+        return words.none
+    rows = [f"| {' | '.join(words.columns)} |", "|---|---|"]
+    for field, texts in fields:
+        own, name = f"`{_name(field)}`", as_plain(texts["name"])
+        label = own if name == _name(field) else f"{name} {own}"
+        text = as_plain(texts["tooltip"]) + _default(field, words)
+        rows.append(f"| {label} | {text.replace('|', chr(92) + '|')} |")
+    return "\n".join(rows)
+
+
+def _default(field: Any, words: Words) -> str:
+    """The default of a number, menu or switch."""
+    value = getattr(field, "default", None)
+    if getattr(field, "options", None) and value is None:
+        value = field.options[0]
+    if value is None or value == "" or field.id == "seed" or str(value).endswith(".safetensors"):
+        return ""
+    return words.default.format(str(value).lower() if isinstance(value, bool) else value)
+
+
+# --- writing ------------------------------------------------------------------------------------
 
 
 def _node_classes() -> list[Any]:
@@ -87,13 +176,25 @@ def main() -> int:
         except HostMissing as error:
             print(error, file=sys.stderr)
             return 1
-        files = locale_files(_node_classes())
-    for name, content in files.items():
-        path = FOLDER / "en" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(as_text(content), encoding="utf-8", newline="\n")
-        print(path.relative_to(ROOT))
+        nodes = _node_classes()
+    for name, content in locale_files(nodes).items():
+        _write(FOLDER / "en" / name, as_text(content))
+    for language in WORDS:
+        definitions = stored(language, NODES)
+        for node in nodes:
+            schema = node.GET_SCHEMA()
+            if schema.node_id in LATER:
+                continue
+            path = HELP / help_pages(schema.node_id)[language]
+            page = path.read_text(encoding="utf-8")
+            _write(path, with_tables(page, schema, definitions[schema.node_id], language))
     return 0
+
+
+def _write(path: Path, text: str) -> None:
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8", newline="\n")
+        print(path.relative_to(ROOT))
 
 
 if __name__ == "__main__":

@@ -60,10 +60,9 @@ def test_a_folder_of_clips(server: ComfyServer, folder: Path) -> None:
     assert first.startswith("1. a.mp4: 64 x 48, 10 fps, 12 frames, 9 windows, ")
     assert first.endswith("'it moves' (prompt)") and second.endswith("'a 画, it moves' (file)")
     assert third.startswith("3. c.mp4: 48 x 64, 10 fps, 6 frames, 3 windows, ")
-    assert warnings[0] == "Warning: 'c.mp4': The caption file 'c.txt' is empty: 'it moves' is used."
-    count = f"{len(warnings)} warning{'s' if len(warnings) > 1 else ''}"
-    told = f"{head}; {count} in the report"
-    assert result.outputs["clips"]["text"] == [told]
+    assert all(name in warnings[0] for name in ("'c.mp4'", "'c.txt'", "'it moves'"))
+    (summary,) = result.outputs["clips"]["text"]
+    assert summary.startswith(head) and f"{len(warnings)} warning" in summary
     shown = sheet(server, result)
     numbers = [round((int(shown[50, 20 + 132 * place, 0]) - 4) / 8) for place in range(6)]
     assert numbers == [0, 2, 4, 7, 9, 11]
@@ -89,7 +88,7 @@ def test_a_list_of_video_files_with_their_captions(server: ComfyServer, folder: 
 
 
 def test_cores_own_video_nodes(server: ComfyServer, folder: Path) -> None:
-    """A file from Load Video; then films that other nodes made, a list of them."""
+    """A file from Load Video, then a list of videos that other nodes made."""
     load = {"film": node("LoadVideo", file="grow 马/a.mp4")}
     _, line, *_ = report(server.queue({**load, **reading(videos=["film", 0])}))
     assert line.startswith("1. a.mp4: 64 x 48, 10 fps, 12 frames, ")
@@ -116,22 +115,22 @@ def test_cores_image_dataset_loader(server: ComfyServer) -> None:
     clips = reading(images=["data", 0], prompt=["data", 1])
     head, line, _, warning = report(server.queue({**load, **clips}))
     assert head.startswith("1 clip, 3 windows") and line.endswith("'it grows' (given)")
-    assert warning.startswith("Warning: 6 single images came")
+    assert "6 single images" in warning
 
 
 @pytest.mark.parametrize(
     ("inputs", "words"),
     [
-        ({}, "Choose a folder of clips, or connect images or videos."),
-        ({"videos": ["films", 0], "folder": "input/grow 马"}, "Both videos and the folder"),
-        ({"videos": ["films", 0], "frames": 13}, "'a.mp4' has 12 frames, a window needs 13"),
-        ({"videos": ["films", 0], "prompt": ["films", 1]}, "2 captions came for 1 clip."),
+        ({}, ["folder", "images", "videos"]),
+        ({"videos": ["films", 0], "folder": "input/grow 马"}, ["videos", "'input/grow 马'"]),
+        ({"videos": ["films", 0], "frames": 13}, ["'a.mp4'", " 12 frames", " 13"]),
+        ({"videos": ["films", 0], "prompt": ["films", 1]}, ["2 captions", "1 clip"]),
     ],
 )
-def test_what_is_wrong_is_said(
-    server: ComfyServer, folder: Path, inputs: dict[str, Any], words: str
+def test_errors_name_what_is_wrong(
+    server: ComfyServer, folder: Path, inputs: dict[str, Any], words: list[str]
 ) -> None:
     films = {"films": node("TestVideos", files="grow 马/a.mp4", texts="one\ntwo")}
     error = server.queue({**films, **reading(**inputs)}).error
     assert error is not None and error.message.startswith("LAMP Training Clips: ")
-    assert words in error.message
+    assert all(word in error.message for word in words)

@@ -1,4 +1,4 @@
-"""What bad input says when it reaches the generation nodes in the real server."""
+"""Errors for bad input to the generation nodes, in the real server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.host.generate_graphs import Graph, base, ksampler, looking, motions, 
 
 
 def refused(server: ComfyServer, graph: Graph, *parts: str) -> None:
-    """The run ends with one sentence, as ComfyUI shows it."""
+    """The run ends with a message of one line, which ComfyUI shows."""
     result = server.queue(graph)
     assert result.error is not None, f"the run ended as {result.status}"
     for part in parts:
@@ -34,24 +34,26 @@ def test_an_sdxl_model_with_an_sd1_motion(server: ComfyServer) -> None:
     refused(
         server,
         graph,
+        "Load LAMP Motion: ",
         "sd1_00001.safetensors",
-        "SD-XL only for the first frame",
+        "SD 1.x",
+        "SD-XL",
     )
     graph["model"] = node("TinyModel", text_width=1024, seed=0)
-    refused(server, graph, "sd1_00001.safetensors", "SD 2.x")
+    refused(server, graph, "SD 2.x", "SD 1.x", "VAE")
 
 
-def test_files_that_are_no_motion(server: ComfyServer) -> None:
+def test_other_files(server: ComfyServer) -> None:
     import torch
 
     path = motions(server) / "foreign.safetensors"
     graph = base(path.name) | {"sample": ksampler()} | looking()
-    with pytest.raises(PromptRejected, match="no motion file 'foreign.safetensors'"):
+    with pytest.raises(PromptRejected, match="'foreign.safetensors'"):
         server.queue(graph)
     save_file({"lora_up.weight": torch.zeros(2)}, path)
-    refused(server, graph, "foreign.safetensors", "lamp.format")
+    refused(server, graph, "Load LAMP Motion: ", "foreign.safetensors", "lamp.format")
     path.write_bytes(b"cut off in the middle of a download")
-    refused(server, graph, "foreign.safetensors", "header")
+    refused(server, graph, "Load LAMP Motion: ", "foreign.safetensors", "header")
     path.unlink()
 
 
@@ -59,15 +61,15 @@ def test_sampling_without_a_motion(server: ComfyServer) -> None:
     graph = base("unused")
     del graph["load"]
     graph |= {"sample": ksampler(model=["model", 0])} | looking()
-    refused(server, graph, "LAMP KSampler: The MODEL has no LAMP motion", "Load LAMP Motion")
+    refused(server, graph, "LAMP KSampler: ", "MODEL", "Load LAMP Motion")
 
 
 @pytest.mark.parametrize(
     ("latent", "ours", "theirs"),
     [
-        ({"frames": 1}, "1 frame of 4 x 8 x 8. Make it with", "at least 2 frames"),
-        ({"channels": 16}, "has 16 channels, the MODEL needs 4", "has 16 channels"),
-        ({"nan": True}, "contains NaN or infinite values", "--fp32-vae"),
+        ({"frames": 1}, "1 frame of 4 x 8 x 8", " 2 frames"),
+        ({"channels": 16}, "16 channels", "16 channels"),
+        ({"nan": True}, "NaN", "--fp32-vae"),
     ],
 )
 def test_latents_that_are_no_video(
@@ -81,7 +83,7 @@ def test_latents_that_are_no_video(
 def test_an_empty_latent(server: ComfyServer, motion: str) -> None:
     graph = base(motion) | {"sample": stock()} | looking()
     graph["latent"] = node("EmptyLatentImage", width=64, height=64, batch_size=6)
-    refused(server, graph, "Frame 1 of the latent is empty", "LAMP First-Frame Condition")
+    refused(server, graph, "Frame 1", "LAMP First-Frame Condition")
 
 
 def test_noise_and_latent_that_disagree(server: ComfyServer, motion: str) -> None:
@@ -90,16 +92,13 @@ def test_noise_and_latent_that_disagree(server: ComfyServer, motion: str) -> Non
         "noise": node("LAMP_SharedNoise", latent=["longer", 0], seed=1, alpha=0.2),
         "sample": ksampler(noise=["noise", 0]),
     }
-    refused(
-        server,
-        graph | looking(),
-        "LAMP KSampler: The noise is 8 frames of 4 x 8 x 8, the latent is 6 frames of 4 x 8 x 8",
-    )
+    sizes = ("8 frames of 4 x 8 x 8", "6 frames of 4 x 8 x 8")
+    refused(server, graph | looking(), "LAMP KSampler: ", *sizes)
 
 
-def test_a_sampler_that_adain_cannot_follow(server: ComfyServer, motion: str) -> None:
+def test_a_sampler_without_adain(server: ComfyServer, motion: str) -> None:
     graph = base(motion) | {"sample": ksampler(sampler_name="uni_pc")} | looking()
-    refused(server, graph, "LAMP KSampler: ", "uni_pc", "set AdaIN to off")
+    refused(server, graph, "LAMP KSampler: ", "uni_pc", "AdaIN", "off")
 
 
 def first_frame(kind: str = "sd1", **changes: Any) -> Graph:
@@ -126,27 +125,27 @@ def first_frame(kind: str = "sd1", **changes: Any) -> Graph:
 def test_first_frames_that_cannot_be_encoded(server: ComfyServer) -> None:
     name = "LAMP First-Frame Condition: "
     assert server.queue(first_frame()).check().outputs["look"]["shape"] == [[4, 4, 8, 8]]
-    refused(server, first_frame("sdxl"), name, "VAE encodes for SD-XL", "SD 1.x checkpoint")
-    refused(server, first_frame("video"), name, "video VAE", "Connect the VAE of the SD 1.x")
-    refused(server, first_frame("16 channels"), name, "has 16 latent channels; SD 1.x has 4")
-    refused(server, first_frame("nan"), name, "VAE returned NaN", "--fp32-vae")
+    refused(server, first_frame("sdxl"), name, "VAE", "SD-XL", "SD 1.x checkpoint")
+    refused(server, first_frame("video"), name, "video VAE", "SD 1.x checkpoint")
+    refused(server, first_frame("16 channels"), name, "16 latent channels", "SD 1.x")
+    refused(server, first_frame("nan"), name, "VAE", "NaN", "--fp32-vae")
     graph = first_frame()
     graph["picture"] = node("NanImage")
-    refused(server, graph, name, "image contains NaN")
+    refused(server, graph, name, "image", "NaN")
 
 
 @pytest.mark.parametrize(
-    ("changes", "sentence"),
+    ("changes", "facts"),
     [
-        ({"width": 500}, "width must be a positive multiple of 8, not 500. Use 496"),
-        ({"height": 0}, "height must be a positive multiple of 8, not 0"),
-        ({"frames": 1}, "frames is 1: a video has between 2 and 1024 frames"),
+        ({"width": 500}, "width.*500.*496"),
+        ({"height": 0}, "height.* 0"),
+        ({"frames": 1}, "frames.* 1.* 2 .*1024"),
     ],
 )
 def test_sizes_are_refused_before_anything_runs(
-    server: ComfyServer, changes: dict[str, Any], sentence: str
+    server: ComfyServer, changes: dict[str, Any], facts: str
 ) -> None:
-    with pytest.raises(PromptRejected, match=f"LAMP_FirstFrameCondition.*{sentence}"):
+    with pytest.raises(PromptRejected, match=f"LAMP_FirstFrameCondition.*{facts}"):
         server.queue(first_frame(**changes))
 
 
@@ -156,8 +155,8 @@ def test_a_broken_motion_is_not_saved(server: ComfyServer) -> None:
         "random": node("TinyMotion", model=["model", 0], family="", broken=True),
         "save": node("LAMP_SaveMotion", motion=["random", 0], filename_prefix="tests/broken"),
     }
-    refused(server, graph, "Save LAMP Motion", "NaN")
+    refused(server, graph, "Save LAMP Motion: ", "NaN")
     graph["random"]["inputs"]["broken"] = False
     graph["save"]["inputs"]["filename_prefix"] = "../outside"
-    refused(server, graph, "'../outside' names no file below models/lamp_motion")
+    refused(server, graph, "Save LAMP Motion: ", "'../outside'", "models/lamp_motion")
     assert not list(server.base.rglob("*broken*")) and not list(server.base.rglob("*outside*"))

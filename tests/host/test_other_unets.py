@@ -104,10 +104,10 @@ def test_another_familys_model_and_text_are_named(server: ComfyServer, kind: str
     for text in ("positive", "negative"):
         graph[text]["inputs"]["clip"] = ["other", 1]
     said = server.queue(graph).error.message
-    assert said.count(name) == 2 and "SD 1.x" in said
+    assert name in said and "SD 1.x" in said and "MODEL" in said
     graph = training("other/mixed")
     graph["other"] = node("OtherModel", kind=kind)
     graph["train"]["inputs"]["model"] = ["other", 0]
     said = server.queue(graph).error.message
-    assert f"LAMP Trainer: The connected CLIP does not fit the MODEL, which is {name}" in said
+    assert said.startswith("LAMP Trainer: ") and "CLIP" in said and name in said
     assert not (motions(server) / "other/mixed_00001.safetensors").exists()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -277,8 +278,7 @@ def test_an_empty_folder_is_named(server: ComfyServer) -> None:
     graph = training("empty")
     graph["clips"] = clips(folder="input/nothing here")
     message = error(server, graph)
-    assert message.startswith("LAMP Training Clips: There are no clips in")
-    assert "nothing here" in message
+    assert message.startswith("LAMP Training Clips: ") and "nothing here" in message
 
 
 def test_an_unreadable_clip_is_named(server: ComfyServer) -> None:
@@ -300,7 +300,7 @@ def test_a_clip_that_is_too_short_is_named(server: ComfyServer) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"name": "../outside"}, "names no file below models/lamp_motion"),
+        ({"name": "../outside"}, "'../outside'"),
         ({"own_recipe": {"warmup": 10}}, "warmup is 10"),
     ],
 )
@@ -317,7 +317,8 @@ def test_a_model_with_a_motion_is_not_trained_again(server: ComfyServer) -> None
     graph = training("first")
     second = training("second")["train"]
     second["inputs"].update(model=["train", 0])
-    assert "already carries a LAMP motion" in error(server, {**graph, "second": second})
+    message = error(server, {**graph, "second": second})
+    assert message.startswith("LAMP Trainer: ") and "motion" in message
 
 
 def kept(server: ComfyServer, run: str) -> list[str]:
@@ -361,7 +362,7 @@ def test_a_cancelled_run_goes_on_from_its_state_as_if_it_had_never_stopped(
 def test_a_resume_with_another_seed_is_refused_by_name(server: ComfyServer) -> None:
     server.queue(training("seeded", save_every=2)).check()
     message = error(server, training("seeded", resume="latest", seed=6))
-    assert "trained with seed 5, this run asks for 6" in message
+    assert "seed 5" in message and "6" in message
 
 
 def test_a_run_leaves_a_log_samples_and_pictures(server: ComfyServer) -> None:
@@ -381,6 +382,9 @@ def test_a_run_leaves_a_log_samples_and_pictures(server: ComfyServer) -> None:
         assert (sample.n_frames, sample.size) == (8, (32, 32))
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert ["held_out_loss" in line for line in lines] == [False, True, False, True]
-    (told,) = (text for text in result.texts["train"] if "will take about" in text)
-    assert told in server.log_text()  # not every front end shows what stands under a node
+    estimates = [text for text in result.texts["train"] if re.search(r"\d [kMG]B\b", text)]
+    log = server.log_text()
+    assert estimates and all(
+        text in log for text in estimates
+    )  # not every front end shows texts below a node
     assert result.outputs["plot"]["images"]

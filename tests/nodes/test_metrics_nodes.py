@@ -1,4 +1,4 @@
-"""LAMP Video Metrics with ComfyUI's own CLIP and CLIP_VISION, against transformers' CLIP."""
+"""LAMP Video Metrics with ComfyUI's CLIP and CLIP_VISION, against the CLIP of transformers."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def measured(
     return dict(zip([*NAMES, "report"], out.result, strict=True))
 
 
-def test_the_papers_measures_are_those_of_the_whole_clip(
+def test_the_papers_metrics_equal_those_of_the_whole_clip(
     node_classes: Nodes, whole: Any, tokenizer: Any, vision: Any, clip: Any
 ) -> None:
     pytest.importorskip("cv2")
@@ -78,7 +78,7 @@ def test_the_papers_measures_are_those_of_the_whole_clip(
     prompts = ["a horse runs", "(a red) horse, it runs", "x " * 100]
     found = measured(node_classes, given, prompts, clip_vision=vision, clip=clip)
     seen = [image_features(whole, video) for video in given]
-    # Brackets are the host's syntax for weights, and no part of the text.
+    # Brackets are the host's syntax for weights, not part of the text.
     plain = ["a horse runs", "a red horse, it runs", "x " * 75]
     said = text_features(whole, tokenizer, plain)
     expected = {
@@ -94,7 +94,7 @@ def test_the_papers_measures_are_those_of_the_whole_clip(
     assert found["report"].splitlines()[3].startswith("mean: text alignment ")
 
 
-def test_several_videos_come_as_a_list_or_in_one_batch(node_classes: Nodes, vision: Any) -> None:
+def test_several_videos_are_a_list_or_one_batch(node_classes: Nodes, vision: Any) -> None:
     given = videos(3, frames=4)
     listed = measured(node_classes, given, clip_vision=vision)
     batched = measured(node_classes, [torch.cat(given)], frames=4, clip_vision=vision)
@@ -103,11 +103,11 @@ def test_several_videos_come_as_a_list_or_in_one_batch(node_classes: Nodes, visi
     assert listed["report"] == batched["report"]
     alone = measured(node_classes, [torch.cat(given)], clip_vision=vision)
     assert alone["report"].startswith("video 1: ") and "video 2" not in alone["report"]
-    with pytest.raises(LampError, match="12 images are no whole number of videos of 5 frames"):
+    with pytest.raises(LampError, match=r"12 .*\(5\)"):
         measured(node_classes, [torch.cat(given)], frames=5)
 
 
-def test_pictures_of_any_size_are_cut_as_clip_wants_them(
+def test_images_of_any_size_are_cropped_to_the_middle(
     node_classes: Nodes, whole: Any, vision: Any
 ) -> None:
     wide = [sliding(4, 3, 2 * SIZE, SIZE, seed=seed) for seed in range(2)]
@@ -117,7 +117,7 @@ def test_pictures_of_any_size_are_cut_as_clip_wants_them(
     assert found["diversity"] == pytest.approx(expected, abs=1e-3)
 
 
-def test_without_clip_there_is_the_flow(node_classes: Nodes, clip: Any) -> None:
+def test_without_clip_only_the_flow_metrics_are_computed(node_classes: Nodes, clip: Any) -> None:
     pytest.importorskip("cv2")
     from comfy_execution.graph_utils import ExecutionBlocker
 
@@ -128,15 +128,13 @@ def test_without_clip_there_is_the_flow(node_classes: Nodes, clip: Any) -> None:
         assert found["background"] == background_stability(video)
         blocked = [found[name] for name in NAMES[:3]]
         assert all(isinstance(value, ExecutionBlocker) for value in blocked)
-        assert blocked[0].message == "Text alignment needs CLIP's image and text encoder."
-        assert found["report"].splitlines()[1:] == [
-            "Frame consistency and diversity need CLIP's image encoder.",
-            "Text alignment needs CLIP's image and text encoder.",
-        ]
+        missing = found["report"].splitlines()[1:]
+        assert blocked[0].message in missing and blocked[1].message in missing
+        assert all("CLIP" in line for line in missing)
 
 
-def test_the_clip_goes_on_as_it_was(node_classes: Nodes, vision: Any, clip: Any) -> None:
-    """The projection is asked for on the CLIP itself, which other nodes share."""
+def test_the_clip_is_left_unchanged(node_classes: Nodes, vision: Any, clip: Any) -> None:
+    """The projection is switched on in the CLIP itself, which other nodes share."""
     tokens = clip.tokenize("a horse")
     with torch.inference_mode():
         before = clip.encode_from_tokens(tokens, return_pooled=True)
@@ -146,23 +144,22 @@ def test_the_clip_goes_on_as_it_was(node_classes: Nodes, vision: Any, clip: Any)
     assert all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
 
 
-def test_halves_of_different_size_are_named(
+def test_encoders_of_different_width_are_refused(
     node_classes: Nodes, vision: Any, tokenizer: Any
 ) -> None:
     other = comfy_text(tiny_clip(48))
     with pytest.raises(
         IncompatibleModelError,
-        match=r"^LAMP Video Metrics: clip and clip_vision are not of one CLIP model: clip_vision's "
-        r"embeddings have 32 numbers, clip's 48 \(clip_l\)\. Put model.safetensors",
+        match=r"^LAMP Video Metrics: .*clip_vision.*32.*48 \(clip_l\).*model.safetensors",
     ):
         measured(node_classes, videos(1), "a horse", clip_vision=vision, clip=other)
 
 
 @pytest.mark.parametrize("projection", ["another model's", "none", "nan"])
-def test_a_clip_without_its_projection_is_found_out(
+def test_a_clip_without_its_projection_is_refused(
     node_classes: Nodes, whole: Any, vision: Any, projection: str
 ) -> None:
-    """A checkpoint's CLIP has whatever lay in memory."""
+    """The projection of a checkpoint's CLIP is uninitialised memory."""
     clip = comfy_text(whole)
     memory = {
         "another model's": tiny_clip(seed=5).text_projection.weight,
@@ -170,7 +167,7 @@ def test_a_clip_without_its_projection_is_found_out(
         "nan": torch.full((32, 32), float("nan")),
     }[projection]
     clip.cond_stage_model.clip_l.transformer.text_projection.weight.data.copy_(memory)
-    with pytest.raises(IncompatibleModelError, match="do not understand each other: of 6 plain"):
+    with pytest.raises(IncompatibleModelError, match="clip and clip_vision .* 6 "):
         measured(node_classes, videos(1), "a horse", clip_vision=vision, clip=clip)
 
 
@@ -182,5 +179,5 @@ def test_other_image_encoders_are_refused(node_classes: Nodes, whole: Any, tmp_p
     config = json.loads(file.read_text(encoding="utf-8"))
     del config["projection_dim"]
     file.write_text(json.dumps({**config, "model_type": "siglip_vision_model"}), encoding="utf-8")
-    with pytest.raises(IncompatibleModelError, match="clip_vision is no CLIP model"):
+    with pytest.raises(IncompatibleModelError, match="clip_vision.*SigLIP"):
         measured(node_classes, videos(1), clip_vision=ClipVisionModel(str(file)))

@@ -1,4 +1,4 @@
-"""Folders of motions stand where the host puts its own models, as extra_model_paths.yaml says."""
+"""The motion folders are ordered as the host orders its own, with any extra_model_paths.yaml."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from lamp.errors import LampError
 
 KIND, LIKE = "lamp_motion", "loras"
-# What the host does with its own kind LIKE is what must come of KIND; {k} is either.
+# KIND must be treated as the host treats its own kind LIKE; {k} stands for either.
 YAMLS = {
     "none": None,
     "not default": "a:\n  base_path: BASE/big\n  {k}: m/{k}\n",
@@ -37,7 +37,7 @@ YAMLS = {
 
 @pytest.fixture
 def folders(pack: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """A function: the host's folders of KIND and LIKE with a yaml file of its command line."""
+    """A function that returns the folders of KIND and LIKE for a yaml file."""
     import folder_paths
     from comfy.cli_args import args
     from comfyui_lamp.nodes.model_paths import register_motion_folder
@@ -65,20 +65,20 @@ def folders(pack: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def _sections(text: str) -> list[str]:
-    """The sections of a yaml file under names of their own, each once for either kind."""
+    """The sections of a yaml file, each once per kind, under different names."""
     parts = text.replace("\na:", "\0a:").replace("\nb:", "\0b:").split("\0")
     return [part.rstrip("\n").replace(":", "_{k}:", 1) + "\n" for part in parts]
 
 
 @pytest.mark.parametrize("name", YAMLS)
-def test_motions_stand_where_the_host_puts_its_own_kinds(folders: Any, name: str) -> None:
+def test_motion_folders_are_ordered_as_the_hosts_own(folders: Any, name: str) -> None:
     from comfyui_lamp.nodes.model_paths import BUNDLED, motion_root
 
     ours, theirs = folders(YAMLS[name])
     assert ours[-1] == str(BUNDLED)
     assert ours[:-1] == [path.replace(LIKE, KIND) for path in theirs]
     assert str(motion_root()) == ours[0] and Path(ours[0]).is_dir()
-    again, _ = folders(None)  # registering twice changes nothing
+    again, _ = folders(None)  # registering twice has no effect
     assert again == ours
 
 
@@ -98,7 +98,7 @@ def test_messages_name_the_folder_that_is_used(
     assert words in str(caught.value)
 
 
-def test_a_yaml_file_that_cannot_be_read_stops_nothing(
+def test_an_unreadable_yaml_file_is_ignored(
     folders: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from comfy.cli_args import args

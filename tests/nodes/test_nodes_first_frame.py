@@ -1,8 +1,9 @@
-"""LAMP First-Frame Condition, called as ComfyUI calls it, with stand-ins for VAEs."""
+"""LAMP First-Frame Condition, called as ComfyUI calls it, with fake VAEs."""
 
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,21 +29,22 @@ def fake_vae(encode: Callable[[Tensor], Tensor], **facts: Any) -> Any:
 
 
 def shrink(picture: Tensor) -> Tensor:
-    """A stand-in for a VAE: 8x smaller, brightness in all four channels."""
+    """A fake VAE: 8x smaller, brightness in all four channels."""
     grey = picture.mean(-1)[:, None]
     return F.avg_pool2d(grey, 8).expand(-1, 4, -1, -1) + 1.0
 
 
 def painting(height: int = 96, width: int = 128, seed: int = 0) -> Tensor:
-    """A colourful picture `1 h w 3`, smooth at the scale of latents."""
+    """A colourful image `1 h w 3`, smooth at the scale of latents."""
     coarse = torch.rand(1, 3, 6, 8, generator=torch.Generator().manual_seed(seed))
     return F.interpolate(coarse, (height, width), mode="bilinear").movedim(1, -1)
 
 
 def vae_of(latent_format: Any, texture: float = 0.2) -> Any:
-    """A VAE of a family, made by turning round the host's map from latents to colours.
+    """A VAE of a family: the inverse of the host's map from latents to colours.
 
-    What the three colours leave open of the four channels is random, and so is fine texture.
+    The part of the four channels that the three colours do not determine is random, and so is fine
+    texture.
     """
     factors = torch.tensor(latent_format.latent_rgb_factors)
     bias = torch.tensor(latent_format.latent_rgb_factors_bias or [0.0, 0.0, 0.0])
@@ -62,6 +64,10 @@ def vae_of(latent_format: Any, texture: float = 0.2) -> Any:
 
 def condition(nodes: Nodes, vae: Any, image: Tensor, *size: Any) -> Tensor:
     return nodes["LAMP_FirstFrameCondition"].execute(vae, image, *size)[0]["samples"]
+
+
+def numbers(message: str) -> set[str]:
+    return set(re.findall(r"\d+", message))
 
 
 def test_the_condition_holds_frame_1_and_zeros(node_classes: Nodes) -> None:
@@ -89,11 +95,11 @@ def test_the_condition_takes_the_first_of_several_images(
     with caplog.at_level(logging.WARNING):
         latent = condition(node_classes, fake_vae(shrink), images, 128, 96, 2)
     assert torch.equal(latent[:1], shrink(images[:1]))
-    assert "took the first of 2 images" in caplog.text
+    assert " 2 images" in caplog.text
 
 
 def encoded(nodes: Nodes, image: Tensor) -> Tensor:
-    """What the VAE is given."""
+    """The image that the VAE receives."""
     seen: list[Tensor] = []
     vae = fake_vae(lambda picture: seen.append(picture) or shrink(picture))
     condition(nodes, vae, image, image.shape[2], image.shape[1], 2)
@@ -106,7 +112,7 @@ def test_the_condition_takes_grey_pictures(node_classes: Nodes) -> None:
 
 
 def test_transparent_parts_are_black_as_in_training_clips(node_classes: Nodes) -> None:
-    """The colours that lie hidden there were never meant to be seen."""
+    """The colours below transparency were never visible."""
     image = torch.rand(1, 16, 24, 4)
     image[:, :, :12, 3], image[:, :, 12:, 3] = 0.0, 1.0
     image[:, 4:8, :, 3] = 0.5
@@ -116,21 +122,21 @@ def test_transparent_parts_are_black_as_in_training_clips(node_classes: Nodes) -
     torch.testing.assert_close(shown[0], clips.frames(0, [0])[0] / 255, rtol=0, atol=0.6 / 255)
 
 
-def test_values_beyond_white_and_black_are_cut_off(node_classes: Nodes) -> None:
+def test_values_outside_0_to_1_are_clipped(node_classes: Nodes) -> None:
     image = painting() * 1.7 - 0.35
     assert torch.equal(encoded(node_classes, image), image.clamp(0, 1))
     assert torch.equal(encoded(node_classes, image.double()), image.clamp(0, 1))
 
 
 @pytest.mark.parametrize(("value", "colour"), [(1.0, "white"), (0.0, "black"), (250.0, "white")])
-def test_a_picture_of_one_colour_is_told_of(
+def test_an_image_of_one_colour_is_reported(
     node_classes: Nodes, caplog: pytest.LogCaptureFixture, value: float, colour: str
 ) -> None:
     image = torch.full((1, 96, 128, 3), value)
     image[0, 3, 4] = 0.5  # dust
     with caplog.at_level(logging.WARNING):
         condition(node_classes, fake_vae(shrink), image, 128, 96, 2)
-    assert f"all {colour}" in caplog.text
+    assert colour in caplog.text
     caplog.clear()
     image[0, :10] = 0.5
     condition(node_classes, fake_vae(shrink), image, 128, 96, 2)
@@ -138,15 +144,15 @@ def test_a_picture_of_one_colour_is_told_of(
     assert not caplog.text
 
 
-def test_a_transparent_picture_is_told_of(
+def test_a_transparent_image_is_reported(
     node_classes: Nodes, caplog: pytest.LogCaptureFixture
 ) -> None:
     image = torch.cat([painting(), torch.zeros(1, 96, 128, 1)], -1)
     condition(node_classes, fake_vae(shrink), image, 128, 96, 2)
-    assert "all black" in caplog.text
+    assert "black" in caplog.text
 
 
-def test_a_picture_of_16_bits_through_the_hosts_loader_is_told_of(
+def test_a_16_bit_image_from_the_hosts_loader_is_reported(
     node_classes: Nodes, caplog: pytest.LogCaptureFixture, tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
@@ -160,12 +166,12 @@ def test_a_picture_of_16_bits_through_the_hosts_loader_is_told_of(
     image = nodes.LoadImage().load_image("a.png")[0]
     condition(node_classes, fake_vae(shrink), image, 128, 96, 2)
     white = (image > 0.999).float().mean() > 0.99  # newer hosts may scale it
-    assert ("all white" in caplog.text) == white
+    assert ("white" in caplog.text) == white
 
 
-def test_the_condition_says_what_is_wrong(node_classes: Nodes) -> None:
-    def refused(sentence: str, *size: Any, vae: Any = None, image: Tensor | None = None) -> None:
-        with pytest.raises(LampError, match=f"^LAMP First-Frame Condition: .*{sentence}"):
+def test_errors_name_what_is_wrong(node_classes: Nodes) -> None:
+    def refused(facts: str, *size: Any, vae: Any = None, image: Tensor | None = None) -> None:
+        with pytest.raises(LampError, match=f"^LAMP First-Frame Condition: .*{facts}"):
             condition(
                 node_classes,
                 vae or fake_vae(shrink),
@@ -173,41 +179,41 @@ def test_the_condition_says_what_is_wrong(node_classes: Nodes) -> None:
                 *(size or (128, 96, 2)),
             )
 
-    refused("width must be a positive multiple of 8, not 130. Use 128", 130, 96, 2)
-    refused("height must be a positive multiple of 8, not 0", 128, 0, 2)
-    refused("frames is 1: a video has between 2", 128, 96, 1)
-    refused("image contains NaN", image=torch.full((1, 96, 128, 3), float("nan")))
+    refused("width .*130.*128", 130, 96, 2)
+    refused("height .* 0", 128, 0, 2)
+    refused("frames .*1.*2", 128, 96, 1)
+    refused("image.*NaN", image=torch.full((1, 96, 128, 3), float("nan")))
     nan = fake_vae(lambda picture: shrink(picture) * float("nan"))
-    refused("VAE returned NaN for the first frame.*--fp32-vae", vae=nan)
-    refused("VAE has 16 latent channels; SD 1.x has 4", vae=fake_vae(shrink, latent_channels=16))
-    refused("video VAE has 4 latent channels", vae=fake_vae(shrink, latent_dim=3))
-    with pytest.raises(LampError, match="The checkpoint has no VAE"):
+    refused("VAE.*NaN.*--fp32-vae", vae=nan)
+    refused("VAE.*16 .*SD 1.x.*4", vae=fake_vae(shrink, latent_channels=16))
+    refused("video VAE.*4", vae=fake_vae(shrink, latent_dim=3))
+    with pytest.raises(LampError, match="no VAE"):
         condition(node_classes, None, painting(), 128, 96, 2)
 
 
-def test_the_condition_is_checked_before_anything_runs(node_classes: Nodes) -> None:
+def test_sizes_are_checked_before_anything_runs(node_classes: Nodes) -> None:
     check = node_classes["LAMP_FirstFrameCondition"].validate_inputs
     assert check(width=512, height=320, frames=16) is True
-    assert check(width=None, height=None, frames=None) is True  # they come over links
-    assert "not 500. Use 496" in check(width=500, height=320, frames=16)
-    assert "not 0" in check(width=0, height=320, frames=16)
-    assert "frames is 1:" in check(width=512, height=320, frames=1)
-    assert "frames is 0:" in check(width=512, height=320, frames=0)
-    # The host leaves the limits of these inputs to the node.
-    assert "no side is longer than 8192" in check(width=8 * 10**6, height=320, frames=16)
+    assert check(width=None, height=None, frames=None) is True  # the values come from links
+    assert {"500", "496"} <= numbers(check(width=500, height=320, frames=16))
+    assert "width" in check(width=0, height=320, frames=16)
+    assert {"1", "2"} <= numbers(check(width=512, height=320, frames=1))
+    assert {"0", "2"} <= numbers(check(width=512, height=320, frames=0))
+    # The host does not check the limits of inputs that the node validates.
+    assert {"8000000", "8192"} <= numbers(check(width=8 * 10**6, height=320, frames=16))
     assert check(width=8192, height=8, frames=16) is True
 
 
-def test_an_sdxl_vae_is_found_out(node_classes: Nodes) -> None:
+def test_an_sdxl_vae_is_refused(node_classes: Nodes) -> None:
     from comfy.latent_formats import SDXL
 
     for seed in range(10):
-        with pytest.raises(IncompatibleModelError, match="encodes for SD-XL.*SD 1.x checkpoint"):
+        with pytest.raises(IncompatibleModelError, match="SD-XL.*SD 1.x"):
             condition(node_classes, vae_of(SDXL()), painting(seed=seed), 128, 96, 2)
 
 
 @pytest.mark.parametrize("texture", [0.0, 0.2, 1.0])
-def test_an_sd1_vae_is_never_taken_for_sdxls(node_classes: Nodes, texture: float) -> None:
+def test_an_sd1_vae_is_never_taken_for_sdxl(node_classes: Nodes, texture: float) -> None:
     from comfy.latent_formats import SD15
 
     vae = vae_of(SD15(), texture)
@@ -217,7 +223,7 @@ def test_an_sd1_vae_is_never_taken_for_sdxls(node_classes: Nodes, texture: float
         condition(node_classes, vae, picture, 128, 96, 2)
 
 
-def test_unknown_vaes_are_never_taken_for_sdxls(node_classes: Nodes) -> None:
+def test_unknown_vaes_are_never_taken_for_sdxl(node_classes: Nodes) -> None:
     generator = torch.Generator().manual_seed(0)
     for size in (1.0, 3.0, 5.0, 8.0):
         for _ in range(25):
@@ -232,7 +238,7 @@ def test_unknown_vaes_are_never_taken_for_sdxls(node_classes: Nodes) -> None:
             condition(node_classes, fake_vae(lambda _, n=noise: n), painting(), 128, 96, 2)
 
 
-def test_a_grey_picture_is_not_judged(comfy: Any) -> None:
+def test_a_grey_image_is_not_judged(comfy: Any) -> None:
     from comfy.latent_formats import SDXL
 
     from lamp.hosts.comfy.vae import is_sdxl_latent
@@ -250,7 +256,7 @@ def motion_of(family: str) -> MotionFile:
 
 
 @pytest.mark.parametrize(("family", "other"), [("sdxl", "SD15"), ("sd2", "SDXL"), ("sd1", "SDXL")])
-def test_the_motions_family_decides_which_vae_is_right(
+def test_the_family_of_the_motion_decides_which_vae_fits(
     node_classes: Nodes, family: str, other: str
 ) -> None:
     import comfy.latent_formats
@@ -262,11 +268,11 @@ def test_the_motions_family_decides_which_vae_is_right(
         vae = vae_of(getattr(comfy.latent_formats, right)())
         assert condition(node_classes, vae, *case).shape == (2, 4, 12, 16)
         wrong = vae_of(getattr(comfy.latent_formats, other)())
-        with pytest.raises(IncompatibleModelError, match=f"connect the VAE of the {name} check"):
+        with pytest.raises(IncompatibleModelError, match=f"the {name} checkpoint"):
             condition(node_classes, wrong, *case)
 
 
-def test_other_vaes_are_named_with_the_motions_family(node_classes: Nodes) -> None:
+def test_errors_name_the_family_of_the_motion(node_classes: Nodes) -> None:
     vae = fake_vae(shrink, latent_channels=16)
-    with pytest.raises(IncompatibleModelError, match="has 16 latent channels; SD-XL has 4"):
+    with pytest.raises(IncompatibleModelError, match="16 .*SD-XL.* 4"):
         condition(node_classes, vae, painting(), 128, 96, 2, "crop", motion_of("sdxl"))

@@ -1,4 +1,4 @@
-"""Loading, saving and describing motions as nodes, and the folder that they share."""
+"""Nodes that load, save and describe motions, and their folder."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def motion(plain: Any) -> MotionFile:
 
 @pytest.fixture
 def folder(pack: Any, tmp_path: Path) -> Iterator[Path]:
-    """An empty folder of motions in place of the host's."""
+    """An empty motion folder in place of the host's."""
     import folder_paths
 
     place = tmp_path / "models with spaces 模型"
@@ -55,7 +55,7 @@ def header(path: Path) -> dict[str, str]:
 # --- the folder ---------------------------------------------------------------------------------
 
 
-def test_the_folder_is_the_hosts_own(pack: Any, tmp_path: Path) -> None:
+def test_the_folder_is_a_model_folder_of_the_host(pack: Any, tmp_path: Path) -> None:
     import folder_paths
 
     paths, extensions = folder_paths.folder_names_and_paths["lamp_motion"]
@@ -71,7 +71,7 @@ def save(nodes: Nodes, motion: MotionFile, prefix: str = "LAMP/motion", **option
     return Path(nodes["LAMP_SaveMotion"].execute(motion, prefix, **options)[0])
 
 
-def test_a_saved_motion_comes_back(
+def test_a_saved_motion_loads_again(
     node_classes: Nodes, motion: MotionFile, folder: Path, plain: Any
 ) -> None:
     path = save(node_classes, motion)
@@ -85,8 +85,10 @@ def test_a_saved_motion_comes_back(
     assert model is not plain and model.get_attachment("lamp_motion").strength == 1.0
 
 
-def test_nothing_is_overwritten(node_classes: Nodes, motion: MotionFile, folder: Path) -> None:
-    (folder / "run_00007-step000100-stopped.safetensors").write_bytes(b"what a cancel kept")
+def test_existing_files_are_never_overwritten(
+    node_classes: Nodes, motion: MotionFile, folder: Path
+) -> None:
+    (folder / "run_00007-step000100-stopped.safetensors").write_bytes(b"saved on cancel")
     names = [save(node_classes, motion, "run").name for _ in range(2)]
     assert names == ["run_00008.safetensors", "run_00009.safetensors"]
     assert save(node_classes, motion, "run.safetensors").name == "run_00010.safetensors"
@@ -104,16 +106,16 @@ def test_a_path_outside_is_refused(
     node_classes: Nodes, motion: MotionFile, folder: Path, prefix: str
 ) -> None:
     before = set(folder.parent.rglob("*"))
-    with pytest.raises(LampError, match="^Save LAMP Motion: .*use a name such as LAMP/motion"):
+    with pytest.raises(LampError, match="^Save LAMP Motion: .*LAMP/motion"):
         save(node_classes, motion, prefix)
     assert set(folder.parent.rglob("*")) == before
 
 
-def test_a_folder_that_cannot_be_written_to_is_a_sentence(
+def test_an_unwritable_folder_is_reported(
     node_classes: Nodes, motion: MotionFile, folder: Path
 ) -> None:
     (folder / "taken").write_text("a file")
-    with pytest.raises(LampError, match="^Save LAMP Motion: No file 'taken/x' can be made"):
+    with pytest.raises(LampError, match="^Save LAMP Motion: .*'taken/x'"):
         save(node_classes, motion, "taken/x")
 
 
@@ -149,7 +151,7 @@ def test_license_thumbnail_and_graph_are_in_the_header(
     assert picture.size == (256, 171)
     assert all(abs(a - b) < 4 for a, b in zip(picture.getpixel((9, 9)), (255, 0, 0), strict=True))
 
-    # what a file says of itself is kept when it is saved again
+    # metadata of a file is kept when it is saved again
     again = header(save(node_classes, load_motion_file(path), "again"))
     assert again["modelspec.license"] == "CC-BY-4.0"
     assert again["modelspec.thumbnail"] == found["modelspec.thumbnail"]
@@ -165,8 +167,8 @@ def load(nodes: Nodes, model: Any, name: str = "m.safetensors", **options: Any) 
     return nodes["LAMP_LoadMotion"].execute(model, name, **options)
 
 
-def refused(nodes: Nodes, model: Any, sentence: str, name: str = "m.safetensors") -> None:
-    with pytest.raises(LampError, match=f"^Load LAMP Motion: .*{sentence}"):
+def refused(nodes: Nodes, model: Any, facts: str, name: str = "m.safetensors") -> None:
+    with pytest.raises(LampError, match=f"^Load LAMP Motion: .*{facts}"):
         load(nodes, model, name)
 
 
@@ -200,12 +202,12 @@ def test_other_files_are_refused(
     node_classes: Nodes, motion: MotionFile, folder: Path, plain: Any
 ) -> None:
     path = folder / "m.safetensors"
-    refused(node_classes, plain, "no motion file 'm.safetensors'")
+    refused(node_classes, plain, "'m.safetensors'.*Convert Official LAMP Checkpoint")
     check = node_classes["LAMP_LoadMotion"].validate_inputs
-    assert "no motion file 'm.safetensors'" in check(motion_name="m.safetensors")
-    assert check(motion_name=None) is True  # it comes over a link
+    assert "'m.safetensors'" in check(motion_name="m.safetensors")
+    assert check(motion_name=None) is True  # the value comes from a link
     for name in ("../../secret.safetensors", "a\0b", "x" * 5000, "C:\\x", "\\\\host\\x"):
-        assert "no motion file" in check(motion_name=name)
+        assert isinstance(check(motion_name=name), str)
     path.write_bytes(b"not a safetensors file at all")
     refused(node_classes, plain, "m.safetensors")
     save_file({"lora_up.weight": torch.zeros(2)}, path)
@@ -225,15 +227,15 @@ def test_motions_that_do_not_fit_are_refused(
     path = folder / "m.safetensors"
     sd1 = dataclasses.replace(motion.config, family="sd1")
     save_motion(path, motion.state, sd1)
-    refused(node_classes, tiny_patcher(2048), "SD-XL only for the first frame")
-    refused(node_classes, tiny_patcher(1024), "SD 1.x.* SD 2.x.*SD 1.x")
+    refused(node_classes, tiny_patcher(2048), "SD 1.x.*SD-XL")
+    refused(node_classes, tiny_patcher(1024), "SD 1.x.*SD 2.x")
     less = dict(list(motion.state.items())[1:])
     save_motion(path, less, motion.config)
     refused(node_classes, plain, next(iter(motion.state)))
     save_motion(path, {**motion.state, "more.weight": torch.zeros(1)}, motion.config)
     refused(node_classes, plain, "more.weight")
     no_unet = SimpleNamespace(model=SimpleNamespace(diffusion_model=torch.nn.Linear(1, 1)))
-    with pytest.raises(IncompatibleModelError, match="Linear is not a Stable Diffusion UNet"):
+    with pytest.raises(IncompatibleModelError, match="Linear.*UNet"):
         load(node_classes, no_unet)
 
 
@@ -245,15 +247,15 @@ def test_nan_in_a_file_is_refused(
     state = {name: value.clone(memory_format=kept) for name, value in motion.state.items()}
     state["conv_in.conv1d.weight"][0, 0, 0] = float("nan")
     save_file(state, path, metadata=header(path))
-    refused(node_classes, plain, "'conv_in.conv1d.weight' holds NaN")
+    refused(node_classes, plain, "'conv_in.conv1d.weight'.*NaN")
 
 
-def test_percentages_that_leave_nothing_are_refused(node_classes: Nodes, plain: Any) -> None:
-    with pytest.raises(LampError, match="start_percent is 0.6 and end_percent 0.4"):
+def test_an_empty_range_of_percentages_is_refused(node_classes: Nodes, plain: Any) -> None:
+    with pytest.raises(LampError, match="start_percent .*0.6 .*end_percent .*0.4"):
         load(node_classes, plain, start_percent=0.6, end_percent=0.4)
 
 
-def test_another_checkpoint_is_mentioned_in_the_log(
+def test_another_checkpoint_is_logged(
     node_classes: Nodes,
     motion: MotionFile,
     folder: Path,
@@ -267,15 +269,15 @@ def test_another_checkpoint_is_mentioned_in_the_log(
     save_motion(folder / "m.safetensors", motion.state, config)
     with caplog.at_level(logging.WARNING):
         load(node_classes, plain)
-        assert "checkpoint" not in caplog.text
+        assert not caplog.text
         load(node_classes, tiny_patcher(seed=1))
-    assert "trained on the checkpoint 'a.safetensors'; the connected one is another" in caplog.text
+    assert "'a.safetensors'" in caplog.text
 
 
 # --- LAMP Motion Info -----------------------------------------------------------------------------
 
 
-def test_the_info_tells_what_is_known(node_classes: Nodes, motion: MotionFile) -> None:
+def test_the_info_shows_all_facts(node_classes: Nodes, motion: MotionFile) -> None:
     config = MotionConfig(
         "sd1",
         *(16, 512, 320, 8.0),
@@ -308,7 +310,7 @@ def test_the_info_tells_what_is_known(node_classes: Nodes, motion: MotionFile) -
 # --- schemas --------------------------------------------------------------------------------------
 
 
-def test_every_node_has_words_for_everything(node_classes: Nodes) -> None:
+def test_every_node_and_field_has_a_text(node_classes: Nodes) -> None:
     for node_id, node in node_classes.items():
         schema = node.GET_SCHEMA()
         assert node_id.startswith("LAMP_") and schema.category.startswith("LAMP/")

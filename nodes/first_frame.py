@@ -1,0 +1,149 @@
+"""LAMP First-Frame Condition: from an image to the latent of a video."""
+
+from __future__ import annotations
+
+from typing import Any, get_args
+
+import torch
+from comfy_api.latest import io
+
+from ..lamp.clips.images import LATENT_STRIDE, Fit, check_size, fit_images
+from ..lamp.errors import LampError
+from ..lamp.hosts.comfy.vae import encode_first_frame, first_picture
+from ..lamp.motion_file.file import MotionFile
+from ..lamp.plain import log
+from .common import LampMotion, aliases, named_errors, plain_errors, progress_of
+
+_NAME = "LAMP First-Frame Condition"
+_MAX_SIZE = 8192
+_MAX_FRAMES = 1024
+
+
+class FirstFrameCondition(io.ComfyNode):
+    """Encode the first frame and append empty frames."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LAMP_FirstFrameCondition",
+            display_name=_NAME,
+            category="LAMP/sampling",
+            description="Makes the latent of a video from its first frame. Frame 1 holds the "
+            "encoded image, the other frames are empty. Sampling leaves frame 1 unchanged.",
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.Vae.Input(
+                    "vae",
+                    tooltip="VAE of the checkpoint that generates the video (SD 1.x, not SD-XL).",
+                ),
+                io.Image.Input(
+                    "image",
+                    tooltip="The first frame: a photo, or an image from any model. Of a batch, "
+                    "only the first image is used.",
+                ),
+                _size_input(
+                    "width",
+                    512,
+                    "Width of the video in pixels, a multiple of 8. Works best near the width "
+                    "that the motion was trained at.",
+                ),
+                _size_input("height", 320, "Height of the video in pixels, a multiple of 8."),
+                io.Int.Input(
+                    "frames",
+                    default=16,
+                    min=2,
+                    max=_MAX_FRAMES,
+                    tooltip="Number of frames, including the first one. Works best at the number "
+                    "that the motion was trained on, usually 16.",
+                ),
+                io.Combo.Input(
+                    "fit",
+                    options=list(get_args(Fit)),
+                    default="crop",
+                    tooltip="How to fit an image with another aspect ratio: crop cuts the edges, "
+                    "pad adds black bars, stretch distorts the image.",
+                ),
+                LampMotion.Input(
+                    "motion",
+                    optional=True,
+                    tooltip="Only needed for a motion that was trained on SD-XL: connect the "
+                    "motion of Load LAMP Motion, and the SD-XL VAE to vae.",
+                ),
+            ],
+            outputs=[
+                io.Latent.Output(
+                    "latent",
+                    display_name="latent",
+                    tooltip="Latent of the video: the encoded first frame, followed by zeros.",
+                ),
+            ],
+            **aliases("image to video", "start image", "animate image", "img2vid", "i2v"),
+        )
+
+    @classmethod
+    @plain_errors
+    def validate_inputs(
+        cls, width: int | None = None, height: int | None = None, frames: int | None = None
+    ) -> bool | str:
+        """Refuse a wrong size before anything runs; values from links are not known yet."""
+        try:
+            _check_video(
+                LATENT_STRIDE if width is None else width,
+                LATENT_STRIDE if height is None else height,
+                2 if frames is None else frames,
+            )
+        except LampError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    @named_errors(_NAME)
+    def execute(
+        cls,
+        vae: Any,
+        image: torch.Tensor,
+        width: int = 512,
+        height: int = 320,
+        frames: int = 16,
+        fit: Fit = "crop",
+        motion: MotionFile | None = None,
+    ) -> io.NodeOutput:
+        _check_video(width, height, frames)
+        if image.shape[0] > 1:
+            log.warning("%s: image has %d images, only the first is used.", _NAME, len(image))
+        picture = fit_images(first_picture(image, cls._warn), width, height, fit)
+        family = "sd1" if motion is None else motion.config.family
+        first = encode_first_frame(vae, picture, family)
+        others = first.new_zeros(frames - 1, *first.shape[1:])
+        return io.NodeOutput({"samples": torch.cat([first, others])})
+
+    @classmethod
+    def _warn(cls, text: str) -> None:
+        """Write to the log, and below the node where there is a server to show it."""
+        log.warning("%s: %s", _NAME, text)
+        progress_of(cls).say(text)
+
+
+def _size_input(name: str, default: int, tooltip: str) -> Any:
+    return io.Int.Input(
+        name,
+        default=default,
+        min=LATENT_STRIDE,
+        max=_MAX_SIZE,
+        step=LATENT_STRIDE,
+        tooltip=tooltip,
+    )
+
+
+def _check_video(width: int, height: int, frames: int) -> None:
+    check_size(width, height)
+    if max(width, height) > _MAX_SIZE:
+        raise LampError(
+            f"The video is {width} x {height}, but no side may be longer than {_MAX_SIZE} pixels. "
+            "Use 512 x 320, for example."
+        )
+    if not 2 <= frames <= _MAX_FRAMES:
+        raise LampError(f"frames is {frames}: use 2 to {_MAX_FRAMES}, for example 16.")
+
+
+NODES: list[type[io.ComfyNode]] = [FirstFrameCondition]
