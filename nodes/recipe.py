@@ -61,7 +61,7 @@ class Recipe(io.ComfyNode):
             ],
             outputs=[
                 LampRecipe.Output(
-                    display_name="recipe", tooltip="For LAMP Trainer's custom_recipe."
+                    display_name="recipe", tooltip="For custom_recipe of LAMP Trainer."
                 )
             ],
             **aliases("learning rate", "training settings", "hyperparameters"),

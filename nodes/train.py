@@ -46,7 +46,7 @@ LossMap = io.Custom("LOSS_MAP")
 
 
 class Trainer(io.ComfyNode):
-    """Few-shot tuning inside ComfyUI."""
+    """Train a motion inside ComfyUI."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -54,21 +54,23 @@ class Trainer(io.ComfyNode):
             node_id="LAMP_Trainer",
             display_name="LAMP Trainer",
             category="LAMP/training",
-            description="Learn the motion of a few clips. The image model stays as it is; the "
-            "motion is saved to models/lamp_motion, also when you cancel. Log, samples and what "
-            "is needed to go on lie in output/lamp_training.",
+            description="Trains a motion on a few clips. The image model stays frozen. The motion "
+            "is saved to models/lamp_motion, also when you cancel; log, samples and training "
+            "states go to output/lamp_training.",
             is_output_node=True,
             is_experimental=True,
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             inputs=[*_models(), *_learning(), *_keeping(), *_optional()],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="The MODEL with the new motion."),
-                LampMotion.Output(display_name="motion", tooltip="The motion itself."),
-                io.Image.Output(display_name="loss_plot", tooltip="Loss over the steps."),
-                io.String.Output(display_name="file", tooltip="Where the motion was saved."),
+                io.Model.Output(display_name="model", tooltip="MODEL with the new motion."),
+                LampMotion.Output(display_name="motion", tooltip="The trained motion."),
+                io.Image.Output(
+                    display_name="loss_plot", tooltip="Plot of the loss over the steps."
+                ),
+                io.String.Output(display_name="file", tooltip="Path of the saved motion."),
                 LossMap.Output(
                     display_name="loss_map",
-                    tooltip="The losses, for the core node Plot Loss Graph.",
+                    tooltip="Loss of every step, for the core node Plot Loss Graph.",
                 ),
             ],
             **aliases("train motion", "motion lora", "few-shot video", "fine-tune video"),
@@ -205,12 +207,12 @@ def _models() -> list[Any]:
     return [
         io.Model.Input(
             "model",
-            tooltip="MODEL of a SD 1.x checkpoint, without a motion. A SD 2.x or SD-XL model gives "
-            "a motion for that family.",
+            tooltip="MODEL of an SD 1.x checkpoint, without a motion. An SD 2.x or SD-XL model "
+            "gives a motion for that family.",
         ),
         io.Clip.Input("clip", tooltip="Text encoder of the same checkpoint."),
         io.Vae.Input("vae", tooltip="VAE of the same checkpoint."),
-        LampClips.Input("clips", tooltip="From LAMP Training Clips."),
+        LampClips.Input("clips", tooltip="Clips from LAMP Training Clips."),
     ]
 
 
@@ -239,9 +241,9 @@ def _keeping() -> list[Any]:
         io.Combo.Input(
             "resume",
             options=resume_choices(),
-            tooltip="Continue an earlier training with the same clips and settings. latest: the "
-            "newest state of this name, or a new training if there is none. Press R to refresh "
-            "the list.",
+            tooltip="none starts a new training. latest continues from the newest state of this "
+            "name, if there is one. Or choose a state (press R to refresh). Clips and settings "
+            "must be the same.",
         ),
         setting_input("save_every", SaveConfig),
         setting_input("keep", SaveConfig, id="keep_states"),
@@ -256,7 +258,7 @@ def _optional() -> list[Any]:
             "own_recipe",  # the id in saved workflows
             display_name="custom_recipe",
             optional=True,
-            tooltip="From LAMP Training Recipe. Replaces recipe.",
+            tooltip="Recipe from LAMP Training Recipe. Overrides recipe.",
         ),
         io.Image.Input(
             "first_frame",

@@ -26,7 +26,7 @@ FOLDER = ROOT / "locales"
 HELP = ROOT / "web" / "docs"
 NODES = "nodeDefs.json"
 MAIN = "main.json"
-LATER = {"LAMP_Trainer", "LAMP_TrainingRecipe"}  # their tables are still written by hand
+_SHORT_MENU = 6  # longer ones are the host's samplers and schedulers, or files
 
 
 # --- locale files -------------------------------------------------------------------------------
@@ -92,12 +92,30 @@ class Words:
     outputs: str
     columns: tuple[str, str]
     none: str
+    options: str
+    between: str
     default: str
 
 
 WORDS = {
-    "en": Words("Inputs", "Outputs", ("Name", "Description"), "None.", " Default: `{}`."),
-    "zh": Words("输入", "输出", ("名称", "说明"), "无。", "默认 `{}`。"),
+    "en": Words(
+        "Inputs",
+        "Outputs",
+        ("Name", "Description"),
+        none="None.",
+        options=" Options: {}.",
+        between=", ",
+        default=" Default: `{}`.",
+    ),
+    "zh": Words(
+        "输入",
+        "输出",
+        ("名称", "说明"),
+        none="无。",
+        options="选项：{}。",
+        between="、",
+        default="默认 `{}`。",
+    ),
 }
 
 
@@ -141,9 +159,18 @@ def _table(fields: list[tuple[Any, dict[str, str]]], words: Words) -> str:
     for field, texts in fields:
         own, name = f"`{_name(field)}`", as_plain(texts["name"])
         label = own if name == _name(field) else f"{name} {own}"
-        text = as_plain(texts["tooltip"]) + _default(field, words)
+        text = as_plain(texts["tooltip"])
+        text += _options(field, text, words) + _default(field, words)
         rows.append(f"| {label} | {text.replace('|', chr(92) + '|')} |")
     return "\n".join(rows)
+
+
+def _options(field: Any, text: str, words: Words) -> str:
+    """The values of a short menu, unless the text names them."""
+    values = [str(value) for value in getattr(field, "options", None) or []]
+    if len(values) > _SHORT_MENU or all(value in text for value in values) or _is_file(field):
+        return ""
+    return words.options.format(words.between.join(f"`{value}`" for value in values))
 
 
 def _default(field: Any, words: Words) -> str:
@@ -151,9 +178,14 @@ def _default(field: Any, words: Words) -> str:
     value = getattr(field, "default", None)
     if getattr(field, "options", None) and value is None:
         value = field.options[0]
-    if value is None or value == "" or field.id == "seed" or str(value).endswith(".safetensors"):
+    if value is None or value == "" or field.id == "seed" or _is_file(field):
         return ""
     return words.default.format(str(value).lower() if isinstance(value, bool) else value)
+
+
+def _is_file(field: Any) -> bool:
+    """Whether a menu lists files or folders, which differ between computers."""
+    return field.id in ("motion_name", "folder", "resume")
 
 
 # --- writing ------------------------------------------------------------------------------------
@@ -183,8 +215,6 @@ def main() -> int:
         definitions = stored(language, NODES)
         for node in nodes:
             schema = node.GET_SCHEMA()
-            if schema.node_id in LATER:
-                continue
             path = HELP / help_pages(schema.node_id)[language]
             page = path.read_text(encoding="utf-8")
             _write(path, with_tables(page, schema, definitions[schema.node_id], language))

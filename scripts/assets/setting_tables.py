@@ -1,12 +1,11 @@
-"""Write the training settings' texts into the pages: `python -m scripts.assets.setting_tables`.
+"""Write the training settings into docs/command_line: `python -m scripts.assets.setting_tables`.
 
-The rows of the settings in the help pages and the command line's pages are made from
-`lamp.training.recipe`; the Chinese texts are those of locales/zh. Other rows and cells stay.
+The rows of the settings are made from `lamp.training.recipe` in English and from locales/zh in
+Chinese. Other rows and cells stay. The help pages have their tables from `scripts.assets.locales`.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from dataclasses import fields
@@ -14,27 +13,24 @@ from pathlib import Path
 from typing import Any
 
 from lamp.training.recipe import RunChoices, SaveConfig, TrainConfig
+from scripts.assets.locales import NODES, as_plain, stored
 from scripts.server.host import ROOT
 
-NODES = ("LAMP_Trainer", "LAMP_TrainingRecipe")
+TRAINING = ("LAMP_Trainer", "LAMP_TrainingRecipe")
 INPUTS = {"preset": "recipe", "keep": "keep_states", "sample_guidance": "sample_cfg"}
 """Inputs of the nodes with another id than their setting."""
 OPTIONS = {"en": (" Options: ", ", ", "."), "zh": ("选项：", "、", "。")}
 
 # The line of a table's header, then of its rows: label and key, other cells, text.
-_TABLE = re.compile(r"^\| (?:Input|输入|`\[(?:recipe|output)\]`) \|.*\n\|-.*\n(?:\|.*\n)+", re.M)
+_TABLE = re.compile(r"^\| `\[(?:recipe|output)\]` \|.*\n\|-.*\n(?:\|.*\n)+", re.M)
 _ROW = re.compile(r"^(\|[^|\n]*`(\w+)` (?:\| [^|\n]*)?)\| ([^|\n]*) \|$", re.M)
 
 
 def pages() -> dict[Path, str]:
     """Page -> its language."""
-    help_pages = {ROOT / f"web/docs/{node}{end}": lang for node in NODES for end, lang in _ENDS}
-    command = {ROOT / f"docs/command_line{end}": lang for end, lang in _COMMAND_ENDS}
-    return help_pages | command
-
-
-_ENDS = ((".md", "en"), ("/zh.md", "zh"))
-_COMMAND_ENDS = ((".md", "en"), (".zh.md", "zh"))
+    return {
+        ROOT / f"docs/command_line{end}": lang for end, lang in ((".md", "en"), (".zh.md", "zh"))
+    }
 
 
 def filled(text: str, language: str) -> str:
@@ -65,11 +61,11 @@ def _texts(language: str) -> dict[str, str]:
 
 
 def _chinese() -> dict[str, str]:
-    stored = json.loads((ROOT / "locales/zh/nodeDefs.json").read_text(encoding="utf-8"))
+    definitions = stored("zh", NODES)
     return {
-        name: re.sub(r"\{'(.)'\}", r"\1", field["tooltip"])
-        for node in NODES
-        for name, field in stored[node]["inputs"].items()
+        name: as_plain(field["tooltip"])
+        for node in TRAINING
+        for name, field in definitions[node]["inputs"].items()
     }
 
 
