@@ -23,6 +23,7 @@ from ...motion_file.file import MotionFile
 from ...plain import log
 from .latent import check_latent, check_start, fill_protected
 from .motion_guidance import call_guided, scale_for_guider
+from .other_nodes import check_other_nodes, keep_on_one_gpu
 from .overflow import find_overflow
 from .run import AD_PARAMS, KEY, PIECE, Run, run_of
 
@@ -135,6 +136,7 @@ def bind(patcher: Any, bound: BoundMotion) -> Any:
         comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher
     )
     weights = patcher_class(bound.motion, model.load_device, model.offload_device)
+    keep_on_one_gpu(weights)
     model.set_additional_models(KEY, [*model.get_additional_models_with_key(KEY), weights])
     model.set_attachments(KEY, bound)
     for kind, wrapper in (
@@ -195,7 +197,7 @@ def _outer_sample(bound: BoundMotion) -> Callable[..., Tensor]:
         """Begin a run: see that it can work, and give back the very frame 1 that came in."""
         guider = executor.class_obj
         options = guider.model_options.setdefault("transformer_options", {})
-        _check_patches(guider)
+        check_other_nodes(guider)
         check_latent(latent_image, guider.model_patcher.model.latent_format)
         patcher = guider.model_patcher
         sampling = patcher.get_model_object("model_sampling")
@@ -219,22 +221,6 @@ def _outer_sample(bound: BoundMotion) -> Callable[..., Tensor]:
         return torch.cat([latent_image[:1].to(out), out[1:]])
 
     return outer_sample
-
-
-def _check_patches(guider: Any) -> None:
-    from comfy.patcher_extension import WrappersMP
-
-    if guider.model_options.get("context_handler") is not None:
-        raise LampError(
-            "Context windows cut the video into pieces that do not contain frame 1, which "
-            "a LAMP motion needs: remove the Context Windows node from this MODEL and use "
-            "LAMP Anchored Windows."
-        )
-    if guider.model_patcher.get_wrappers(WrappersMP.APPLY_MODEL, "torch.compile"):
-        raise LampError(
-            "torch.compile would start anew at every layer to which a LAMP motion attaches, for "
-            "minutes and to no gain: remove TorchCompileModel from this MODEL."
-        )
 
 
 def _sampler_sample(bound: BoundMotion) -> Callable[..., Tensor]:

@@ -1,0 +1,62 @@
+"""Nodes of ComfyUI that a motion does not work with: each is refused, with the way out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...errors import LampError
+from .run import KEY
+
+
+class OneGpuOnly(LampError, RuntimeError):
+    """A motion cannot be copied to another GPU.
+
+    It is a RuntimeError because ComfyUI's Select Model Device expects one: it then leaves the MODEL
+    where it is. MultiGPU CFG Split passes it on to the user.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(
+            "A LAMP motion works on one GPU: remove MultiGPU CFG Split from this MODEL."
+        )
+
+
+def keep_on_one_gpu(weights: Any) -> None:
+    """Let ComfyUI fail clearly if it copies a motion's `ModelPatcher` to another GPU."""
+    weights.cached_patcher_init = (_no_copy, ())
+
+
+def _no_copy(**_: Any) -> None:
+    raise OneGpuOnly
+
+
+def check_other_nodes(guider: Any) -> None:
+    """Refuse nodes with which a motion would fail, or would silently not be what was asked for.
+
+    Raises:
+        LampError: there is such a node on the MODEL or among the guider's models.
+    """
+    from comfy.patcher_extension import WrappersMP
+
+    model = guider.model_patcher
+    if guider.model_options.get("context_handler") is not None:
+        raise LampError(
+            "Context windows cut the video into pieces that do not contain frame 1, which a LAMP "
+            "motion needs: remove the Context Windows node from this MODEL and use LAMP Anchored "
+            "Windows."
+        )
+    if model.get_wrappers(WrappersMP.APPLY_MODEL, "torch.compile"):
+        raise LampError(
+            "torch.compile would start anew at every layer to which a LAMP motion attaches, for "
+            "minutes and to no gain: remove TorchCompileModel from this MODEL."
+        )
+    if model.get_additional_models_with_key("multigpu"):
+        raise OneGpuOnly
+    # Dual Model CFG Guider applies the wrappers of its first MODEL to both.
+    negative = getattr(guider, "uncond_model_patcher", None)
+    motion = None if negative is None else negative.get_attachment(KEY)
+    if motion is not None and motion is not model.get_attachment(KEY):
+        raise LampError(
+            "Dual Model CFG Guider uses the motion of its input model for both models, so the "
+            "other motion, on model_negative, would be ignored: connect model_negative without it."
+        )
