@@ -16,8 +16,9 @@ from comfy_api.latest import io, ui
 
 from ..lamp.errors import LampError
 from ..lamp.files.names import is_plain_name, number_of
+from ..lamp.hosts.comfy.folders import shown
 from ..lamp.plain import plain, plain_error, plain_lines
-from .model_paths import motion_root, shown
+from .model_paths import motion_root
 from .progress import NodeProgress
 
 _P = ParamSpec("_P")

@@ -1,4 +1,4 @@
-"""The folders of motions: where the host looks for models, in the order that its users chose."""
+"""The motion folders, registered with the host in the order that its users chose."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ..lamp.plain import log
 
 MOTION_FOLDER = "lamp_motion"
 BUNDLED = Path(__file__).resolve().parent.parent / "lamp" / "toy" / "motions"
-"""The motion that comes with the pack; nothing is written there."""
+"""The folder of the bundled motion; nothing is written there."""
 
 
 def register_motion_folder() -> None:
-    """Make `models/lamp_motion` a model folder of the host, beside those of extra_model_paths.yaml.
+    """Make `models/lamp_motion` a model folder of the host, as well as extra_model_paths.yaml's.
 
-    The host reads that file before it loads packs. For its own kinds of models it puts the folders
-    of sections with `is_default` before `models/KIND`, and all others behind; so does this.
+    The host reads that file before it loads packs. For its own kinds of models, it puts folders of
+    sections with `is_default` before `models/KIND` and all others after it. So does this function.
     """
     standard = os.path.join(folder_paths.models_dir, MOTION_FOLDER)
     folder_paths.add_model_folder_path(MOTION_FOLDER, standard)
@@ -31,18 +31,18 @@ def register_motion_folder() -> None:
         paths.remove(standard)
         paths.insert(sum(path in defaults for path in paths), standard)
     folder_paths.add_model_folder_path(MOTION_FOLDER, str(BUNDLED))
-    # Without a list of extensions the host would show every file.
+    # Without extensions the host would list every file.
     extensions.add(".safetensors")
     try:
         os.makedirs(paths[0], exist_ok=True)
     except OSError as error:
-        log.warning("LAMP: the folder %s cannot be made: %s", paths[0], error)
+        log.warning("LAMP: cannot create the folder %s: %s", paths[0], error)
 
 
 def _default_folders(kind: str) -> Iterator[str]:
     """The folders of a kind of models for which extra_model_paths.yaml sets `is_default`.
 
-    The host keeps no note of that. Paths are put together as in its `load_extra_path_config`.
+    The host does not store that. Paths are joined as in its `load_extra_path_config`.
     """
     for file in _path_files():
         for section in _sections(file):
@@ -71,24 +71,12 @@ def _sections(file: str) -> list[Mapping[str, Any]]:
         with open(file, encoding="utf-8") as stream:
             content = yaml.safe_load(stream)
     except (OSError, UnicodeError, yaml.YAMLError) as error:
-        log.warning("LAMP: %s cannot be read: %s", file, error)
+        log.warning("LAMP: cannot read %s: %s", file, error)
         return []
     found = content.values() if isinstance(content, Mapping) else ()
     return [section for section in found if isinstance(section, Mapping)]
 
 
 def motion_root() -> Path:
-    """The folder into which motions are written."""
+    """The folder to which motions are saved."""
     return Path(os.path.abspath(folder_paths.get_folder_paths(MOTION_FOLDER)[0]))
-
-
-def shown(path: Path) -> str:
-    """A path as people find it: from ComfyUI's folder on, or in full where it lies elsewhere."""
-    base = Path(os.path.abspath(folder_paths.base_path))
-    return path.relative_to(base).as_posix() if path.is_relative_to(base) else str(path)
-
-
-def shown_folders(kind: str) -> str:
-    """The folders in which the host looks for a kind of models, for a message."""
-    folders = [Path(os.path.abspath(path)) for path in folder_paths.get_folder_paths(kind)]
-    return " or ".join(shown(folder) for folder in folders if folder != BUNDLED)

@@ -11,12 +11,13 @@ from comfy_api.latest import io
 
 from ..lamp.errors import LampError
 from ..lamp.hosts.comfy.binding import BoundMotion, bind, image_model_hash, load_motion, unet_of
+from ..lamp.hosts.comfy.folders import shown_folders
 from ..lamp.method.architecture import map_unet
 from ..lamp.method.masks import MotionMask, parse_strengths
 from ..lamp.motion_file.file import MotionFile, load_motion_file
 from ..lamp.plain import log
 from .common import LampMotion, advanced, aliases, fraction_input, named_errors, plain_errors
-from .model_paths import MOTION_FOLDER, shown_folders
+from .model_paths import BUNDLED, MOTION_FOLDER
 
 # Where the authors list their checkpoints and clips.
 PUBLISHED = "https://github.com/RQ-Wu/LAMP"
@@ -224,9 +225,10 @@ def _motion_path(name: str) -> Path:
     except (OSError, ValueError):  # another drive of Windows, a NUL, a name that is too long
         path = None
     if path is None:
+        folders = shown_folders(MOTION_FOLDER, hidden=BUNDLED)
         raise LampError(
-            f"There is no motion file '{name[:100]}' in {shown_folders(MOTION_FOLDER)}. Put it "
-            "there and press R. To get one, train it with LAMP Trainer, or download a checkpoint "
+            f"There is no motion file '{name[:100]}' in {folders}. Put it there and "
+            "press R. To get one, train it with LAMP Trainer, or download a checkpoint "
             f"from {PUBLISHED} and convert it with Convert Official LAMP Checkpoint."
         )
     return Path(path)

@@ -11,6 +11,7 @@ from comfy_api.latest import io, ui
 from ..lamp.clips.images import thumbnail_uri
 from ..lamp.errors import LampError
 from ..lamp.hosts.comfy.binding import unet_of, unpatched_weights
+from ..lamp.hosts.comfy.folders import shown, shown_folders
 from ..lamp.method.architecture import base_hash
 from ..lamp.motion_file.compress import SIZE
 from ..lamp.motion_file.convert import convert_official
@@ -29,7 +30,6 @@ from .common import (
     upstream_name,
     workflow_metadata,
 )
-from .model_paths import shown, shown_folders
 
 
 class SaveMotion(io.ComfyNode):

@@ -1,4 +1,4 @@
-"""A node's progress bar and the line of text beneath it."""
+"""The progress bar of a node and the text below it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ _PREVIEW_SIZE = 512  # pixels of the longer side
 
 
 class NodeProgress:
-    """Shows progress on the canvas. `update` raises when the user pressed cancel."""
+    """Progress on the canvas. `update` raises when the user has pressed cancel."""
 
     def __init__(self, node_id: str | None) -> None:
         self._node_id = node_id
         self._bar: Any = None
 
     def update(self, done: int, total: int, picture: Any = None) -> None:
-        """Move the bar, with a picture (of PIL) in the node's preview; also lets a cancel through
-        where nothing else would look for one."""
+        """Move the bar, with a PIL image as the node's preview.
+
+        Raises the host's InterruptProcessingException after a cancel, so that long loops stop.
+        """
         import comfy.model_management as management
         import comfy.utils
 
@@ -30,19 +32,19 @@ class NodeProgress:
         management.throw_exception_if_processing_interrupted()
 
     def announce(self, text: str) -> None:
-        """Show a line of text, and leave it in the host's log."""
+        """Show a line of text below the node and write it to the log."""
         log.info("LAMP: %s", text)
         self.say(text)
 
     def say(self, text: str) -> None:
-        """Show a line of text under the node, where there is a server to show it."""
+        """Show a line of text below the node, where there is a server to show it."""
         server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
         if server is not None and self._node_id is not None:
             server.send_progress_text(plain_lines(text), plain(self._node_id))
 
 
 def told_with_picture(picture: Any, text: str, node: type[Any]) -> dict[str, Any]:
-    """The `ui` of a node that shows an IMAGE and tells something; `web/results.js` draws it."""
+    """The `ui` of a node that shows an IMAGE and a text; `web/results.js` draws the text."""
     from comfy_api.latest import ui
 
     return {**ui.PreviewImage(picture, cls=node).as_dict(), **ui.PreviewText(text).as_dict()}

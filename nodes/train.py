@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..lamp.clips.load import ClipSet
 from ..lamp.files.lock import alone_in
+from ..lamp.hosts.comfy.folders import shown
 from ..lamp.method.architecture import base_hash, unet_family
 from ..lamp.training.loop import Training
 from ..lamp.training.optimizers import check_optimizer
@@ -37,7 +38,6 @@ from .common import (
     upstream_name,
     workflow_metadata,
 )
-from .model_paths import shown
 from .progress import NodeProgress, told_with_picture
 from .recipe import LampRecipe, setting_input
 from .training_run import Show, find_place, resume_choices

@@ -1,4 +1,4 @@
-"""What the trainer node keeps and shows: the run's folder, the motion file, samples, progress."""
+"""The folder of a training run, and what the trainer node shows of it."""
 
 from __future__ import annotations
 
@@ -26,20 +26,19 @@ NONE, LATEST = "none", "latest"
 
 
 def runs_root() -> Path:
-    """The folder of all runs: below the output folder, where people look for what was made."""
+    """The folder of all runs, in the output folder."""
     return Path(folder_paths.get_output_directory(), RUNS)
 
 
 def resume_choices() -> list[str]:
-    """`none`, `latest`, and every state that was kept, newest first."""
+    """`none`, `latest`, and every saved state, newest first."""
     folders = _folders(runs_root(), _DEEPEST)
     found = newest_first(path for folder in folders for path in states(folder))
     return [NONE, LATEST, *(path.relative_to(runs_root()).as_posix() for path in found)]
 
 
 def _folders(root: Path, deepest: int) -> Iterator[Path]:
-    """The folders of runs, whose names have few parts: what else lies below is not walked through,
-    nor are links, which may lead in circles."""
+    """The folders of runs. Deeper folders are skipped, and so are links, which may form cycles."""
     yield root
     if deepest == 0:
         return
@@ -56,7 +55,7 @@ def find_place(name: str, resume: str) -> Place:
     """A new place for NAME, or that of the run which is resumed.
 
     Raises:
-        LampError: the name leads elsewhere, or the chosen state is gone.
+        LampError: the name is not valid, or the chosen state does not exist.
     """
     fresh = motion_folder(name)
     if resume == NONE:
@@ -65,14 +64,14 @@ def find_place(name: str, resume: str) -> Place:
         stem = fresh.relative_to(motion_root()).as_posix().rsplit("_", 1)[0]
         found = newest_run(runs_root() / stem)
         if found is None:
-            log.info("no earlier training of %s: it starts anew", name)
+            log.info("LAMP: there is no earlier training of %s, a new one starts", name)
             return _new_place(fresh)
         path, state = found
     else:
-        # Of the list alone: not every version of the host checks what comes over its API.
+        # Some versions of the host do not check menu values sent over the API.
         if resume not in resume_choices():
             raise LampError(
-                f"The state '{resume[:100]}' is gone: refresh the list and choose another."
+                f"The training state '{resume[:100]}' does not exist. Press R and choose another."
             )
         path = runs_root() / resume
         state = read_state(path)
@@ -92,9 +91,9 @@ class Show:
         self._frames: list[Any] = []
 
     def step(self, report: StepReport) -> None:
-        """Move the bar; the last sample plays in the node's preview, a frame a step."""
+        """Move the bar. The last sample plays in the preview, one frame per step."""
         rate = 1 / max(report.seconds_per_step, 1e-9)
-        speed = f"{rate:.2f} steps/s" if rate >= 0.1 else f"{1 / rate:.1f} s a step"
+        speed = f"{rate:.2f} steps/s" if rate >= 0.1 else f"{1 / rate:.1f} s/step"
         self._progress.say(
             f"loss {report.loss:.4f}, step {report.step} of {report.steps}, {speed}, "
             f"{duration(report.seconds_left)} left"
@@ -108,7 +107,7 @@ class Show:
 
 
 def pictures(frames: Tensor) -> list[Any]:
-    """`f h w 3` in 0..1 as pictures of PIL."""
+    """`f h w 3` in 0..1 as PIL images."""
     from PIL import Image
 
     return [Image.fromarray(frame.numpy()) for frame in (frames * 255).round().byte()]

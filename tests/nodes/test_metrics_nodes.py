@@ -145,14 +145,26 @@ def test_the_clip_is_left_unchanged(node_classes: Nodes, vision: Any, clip: Any)
 
 
 def test_encoders_of_different_width_are_refused(
-    node_classes: Nodes, vision: Any, tokenizer: Any
+    node_classes: Nodes,
+    vision: Any,
+    tokenizer: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    import folder_paths
+
+    # Users may keep their models elsewhere: the message names the folders that the host searches.
+    for kind in ("text_encoders", "clip_vision"):
+        folders = ([str(tmp_path / kind)], {".safetensors"})
+        monkeypatch.setitem(folder_paths.folder_names_and_paths, kind, folders)
     other = comfy_text(tiny_clip(48))
     with pytest.raises(
         IncompatibleModelError,
         match=r"^LAMP Video Metrics: .*clip_vision.*32.*48 \(clip_l\).*model.safetensors",
-    ):
+    ) as caught:
         measured(node_classes, videos(1), "a horse", clip_vision=vision, clip=other)
+    assert f"{tmp_path / 'text_encoders'} " in str(caught.value)
+    assert f"{tmp_path / 'clip_vision'} " in str(caught.value)
 
 
 @pytest.mark.parametrize("projection", ["another model's", "none", "nan"])

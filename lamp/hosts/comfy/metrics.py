@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...errors import IncompatibleModelError
 from ...metrics import ImageEncoder, TextEncoder
+from .folders import shown_folders
 
 _COLOURS = {
     "red": (1.0, 0.0, 0.0),
@@ -18,31 +19,26 @@ _COLOURS = {
     "black": (0.0, 0.0, 0.0),
     "white": (1.0, 1.0, 1.0),
 }
-_LEAST_NAMED = 5  # of the six; by chance one is right, and five hardly once in a thousand times
-_CURE = (
-    "Put model.safetensors of openai/clip-vit-large-patch14 both into models/text_encoders, for "
-    "Load CLIP (type stable_diffusion), and into models/clip_vision, for Load CLIP Vision; or "
-    "disconnect clip."
-)
+_LEAST_NAMED = 5  # of six: one is right by chance, five in less than one of 1000 cases
 
 
 def image_encoder(clip_vision: Any) -> ImageEncoder:
-    """CLIP's image embeddings, projected into the space that it shares with texts.
+    """CLIP's image embeddings, projected into the space that they share with text embeddings.
 
-    The pictures are made as CLIP wants them: short side to its size, the middle cut out.
+    Images are resized by their short side and cropped to the middle, as CLIP expects.
 
     Raises:
-        IncompatibleModelError: it is another kind of image encoder.
+        IncompatibleModelError: clip_vision is not a CLIP model.
     """
     from comfy.clip_model import CLIPVisionModelProjection
 
     model = clip_vision.model
-    # Encoders without a projection have something there that passes on what it gets.
+    # Encoders without a projection have an identity function there.
     projected = isinstance(model, CLIPVisionModelProjection)
     if not projected or not hasattr(model.visual_projection, "weight"):
         raise IncompatibleModelError(
-            "clip_vision is no CLIP model (SigLIP and DINOv2 are not) but the measures are made "
-            "with CLIP: load CLIP-ViT-L-14 or CLIP-ViT-H-14 with Load CLIP Vision."
+            "clip_vision is not a CLIP model (SigLIP and DINOv2 are not either), but the metrics "
+            "need CLIP. Load CLIP-ViT-L-14 or CLIP-ViT-H-14 with Load CLIP Vision."
         )
 
     def encode_image(frames: Tensor) -> Tensor:
@@ -54,22 +50,22 @@ def image_encoder(clip_vision: Any) -> ImageEncoder:
 def text_encoder(clip: Any, clip_vision: Any) -> TextEncoder:
     """CLIP's text embeddings in the space of `clip_vision`'s image embeddings.
 
-    The host's text encoders project their pooled output, but the files of Stable Diffusion leave
-    the projection out, and then it is uninitialised memory, which nothing on the CLIP tells. So
-    both halves are asked to name six plain colours before they are believed.
+    The host's text encoders project their pooled output, but the files of Stable Diffusion lack the
+    projection. It is then uninitialised memory, and the CLIP does not show that. So both halves are
+    tested first: they must match six plain colours with their names.
 
     Raises:
-        IncompatibleModelError: they do not belong together, or there is no text projection.
+        IncompatibleModelError: the halves do not match, or there is no text projection.
     """
     encode_image = image_encoder(clip_vision)
     width = clip_vision.model.visual_projection.weight.shape[0]
     widths = {name: _text_width(part) for name, part in _text_encoders(clip).items()}
     fitting = [name for name, own in widths.items() if own == width]
     if not fitting:
-        found = ", ".join(f"{own} ({name})" for name, own in widths.items()) or "none of CLIP's"
+        found = ", ".join(f"{own} ({name})" for name, own in widths.items()) or "none"
         raise IncompatibleModelError(
-            f"clip and clip_vision are not of one CLIP model: clip_vision's embeddings have "
-            f"{width} numbers, clip's {found}. {_CURE}"
+            f"clip and clip_vision are not halves of one CLIP model: the embeddings of clip_vision "
+            f"have {width} dimensions, those of clip {found}. {_advice()}"
         )
 
     def encode_text(prompt: str) -> Tensor:
@@ -78,16 +74,24 @@ def text_encoder(clip: Any, clip_vision: Any) -> TextEncoder:
     named = _colours_named(encode_image, encode_text, clip_vision.image_size)
     if named < _LEAST_NAMED:
         raise IncompatibleModelError(
-            f"clip and clip_vision do not understand each other: of {len(_COLOURS)} plain colours "
-            f"they name {named} right. The CLIP of a Stable Diffusion checkpoint, and its clip_l "
-            "and clip_g files, may lack the text projection, without which a score would mean "
-            f"nothing. {_CURE}"
+            f"clip and clip_vision do not match: they name {named} of {len(_COLOURS)} plain "
+            "colours correctly. The CLIP of a Stable Diffusion checkpoint, and its clip_l and "
+            "clip_g files, may lack the text projection, and the score would be meaningless. "
+            f"{_advice()}"
         )
     return encode_text
 
 
+def _advice() -> str:
+    return (
+        "Put model.safetensors of openai/clip-vit-large-patch14 into "
+        f"{shown_folders('text_encoders')} (for Load CLIP, type stable_diffusion) and into "
+        f"{shown_folders('clip_vision')} (for Load CLIP Vision), or disconnect clip."
+    )
+
+
 def _text_encoders(clip: Any) -> dict[str, Any]:
-    """The CLIP text encoders of a CLIP, which may have two, beside others such as T5."""
+    """The CLIP text encoders of a CLIP, which may have two, and others such as T5 besides."""
     from comfy.clip_model import CLIPTextModel
     from comfy.sd1_clip import SDClipModel
 
@@ -108,17 +112,17 @@ def _projected(clip: Any, name: str, prompt: str) -> Tensor:
     clip.load_model()
     part.set_clip_options({"projected_pooled": True})
     try:
-        # Of a prompt in several chunks, the first one's.
+        # A long prompt has several chunks: take the first one.
         return part.encode_token_weights(tokens)[1][0].float()
     finally:
         part.reset_clip_options()
 
 
 def _colours_named(encode_image: ImageEncoder, encode_text: TextEncoder, size: int) -> int:
-    """Of how many of the colours picture and name fit best.
+    """The number of colours whose image matches its own name best.
 
-    What a picture or a name has in common with all others is taken off first: CLIP likes some
-    words in any picture.
+    The mean scores of each image and of each name are subtracted first, because CLIP prefers some
+    words for any image.
     """
     pictures = torch.tensor(list(_COLOURS.values()))[:, None, None].expand(-1, size, size, -1)
     names = torch.stack([encode_text(f"a plain {name} picture") for name in _COLOURS]).cpu()
