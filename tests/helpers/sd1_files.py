@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,8 @@ TEXT: dict[str, Any] = {
     "max_position_embeddings": 77,
     "hidden_act": "quick_gelu",
 }
+CONFIGS = {"unet": UNET, "vae": VAE, "text_encoder": TEXT}
+"""In place of `lamp.hosts.diffusers.single_file.CONFIGS`, for the files of `write_file`."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +85,7 @@ def write_file(source: Source, path: Path) -> Path:
     """The original layout, by ComfyUI's own tables of names; needs the fixture `comfy`."""
     from safetensors.torch import save_file
 
-    header = {"lamp.heads": json.dumps({"unet": 2, "text": 4})}
-    save_file(ldm_state(source), path, metadata=header)
+    save_file(ldm_state(source), path)
     return path
 
 

@@ -25,6 +25,7 @@ from benchmarks.samples.official_files import official_state
 from benchmarks.samples.official_files import write_official as write
 from lamp.cli import main
 from lamp.errors import IncompatibleModelError, LampError, MotionFileError
+from lamp.hosts.diffusers import single_file
 from lamp.hosts.diffusers.unet import build_host
 from lamp.method.architecture import base_hash, map_unet
 from lamp.method.layout import FrameLayout
@@ -33,7 +34,7 @@ from lamp.motion_file.convert import LICENSE, convert_official
 from lamp.motion_file.describe import describe_motion
 from lamp.motion_file.file import MotionFile, load_motion_file
 from lamp.motion_file.provenance import save_motion_file
-from tests.helpers.sd1_files import random_source, write_file, write_folder
+from tests.helpers.sd1_files import CONFIGS, random_source, write_file, write_folder
 from tests.helpers.small_models import CONFIG, TEXT_WIDTH, random_motion, random_state
 
 State = dict[str, Tensor]
@@ -304,6 +305,7 @@ def test_the_command_takes_a_folder_or_a_file_as_base(
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     source = random_source()
+    monkeypatch.setattr(single_file, "CONFIGS", CONFIGS)
     tokenizer = Path(comfy.__path__[0]) / "sd1_tokenizer"
     base = (
         write_folder(source, tmp_path / "base", tokenizer)

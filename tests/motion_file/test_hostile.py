@@ -16,7 +16,7 @@ from benchmarks.robustness.hostile import Hostile, hostile_files
 from lamp.errors import IncompatibleModelError, LampError, MotionFileError
 from lamp.files.header import HeaderError, check_header
 from lamp.files.strict_json import read_json
-from lamp.hosts.diffusers.ldm_file import read_ldm_file
+from lamp.hosts.diffusers.single_file import load_single_file
 from lamp.motion_file.config import MotionConfig
 from lamp.motion_file.convert import find_weights
 from lamp.motion_file.file import load_motion_file, save_motion
@@ -191,6 +191,7 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(empty_folder: Path) -> 
         path = empty_folder / str(number) / name
         path.parent.mkdir(parents=True)
         os.mkfifo(path)
-        for read in (load_motion_file, read_state, read_ldm_file, lambda p: find_weights(p.parent)):
+        weights = lambda p: find_weights(p.parent)  # noqa: E731
+        for read in (load_motion_file, read_state, load_single_file, weights):
             with pytest.raises(LampError):
                 read(path)

@@ -20,9 +20,9 @@ from ...errors import IncompatibleModelError, LampError
 from ...files.cache import TensorCache, digest
 from ...files.strict_json import read_json
 from ...method.architecture import describe_family, map_unet
-from ...toy.base import TEXT_CONFIG, load_text_weights, load_toy_base, tokenize
+from ...toy.base import load_toy_base, tokenize
 from ...training.latents import SCALE, LatentCache
-from .ldm_file import read_ldm_file
+from .single_file import load_single_file
 
 TOY = "toy"
 """In place of a path: the toy base that comes with the pack."""
@@ -30,8 +30,6 @@ TOY = "toy"
 Tokens = Callable[[str], Tensor]
 
 _PACK = Path(__file__).resolve().parents[3]
-# What libraries raise for shapes that fit no model.
-_NOT_WHOLE = (RuntimeError, ValueError, LookupError, TypeError, ArithmeticError, MemoryError)
 _TOKENS = 77  # of a chunk, its first and last token included
 
 
@@ -153,14 +151,7 @@ def load_unet(path: str | Path) -> tuple[str, nn.Module]:
     if place.is_dir():
         _predicts_v(place)
         return place.name, _load_part(place, "unet", UNet2DConditionModel)
-    _check_is_safetensors(place)
-    file = read_ldm_file(place)
-    try:
-        unet = _sized(UNet2DConditionModel.from_config, file.unet_config, file.unet)
-        unet.load_state_dict(file.unet, assign=True)
-    except _NOT_WHOLE as error:
-        raise _not_whole(place, error) from error
-    return place.name, unet
+    return place.name, load_single_file(place, ["unet"])["unet"]
 
 
 def find_tokenizer(folder: str | Path = "") -> Path:
@@ -195,54 +186,8 @@ def _with_vocabulary(folder: Path) -> Path:
 
 
 def _load_file(path: Path, tokenizer: str | Path) -> ImageModel:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    _check_is_safetensors(path)
     tokens = _clip_tokens(find_tokenizer(tokenizer))
-    file = read_ldm_file(path)
-    text_config = CLIPTextConfig(**{**TEXT_CONFIG, **file.text_config})
-    try:
-        unet = _sized(UNet2DConditionModel.from_config, file.unet_config, file.unet)
-        vae = _sized(AutoencoderKL.from_config, file.vae_config, file.vae)
-        text_encoder = _sized(CLIPTextModel, text_config, file.text)
-        unet.load_state_dict(file.unet)
-        vae.load_state_dict(file.vae)
-        load_text_weights(text_encoder, file.text)
-    except _NOT_WHOLE as error:
-        raise _not_whole(path, error) from error
-    return ImageModel(path.name, unet, vae, text_encoder, tokens)
-
-
-def _sized(make: Callable[[Any], Any], config: Any, state: dict[str, Tensor]) -> Any:
-    """A model, once it is certain that it is no larger than the tensors that stand for it: a file
-    of a few bytes may tell of any width.
-
-    Raises:
-        ValueError: a tensor of the model is missing in `state` or has another size there.
-    """
-    with torch.device("meta"):
-        expected = make(config).state_dict()
-    for name, tensor in expected.items():
-        held = state.get(name, state.get(f"text_model.{name}"))  # as transformers names it
-        if not name.endswith("position_ids") and (held is None or held.numel() != tensor.numel()):
-            size = "none" if held is None else f"{tuple(held.shape)[:8]}"
-            raise ValueError(f"'{name}' is {tuple(tensor.shape)} in such a model, here {size}")
-    return make(config)
-
-
-def _check_is_safetensors(path: Path) -> None:
-    if path.suffix != ".safetensors":
-        raise LampError(
-            f"{path.name} is no .safetensors file, and other formats can run code when they are "
-            "opened: get the checkpoint as .safetensors."
-        )
-
-
-def _not_whole(path: Path, error: Exception) -> LampError:
-    return LampError(
-        f"{path.name} is no whole SD 1.x checkpoint ({str(error)[:300]}): give another one."
-    )
+    return ImageModel(path.name, tokens=tokens, **load_single_file(path))
 
 
 def _load_folder(path: Path, tokenizer: str | Path) -> ImageModel:
