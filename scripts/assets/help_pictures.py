@@ -1,12 +1,15 @@
-"""Picture every node for its help page: `python -m scripts.assets.help_pictures`.
+"""Picture the nodes for their help pages: `python -m scripts.assets.help_pictures [NODE ...]`.
 
-ComfyUI's own front end draws the nodes, each as it comes from the node library.
+ComfyUI's front end draws the nodes, with the values that they have when they are added. Without
+names, all nodes are taken.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
@@ -17,18 +20,18 @@ from scripts.server.host import HostMissing
 from scripts.server.server import ComfyServer
 
 PICTURE = "node.webp"
-_MOTION = "horse_run_00001.safetensors"
+_MOTION, _OFFICIAL = "horse_run_00001.safetensors", "horse-run"
 _MARGIN = 12
 _NODES = """() => Object.keys(LiteGraph.registered_node_types)
     .filter(name => name.startsWith('LAMP_')).sort()"""
-# A canvas with this node alone, at its natural size; where it stands on the page.
+# Shows this node alone, at its natural size, and returns its place on the page.
 _SHOW = """async ([name, margin]) => {
     app.graph.clear()
     const node = LiteGraph.createNode(name)
     app.graph.add(node)
     const [width, height] = node.computeSize()
     node.size = [Math.max(width, 320), height]
-    // The badge that names the pack stands on the title.
+    // The badge with the name of the pack is above the title.
     node.pos = [margin, margin + 20 + LiteGraph.NODE_TITLE_HEIGHT]
     app.canvas.ds.scale = 1
     const bar = app.canvas.canvas.getBoundingClientRect()
@@ -44,27 +47,32 @@ _SHOW = """async ([name, margin]) => {
 
 
 def picture(page: Any, node: str) -> Image.Image:
-    """The node on the empty canvas."""
+    """The node on an empty canvas."""
     clip = page.evaluate(_SHOW, [node, _MARGIN])
     return Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB")
 
 
 def main() -> int:
+    parser = argparse.ArgumentParser(prog="scripts.assets.help_pictures", description=__doc__)
+    parser.add_argument("nodes", nargs="*", metavar="NODE")
+    args = parser.parse_args()
     try:
         with ComfyServer() as server:
-            # An empty folder of motions would show in the menu.
-            (server.base / "models" / "lamp_motion" / _MOTION).touch()
+            # The menus of files show what users will have.
+            models = server.base / "models"
+            (models / "lamp_motion" / _MOTION).touch()
+            (models / "diffusers" / _OFFICIAL / "unet").mkdir(parents=True)
             with open_page(server.url, 1400, 1600) as page:
-                take(page)
+                take(page, args.nodes or page.evaluate(_NODES))
     except (HostMissing, BrowserMissing) as error:
         print(error, file=sys.stderr)
         return 1
     return 0
 
 
-def take(page: Any) -> None:
-    """A picture of every node beside its help page."""
-    for node in page.evaluate(_NODES):
+def take(page: Any, nodes: Sequence[str]) -> None:
+    """Save a picture of each node in the folder of its help page."""
+    for node in nodes:
         path = HELP / node / PICTURE
         picture(page, node).save(path, quality=80, method=6)
         print(path.relative_to(HELP), path.stat().st_size)
