@@ -118,7 +118,7 @@ class TrainConfig:
         10**7,
     )
     weight_decay: float = setting(
-        1e-2, "Weight decay of AdamW. The paper uses 0.01.", 0.0, 1.0, step=0.001
+        1e-2, "Weight decay of AdamW. The official configs use 0.01.", 0.0, 1.0, step=0.001
     )
     query_decay: str = setting(
         "whole",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import importlib.util
 import json
 import re
@@ -291,44 +290,3 @@ def test_the_architecture_page_names_every_folder() -> None:
     text = text_of(ROOT / "docs" / "architecture.md")
     tracked = [path.name for path in ROOT.iterdir() if path.is_dir() and path.name[0] not in "._"]
     assert [name for name in tracked if name != "build" and f"`{name}/`" not in text] == []
-
-
-# --- messages that the help pages quote -----------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def messages() -> str:
-    """Every string in the code; formatted values become line breaks."""
-    files = [path for part in ("lamp", "nodes") for path in (ROOT / part).rglob("*.py")]
-    trees = (ast.walk(ast.parse(text_of(path))) for path in files)
-    return "\n\n".join(text for tree in trees for node in tree if (text := spoken(node)))
-
-
-def spoken(node: ast.AST) -> str:
-    if isinstance(node, ast.JoinedStr):
-        return "".join(spoken(part) or "\n" for part in node.values)
-    return node.value if isinstance(node, ast.Constant) and isinstance(node.value, str) else ""
-
-
-def quotes(page: Path) -> list[str]:
-    """Quoted texts in the first cells of tables."""
-    rows = [line.split("|")[1] for line in text_of(page).splitlines() if "|" in line]
-    return [quote for row in rows for quote in re.findall(r'"([^"]+)"', row)]
-
-
-HELP = [page for page in sorted((ROOT / "web" / "docs").rglob("*.md")) if quotes(page)]
-
-
-@pytest.mark.parametrize("page", HELP, ids=name_of)
-def test_quoted_messages_exist_in_the_code(page: Path, messages: str) -> None:
-    """A run of words of each quote, whose values are examples, is in a message."""
-    lost = []
-    for quote in quotes(page):
-        words = quote.replace("…", " ").split()
-        runs = (
-            " ".join(words[i:j]) for i in range(len(words)) for j in range(i + 1, len(words) + 1)
-        )
-        longest = max((run for run in runs if run in messages), key=len, default="")
-        if len(longest) < min(10, len(quote)):
-            lost.append(quote)
-    assert lost == []

@@ -113,15 +113,13 @@ def closure(requirements: list[Requirement]) -> Iterator[tuple[str, Requirement]
     waiting, seen = [("this pack", requirement) for requirement in requirements], set()
     while waiting:
         who, requirement = waiting.pop()
+        if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+            continue
         yield who, requirement
         name = canonical(requirement.name)
-        if name in seen:
-            continue
-        seen.add(name)
-        for line in metadata.requires(name) or []:
-            wanted = Requirement(line)
-            if wanted.marker is None or wanted.marker.evaluate({"extra": ""}):
-                waiting.append((name, wanted))
+        if name not in seen:
+            seen.add(name)
+            waiting += [(name, Requirement(line)) for line in metadata.requires(name) or []]
 
 
 @pytest.mark.parametrize("which", ["own", "diffusers"])
