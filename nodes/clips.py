@@ -11,10 +11,13 @@ from typing import Any
 import folder_paths
 from comfy_api.latest import InputImpl, io
 
+from ..lamp.clips.clip_set import ClipSet
 from ..lamp.clips.decoding.choose import check_kind
 from ..lamp.clips.decoding.reader import VideoBytes, reading
 from ..lamp.clips.listing import look_into
-from ..lamp.clips.load import ClipSet, ClipSettings, clips_from_sources, image_sources
+from ..lamp.clips.load import clips_from_sources, image_sources
+from ..lamp.clips.report import contact_sheet, describe_clips
+from ..lamp.clips.settings import ClipSettings
 from ..lamp.clips.sources import BatchSource, ClipSource, FileSource
 from ..lamp.errors import ClipError
 from ..lamp.plain import log
@@ -190,7 +193,7 @@ class TrainingClips(io.ComfyNode):
         )
         for warning in clips.warnings:
             log.warning(warning)
-        report, sheet = clips.report(), clips.contact_sheet()
+        report, sheet = describe_clips(clips), contact_sheet(clips)
         shown = told_with_picture(sheet, _summary(clips, report), cls)
         return io.NodeOutput(clips, report, sheet, ui=shown)
 

@@ -9,7 +9,7 @@ from typing import Any
 from comfy_api.latest import io
 from torch import Tensor
 
-from ..lamp.clips.load import ClipSet
+from ..lamp.clips.clip_set import ClipSet
 from ..lamp.files.lock import alone_in
 from ..lamp.hosts.comfy.folders import shown
 from ..lamp.method.architecture import base_hash, unet_family

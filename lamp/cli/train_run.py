@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..clips.load import ClipSet, load_clips
+from ..clips.clip_set import ClipSet
+from ..clips.load import load_clips
+from ..clips.report import describe_clips
 from ..errors import LampError, is_out_of_memory
 from ..files.lock import alone_in
 from ..hosts.diffusers.accelerate import AccelerateGroup, WorkerFolder, is_launched
@@ -77,7 +79,7 @@ def _train(
         **asdict(settings.clips),
         progress=lambda done, total: terminal.progress("reading clips", done, total),
     )
-    terminal.say(clips.report())
+    terminal.say(describe_clips(clips))
     split_clips(len(clips), config.hold_out, config.seed)
     if place.state is not None:
         check_state(place.state, config, processes, {"clips": identity("", clips)["clips"]})

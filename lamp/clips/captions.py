@@ -1,4 +1,4 @@
-"""Captions of training clips: a text file beside the clip, else the motion prompt."""
+"""Captions of training clips, from a text file beside the clip or the motion prompt."""
 
 import codecs
 import contextlib
@@ -10,14 +10,14 @@ from typing import NamedTuple
 from ..errors import ClipError
 
 MOTION = "{motion}"
-"""Stands in a caption for the motion prompt, in a motion prompt for the folder's name."""
+"""Placeholder: in a caption for the motion prompt, in a motion prompt for the folder's name."""
 
 CAPTION_ENDINGS = (".txt", ".caption")
-"""Of files beside the clips; the first one goes before the second, which kohya's scripts write."""
+"""Of caption files, by precedence; kohya's scripts write the second."""
 
 _LARGEST = 100_000  # bytes; text encoders read a few hundred
 
-# Letters and signs by their category that show nothing.
+# Invisible, although their Unicode category says letter or symbol.
 _BLANK = "\u115f\u1160\u2800\u3164\uffa0\u034f"
 _SIDES = re.compile(
     r"\b(left|right|leftwards?|rightwards?|clockwise|counter-?clockwise|anti-?clockwise)\b"
@@ -27,7 +27,7 @@ _SIDES = re.compile(
 
 
 class Caption(NamedTuple):
-    """A clip's caption, where it comes from, and what the user should know about it."""
+    """A clip's caption, its source, and a warning for the user."""
 
     text: str
     source: str
@@ -41,11 +41,11 @@ def motion_from_folder(folder: str | Path) -> str:
 
 
 def find_caption(clip: Path, prompt: str = "") -> Caption:
-    """The caption of ``clip``: of ``clip.txt`` or ``clip.caption`` beside it, else the prompt, else
-    the folder's name.
+    """The caption of ``clip``: from ``clip.txt`` or ``clip.caption`` beside it, else the prompt,
+    else the folder's name.
 
-    ``{motion}`` in a caption file becomes the motion prompt. An empty file counts as none, with a
-    warning. Raises ClipError if the file is no text in UTF-8, or in UTF-16 with a byte order mark.
+    ``{motion}`` in a caption file becomes the motion prompt. An empty file is ignored with a
+    warning. Raises ClipError if the file is neither UTF-8 nor UTF-16 with a byte order mark.
     """
     folder = motion_from_folder(clip.absolute().parent)
     motion = _words(prompt).replace(MOTION, folder)
@@ -55,50 +55,50 @@ def find_caption(clip: Path, prompt: str = "") -> Caption:
         return fallback
     text = _read(file)
     if not text:
-        warning = f"The caption file '{file.name}' is empty: '{fallback.text}' is used."
+        warning = f"The caption file '{file.name}' is empty, '{fallback.text}' is used instead."
         return fallback._replace(warning=warning)
     return Caption(text.replace(MOTION, fallback.text), "file")
 
 
 def plain_name(name: str) -> str:
-    """A name as people see it: systems write umlauts in two ways, and some ignore the case."""
+    """A normalised name: systems encode umlauts in two ways, and some ignore case."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 
 def given_caption(text: str, clip: Path | None = None) -> Caption:
-    """A caption that came with a clip from another node; `clip` is its file, if it has one.
+    """A caption given with a clip; `clip` is its file, if there is one.
 
-    ``{motion}`` becomes the name of the file's folder. For an empty text stands what
-    ``find_caption`` finds for the file; without one it stays empty. Both with a warning.
+    ``{motion}`` becomes the name of the file's folder. An empty text is replaced by what
+    ``find_caption`` finds for the file, or stays empty without one, with a warning.
     """
     text = _words(text)
     if not text:
         fallback = find_caption(clip) if clip else Caption("", "given")
-        used = f": '{fallback.text}' is used" if clip else ""
+        used = f", '{fallback.text}' is used instead" if clip else ""
         return fallback._replace(warning=f"The given caption is empty{used}.")
     if clip:
         return Caption(text.replace(MOTION, motion_from_folder(clip.absolute().parent)), "given")
     if MOTION in text:
         text = " ".join(text.replace(MOTION, "").split())
-        return Caption(text, "given", f"Nothing is known that {MOTION} in the caption stands for.")
+        return Caption(text, "given", f"{MOTION} in the caption has no value and is removed.")
     return Caption(text, "given")
 
 
 def names_a_side(caption: str) -> bool:
-    """Whether a mirrored picture would contradict the caption (left, right, clockwise)."""
+    """Whether mirroring would contradict the caption (left, right, clockwise)."""
     return bool(_SIDES.search(caption))
 
 
 def _caption_file(clip: Path) -> Path | None:
-    """The text file that belongs to a clip: best the one with its very name."""
+    """The text file of a clip, preferably with exactly its name."""
     stem = clip.name if clip.is_dir() else clip.stem
     for ending in CAPTION_ENDINGS:
-        with contextlib.suppress(OSError):  # a name may be too long with it
+        with contextlib.suppress(OSError):  # the name may become too long
             if (exact := clip.with_name(stem + ending)).is_file():
                 return exact
     try:
         names = sorted(path.name for path in clip.absolute().parent.iterdir())
-    except OSError:  # reading the clip will tell
+    except OSError:  # reported when the clip is read
         return None
     for ending in CAPTION_ENDINGS:
         for name in names:
@@ -109,16 +109,15 @@ def _caption_file(clip: Path) -> Path | None:
 
 
 def _words(text: str) -> str:
-    """On one line; empty if there is nothing to be seen in it."""
-    # Names on a disk may hold bytes that are no text, which no text encoder takes.
-    # Byte order marks stand in the middle of files that were joined.
+    """On one line; empty if nothing in it is visible."""
+    # File names can hold bytes that are not text; joined files hold byte order marks inside.
     text = text.encode(errors="replace").decode().replace("\ufeff", "")
     words = " ".join(text.split())
     return words if any(map(_is_visible, words)) else ""
 
 
 def _is_visible(sign: str) -> bool:
-    # Marks are seen on letters only.
+    # Combining marks are only visible on letters.
     return unicodedata.category(sign)[0] not in "CMZ" and sign not in _BLANK
 
 
@@ -126,8 +125,8 @@ def _read(file: Path) -> str:
     try:
         if (size := file.stat().st_size) > _LARGEST:
             raise ClipError(
-                f"The caption file '{file.name}' has {size:,} bytes, a caption at most "
-                f"{_LARGEST:,}. Put the text that describes the clip there, or take it away."
+                f"The caption file '{file.name}' has {size:,} bytes, more than {_LARGEST:,}. "
+                "Replace it with a text that describes the clip, or remove it."
             )
         data = file.read_bytes()
         marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
@@ -136,11 +135,11 @@ def _read(file: Path) -> str:
         raise ClipError(_not_text(file)) from error
     except OSError as error:
         raise ClipError(f"The caption file '{file.name}' cannot be read: {error}.") from error
-    # UTF-16 without its mark, and files that are no text at all.
+    # UTF-16 without a byte order mark, and binary files.
     if any(unicodedata.category(sign) in ("Cc", "Cn") and not sign.isspace() for sign in text):
         raise ClipError(_not_text(file))
     return _words(text)
 
 
 def _not_text(file: Path) -> str:
-    return f"The caption file '{file.name}' is not UTF-8 text. Save it again with that encoding."
+    return f"The caption file '{file.name}' is not UTF-8 text. Save it with that encoding."

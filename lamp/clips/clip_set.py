@@ -1,4 +1,4 @@
-"""Clips ready for training: their frames, decoded as they are asked for, and their windows."""
+"""A set of training clips: frames, decoded on demand, and windows of them."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from .settings import ClipSettings
 from .sources import ClipSource
 from .video import ClipInfo, fitted, resample
 
-UNTIMED = 8.0
-"""Frames a second at which what has no clock is played; the published videos have it."""
+DEFAULT_RATE = 8.0
+"""Frames per second for clips without timestamps; the rate of the published videos."""
 
 
 def same_rate(rates: Sequence[float]) -> bool:
-    """Whether clips of these rates move alike: 29.97 is as good as 30."""
+    """Whether clips of these rates move at the same speed: 29.97 counts as 30."""
     return max(rates) <= 1.02 * min(rates)
 
 
 @dataclass(frozen=True)
 class Window:
-    """One piece of a clip to learn from: the clip's number, its first frame, mirrored or not."""
+    """One training sample: the clip's number, its first frame, mirrored or not."""
 
     clip: int
     start: int
@@ -39,10 +39,10 @@ class Window:
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip: where its frames come from and which of them are used.
+    """One clip: the source of its frames, and which of them are used.
 
-    ``once`` is the number of frames at the asked rate and up to the cap, ``length`` that which the
-    clip is given: with more than ``once`` it starts over. ``size`` is (width, height).
+    ``once`` is the number of frames at the chosen rate, up to the cap; with a ``length`` beyond it
+    the clip is looped. ``size`` is (width, height).
     """
 
     source: ClipSource
@@ -55,11 +55,10 @@ class Clip:
 
 @dataclass
 class ClipSet:
-    """Clips ready for training. It holds where frames come from, not the frames: these are decoded
-    as they are asked for.
+    """Clips ready for training. Holds the sources; frames are decoded on demand.
 
-    The stride is applied by the windows, so that every possible start counts. ``warnings`` are
-    sentences for the user.
+    Windows apply the stride, so that every possible start counts. ``warnings`` are sentences for
+    the user.
     """
 
     sources: list[Clip]
@@ -71,23 +70,23 @@ class ClipSet:
 
     @property
     def infos(self) -> list[ClipInfo]:
-        """What is known of each clip."""
+        """Facts about each clip."""
         return [clip.info for clip in self.sources]
 
     @property
     def captions(self) -> list[str]:
-        """One caption for each clip."""
+        """One caption per clip."""
         return [info.caption for info in self.infos]
 
     @property
     def rates(self) -> list[float]:
-        """Frames a second of the clips that have a clock: the asked rate, or their own."""
+        """Frames per second of the clips with timestamps: the chosen rate, or their own."""
         return [self.settings.fps or info.fps for info in self.infos if info.fps]
 
     @property
     def window_rate(self) -> float | None:
-        """Frames a second at which windows move as their clips do: that of all clips with a clock,
-        divided by the stride; None where none has one, or they differ."""
+        """Frames per second of the windows: the common rate of the clips, divided by the stride.
+        None where no clip has a rate, or they differ."""
         rates = self.rates
         if not rates or not same_rate(rates):
             return None
@@ -95,13 +94,13 @@ class ClipSet:
 
     @property
     def sample_rate(self) -> float:
-        """Frames a second at which to play what is drawn from the first clip: its own, or 8 where
-        it has no clock; divided by the stride."""
+        """Frames per second for samples made from the first clip: its rate (8 if unknown), divided
+        by the stride."""
         own = self.infos[0].fps and (self.settings.fps or self.infos[0].fps)
-        return float((own or UNTIMED) / self.settings.stride)
+        return float((own or DEFAULT_RATE) / self.settings.stride)
 
     def length(self, clip: int) -> int:
-        """Frames of a clip, at the asked rate, up to the cap, started over if it was too short."""
+        """Number of frames of a clip: at the chosen rate, up to the cap, looped if too short."""
         return self.sources[clip].length
 
     def size(self, clip: int) -> tuple[int, int]:
@@ -111,7 +110,7 @@ class ClipSet:
     def chunks(self, clip: int, count: int = 16, mirrored: bool = False) -> Iterator[Tensor]:
         """All frames of a clip in order, at most ``count`` at a time: ``f h w 3`` uint8.
 
-        Raises ClipError if the clip can no longer be read as it was.
+        Raises ClipError if the clip has changed or can no longer be read.
         """
         pictures: list[Tensor] = []
         for picture in self._pictures(clip, range(self.length(clip))):
@@ -123,11 +122,11 @@ class ClipSet:
             yield torch.stack(pictures)
 
     def key(self, clip: int) -> str:
-        """Hex sha256 that names what ``chunks`` yields (not mirrored): the content of the clip and
-        the settings that shape its frames. The content is read once, but not decoded."""
+        """Hex sha256 of what ``chunks`` yields (not mirrored): the clip's content and the settings
+        that shape its frames. The content is read once, but not decoded."""
         chosen = self.sources[clip]
         shape = {
-            "format": 2,  # to be raised when the same content gives other frames
+            "format": 2,  # raise it when the same content gives different frames
             "content": chosen.source.digest,
             "size": chosen.size,
             "fit": self.settings.fit,
@@ -138,7 +137,7 @@ class ClipSet:
         return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
 
     def starts(self, clip: int) -> int:
-        """Number of windows in a clip: one for each frame that a window can start at."""
+        """Number of windows in a clip, one for each possible first frame."""
         return max(self.length(clip) - self.settings.span + 1, 0)
 
     def windows(self) -> list[Window]:
@@ -148,28 +147,22 @@ class ClipSet:
         ]
 
     def sample_window(self, generator: torch.Generator, clip: int | None = None) -> Window:
-        """A random window: of any clip with equal chance (or of ``clip``), at any start.
+        """A random window, of a random clip (or of ``clip``).
 
-        Always draws three numbers, so that the settings do not shift what comes after.
+        Always draws three numbers, so that the settings do not shift later draws.
         """
         pick, start, mirror = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
         clip = int(pick * len(self)) if clip is None else clip
         return Window(clip, int(start * self.starts(clip)), self.settings.flip and mirror < 0.5)
 
     def frame_numbers(self, window: Window) -> slice:
-        """The window's frames in its clip, also of anything computed for each frame of it."""
+        """The window's frames in its clip, also as a slice of anything computed per frame."""
         return slice(window.start, window.start + self.settings.span, self.settings.stride)
 
-    def window_frames(self, window: Window) -> Tensor:
-        """The window's pictures, decoded now: ``f h w 3`` uint8."""
-        numbers = range(self.length(window.clip))[self.frame_numbers(window)]
-        frames = self.frames(window.clip, numbers)
-        return frames.flip(2) if window.flipped else frames
-
     def frames(self, clip: int, numbers: Sequence[int]) -> Tensor:
-        """Some frames of a clip, by rising numbers from 0: ``f h w 3`` uint8.
+        """Frames of a clip by ascending number from 0: ``f h w 3`` uint8.
 
-        Decoding stops after the last one, and only these become pixels.
+        Decoding stops after the last one, and only these are converted to pixels.
         """
         return torch.stack(list(self._pictures(clip, numbers)))
 
@@ -183,21 +176,9 @@ class ClipSet:
             if following is None:
                 return
 
-    def report(self) -> str:
-        """What there is to learn from, clip by clip, and what to watch out for: plain text."""
-        from .report import report
-
-        return report(self)
-
-    def contact_sheet(self) -> Tensor:
-        """Some frames of every clip, a row for each: IMAGE ``1 h w 3`` in 0..1."""
-        from .report import contact_sheet
-
-        return contact_sheet(self)
-
 
 def _played(clip: Clip, settings: ClipSettings) -> Iterator[SourceFrame]:
-    """The clip's frames at the asked rate, as often as its length asks for."""
+    """The clip's frames at the chosen rate, looped to its length."""
     left = clip.length
     while left:
         wanted, count = min(left, clip.once), 0
@@ -208,7 +189,7 @@ def _played(clip: Clip, settings: ClipSettings) -> Iterator[SourceFrame]:
                 count += 1
         if count < wanted:
             raise ClipError(
-                f"'{clip.info.name}' had {clip.once} frames when it was read, now it has {count}. "
+                f"'{clip.info.name}' had {clip.once} frames when it was read and now has {count}. "
                 "Read the clips again."
             )
         left -= count

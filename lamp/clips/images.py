@@ -1,4 +1,4 @@
-"""Fitting images to a size that the latent grid can hold."""
+"""Fit images to sizes that the latent grid allows."""
 
 from typing import Literal, get_args
 
@@ -10,9 +10,9 @@ from ..errors import LampError
 Fit = Literal["crop", "pad", "stretch"]
 
 _LEVEL = 0.5 / 255
-_HARDLY_ANYTHING_ELSE = 0.99  # of the pixels
+_NEARLY_ALL = 0.99  # of the pixels
 LATENT_STRIDE = 8
-"""Pixels per latent, in both directions, in the VAE of Stable Diffusion 1.x."""
+"""Pixels per latent in each direction, in the VAE of Stable Diffusion 1.x."""
 
 
 def check_size(width: int, height: int) -> None:
@@ -21,22 +21,22 @@ def check_size(width: int, height: int) -> None:
         if size < LATENT_STRIDE or size % LATENT_STRIDE:
             nearest = max(round(size / LATENT_STRIDE), 1) * LATENT_STRIDE
             raise LampError(
-                f"The {name} must be a positive multiple of {LATENT_STRIDE}, not {size}. "
-                f"Use {nearest}, for instance."
+                f"The {name} must be a positive multiple of {LATENT_STRIDE}, not {size}. Use "
+                f"{nearest}, for example."
             )
 
 
 def fit_images(
     images: Tensor, width: int, height: int, fit: Fit = "crop", antialias: bool = True
 ) -> Tensor:
-    """Resize ``n h w c`` to ``n height width c`` (bilinear), in the input's own type.
+    """Resize ``n h w c`` to ``n height width c`` (bilinear), keeping the dtype.
 
-    ``crop`` covers the target and cuts what stands over, ``pad`` fits inside it and fills up with
-    black, both centred and with the aspect ratio kept; ``stretch`` keeps everything and gives up
-    the ratio. ``antialias`` averages all pixels when shrinking; without it and with ``stretch``
-    this is the official preparation of the first frame (to 0.75 levels of 255: that one
-    calculates in whole numbers). Raises LampError for a size that is not a positive multiple of
-    8, images that are not ``n h w c`` or empty, or an unknown fit.
+    ``crop`` covers the target and cuts off the rest, ``pad`` fits inside it and adds black bars,
+    both centred and at the original aspect ratio; ``stretch`` changes the ratio. ``antialias``
+    averages all pixels when shrinking. Without it, ``stretch`` matches the official preparation of
+    the first frame (within 0.75 of 255 levels, as that one uses integers). Raises LampError for a
+    size that is not a positive multiple of 8, images that are not ``n h w c`` or empty, or an
+    unknown fit.
     """
     check_size(width, height)
     if images.ndim != 4 or 0 in images.shape:
@@ -47,7 +47,7 @@ def fit_images(
 
 
 def fit_small(images: Tensor, width: int, height: int, fit: Fit) -> Tensor:
-    """As `fit_images`, to look at only: any size, and of a much larger image only some pixels."""
+    """As `fit_images`, for analysis only: to any size, subsampling much larger images."""
     finer = min(images.shape[2] // (2 * width), images.shape[1] // (2 * height))
     step = max(finer, 1)
     return _fit(images[:, ::step, ::step], width, height, fit, True)
@@ -66,10 +66,10 @@ def _resize(x: Tensor, width: int, height: int, antialias: bool) -> Tensor:
 
 
 def _cover(x: Tensor, width: int, height: int, antialias: bool) -> Tensor:
-    """Scale so that both sides reach the target, then cut the middle out."""
+    """Scale so that both sides reach the target, then crop the centre."""
     scale = max(width / x.shape[3], height / x.shape[2])
-    # Cut first to whole pixels that still hold the target, so that a very long image does not
-    # grow huge in between; the second cut is at the target's finer pixels.
+    # Crop to whole source pixels first, so that a very long image does not become huge in between,
+    # then to target pixels.
     x = _middle(x, _ceil(width / scale), _ceil(height / scale))
     covering = max(round(x.shape[3] * scale), width), max(round(x.shape[2] * scale), height)
     return _middle(_resize(x, *covering, antialias), width, height)
@@ -91,27 +91,27 @@ def _middle(x: Tensor, width: int, height: int) -> Tensor:
 
 
 def _ceil(value: float) -> int:
-    """Round up, but not for the last digits of a division that comes out even."""
+    """Round up, tolerating rounding errors of an exact division."""
     return -int(-(value - 1e-6) // 1)
 
 
 def opaque(images: Tensor) -> Tensor:
-    """``... h w c`` (c is 1, 3 or 4), of any values -> ``... h w 3`` in 0..1 on black."""
+    """``... h w c`` (c is 1, 3 or 4) with any values -> ``... h w 3`` in 0..1, over black."""
     images = images.float().clamp(0.0, 1.0)
     colour = images[..., :3] * images[..., 3:] if images.shape[-1] == 4 else images
     return colour.expand(*colour.shape[:-1], 3)
 
 
 def one_colour(image: Tensor) -> str:
-    """`white` or `black` if hardly anything else is in a picture ``h w 3`` in 0..1; else empty."""
+    """`white` or `black` if nearly all of a picture ``h w 3`` in 0..1 is; else empty."""
     for name, there in (("white", image > 1 - _LEVEL), ("black", image < _LEVEL)):
-        if there.all(-1).float().mean() > _HARDLY_ANYTHING_ELSE:
+        if there.all(-1).float().mean() > _NEARLY_ALL:
             return name
     return ""
 
 
 def thumbnail_uri(images: Tensor, side: int = 256) -> str:
-    """The first of `n h w c` images in 0..1, at most `side` large, as a `data:` JPEG."""
+    """The first of `n h w c` images in 0..1, scaled to at most `side`, as a `data:` JPEG."""
     import base64
     import io
 

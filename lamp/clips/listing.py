@@ -1,4 +1,4 @@
-"""The clips of a folder, and what of it is left out and why."""
+"""The clips in a folder, and which files are left out for which reason."""
 
 from __future__ import annotations
 
@@ -17,48 +17,48 @@ VIDEO_ENDINGS = (
     ".m2ts", ".mpg", ".mpeg", ".vob", ".wmv", ".asf", ".flv", ".f4v", ".3gp", ".3g2", ".ogv",
 )  # fmt: skip
 _MOSTLY_CLIPS = (".webp", ".apng")
-_HOUSEKEEPING = ("thumbs.db", "desktop.ini")  # of systems; like those that begin with a dot
+_HOUSEKEEPING = ("thumbs.db", "desktop.ini")  # ignored like names that start with a dot
 _MOST_NAMES = 1000
 _LONGEST_LINE = 1200
 
-NO_CLIP = "of a kind that is not read: convert them to mp4"
-SINGLE = "single pictures, in which nothing moves: put the pictures of a clip into a sub-folder"
-NO_TEXT = "captions of no clip: they have to be named as their clip is"
-NO_FILE = "no files"
+NO_CLIP = "unsupported (convert them to mp4)"
+SINGLE = "single pictures without motion (put the pictures of a clip into a sub-folder)"
+NO_TEXT = "captions without a clip (name a caption file like its clip)"
+NO_FILE = "not regular files"
 NO_PICTURES = "folders without pictures"
-OF_CLIPS = "folders of clips: choose such a folder itself"
+OF_CLIPS = "folders of clips (choose such a folder itself)"
 
 
 @dataclass
 class Listing:
-    """The clips of a folder in natural order, and the names of what was left out, by the reason."""
+    """The clips of a folder in natural order, and the names of everything else by reason."""
 
     clips: list[Path] = field(default_factory=list)
     left_out: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def notes(self) -> list[str]:
-        """Sentences that name every file, by the reasons; short enough to be shown whole."""
+        """Sentences that name every file that is left out, short enough to be displayed whole."""
         return [
-            f"Left out, as {reason}: {line}."
+            f"Left out as {reason}: {line}."
             for reason, names in self.left_out.items()
             for line in _lines(names)
         ]
 
     def leave_out(self, reason: str, name: str) -> None:
-        """Note that something is no clip."""
+        """Note that a file is not a clip."""
         self.left_out.setdefault(reason, []).append(name)
 
 
 def look_into(folder: str | Path) -> Listing:
     """The clips in ``folder``: video files, animated pictures, and sub-folders of images.
 
-    Nothing is left out without being named, but for what systems put there for themselves. Raises
-    ClipError if there is no such folder or no clip in it.
+    Everything else is named, except for hidden files. Raises ClipError if there is no such folder
+    or no clip in it.
     """
     root = Path(folder)
     if not root.is_dir():
-        raise ClipError(f"There is no folder '{folder}'. Give the folder that holds the clips.")
+        raise ClipError(f"There is no folder '{folder}'. Choose the folder that holds the clips.")
     paths, listing = _visible(root), Listing()
     texts = [path for path in paths if path.suffix.lower() in CAPTION_ENDINGS]
     for path in paths:
@@ -79,15 +79,10 @@ def look_into(folder: str | Path) -> Listing:
     if not listing.clips:
         endings = " ".join(VIDEO_ENDINGS)
         raise ClipError(
-            f"There are no clips in '{folder}'. Put videos ({endings}) there, or sub-folders of "
-            f"images, one sub-folder for each clip. {' '.join(listing.notes)}".rstrip()
+            f"There are no clips in '{folder}'. Add videos ({endings}), or a sub-folder of images "
+            f"for each clip. {' '.join(listing.notes)}".rstrip()
         )
     return listing
-
-
-def list_clips(folder: str | Path) -> list[Path]:
-    """The clips in ``folder``, in natural order (``clip2`` before ``clip10``), see `look_into`."""
-    return look_into(folder).clips
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -100,23 +95,23 @@ def _visible(folder: Path) -> list[Path]:
 
 
 def _why_not(path: Path) -> str:
-    """Why something is no clip; empty if it is one."""
+    """Why a path is not a clip; empty if it is one."""
     if path.is_dir():
         with reading(path):
             return _why_no_pictures(path)
-    # Nobody would ever write into a pipe; a link to nothing is named when it is read.
+    # Reading a pipe would never end. A broken link is reported when it is read.
     if path.exists() and not path.is_file():
         return NO_FILE
     ending = path.suffix.lower()
     animated = is_animated(path) if ending in ANIMATED_ENDINGS else False
-    # A broken one that is mostly a clip is named when it is read.
+    # A broken file of a kind that is mostly animated is reported when it is read.
     if ending in VIDEO_ENDINGS or animated or (animated is None and ending in _MOSTLY_CLIPS):
         return ""
     return SINGLE if ending in IMAGE_ENDINGS or ending in ANIMATED_ENDINGS else NO_CLIP
 
 
 def _why_no_pictures(folder: Path) -> str:
-    """Why a sub-folder is no clip; empty if its pictures are the frames of one."""
+    """Why a sub-folder is not a clip; empty if its pictures are the frames of one."""
     pictures = image_files(folder)
     videos = [path for path in folder.iterdir() if path.suffix.lower() in VIDEO_ENDINGS]
     if not pictures:

@@ -1,4 +1,4 @@
-"""Training clips: read, fitted, captioned, looked at, and cut into windows of frames."""
+"""Load training clips: read, resize, caption and check them."""
 
 from __future__ import annotations
 
@@ -7,41 +7,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
 from ..errors import ClipError
 from .captions import Caption, find_caption, given_caption, names_a_side
-from .clip_set import Clip, ClipSet, Window, same_rate
+from .clip_set import Clip, ClipSet, same_rate
 from .decoding.choose import Tally
 from .decoding.reader import SourceFrame, reading
-from .images import Fit, fit_small
-from .listing import list_clips, look_into
+from .images import fit_small
+from .listing import look_into
 from .movement import MotionMeter, Movement, look_size, movement_hints
-from .settings import ClipSettings, Short, share_kept
+from .settings import ClipSettings, share_kept
 from .sources import BatchSource, ClipSource, FileSource
-from .video import ClipInfo, probe, read_frames, resample
-
-__all__ = [
-    "BatchSource",
-    "ClipInfo",
-    "ClipSet",
-    "ClipSettings",
-    "FileSource",
-    "Window",
-    "clips_from_images",
-    "clips_from_sources",
-    "image_sources",
-    "list_clips",
-    "load_clips",
-    "probe",
-    "read_frames",
-]
+from .video import ClipInfo, resample
 
 PULSE = 60
-"""Frames after which a cancel is let through."""
-LEAST_KEPT = 0.7
-"""Cropping that leaves less of a picture than this is worth a word."""
+"""Frames between checks for cancellation."""
+MIN_KEPT = 0.7
+"""Share of a picture below which cropping leads to a warning."""
 
 
 def load_clips(
@@ -51,23 +36,19 @@ def load_clips(
     width: int = 512,
     height: int = 320,
     *,
-    fps: float | None = None,
-    stride: int = 1,
-    flip: bool = False,
-    short: Short = "error",
-    fit: Fit = "crop",
-    max_frames: int = 480,
-    bucket: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    **settings: Any,
 ) -> ClipSet:
-    """Read the clips of a folder (or a list of files) with their captions.
+    """Read the clips of a folder, or a list of files, with their captions.
 
-    For the settings see ``ClipSettings``, for ``prompt`` and ``progress`` ``clips_from_sources``.
-    Raises ClipError if there is no clip, or one cannot be read or is too short.
+    Args:
+        prompt, progress: see `clips_from_sources`.
+        settings: further fields of `ClipSettings`.
+
+    Raises:
+        ClipError: there is no clip, or one cannot be read or is too short.
     """
-    settings = ClipSettings(
-        frames, width, height, fps, stride, flip, short, fit, max_frames, bucket
-    )
+    chosen = ClipSettings(frames, width, height, **settings)
     notes: list[str] = []
     if isinstance(source, (str, Path)):
         listing = look_into(source)
@@ -75,7 +56,7 @@ def load_clips(
     else:
         paths = [Path(path) for path in source]
     sources = [FileSource(path) for path in paths]
-    return clips_from_sources(sources, prompt, settings, progress, notes)
+    return clips_from_sources(sources, prompt, chosen, progress, notes)
 
 
 def clips_from_images(
@@ -86,36 +67,29 @@ def clips_from_images(
     height: int = 320,
     *,
     rates: Sequence[float] | None = None,
-    fps: float | None = None,
-    stride: int = 1,
-    flip: bool = False,
-    short: Short = "error",
-    fit: Fit = "crop",
-    max_frames: int = 480,
-    bucket: bool = False,
+    **settings: Any,
 ) -> ClipSet:
-    """Clips from IMAGE batches ``f h w c`` in 0..1 (c is 1, 3 or 4), one clip each.
+    """Clips from IMAGE batches `f h w c` in 0..1 (c is 1, 3 or 4), one clip each.
 
-    ``rates`` are the clips' frames per second where known: ``fps`` has no effect without. For the
-    settings see ``ClipSettings``, for ``prompts`` ``clips_from_sources``. Raises ClipError for
-    batches of another shape or with NaN, for counts that do not agree, and for clips that are too
-    short.
+    Args:
+        prompts: see `clips_from_sources`.
+        rates: frames per second of each clip, where known; without them `fps` has no effect.
+        settings: further fields of `ClipSettings`.
+
+    Raises:
+        ClipError: a batch has another shape or NaN, counts differ, or a clip is too short.
     """
-    settings = ClipSettings(
-        frames, width, height, fps, stride, flip, short, fit, max_frames, bucket
-    )
+    chosen = ClipSettings(frames, width, height, **settings)
     if rates is not None and len(rates) != len(images):
-        raise ClipError(
-            f"{len(rates)} frame rates came for {_count(images)}. Give one for each clip."
-        )
-    return clips_from_sources(image_sources(images, rates), prompts, settings)
+        raise ClipError(f"There are {len(rates)} frame rates for {_count(images)}. Give one each.")
+    return clips_from_sources(image_sources(images, rates), prompts, chosen)
 
 
 def image_sources(
     images: Sequence[Tensor], rates: Sequence[float] | None = None
 ) -> list[BatchSource]:
-    """One clip for each IMAGE batch ``f h w c``. A list of single images, as the host's dataset
-    loader gives, is one clip: a single image holds no motion."""
+    """One clip per IMAGE batch ``f h w c``. Several single images, as from ComfyUI's dataset
+    loader, are the frames of one clip."""
     if len(images) > 1 and all(batch.ndim == 4 and len(batch) == 1 for batch in images):
         return [BatchSource("clip 1", images, rates[0] if rates else None)]
     return [
@@ -131,15 +105,20 @@ def clips_from_sources(
     progress: Callable[[int, int], None] | None = None,
     notes: Sequence[str] = (),
 ) -> ClipSet:
-    """Read clips wherever they come from.
+    """Read clips from any kind of source.
 
-    One prompt is the motion of all clips, and a text file beside a clip goes before it (see
-    ``captions.find_caption``); several are the captions of the clips, one for each.
+    Every clip is decoded once, up to the cap, so that unreadable files, short clips and cuts are
+    found now and not in the middle of a training.
 
-    Every clip is decoded once, frame by frame, up to the cap: what cannot be read, is too short or
-    jumps is met now and not in the middle of a training. ``progress`` is called with (done, total)
-    before each clip, now and then while it is read, and at the end; what it raises ends the
-    reading. ``notes`` are warnings of how the clips were found. Raises ClipError.
+    Args:
+        prompts: one prompt for all clips, which a caption file beside a clip overrides (see
+            `captions.find_caption`), or one caption per clip.
+        progress: called with (done, total) before each clip, regularly while one is read, and at
+            the end. An exception from it cancels.
+        notes: warnings from the search for clips.
+
+    Raises:
+        ClipError: a clip cannot be read or is too short, or counts differ.
     """
     clips = ClipSet([], settings, list(notes))
     tell = progress or (lambda done, total: None)
@@ -152,8 +131,8 @@ def clips_from_sources(
     tell(total, total)
     if not clips.sources:
         raise ClipError(
-            f"No clip is left to learn from: of {total} none has the {settings.span} frames that a "
-            "window needs. Give longer clips, fewer frames or a smaller stride."
+            f"No clip is left to train on: of {total}, none has the {settings.span} frames that a "
+            "window needs. Use longer clips, fewer frames or a smaller stride."
         )
     names = [clip.info.name for clip in clips.sources]
     movements = [clip.movement for clip in clips.sources]
@@ -179,7 +158,7 @@ def _captions(sources: Sequence[ClipSource], prompts: str | Sequence[str]) -> li
         ]
     if len(texts) != len(sources):
         raise ClipError(
-            f"{len(texts)} captions came for {_count(sources)}. Give one for each clip, or one for "
+            f"There are {len(texts)} captions for {_count(sources)}. Give one per clip, or one for "
             "all."
         )
     return [given_caption(text, source.path) for text, source in zip(texts, sources, strict=True)]
@@ -188,15 +167,15 @@ def _captions(sources: Sequence[ClipSource], prompts: str | Sequence[str]) -> li
 def _look_through(
     source: ClipSource, caption: Caption, clips: ClipSet, pulse: Callable[[], None]
 ) -> Clip:
-    """Decode a clip once: count its frames at the asked rate, up to the cap, see how it moves.
+    """Decode a clip once, up to the cap: count its frames at the chosen rate, measure its motion.
 
-    ``pulse`` is called now and then, so that a cancel need not wait for the end of a film.
+    ``pulse`` is called regularly, so that a cancel need not wait for the end of a film.
     """
     settings, tally, look = clips.settings, Tally(), _Look(clips.settings)
     if isinstance(source, BatchSource) and len(source.images) > 1:
         clips.warnings.append(
-            f"{len(source.images)} single images came: they are taken as the frames of one clip, "
-            "in the order in which they came. Look at the contact sheet whether it is right."
+            f"{len(source.images)} single images are used as the frames of one clip, in the given "
+            "order. Check the order in the contact sheet."
         )
     with contextlib.closing(source.frames(pulse)) as frames:
         watched = tally.watch(frames)
@@ -215,15 +194,15 @@ def _look_through(
     if look.capped:
         said.append(
             f"'{info.name}' is long ({total} frames): only the first {look.count} are used. Cut it "
-            "to the motion."
+            "to the part with the motion."
         )
     return Clip(source, info, look.size, look.count, look.count, look.movement())
 
 
 class _Look:
-    """What is seen of a clip on the way through it.
+    """Collects facts about a clip while it is decoded.
 
-    ``found`` is the size (width, height) of the first picture, ``size`` that which it is fitted to.
+    ``found`` is the size (width, height) of the first picture, ``size`` the one it is resized to.
     """
 
     def __init__(self, settings: ClipSettings) -> None:
@@ -234,7 +213,7 @@ class _Look:
         self._meter: MotionMeter | None = None
 
     def see(self, frame: SourceFrame) -> None:
-        """The next frame."""
+        """Take in the next frame."""
         picture = frame.load()
         if self._meter is None:
             self.found = picture.shape[1], picture.shape[0]
@@ -244,14 +223,14 @@ class _Look:
         self.count, self.notes = self.count + 1, frame.told.notes
 
     def movement(self) -> Movement:
-        """What moved; there has to have been a frame."""
+        """What moved. Raises ClipError if there was no frame."""
         if self._meter is None:
-            raise ClipError("A clip without frames cannot be used. Leave it out.")
+            raise ClipError("A clip without frames cannot be used. Remove it.")
         return self._meter.result()
 
 
 def _long_enough(clip: Clip, clips: ClipSet) -> Clip | None:
-    """The clip, made longer or refused by the rule for short clips; None: left out."""
+    """The clip, extended or refused by the rule for short clips; None if it is left out."""
     settings, warnings = clips.settings, clips.warnings
     have, need = clip.once, settings.span
     if have >= need:
@@ -260,13 +239,13 @@ def _long_enough(clip: Clip, clips: ClipSet) -> Clip | None:
     what = f"'{clip.info.name}' has {have} frames{at}, a window needs {need}"
     if settings.short == "error":
         raise ClipError(
-            f"{what} ({settings.frames} frames, stride {settings.stride}). Give a longer clip, "
-            "fewer frames or a smaller stride, or let short clips be skipped or looped."
+            f"{what} ({settings.frames} frames, stride {settings.stride}). Use a longer clip, "
+            "fewer frames or a smaller stride, or skip or loop short clips."
         )
     if settings.short == "skip":
-        warnings.append(f"{what}: it is left out.")
+        warnings.append(f"{what}. It is left out.")
         return None
-    warnings.append(f"{what}: it starts over from its first frame, which shows as a jump.")
+    warnings.append(f"{what}. It is looped, which shows as a jump.")
     return replace(clip, length=need)
 
 
@@ -276,12 +255,12 @@ def _side_warnings(clips: ClipSet) -> list[str]:
         return []
     return [
         f"Clips are mirrored at random, but the caption of {_first_of(sided)} names a side or a "
-        f"turn: '{sided[0].caption}'. Switch the flip off."
+        f"turn: '{sided[0].caption}'. Turn flip off."
     ]
 
 
 def _caption_warnings(sources: Sequence[ClipSource], captions: list[Caption]) -> list[str]:
-    """One line for each trouble, however many clips have it."""
+    """One line per problem, however many clips have it."""
     found: dict[str, list[ClipSource]] = {}
     for source, caption in zip(sources, captions, strict=True):
         if caption.warning:
@@ -293,11 +272,11 @@ def _crop_warnings(clips: ClipSet) -> list[str]:
     if clips.settings.fit != "crop":
         return []
     shares = [share_kept((c.info.width, c.info.height), c.size) for c in clips.sources]
-    cut = sorted((n for n in range(len(clips)) if shares[n] < LEAST_KEPT), key=shares.__getitem__)
+    cut = sorted((n for n in range(len(clips)) if shares[n] < MIN_KEPT), key=shares.__getitem__)
     if not cut:
         return []
     info, (width, height) = clips.infos[cut[0]], clips.size(cut[0])
-    advice = "choose another size" if clips.settings.bucket else "switch bucket on"
+    advice = "choose another size" if clips.settings.bucket else "turn bucket on"
     return [
         f"{_first_of([clips.infos[n] for n in cut])}: cropping {info.width} x {info.height} to "
         f"{width} x {height} leaves {shares[cut[0]]:.0%} of the picture. If the motion is cut "
@@ -306,26 +285,26 @@ def _crop_warnings(clips: ClipSet) -> list[str]:
 
 
 def _rate_warnings(clips: ClipSet) -> list[str]:
-    """Clips of several rates show one motion at several paces."""
+    """Clips of different rates show one motion at different speeds."""
     timed = [info for info in clips.infos if info.fps]
     if clips.settings.fps and timed and len(timed) < len(clips):
         untimed = [info for info in clips.infos if not info.fps]
         return [
-            f"{_first_of(untimed)} tell no frame rate: they are taken as they are, and not brought "
-            f"to {clips.settings.fps:g} fps."
+            f"The frame rate of {_first_of(untimed)} is unknown: not resampled to "
+            f"{clips.settings.fps:g} fps."
         ]
     if not timed or same_rate(clips.rates):
         return []
     slow, fast = (pick(timed, key=lambda info: info.fps or 0.0) for pick in (min, max))
     return [
         f"The clips have different frame rates, from {slow.fps:.4g} fps ('{slow.name}') to "
-        f"{fast.fps:.4g} fps ('{fast.name}'): one motion has several paces in them, and the motion "
-        f"file tells no rate. Set fps, to {slow.fps:.4g} for one, to bring all to one."
+        f"{fast.fps:.4g} fps ('{fast.name}'), so the same motion has different speeds in them, and "
+        f"the motion file states no rate. Set fps, for example to {slow.fps:.4g}."
     ]
 
 
 def _first_of(clips: Sequence[ClipSource | ClipInfo]) -> str:
-    """A clip's name, and how many there are besides."""
+    """The first clip's name, and the number of others."""
     return f"'{clips[0].name}'" + (f" and {len(clips) - 1} more" if len(clips) > 1 else "")
 
 

@@ -1,4 +1,4 @@
-"""How much clips move, before anything is learned from them: optical flow, change, cuts."""
+"""Measure the motion in clips before training: optical flow, colour change, cuts."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SHORT_SIDE = 96
-"""Height or width at which clips are looked at. OpenCV's flow crashes on much smaller pictures."""
-LONGEST = 4
-"""Longest side that is looked at, in short sides; beyond it pictures are squeezed for the look."""
+"""Shorter side of the analysed pictures. OpenCV's flow crashes on much smaller ones."""
+MAX_ASPECT = 4
+"""Largest aspect ratio of the analysed pictures; longer ones are squeezed."""
 CUT_LEAST = 0.06
 CUT_FACTOR = 3.0
 CUT_REACH = 6
@@ -25,12 +25,12 @@ UNLIKE = 3.0
 
 @dataclass(frozen=True)
 class Movement:
-    """What moves in a clip, from one learned frame to the next.
+    """The motion in a clip, from one training frame to the next.
 
-    - ``flow``: pixels of the trained size by which the fastest tenth of the picture moves, which
-      is the moving thing where it is small; None without OpenCV;
+    - ``flow``: shift of the fastest tenth of the picture, in pixels of the training size, so that
+      small moving objects count; None without OpenCV;
     - ``change``: mean absolute change of the colours in percent of full scale;
-    - ``cuts``: frames (from 0) that begin another shot. Steps across them are not counted.
+    - ``cuts``: frames (from 0) that start another shot. Steps across them do not count.
     """
 
     flow: float | None
@@ -39,16 +39,16 @@ class Movement:
 
 
 def look_size(width: int, height: int) -> tuple[int, int]:
-    """The size (width, height) at which a clip is to be shown to a ``MotionMeter``."""
+    """The size (width, height) of the pictures that a ``MotionMeter`` takes."""
     scale = SHORT_SIDE / min(width, height)
-    most = SHORT_SIDE * LONGEST
+    most = SHORT_SIDE * MAX_ASPECT
     return min(round(width * scale), most), min(round(height * scale), most)
 
 
 class MotionMeter:
-    """Watches a clip frame by frame and keeps no more of them than the stride.
+    """Measures a clip frame by frame, holding only as many frames as the stride.
 
-    ``width`` and ``height`` are those that the clip is trained at.
+    ``width`` and ``height`` are the training size.
     """
 
     def __init__(self, width: int, height: int, stride: int) -> None:
@@ -61,7 +61,7 @@ class MotionMeter:
         self._steps: list[tuple[float, float]] = []
 
     def see(self, picture: Tensor) -> None:
-        """The next frame, ``h w 3`` uint8 of the ``look_size``."""
+        """Take in the next frame, ``h w 3`` uint8 of the ``look_size``."""
         coarse = F.avg_pool2d(picture.movedim(-1, 0).float() / 255, 8)
         before = coarse if self._coarse is None else self._coarse
         self._jumps.append((coarse - before).abs().mean().item())
@@ -72,7 +72,7 @@ class MotionMeter:
         self._seen.append(picture)
 
     def result(self) -> Movement:
-        """What was seen so far."""
+        """The motion so far."""
         cuts = find_cuts(self._jumps)
         stride = self._seen.maxlen or 1
         within = [
@@ -93,10 +93,11 @@ class MotionMeter:
 
 
 def find_cuts(jumps: list[float]) -> tuple[int, ...]:
-    """Frames whose change from the frame before (0..1, the first frame's is 0) stands out.
+    """Frames that start another shot, from each frame's change to the frame before (0..1, the first
+    frame's is 0).
 
-    A cut is large by itself and against all its neighbours, so that neither fast motion nor a
-    flash, which changes the picture twice, counts, nor a film of few different frames a second.
+    A cut is large in itself and compared to its neighbours. So fast motion, a flash (two changes)
+    and films with few distinct frames per second do not count.
     """
     found = []
     for number, jump in enumerate(jumps):
@@ -107,15 +108,15 @@ def find_cuts(jumps: list[float]) -> tuple[int, ...]:
 
 
 def movement_hints(names: list[str], movements: list[Movement]) -> list[str]:
-    """What the user should know: clips that stand still, jump, or move unlike the others."""
+    """Warnings about clips that stand still, have cuts, or move unlike the others."""
     hints = []
     for name, movement in zip(names, movements, strict=True):
         if movement.cuts:
             frames = " and ".join(f"frame {cut + 1}" for cut in movement.cuts[:3])
             more = f" and {len(movement.cuts) - 3} more" if len(movement.cuts) > 3 else ""
             hints.append(
-                f"'{name}' jumps to another picture at {frames}{more}: a cut would be learned as "
-                "part of the motion. Split the clip there."
+                f"'{name}' jumps to another picture at {frames}{more}. The cut would be learned as "
+                "part of the motion: split the clip there."
             )
         if movement.change == 0:
             hints.append(f"'{name}' does not move at all.")
@@ -125,7 +126,7 @@ def movement_hints(names: list[str], movements: list[Movement]) -> list[str]:
 
 
 def _unlike_the_others(names: list[str], movements: list[Movement]) -> list[str]:
-    # Without flow nothing is said: a fast clip of pale colours changes them less than a slow one.
+    # Only by flow: a fast clip of pale colours changes less than a slow one of strong colours.
     amounts = [movement.flow for movement in movements if movement.flow is not None]
     if len(amounts) < max(len(movements), 3):
         return []
@@ -133,33 +134,33 @@ def _unlike_the_others(names: list[str], movements: list[Movement]) -> list[str]
     for number, (name, amount) in enumerate(zip(names, amounts, strict=True)):
         others = statistics.median(amounts[:number] + amounts[number + 1 :])
         change = movements[number].change
-        # What only changes its brightness has no flow, and is no slow clip for that.
+        # A change of brightness alone has no flow, but is not slow motion.
         little = 0 < change <= statistics.median(m.change for m in movements)
         if little and amount * UNLIKE < others:
             hints.append(
                 f"'{name}' moves much less than the others ({amount:.1f} px, the others "
-                f"{others:.1f} px) and teaches little. Consider leaving it out."
+                f"{others:.1f} px) and contributes little. Consider removing it."
             )
         if amount > UNLIKE * max(others, STILL_FLOW):
             hints.append(
                 f"'{name}' moves far more than the others ({amount:.1f} px, the others "
-                f"{others:.1f} px): a shaking camera, or another speed? Consider leaving it out."
+                f"{others:.1f} px): a shaking camera or another speed? Consider removing it."
             )
     return hints
 
 
 def grey(picture: Tensor) -> Any:
-    """``h w`` bytes of a picture ``h w 3``, for the flow engine."""
+    """A picture ``h w 3`` in grey, ``h w`` uint8, for the flow engine."""
     weights = torch.tensor([0.299, 0.587, 0.114])
     return (picture.float() @ weights).round().byte().numpy()
 
 
 def flow_engine() -> Any:
-    """OpenCV's dense inverse search; None where OpenCV is missing or, as happens, half there."""
+    """OpenCV's dense inverse search flow; None where OpenCV is missing or incomplete."""
     try:
         import cv2
 
-        opencv: Any = cv2  # its types leave out what some builds leave out
+        opencv: Any = cv2  # its type stubs are incomplete
         return opencv.DISOpticalFlow_create(opencv.DISOPTICAL_FLOW_PRESET_MEDIUM)
     except (ImportError, AttributeError):
         return None

@@ -1,36 +1,32 @@
-"""What a set of training clips looks like: as text and as a picture."""
+"""Reports on a set of training clips: as text and as a picture."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..plain import plain
+from .clip_set import Clip, ClipSet
 from .images import Fit
 from .settings import share_kept
 
-if TYPE_CHECKING:
-    from .clip_set import Clip, ClipSet
-
 FLOW = (
-    "Motion is by how many pixels the fastest tenth of the picture moves from one learned frame to "
-    "the next, change by how much of full scale the colours do."
+    "Motion is by how many pixels the fastest tenth of the picture shifts between training frames. "
+    "Change is the mean change of the colours, in percent of full scale."
 )
 NO_FLOW = (
-    "Change is by how much of full scale the colours change from one learned frame to the next. "
-    "With OpenCV installed (opencv-python-headless) the motion is measured in pixels, too."
+    "Change is the mean change of the colours from one training frame to the next, in percent of "
+    "full scale. Install OpenCV (opencv-python-headless) to measure motion in pixels too."
 )
 THUMB_HEIGHT = 96
 GAP = 4
-MOST_ROWS = 32
+MAX_ROWS = 32
 
 
-def report(clips: ClipSet) -> str:
-    """A headline, a line for each clip, how motion is told, and the warnings: names and captions
-    come from outside, and stay on their line."""
+def describe_clips(clips: ClipSet) -> str:
+    """A headline, a line per clip, a legend, and the warnings. Names and captions come from outside
+    and cannot start a line of their own."""
     chosen = clips.settings
     sizes = dict.fromkeys(clips.size(number) for number in range(len(clips)))
     head = (
@@ -42,20 +38,20 @@ def report(clips: ClipSet) -> str:
     lines = [_line(clips, number) for number in range(len(clips))]
     measured = all(clip.movement.flow is not None for clip in clips.sources)
     warnings = [f"Warning: {text}" for text in clips.warnings]
-    told = [head, *lines, FLOW if measured else NO_FLOW, *warnings]
-    return "\n".join(plain(line) for line in told)
+    text = [head, *lines, FLOW if measured else NO_FLOW, *warnings]
+    return "\n".join(plain(line) for line in text)
 
 
 def contact_sheet(clips: ClipSet, columns: int = 6) -> Tensor:
-    """IMAGE ``1 h w 3`` in 0..1: a row for each of the first 32 clips, frames evenly spread."""
-    rows = [_row(clips, number, columns) for number in range(min(len(clips), MOST_ROWS))]
+    """IMAGE ``1 h w 3`` in 0..1: a row of evenly spaced frames for each of the first 32 clips."""
+    rows = [_row(clips, number, columns) for number in range(min(len(clips), MAX_ROWS))]
     width = max(row.shape[1] for row in rows)
     rows = [F.pad(row, (0, 0, 0, width - row.shape[1], 0, GAP)) for row in rows]
     return F.pad(torch.cat(rows), (0, 0, GAP, 0, GAP, 0))[None]
 
 
 def _row(clips: ClipSet, number: int, columns: int) -> Tensor:
-    """Frames from the first to the last side by side: ``h w 3`` in 0..1."""
+    """Frames from first to last, side by side: ``h w 3`` in 0..1."""
     length = clips.length(number)
     chosen = torch.linspace(0, length - 1, min(columns, length)).round().long().tolist()
     width, height = clips.size(number)

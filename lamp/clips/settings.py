@@ -1,4 +1,4 @@
-"""How training clips are cut and fitted: frames, rate, size and buckets."""
+"""How training clips are cut and resized: frames, rate, size and buckets."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from .images import LATENT_STRIDE, Fit, check_size
 Short = Literal["error", "skip", "loop"]
 
 BUCKET_STEP = 64
-"""Sides of buckets are multiples of it: the coarsest level of the UNet has a cell for 64 pixels."""
+"""Bucket sides are multiples of it: one cell of the UNet's coarsest level covers 64 pixels."""
 SMALL = 256
-"""Below this side, buckets go by the latent's 8 pixels: else there would be hardly any."""
+"""Below this side, bucket sides are multiples of 8 (a latent); there would be too few otherwise."""
 WIDEST = 2.6
-"""No bucket is longer than this, by its short side: the widest films are 2.39."""
+"""Largest aspect ratio of a bucket; the widest films have 2.39."""
 
 
 @dataclass(frozen=True)
 class ClipSettings:
     """How clips are cut: windows of ``frames`` frames of ``width`` x ``height`` pixels.
 
-    - ``fps``: the clips are brought to this rate first, by the nearest frames (None: left alone);
+    - ``fps``: clips are resampled to this rate by nearest frames (None: unchanged);
     - ``stride``: a window takes every ``stride``-th frame;
     - ``flip``: windows are mirrored with probability 1/2;
-    - ``short``: a clip with too few frames is an ``error``, left out (``skip``) or started over
-      until it suffices (``loop``);
-    - ``fit``: how pictures of another shape are fitted, see ``fit_images``;
-    - ``max_frames``: of a longer clip only the beginning is read;
-    - ``bucket``: each clip gets the size nearest to its own shape, of no larger an area than
-      ``width`` x ``height``, instead of that size itself.
+    - ``short``: a clip with too few frames is an ``error``, left out (``skip``) or repeated from
+      the start (``loop``);
+    - ``fit``: how pictures of another shape are resized, see ``fit_images``;
+    - ``max_frames``: longer clips are cut off;
+    - ``bucket``: each clip gets the size closest to its own shape, with an area of at most
+      ``width`` x ``height``, instead of exactly that size.
 
     Raises LampError for a value that cannot be used.
     """
@@ -52,7 +52,7 @@ class ClipSettings:
         if self.frames < 2:
             raise LampError(
                 f"A video needs at least 2 frames, not {self.frames}: frame 1 is given, the others "
-                "are learned. Usual is 16."
+                "are learned. The usual number is 16."
             )
         if self.stride < 1:
             raise LampError(f"The stride must be 1 or more, not {self.stride}.")
@@ -65,25 +65,24 @@ class ClipSettings:
 
     @property
     def span(self) -> int:
-        """Frames from a window's first to its last, both counted."""
+        """Frames from a window's first to its last, inclusive."""
         return (self.frames - 1) * self.stride + 1
 
     @property
     def most(self) -> int:
-        """Frames that are used of a clip, at the most."""
+        """The largest number of frames used from one clip."""
         return max(self.max_frames, self.span)
 
     def size_for(self, width: int, height: int) -> tuple[int, int]:
-        """The size (width, height) to which a clip of that size is brought."""
+        """The size (width, height) to which a clip of this size is resized."""
         if not self.bucket:
             return self.width, self.height
         return nearest_bucket(width, height, buckets(self.width, self.height))
 
 
 def buckets(width: int, height: int) -> list[tuple[int, int]]:
-    """The sizes (width, height) for clips of all shapes, the chosen one first: for each length of
-    one side the other with which the area comes closest to the chosen one without being larger,
-    so that no clip takes more memory than was chosen."""
+    """The sizes (width, height) for clips of all shapes, the given one first: for each length of
+    one side the longest other side that keeps the area, and so the memory, within the given one."""
     step = BUCKET_STEP if min(width, height) >= SMALL else LATENT_STRIDE
     area = width * height
     sizes = [(width, height)]
@@ -95,8 +94,8 @@ def buckets(width: int, height: int) -> list[tuple[int, int]]:
 
 
 def nearest_bucket(width: int, height: int, sizes: list[tuple[int, int]]) -> tuple[int, int]:
-    """The size of which cropping a ``width`` x ``height`` picture cuts off the least, the larger
-    one where two are equal."""
+    """The size to which a ``width`` x ``height`` picture loses least by cropping; the largest of
+    equal ones."""
 
     def merit(size: tuple[int, int]) -> tuple[float, int]:
         return round(share_kept((width, height), size), 6), size[0] * size[1]
@@ -105,6 +104,6 @@ def nearest_bucket(width: int, height: int, sizes: list[tuple[int, int]]) -> tup
 
 
 def share_kept(size: tuple[int, int], target: tuple[int, int]) -> float:
-    """The part of a picture's area that is left when it is cropped to the target's shape."""
+    """The share of a picture's area that is left after cropping to the target's shape."""
     ratio = (size[0] * target[1]) / (size[1] * target[0])
     return min(ratio, 1 / ratio)

@@ -1,4 +1,4 @@
-"""Where the frames of training clips come from: a file, a folder of images, an IMAGE batch."""
+"""Sources of training clips: a file, a folder of images, an IMAGE batch."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from .images import opaque
 
 
 class ClipSource(Protocol):
-    """A clip as it was found, before any choice of size, rate or length."""
+    """A clip before any choice of size, rate or length."""
 
     @property
     def name(self) -> str:
-        """For messages: the file's or folder's name, or `clip 1`."""
+        """For messages: the name of the file or folder, or `clip 1`."""
         ...
 
     @property
     def path(self) -> Path | None:
-        """The file or folder, where there is one."""
+        """The file or folder, if there is one."""
         ...
 
     def count(self, pulse: Callable[[], None] = nothing) -> int:
-        """About how many frames there are, without decoding them."""
+        """The approximate number of frames, without decoding."""
         ...
 
     def frames(self, pulse: Callable[[], None] = nothing) -> Generator[SourceFrame, None, None]:
-        """All frames in order, each decoded when its turn comes; close it when done. ``pulse`` is
-        called now and then, and may raise."""
+        """All frames in order, decoded on demand. Close the generator when done. ``pulse`` is
+        called regularly and may raise."""
         ...
 
     @property
@@ -51,8 +51,8 @@ class ClipSource(Protocol):
 class FileSource:
     """A video file, an animated picture or a folder of images, or a video file in memory.
 
-    Of a video only the frames from `start` to `end` (not counted), in seconds, belong to the clip.
-    Remembers what lay there when it was made: reading raises ClipError once that has changed.
+    Only the frames of a video from `start` to `end` (exclusive), in seconds, belong to the clip.
+    Reading raises ClipError if the files have changed since the object was created.
     """
 
     clip: Readable
@@ -101,7 +101,7 @@ class FileSource:
             what = f"The clip '{self.name}' is gone"
         else:
             what = f"'{lost[0]}' is gone from the clip '{self.name}'"
-        raise ClipError(f"{what} since it was read. Put it back, or read the clips again.")
+        raise ClipError(f"{what} since it was read. Restore it, or read the clips again.")
 
 
 def _files(clip: Readable) -> Sequence[Readable]:
@@ -109,7 +109,7 @@ def _files(clip: Readable) -> Sequence[Readable]:
 
 
 def _stamps(clip: Readable) -> dict[str, tuple[int, int]]:
-    """Size and time of change of each file of a clip, by name; those that are gone are left out."""
+    """Size and modification time of each existing file of a clip, by name."""
     found = {}
     with reading(clip):
         for file in _files(clip):
@@ -122,8 +122,7 @@ def _stamps(clip: Readable) -> dict[str, tuple[int, int]]:
 
 @dataclass(frozen=True, eq=False)
 class BatchSource:
-    """An IMAGE batch ``f h w c`` in 0..1 (c is 1, 3 or 4) of another node, or a list of batches
-    that are one clip.
+    """An IMAGE batch ``f h w c`` in 0..1 (c is 1, 3 or 4), or several batches that form one clip.
 
     ``rate`` is in frames per second, None where unknown. Raises ClipError for a batch of another
     shape or with NaN.
@@ -135,7 +134,7 @@ class BatchSource:
 
     @property
     def path(self) -> None:
-        """There is no file."""
+        """None: there is no file."""
 
     def __post_init__(self) -> None:
         for batch in self.images:
@@ -144,11 +143,11 @@ class BatchSource:
                     f"Images of {self.name} must have the shape f h w c with 1, 3 or 4 channels, "
                     f"not {tuple(batch.shape)}."
                 )
-        # One by one: a mask of a whole film would be large.
+        # One by one, because a mask of a whole film would be large.
         if not all(image.isfinite().all() for image in self._each()):
             raise ClipError(
                 f"The images of {self.name} contain NaN or infinite values. Check the node that "
-                "made them."
+                "produced them."
             )
 
     def count(self, pulse: Callable[[], None] = nothing) -> int:
@@ -165,7 +164,7 @@ class BatchSource:
         total = hashlib.sha256()
         for image in self._each():
             total.update(f"{tuple(image.shape)} {image.dtype}".encode())
-            # As bytes: numpy has no bfloat16.
+            # As bytes, because numpy has no bfloat16.
             total.update(image.detach().cpu().contiguous().view(torch.uint8).numpy().data)
         return total.hexdigest()
 
@@ -174,5 +173,5 @@ class BatchSource:
 
 
 def _to_bytes(image: Tensor) -> Tensor:
-    """``h w c`` in 0..1 -> ``h w 3`` uint8, transparent parts becoming black."""
+    """``h w c`` in 0..1 -> ``h w 3`` uint8, transparent parts over black."""
     return (opaque(image.cpu()) * 255).round().byte()

@@ -1,17 +1,13 @@
-"""Reading training clips, one frame at a time: video files, animated pictures, image folders."""
+"""Frames of a training clip: its facts, resizing, and resampling to another rate."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from ..errors import ClipError
-from .decoding.choose import Tally, source_frames
 from .decoding.reader import Readable, SourceFrame, reading
 from .images import Fit, fit_images
 
@@ -20,10 +16,10 @@ _ROUNDING = 1e-6  # seconds
 
 @dataclass(frozen=True)
 class ClipInfo:
-    """What is known of one clip: the source's size in pixels as displayed, frames and rate.
+    """Facts about one clip: displayed size in pixels, frames and rate.
 
-    ``caption_source`` tells where the caption comes from: ``file``, ``prompt``, ``folder`` or
-    ``given``; ``fps`` is None where the source has no clock (folders of images).
+    ``caption_source`` is ``file``, ``prompt``, ``folder`` or ``given``; ``fps`` is None where the
+    source has no timestamps (folders of images).
     """
 
     name: str
@@ -36,55 +32,6 @@ class ClipInfo:
     caption_source: str = ""
 
 
-def probe(clip: Readable | str, start: float = 0.0, end: float | None = None) -> ClipInfo:
-    """Size, rate and number of frames (from `start` to `end` seconds), by decoding them all:
-    headers are wrong too often.
-
-    Raises ClipError if the clip cannot be read.
-    """
-    clip = Path(clip) if isinstance(clip, str) else clip
-    tally, size = Tally(), (0, 0)
-    with contextlib.closing(source_frames(clip, start, end)) as frames:
-        for frame in tally.watch(frames):
-            if tally.count == 1:
-                with reading(clip):
-                    height, width, _ = frame.load().shape
-                    size = width, height
-    path = clip if isinstance(clip, Path) else None
-    return ClipInfo(clip.name, path, tally.count, tally.rate, *size)
-
-
-def read_frames(
-    path: str | Path,
-    indices: Sequence[int],
-    width: int | None = None,
-    height: int | None = None,
-    fit: Fit = "crop",
-) -> Tensor:
-    """The frames numbered ``indices`` (from 0, any order): ``f h w 3`` uint8.
-
-    Decoding stops after the last one asked for; only these become pixels. With ``width`` and
-    ``height`` each frame is fitted at once (see ``fit_images``), so that memory holds no more
-    than the result. Raises ClipError if the clip cannot be read or has no such frame.
-    """
-    path = Path(path)
-    wanted, found = set(indices), {}
-    if not wanted or min(wanted) < 0:
-        raise ClipError(f"Ask for frames of '{path.name}' by numbers from 0, not {list(indices)}.")
-    count = 0
-    with contextlib.closing(source_frames(path)) as frames:
-        for count, frame in enumerate(frames, start=1):
-            if count - 1 in wanted:
-                found[count - 1] = fitted(frame, path, width, height, fit)
-            if count > max(wanted):
-                break
-    if missing := sorted(wanted - set(found)):
-        raise ClipError(f"'{path.name}' has {count} frames: there is no frame {missing[0]}.")
-    if len({image.shape for image in found.values()}) > 1:
-        raise ClipError(f"The images in '{path.name}' differ in size. Give a width and height.")
-    return torch.stack([found[index] for index in indices])
-
-
 def fitted(
     frame: SourceFrame,
     clip: Readable | str,
@@ -92,7 +39,7 @@ def fitted(
     height: int | None,
     fit: Fit,
 ) -> Tensor:
-    """One frame's picture ``h w 3`` uint8, fitted where a size is given; `clip` names it."""
+    """One frame's picture ``h w 3`` uint8, resized if a size is given; `clip` is for errors."""
     with reading(clip):
         image = frame.load()
     if width is None or height is None:
@@ -101,10 +48,10 @@ def fitted(
 
 
 def resample(frames: Iterator[SourceFrame], fps: float) -> Iterator[SourceFrame]:
-    """At each time 0, 1/fps, 2/fps, ... of the clip the frame that is nearest, of two the first.
+    """The nearest frame (of two, the first) at each time 0, 1/fps, 2/fps, ...
 
-    A clip lasts until one more interval after its last frame, or for as long as that one is held
-    by what the file says. Frames without a time pass as they are.
+    A clip lasts one interval beyond its last frame, or for that frame's stated duration if that is
+    longer. Frames without a time pass unchanged.
     """
     previous: SourceFrame | None = None
     start = now = gap = 0.0

@@ -1,4 +1,4 @@
-"""A motion file described for people."""
+"""A readable summary of a motion file."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _LONGEST_FACT, _LONGEST_CAPTION = 1000, 300
 
 
 def describe_motion(file: MotionFile) -> str:
-    """What a motion is, how it was made, and how to run it: one fact a line.
+    """What a motion is, how it was made and how to run it, one fact per line.
 
-    The facts are the file's own words: none of them may look like another line.
+    Facts are text from the file, and cannot start a line of their own.
     """
     config = file.config
     facts = {
@@ -56,7 +56,7 @@ def _trained_on(config: MotionConfig) -> str:
     known = f"{frames} of {size}" if size else frames
     if not known:
         return "not recorded"
-    return f"{known} at {config.fps:g} fps" if config.fps else f"{known}, at no one rate known"
+    return f"{known} at {config.fps:g} fps" if config.fps else f"{known}, frame rate not recorded"
 
 
 def _count(file: MotionFile) -> str:

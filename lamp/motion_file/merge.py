@@ -1,13 +1,13 @@
-"""Merge two motions into one file, so that what it adds comes near the weighted sum of both.
+"""Merge two motions into one whose effect approximates the weighted sum of both.
 
-What adds up, adds up exactly: `conv1d`, the query delta, the output bias. Two things do not, and
-`docs/motion_file.md` tells how near the merged motion comes:
+The linear parts add up exactly: `conv1d`, the query delta and the output bias. Two parts do not
+(docs/toy_results.md has the measured error):
 
-- the gate of a motion convolution, sigmoid(conv_gate(y)), of which there is one a site: the gates
-  are averaged by how much each motion has to say there, |weight| x |conv1d|;
-- the temporal attention, out v softmax(q k): its factors mean nothing by themselves, since any
-  invertible matrix may stand between out and v, and between q and k. So not the factors are summed
-  but their products, head by head, and the sum is taken apart again into the nearest factors.
+- the gate of a motion convolution, sigmoid(conv_gate(y)), of which a site has one: the gates are
+  averaged, weighted by |weight| x |conv1d| of each motion;
+- the temporal attention, out v softmax(q k): its factors are not unique, because any invertible
+  matrix can be inserted between out and v, and between q and k. So their products are summed, head
+  by head, and the sum is factorised again.
 """
 
 from __future__ import annotations
@@ -44,21 +44,21 @@ def merge_motions(
     weights: Weights = (0.5, 0.5),
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> MotionFile:
-    """One motion that moves as both do; in fp32.
+    """One motion, in fp32, that combines two.
 
-    A weight of 1 is the motion as it was trained. `merge(a, a, (x, y))` is a at strength x + y,
-    `merge(a, b, (x, 0))` is a at strength x; both exactly.
+    A weight of 1 is the motion as trained. `merge(a, a, (x, y))` is exactly a at strength x + y,
+    and `merge(a, b, (x, 0))` exactly a at strength x.
 
     Args:
-        progress: is told how many tensors are done, and of how many; what it raises ends the work.
+        progress: called with (done, total) tensors; an exception from it cancels.
 
     Raises:
-        IncompatibleModelError: they are for different models, or run in different ways.
-        MotionFileError: their tensors differ in name or shape, or are too large to be added.
+        IncompatibleModelError: the motions are for different models or groupnorm modes.
+        MotionFileError: tensors differ in name or shape, or their sum overflows.
         LampError: both weights are 0.
     """
     if not any(weights):
-        raise LampError("Both weights are 0, so nothing would be left: set one of them above 0.")
+        raise LampError("Both weights are 0: the result would be empty. Set one of them above 0.")
     _check(first, second)
     heads = _heads(first)
     merged = _Merge(first.state, second.state, weights)
@@ -73,8 +73,8 @@ def merge_motions(
     for name, tensor in state.items():
         if not tensor.isfinite().all():
             raise MotionFileError(
-                f"{first.name} and {second.name} cannot be merged: the sum of their tensors "
-                f"'{name}' is too large for fp32. One of them has absurd values."
+                f"{first.name} and {second.name} cannot be merged: the sum of '{name}' "
+                "overflows fp32. One of the files holds absurd values."
             )
     name = f"{first.name} + {second.name}"
     return MotionFile(state, _config(first, second), _metadata(first, second, weights), name)
@@ -88,7 +88,7 @@ class _Merge:
         self._weights = weights
 
     def tensor(self, name: str) -> Tensor:
-        """What stands for itself; the factors of an attention are replaced by `attention`."""
+        """The weighted mean of a tensor; attention factors are replaced by `attention`."""
         weights = self._weights
         for part, measure in (
             (".conv_gate.", ".conv1d.weight"),
@@ -101,7 +101,7 @@ class _Merge:
     def attention(self, block: str, heads: int) -> dict[str, Tensor]:
         """The four matrices of one temporal attention."""
         q, k, v, out = (f"{block}.{part}.weight" for part in ("to_q", "to_k", "to_v", "to_out.0"))
-        # Scores are no amount of motion: they follow whichever motion has more to say here.
+        # Scores are not an amount of motion: the stronger motion at this block decides.
         scores = self._product(q, k, self._shares(out), heads)
         values = self._product(out, v, self._weights, heads, transposed=True)
         return scores | values
@@ -109,7 +109,7 @@ class _Merge:
     def _product(
         self, left: str, right: str, weights: Weights, heads: int, transposed: bool = False
     ) -> dict[str, Tensor]:
-        """Factors of sum_i weight_i left_i^T right_i, by heads; `transposed`: `left` is `c h`."""
+        """Factors of sum_i weight_i left_i^T right_i, per head; `transposed`: `left` is `c h`."""
         lefts, rights = self._pair(left), self._pair(right)
         for i, other in ((0, 1), (1, 0)):
             if weights[other] == 0.0 or not lefts[other].any() or not rights[other].any():
@@ -128,7 +128,7 @@ class _Merge:
         return {left: new_left.T.contiguous() if transposed else new_left, right: new_right}
 
     def _shares(self, measure: str) -> Weights:
-        """How much each motion has to say, by its weight and the size of the tensor `measure`."""
+        """The share of each motion, by its weight and the norm of its tensor `measure`."""
         sizes = [
             abs(weight) * tensor.double().norm().item()
             for weight, tensor in zip(self._weights, self._pair(measure), strict=True)
@@ -151,7 +151,7 @@ def _refactored(lefts: Pair, rights: Pair, weights: Weights) -> Pair:
     depth = len(rights[0])
     left = torch.cat([weights[0] * lefts[0], weights[1] * lefts[1]]).double()
     right = torch.cat(rights).double()
-    # The product of two `c 2d` matrices has its singular values in the small one between their QR.
+    # The SVD of the small matrix between both QR decompositions gives that of the product.
     left_basis, left_rest = torch.linalg.qr(left.T)
     right_basis, right_rest = torch.linalg.qr(right.T)
     u, values, v = torch.linalg.svd(left_rest @ right_rest.T)
@@ -161,7 +161,7 @@ def _refactored(lefts: Pair, rights: Pair, weights: Weights) -> Pair:
     return new_left.float(), new_right.float()
 
 
-# --- what fits together, and what the result tells --------------------------------------------
+# --- checks and header ------------------------------------------------------------------------
 
 
 def _check(first: MotionFile, second: MotionFile) -> None:
@@ -174,7 +174,7 @@ def _check(first: MotionFile, second: MotionFile) -> None:
     if a.groupnorm != b.groupnorm:
         raise IncompatibleModelError(
             f"{names} cannot be merged: the first was trained with groupnorm '{a.groupnorm}', the "
-            f"second with '{b.groupnorm}', and a file runs one way. Train one of them again."
+            f"second with '{b.groupnorm}'. Train one of them again."
         )
     problem = _difference(first.state, second.state)
     if problem is not None:
@@ -209,13 +209,13 @@ def _heads(motion: MotionFile) -> int | None:
     if hashlib.sha256(repr(shapes).encode()).hexdigest() == _TOY_SHAPES:
         return _TOY_HEADS
     raise IncompatibleModelError(
-        f"Motions for {describe_family(family)} cannot be merged: how many heads its attention "
-        "has is not known. SD 1.x, SD 2.x, SD-XL and the toy base are."
+        f"Motions for {describe_family(family)} cannot be merged, because its number of attention "
+        "heads is unknown. Supported are SD 1.x, SD 2.x, SD-XL and the toy base."
     )
 
 
 def _config(first: MotionFile, second: MotionFile) -> MotionConfig:
-    """Size, frame count and rate where both agree; words of both; no training of its own."""
+    """Size, frame count and rate where both agree; the captions of both; no training."""
     a, b = first.config, second.config
     same_base = a.base_hash == b.base_hash and a.base_model == b.base_model
     measured = ("frames", "width", "height", "fps")

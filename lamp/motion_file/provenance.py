@@ -1,4 +1,4 @@
-"""Where a motion comes from, if not from a training: kept in the header whenever it is saved."""
+"""Provenance of merged and converted motions, kept in the header whenever they are saved."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .file import MotionFile, save_motion
 PARENTS_KEY = "lamp.parents"
 """Header entry of a merged motion: JSON, a list of `{"name", "weight", "prompt"}`."""
 SOURCE_KEY = "lamp.source"
-"""Header entry of a converted motion: what it was converted from, for people."""
+"""Header entry of a converted motion: its source, as readable text."""
 LICENSE_KEY = "modelspec.license"
 
 
@@ -25,8 +25,7 @@ def save_motion_file(
     size: float = 1.0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Path:
-    """`save_motion` to a new file, with what the motion's own header tells: licence, picture and
-    history."""
+    """`save_motion` to a new file, keeping the licence, thumbnail and provenance of the motion."""
     return save_motion(
         path,
         file.state,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..clips.load import Window
+from ..clips.clip_set import Window
 from ..method.prompts import stack_prompts
 from .latents import LatentClips
 

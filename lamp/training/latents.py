@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..clips.load import ClipSet, Window
+from ..clips.clip_set import ClipSet, Window
 from ..errors import ClipError, LampError
 from ..files.cache import Found, TensorCache, entry_name
 

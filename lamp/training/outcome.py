@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..clips.load import ClipSet
+from ..clips.clip_set import ClipSet
 from ..errors import LampError, MotionFileError
 from ..motion_file.config import MotionConfig
 from ..motion_file.file import RUN_KEY, MotionFile, run_of, save_motion

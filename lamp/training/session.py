@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..clips.load import ClipSet
+from ..clips.clip_set import ClipSet
 from ..errors import LampError, is_out_of_memory
 from ..files.atomic import write_file
 from ..files.lock import new_folder

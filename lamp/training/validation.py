@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..clips.load import Window
+from ..clips.clip_set import Window
 from ..errors import LampError
 from ..method.schedule import TRAIN_TIMESTEPS
 from .batches import Batch, prompts

@@ -50,7 +50,7 @@ def test_fallbacks(clip):
 def test_empty_file_falls_back_with_a_warning(clip, content):
     caption = find_caption(write(clip, content), "a horse runs")
     assert (caption.text, caption.source) == ("a horse runs", "prompt")
-    assert "'clip.one.txt' is empty: 'a horse runs' is used" in caption.warning
+    assert "'clip.one.txt'" in caption.warning and "'a horse runs'" in caption.warning
 
 
 def test_motion_template(clip):
@@ -68,9 +68,9 @@ def test_a_given_caption_goes_before_the_file(clip):
 
 def test_for_an_empty_given_caption_stands_what_the_file_has(clip):
     found = given_caption(" ", clip)
-    assert found == ("horse run", "folder", "The given caption is empty: 'horse run' is used.")
+    assert found[:2] == ("horse run", "folder") and "'horse run'" in found.warning
     assert given_caption("", write(clip, b"a dog runs"))[:2] == ("a dog runs", "file")
-    assert given_caption("") == ("", "given", "The given caption is empty.")
+    assert given_caption("")[:2] == ("", "given") and given_caption("").warning
 
 
 def test_a_template_without_a_motion(clip):
@@ -87,7 +87,7 @@ def test_folder_of_images(tmp_path):
 
 def test_a_file_that_is_no_caption_is_refused_by_its_size(clip):
     clip.with_suffix(".txt").write_text("a " * 60_000)
-    with pytest.raises(ClipError, match="'.*txt' has 120,000 bytes, a caption at most 100,000"):
+    with pytest.raises(ClipError, match="'.*txt' .*120,000 .*100,000"):
         find_caption(clip, "it runs")
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lamp.clips.load import load_clips
-from lamp.clips.video import read_frames
+from tests.helpers.clip_reading import read_frames
 
 COLOURS = np.array([[(220, 30, 30), (30, 200, 40)], [(40, 50, 220), (230, 210, 30)]], np.float64)
 """Of the four corners."""

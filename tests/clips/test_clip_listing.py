@@ -16,8 +16,9 @@ from benchmarks.samples.clip_files import numbered_frame, numbers_of, write_numb
 from lamp.clips.decoding import pictures
 from lamp.clips.listing import look_into
 from lamp.clips.load import load_clips
-from lamp.clips.video import read_frames
+from lamp.clips.report import describe_clips
 from lamp.errors import ClipError
+from tests.helpers.clip_reading import read_frames
 
 SIZE = {"width": 64, "height": 48}
 KINDS = {
@@ -107,7 +108,7 @@ def test_every_file_that_is_left_out_is_named_with_its_reason(tmp_path: Path) ->
         (line,) = [text for text in told if reason in text]
         assert [name for name in names if f"'{name}'" not in line] == []
         assert line.count("'") == 2 * len(names)
-    report = clips.report()
+    report = describe_clips(clips)
     assert all(f"Warning: {text}" in report for text in told)
 
 
@@ -122,7 +123,7 @@ def test_long_lists_are_told_in_lines_that_are_shown_whole(tmp_path: Path) -> No
     names = [f"something with a long name {number}.bin" for number in range(150)]
     for name in names:
         (tmp_path / name).touch()
-    report = load_clips(tmp_path, "", 4, **SIZE).report()
+    report = describe_clips(load_clips(tmp_path, "", 4, **SIZE))
     assert [name for name in names if f"'{name}'" not in report] == []
 
 

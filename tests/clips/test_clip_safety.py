@@ -19,9 +19,10 @@ from PIL import Image
 from benchmarks.samples.clip_files import numbered_frame, numbers_of, write_numbered, write_video
 from lamp.cli import DONE, main
 from lamp.clips.decoding.reader import MAX_PIXELS
-from lamp.clips.load import list_clips, load_clips
-from lamp.clips.video import probe, read_frames
+from lamp.clips.load import load_clips
+from lamp.clips.report import describe_clips
 from lamp.errors import ClipError
+from tests.helpers.clip_reading import list_clips, probe, read_frames
 
 SIZE = {"width": 64, "height": 48}
 
@@ -149,7 +150,7 @@ def test_a_clip_of_any_name_is_read_and_told_of(tmp_path: Path, name: str) -> No
     clips = load_clips(folder, "", 4, **SIZE)
     assert clips.captions == [f"told {' '.join(name.split())}"]
     told = name.replace("\n", "\\n")  # a name does not begin another line
-    assert f"{told}.mp4: 64 x 48" in clips.report()
+    assert f"{told}.mp4: 64 x 48" in describe_clips(clips)
     assert numbers_of(clips.frames(0, range(4))) == [0, 1, 2, 3]
 
 
@@ -206,7 +207,7 @@ def test_a_damaged_clip_does_not_stall_the_decoder() -> None:
     """Found by changing bytes of a sound clip in HEVC: FFmpeg's threads, when each of them decodes
     a frame of its own, wait for each other for ever, and with them the process."""
     script = (
-        "import sys; from pathlib import Path; from lamp.clips.video import probe;"
+        "import sys; from pathlib import Path; from tests.helpers.clip_reading import probe;"
         "print(probe(Path(sys.argv[1])).frames)"
     )
     run = [sys.executable, "-c", script, str(_STALLING)]

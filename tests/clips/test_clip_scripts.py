@@ -21,8 +21,8 @@ from lamp.cli import main
 from lamp.clips.decoding import reader as clip_reader
 from lamp.clips.decoding.choose import check_kind, count_frames
 from lamp.clips.load import load_clips
-from lamp.clips.video import probe, read_frames
 from lamp.errors import ClipError
+from tests.helpers.clip_reading import probe, read_frames
 
 UDP_PORT = 50123
 SIZE = {"width": 64, "height": 48}
@@ -239,7 +239,7 @@ def test_a_large_picture_takes_little_more_than_its_pixels(tmp_path: Path) -> No
     Image.new("LA", (6000, 6000), (100, 128)).save(folder / "0.png", compress_level=1)
     program = (
         "import resource, sys; from pathlib import Path\n"
-        "from lamp.clips.video import read_frames\n"
+        "from tests.helpers.clip_reading import read_frames\n"
         "import PIL.PngImagePlugin, numpy\n"
         "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
         "before = peak()\n"
@@ -271,7 +271,7 @@ def test_a_clip_of_too_many_frames_is_left(tmp_path: Path, monkeypatch: pytest.M
     path = write_numbered(tmp_path / "a.mp4", 30)
     pictures = [Image.fromarray(np.full((8, 8, 3), 8 * n, np.uint8)) for n in range(30)]
     pictures[0].save(tmp_path / "a.webp", save_all=True, append_images=pictures[1:])
-    monkeypatch.setattr(clip_reader, "MOST_FRAMES", 20)
+    monkeypatch.setattr(clip_reader, "MAX_FRAMES", 20)
     for name in ("a.mp4", "a.webp"):
         with pytest.raises(ClipError, match=f"'{name}'.* 20 "):
             probe(tmp_path / name)

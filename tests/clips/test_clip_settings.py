@@ -7,6 +7,7 @@ import torch
 
 from benchmarks.samples.clip_files import write_numbered
 from lamp.clips.load import clips_from_images, load_clips
+from lamp.clips.report import describe_clips
 from lamp.clips.settings import ClipSettings, buckets, share_kept
 
 SIZES = [(512, 320), (320, 512), (512, 512), (768, 448), (520, 328), (32, 32), (64, 48)]
@@ -64,16 +65,15 @@ def test_clips_of_all_shapes_are_cropped_to_their_buckets(tmp_path):
         rows, columns = seen.any(1).sum().item(), seen.any(0).sum().item()
         assert abs(rows - columns) <= 1 and rows > 12
     assert clips_from_images([wide], "x", 4, 32, 32).size(0) == (32, 32)
-    assert "24 x 40 and" in clips.report().splitlines()[0] or "and 24 x 40" in clips.report()
+    head = describe_clips(clips).splitlines()[0]
+    assert "24 x 40 and" in head or "and 24 x 40" in head
 
 
 def test_a_clip_that_loses_much_by_cropping_is_named(tmp_path):
     write_numbered(tmp_path / "a.mp4", 4, 96, 48)
     write_numbered(tmp_path / "b.mp4", 4, 48, 96)
     square = load_clips(tmp_path, "", 4, 96, 48)
-    assert square.warnings == [
-        "'b.mp4': cropping 48 x 96 to 96 x 48 leaves 25% of the picture. If the motion is cut off, "
-        "switch bucket on or set fit to pad."
-    ]
+    (warning,) = square.warnings
+    assert all(part in warning for part in ("'b.mp4'", "48 x 96", "96 x 48", "25%", "bucket"))
     for settings in ({"bucket": True}, {"fit": "pad"}, {"fit": "stretch"}):
         assert not load_clips(tmp_path, "", 4, 96, 48, **settings).warnings

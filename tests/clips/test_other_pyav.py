@@ -15,7 +15,9 @@ from scripts.setup_host import OLDEST_PYAV, PYAV_FOLDER
 
 READING = (
     "test_clip_colours.py",
-    "test_clip_kinds.py",
+    "test_clip_complete.py",
+    "test_clip_streams.py",
+    "test_clip_times.py",
     "test_clip_listing.py",
     "test_clip_oddities.py",
     "test_clip_scripts.py",

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lamp.clips.load import ClipSet, clips_from_images
+from lamp.clips.clip_set import ClipSet
+from lamp.clips.load import clips_from_images
 from lamp.errors import LampError
 from lamp.files.cache import TensorCache
 from lamp.hosts.comfy import cache as comfy_cache

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from lamp.clips.load import ClipSet, clips_from_images
+from lamp.clips.clip_set import ClipSet
+from lamp.clips.load import clips_from_images
 from lamp.errors import IncompatibleModelError
 from lamp.training.latents import LatentClips
 from tests.helpers.other_unets import FRAMES, SmallClip, drawn, patcher_of

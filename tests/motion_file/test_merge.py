@@ -16,6 +16,7 @@ from lamp.cli import main
 from lamp.errors import IncompatibleModelError, LampError, MotionFileError
 from lamp.method.architecture import BlockSite, ConvSite, SiteMap, map_unet
 from lamp.method.motion import Motion
+from lamp.motion_file import merge
 from lamp.motion_file.config import MotionConfig
 from lamp.motion_file.describe import describe_motion
 from lamp.motion_file.file import MotionFile, load_motion_file
@@ -198,28 +199,28 @@ def test_parents_that_cannot_be_read_do_no_harm(first: MotionFile) -> None:
         assert "Merged from: not readable" in told
 
 
-# --- what does not fit ----------------------------------------------------------------------------
+# --- refused merges ----------------------------------------------------------------------------
 
 
-def refused(first: MotionFile, second: MotionFile, sentence: str) -> None:
-    with pytest.raises(LampError, match=sentence):
+def refused(first: MotionFile, second: MotionFile, words: str) -> None:
+    with pytest.raises(LampError, match=words):
         merge_motions(first, second)
 
 
 def test_what_does_not_fit_is_named_with_both_files(first: MotionFile, second: MotionFile) -> None:
-    both = "a.safetensors and b.safetensors cannot be merged: "
-    for change, sentence in (
-        ({"family": "sdxl"}, f"^{both}the first is for SD 1.x, the second for SD-XL"),
-        ({"groupnorm": "frame"}, f"^{both}.*groupnorm 'pooled', the second with 'frame'"),
+    both = "a.safetensors and b.safetensors.*"
+    for change, words in (
+        ({"family": "sdxl"}, f"^{both}SD 1.x.*SD-XL"),
+        ({"groupnorm": "frame"}, f"^{both}groupnorm.*pooled.*frame"),
     ):
-        refused(first, replace(second, config=replace(SECOND, **change)), sentence)
+        refused(first, replace(second, config=replace(SECOND, **change)), words)
     name = "conv_in.conv1d.weight"
     narrow = {**second.state, name: torch.zeros(6, 6, 3)}
-    sentence = rf"^{both}tensor '{name}' has shape \(12, 12, 3\) in the first, \(6, 6, 3\)"
-    refused(first, replace(second, state=narrow), sentence)
+    words = rf"^{both}{name}.*\(12, 12, 3\).*\(6, 6, 3\)"
+    refused(first, replace(second, state=narrow), words)
     less = {key: value for key, value in second.state.items() if key != name}
-    refused(first, replace(second, state=less), f"^{both}tensor '{name}' is missing in the second")
-    refused(replace(first, state=less), second, f"^{both}tensor '{name}' is missing in the first")
+    refused(first, replace(second, state=less), f"^{both}{name}.* second")
+    refused(replace(first, state=less), second, f"^{both}{name}.* first")
     with pytest.raises(MotionFileError):
         merge_motions(first, replace(second, state=narrow))
 
@@ -233,26 +234,26 @@ def test_absurd_values_are_merged_or_named(first: MotionFile, second: MotionFile
 
     merged = merge_motions(with_convolution(1e30), second, (1.0, 1.0))
     assert all(tensor.isfinite().all() for tensor in merged.state.values())
-    # the gate follows the one that says everything
+    # the gate follows the stronger one
     gate = "conv_in.conv_gate.weight"
     assert torch.equal(merged.state[gate], first.state[gate])
-    with pytest.raises(MotionFileError, match="'conv_in.conv1d.weight' is too large for fp32"):
+    with pytest.raises(MotionFileError, match="conv_in.conv1d.weight"):
         merge_motions(with_convolution(3e38), with_convolution(3e38), (1.0, 1.0))
 
 
 def test_weights_of_0_are_refused(first: MotionFile, second: MotionFile) -> None:
-    with pytest.raises(LampError, match="Both weights are 0"):
+    with pytest.raises(LampError, match="0"):
         merge_motions(first, second, (0.0, 0.0))
 
 
-def test_heads_that_are_not_known_are_a_sentence(first: MotionFile) -> None:
-    for family in ("text16", "text64"):  # the toy's text width is not the toy
+def test_unknown_attention_heads_are_refused(first: MotionFile) -> None:
+    for family in ("text16", "text64"):  # another model with the toy's text width
         small = replace(first, config=replace(FIRST, family=family))
-        with pytest.raises(IncompatibleModelError, match="how many heads .* is not known"):
+        with pytest.raises(IncompatibleModelError, match="heads"):
             merge_motions(small, small)
 
 
-def test_the_toy_is_known_by_the_shape_of_its_unet() -> None:
+def test_the_toy_base_is_recognised_by_its_shapes() -> None:
     from lamp.toy.base import UNET_CONFIG, build_unet
 
     def of(**changes: Any) -> MotionFile:
@@ -260,6 +261,7 @@ def test_the_toy_is_known_by_the_shape_of_its_unet() -> None:
         state = Motion(map_unet(unet)).initialise(0).state_dict()
         return MotionFile(state, replace(FIRST, family="text64"), name="a.safetensors")
 
+    assert UNET_CONFIG["attention_head_dim"] == merge._TOY_HEADS
     toy = of()
     merged = merge_motions(toy, toy, (1.0, 0.0)).state
     assert all(torch.equal(merged[name], value) for name, value in toy.state.items())

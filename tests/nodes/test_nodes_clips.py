@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks.samples.clip_files import numbers_of, sliding, write_numbered
-from lamp.clips.load import ClipSet
+from lamp.clips.clip_set import ClipSet
 from lamp.errors import ClipError
 
 SETTINGS = {

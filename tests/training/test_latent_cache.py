@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.samples.small_training import FRAMES, small_host
-from lamp.clips.load import ClipSet, clips_from_images
+from lamp.clips.clip_set import ClipSet
+from lamp.clips.load import clips_from_images
 from lamp.errors import ClipError
 from lamp.files.cache import TensorCache, digest
 from lamp.method.architecture import map_unet

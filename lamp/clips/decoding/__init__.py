@@ -1,1 +1,1 @@
-"""Video and picture files to RGB frames."""
+"""Decode video and picture files to RGB frames."""

@@ -1,4 +1,4 @@
-"""The decoders behind training clips: video files, animated pictures, folders of images."""
+"""Choose the decoder for a clip: video file, animated picture or folder of images."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .pictures import HEAD, IMAGE_ENDINGS, animated_frames, folder_frames, is_pi
 from .reader import Readable, SourceFrame, Watch, nothing, open_clip, reading
 from .video_file import VideoFile
 
-_NEAR = 0.005  # a header's rate that is nearer than this to the times' own is the exact one
+_NEAR = 0.005  # relative; a header's rate this close to the timestamps' rate is the exact one
 
 
 def source_frames(
@@ -22,12 +22,11 @@ def source_frames(
     end: float | None = None,
     pulse: Callable[[], None] = nothing,
 ) -> Generator[SourceFrame, None, None]:
-    """All frames of a clip in display order; close the iterator to let go of the file.
+    """All frames of a clip in display order. Close the iterator to release the file.
 
-    With `start` and `end`, in seconds, only the frames from the one (counted) to the other (not
-    counted); frames without a time all belong. `pulse` is called now and then while a decoder
-    works, and may raise. Raises ClipError if the clip cannot be read to the point where the
-    iterator is left; the error tells after how many frames.
+    `start` (inclusive) and `end` (exclusive), in seconds, select frames by time; frames without a
+    time are always included. `pulse` is called regularly while a decoder works, and may raise.
+    Raises ClipError, with the number of the last good frame, if the clip cannot be decoded.
     """
     watch = Watch(clip.name, pulse)
     count = 0
@@ -40,12 +39,12 @@ def source_frames(
                     count += 1
                     yield frame
         if not count:
-            part = " at the chosen time" if start or end is not None else ""
-            raise ClipError(f"'{clip.name}' has no pictures in it{part}. Leave it out.")
+            part = " in the chosen time range" if start or end is not None else ""
+            raise ClipError(f"'{clip.name}' has no pictures{part}. Remove it.")
 
 
 def count_frames(clip: Readable, pulse: Callable[[], None] = nothing) -> int:
-    """About how many frames a clip has, without decoding a film. Raises as `source_frames`."""
+    """The approximate number of frames, without decoding videos. Raises as `source_frames`."""
     watch = Watch(clip.name, pulse)
     with _watched(clip, watch):
         if isinstance(clip, Path) and clip.is_dir():
@@ -57,8 +56,8 @@ def count_frames(clip: Readable, pulse: Callable[[], None] = nothing) -> int:
 
 
 def check_kind(clip: Readable) -> None:
-    """See that a file is a clip of a kind that is read, before others open it who would follow a
-    play list. Raises ClipError."""
+    """Check that a file is a supported clip, before a program that follows playlists opens it.
+    Raises ClipError."""
     watch = Watch(clip.name)
     with _watched(clip, watch):
         if not _is_picture(clip):
@@ -67,7 +66,7 @@ def check_kind(clip: Readable) -> None:
 
 @dataclass
 class Tally:
-    """Counts the frames that pass by, and tells their rate by their times."""
+    """Counts frames as they pass, and measures their rate."""
 
     count: int = 0
     ended: bool = False
@@ -86,7 +85,7 @@ class Tally:
 
     @property
     def rate(self) -> float | None:
-        """Frames a second; the header's word is only taken where the times bear it out."""
+        """Frames per second. The header's rate counts only where the timestamps confirm it."""
         if not self._times:
             return None
         first, last = self._times[0], self._times[-1]
@@ -108,14 +107,14 @@ def image_files(folder: Path) -> list[Path]:
 
 
 def natural_order(path: Path) -> list[tuple[int, str]]:
-    """Sorts runs of digits by their value."""
+    """A sort key that orders runs of digits by value."""
     parts = re.split(r"([0-9]+)", path.name.casefold())
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in parts]
 
 
 @contextlib.contextmanager
 def _watched(clip: Readable, watch: Watch, after: Callable[[], str] = lambda: "") -> Iterator[None]:
-    """As `reading`, but what the pulse raised comes out as it is."""
+    """As `reading`, but an exception from the pulse passes unchanged."""
     try:
         with reading(clip, after=after):
             yield

@@ -1,7 +1,7 @@
-"""What a video file says of itself and FFmpeg does not pass on: its end, and how it is cropped.
+"""Container facts that FFmpeg does not report: whether a file is complete, and how it is cropped.
 
-Each container is walked by its own sizes; nothing is decoded. Sources: ISO/IEC 14496-12 (mp4, mov),
-RFC 8794 and 9559 (Matroska, WebM), the specifications of AVI, ASF, FLV, Ogg and GIF.
+Each container is walked by the sizes in it; nothing is decoded. Sources: ISO/IEC 14496-12 (mp4,
+mov), RFC 8794 and 9559 (Matroska, WebM), the specifications of AVI, ASF, FLV, Ogg and GIF.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import BinaryIO
 
-_MOST_HEADER = 1 << 24  # bytes of a track list; with all their samples, tables are far longer
-_UNKNOWN = 1 << 62  # a size that is not told: up to the end
+_MOST_HEADER = 1 << 24  # bytes of a track list
+_UNKNOWN = 1 << 62  # a size that is not stated: up to the end
 
 
 @dataclass(frozen=True)
 class Crop:
-    """Pixels that are not shown at the sides of a coded picture.
+    """Pixels at the sides of a coded picture that are not displayed.
 
-    ``aspect`` is the width of a pixel by its height, where only the container can tell.
+    ``aspect`` is a pixel's width / height, where only the container states it.
     """
 
     left: int = 0
@@ -31,12 +31,12 @@ class Crop:
 
 @dataclass(frozen=True)
 class Outline:
-    """Where a file's pictures end by its own word.
+    """Where a file's pictures end, according to its container.
 
-    - ``end``: bytes that belong to it, where more may lie behind them (None: all);
-    - ``cut``: whether pictures go on behind the file's end;
-    - ``unread``: whether another film lies behind those that FFmpeg reads;
-    - ``crops``: of each video track in order, where there are any.
+    - ``end``: number of bytes that belong to it, if data may follow (None: all);
+    - ``cut``: whether the file ends before its pictures do;
+    - ``unread``: whether another film follows those that FFmpeg reads;
+    - ``crops``: of each video track in order, if there are any.
     """
 
     end: int | None = None
@@ -46,9 +46,9 @@ class Outline:
 
 
 def outline(file: BinaryIO) -> Outline:
-    """Look at a file of any kind; of kinds that tell nothing nothing is known.
+    """The outline of a file of any kind; empty for unknown kinds.
 
-    Files that are damaged are told of by the decoder, not here.
+    Damage is left to the decoder to report.
     """
     size = file.seek(0, 2)
     head = _at(file, 0, 64)
@@ -70,7 +70,7 @@ _BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"styp", b"pnot"
 
 @dataclass(frozen=True)
 class _Part:
-    """A part of a file: its name, where its content begins, and where it ends."""
+    """A part of a file: its name, and where its content starts and ends."""
 
     name: bytes
     place: int
@@ -105,7 +105,7 @@ def _walk_mp4(file: BinaryIO, size: int) -> Outline:
 
 
 def _mp4_crop(file: BinaryIO, track: _Part) -> list[Crop]:
-    """The clean aperture of a video track, if it is one."""
+    """The clean aperture of a track; empty if it is not a video track."""
     part = track
     for name in (b"mdia", b"minf", b"stbl", b"stsd"):
         inside = (box for box in _boxes(file, part.place, part.end) if box.name == name)
@@ -133,7 +133,7 @@ def _is_video(file: BinaryIO, media: _Part) -> bool:
 
 
 def _clean_aperture(data: bytes, width: int, height: int) -> Crop:
-    """Width, height and the centre's offset from the picture's, as fractions."""
+    """From width, height and the offset of the centre, as fractions."""
     numbers = struct.unpack(">IIIIiIiI", data.ljust(32, b"\0"))
     if not all(numbers[1::2]):
         return Crop()
@@ -147,13 +147,13 @@ def _clean_aperture(data: bytes, width: int, height: int) -> Crop:
 
 _EBML, _SEGMENT, _CLUSTER, _TRACKS = 0x1A45DFA3, 0x18538067, 0x1F43B675, 0x1654AE6B
 _ENTRY, _TYPE, _VIDEO = 0xAE, 0x83, 0xE0
-_FILMS_READ = 2  # of those joined byte by byte, by FFmpeg
+_FILMS_READ = 2  # by FFmpeg, of films joined byte by byte
 _CODED_WIDTH, _CODED_HEIGHT, _SHOWN_WIDTH, _SHOWN_HEIGHT = 0xB0, 0xBA, 0x54B0, 0x54BA
 _CROPS = {0x54CC: "left", 0x54BB: "top", 0x54DD: "right", 0x54AA: "bottom"}
 
 
 def _element(data: bytes) -> tuple[int, int, int]:
-    """The id, the size (or `_UNKNOWN`) and the length of the head of an EBML element."""
+    """Id, size (or `_UNKNOWN`) and header length of an EBML element."""
     first = data[0] if data else 0
     width = 9 - first.bit_length() if first else 9
     if width > 4 or len(data) <= width or not data[width]:
@@ -188,7 +188,7 @@ def _walk_matroska(file: BinaryIO, size: int) -> Outline:
                 crops = tuple(_matroska_crops(_at(file, place + head, length)))
             place += head + length
             cut = name == _CLUSTER and (place > size or place == size < promised < _UNKNOWN)
-    except ValueError:  # the head of an element is cut, or it is none
+    except ValueError:  # a truncated header, or not an element
         cut = size - place < 12 and size < promised
     return Outline(cut=cut, unread=films > _FILMS_READ, crops=crops)
 
@@ -207,7 +207,7 @@ def _matroska_crop(video: dict[int, int]) -> Crop:
     if not any(sides.values()):
         return Crop()
     crop = Crop(**sides)
-    # The size on the screen is that of what is left. FFmpeg's versions do not agree on this.
+    # The display size is that of the cropped picture. FFmpeg versions disagree on this.
     wide = video.get(_CODED_WIDTH, 0) - crop.left - crop.right
     high = video.get(_CODED_HEIGHT, 0) - crop.top - crop.bottom
     shown = video.get(_SHOWN_WIDTH, wide), video.get(_SHOWN_HEIGHT, high)
@@ -226,7 +226,7 @@ def _walk_avi(file: BinaryIO, size: int) -> Outline:
         if name == b"RIFF":
             place += 12
             continue
-        # Recorders that were stopped hard have left a size of 0, or the largest one.
+        # A recorder that was killed leaves a size of 0, or the maximum.
         if name == b"LIST" and kind == b"movi" and length < 0x7FFFFFFF:
             cut = place + 8 + length > size
         place += 8 + length + length % 2
@@ -242,7 +242,7 @@ def _walk_asf(file: BinaryIO, size: int) -> Outline:
     while place + 24 <= size:
         head = _at(file, place, 24)
         length = int.from_bytes(head[16:], "little")
-        if head[:16] == _ASF_DATA:  # 50 bytes: what a live stream says, whose end is not known
+        if head[:16] == _ASF_DATA:  # 50 bytes: a live stream of unknown length
             return Outline(cut=length > 50 and place + length > size)
         if length < 24:
             break
@@ -257,7 +257,7 @@ def _walk_flv(file: BinaryIO, size: int) -> Outline:
         if head[0] & 0x1F not in (8, 9, 18):
             return Outline(unread=head[:3] == b"FLV")
         place += 11 + int.from_bytes(head[1:], "big") + 4
-    return Outline(cut=place > size + 4)  # the last tag's length behind it may be missing
+    return Outline(cut=place > size + 4)  # the length after the last tag may be missing
 
 
 def _walk_ogg(file: BinaryIO, size: int) -> Outline:
@@ -275,12 +275,12 @@ def _walk_ogg(file: BinaryIO, size: int) -> Outline:
 # --- GIF ---------------------------------------------------------------------------------------
 
 
-_MOST_GIF = 1 << 28  # bytes that are taken into memory to look at them
+_MOST_GIF = 1 << 28  # bytes that are read into memory
 
 
 def _walk_gif(file: BinaryIO, size: int) -> Outline:
-    """Up to the trailer. What lies behind it is no picture, whatever it looks like; without one
-    the file ends where a block does."""
+    """Up to the trailer; data after it does not belong to the file. Without a trailer, a file that
+    ends with a whole block counts as complete."""
     if size > _MOST_GIF:
         return Outline()
     data = _at(file, 0, size)
@@ -300,7 +300,7 @@ def _walk_gif(file: BinaryIO, size: int) -> Outline:
         elif kind == 0x2C:
             return Outline(cut=True)
         else:
-            # Zeros between blocks are passed by; anything else is no GIF from here on.
+            # Zeros between blocks are skipped; anything else does not belong to the GIF.
             place += 1
             if kind:
                 return Outline(end=place - 1)

@@ -1,4 +1,4 @@
-"""Interlaced frames made whole: both fields of a frame were filmed at different times."""
+"""Deinterlacing: the two fields of an interlaced frame were filmed at different times."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ _FILTERS = ("bwdif", "yadif")  # the better one first; not every build of FFmpeg
 
 
 def deinterlaced(frames: Iterable[Decoded], told: Told) -> Iterator[Decoded]:
-    """All frames, those that say they are interlaced without their combs, others as they are."""
+    """All frames, deinterlaced where they are marked as interlaced."""
     filters: _Filters | None = None
     name = ""
     for each in frames:
         if not filters and each.frame.interlaced_frame and not name:
             name = _available()
             told.note(
-                "is interlaced: it was deinterlaced."
+                "is interlaced and was deinterlaced."
                 if name
                 else "is interlaced, and this FFmpeg has no filter for that: moving edges show "
-                "combs. Deinterlace the clip first (ffmpeg -vf bwdif)."
+                "comb artefacts. Deinterlace the clip first (ffmpeg -vf bwdif)."
             )
         if filters and not filters.takes(each.frame):
             yield from filters.end()
@@ -47,7 +47,7 @@ def _available() -> str:
 
 
 class _Filters:
-    """FFmpeg's filter for frames of one size and layout; it gives one frame for each, one later."""
+    """FFmpeg's filter for frames of one size and layout: one frame out per frame in, one later."""
 
     def __init__(self, name: str, frame: Any) -> None:
         from av.filter import Graph
@@ -73,7 +73,7 @@ class _Filters:
 
     def through(self, each: Decoded) -> Iterator[Decoded]:
         self._waiting.append(each)
-        # Times of its own: those of the file need not even rise.
+        # Timestamps of its own, because those in the file may not increase.
         each.frame.pts, each.frame.time_base = self._count, Fraction(1, 25)
         self._count += 1
         self._graph.push(each.frame)

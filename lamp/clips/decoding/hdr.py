@@ -1,4 +1,4 @@
-"""HDR pictures (PQ and HLG of BT.2100) brought to SDR: sRGB colours of BT.709."""
+"""Tone mapping from HDR (PQ and HLG of BT.2100) to SDR (sRGB with BT.709 primaries)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import Tensor
 PQ, HLG = 16, 18
 """FFmpeg's numbers of the two transfer functions (ITU-T H.273)."""
 WHITE = 203.0
-"""cd/m2 of a white sheet of paper in an HDR picture (BT.2408)."""
+"""cd/m2 of reference white in HDR (BT.2408)."""
 PEAK = 1000.0
-"""cd/m2 that become full white: what most HDR films are made for."""
-_KNEE = 0.75  # of white: what is darker keeps its brightness
+"""cd/m2 that map to full white: the mastering peak of most HDR films."""
+_KNEE = 0.75  # of white; darker values are unchanged
 
 # Linear RGB of other primaries -> of BT.709, white D65; by FFmpeg's number of the primaries.
 _TO_709 = {
@@ -33,10 +33,10 @@ _LUMA = {1: (0.2126, 0.0722), 9: (0.2627, 0.0593), 10: (0.2627, 0.0593)}
 
 
 def rgb_of(picture: Tensor, full_range: bool, matrix: int) -> Tensor:
-    """``h w 3`` of Y Cb Cr in 0..1 as coded -> R G B, about 0..1 (H.273; BT.2020 if not told)."""
+    """``h w 3`` of Y Cb Cr in 0..1 as coded -> R G B, about 0..1 (H.273; by default BT.2020)."""
     red, blue = _LUMA.get(matrix, _LUMA[9])
     luma, cb, cr = picture.unbind(-1)
-    # 16 bits are 8 bits with a byte of zeros behind.
+    # 16-bit values are the 8-bit ones, shifted by a byte.
     step = 256 / 65535
     if full_range:
         cb, cr = (cb - 128 * step), (cr - 128 * step)
@@ -51,9 +51,8 @@ def rgb_of(picture: Tensor, full_range: bool, matrix: int) -> Tensor:
 def to_sdr(picture: Tensor, transfer: int, primaries: int) -> Tensor:
     """``h w 3`` in 0..1 as coded -> ``h w 3`` in 0..1, sRGB.
 
-    Colours up to a sheet of white paper stay what they are; lights beyond it are rolled off, by one
-    factor for all three channels, so that they keep their hue. Primaries that are not told are
-    those of BT.2020.
+    Brighter values than the knee are compressed, by one factor for all three channels, so that they
+    keep their hue. Unspecified primaries count as BT.2020.
     """
     light = (_pq_light(picture) if transfer == PQ else _hlg_light(picture)) / WHITE
     light = _rolled_off(light)
@@ -82,7 +81,7 @@ def _hlg_light(signal: Tensor) -> Tensor:
 
 
 def _rolled_off(light: Tensor) -> Tensor:
-    """1 is white paper: what is brighter than the knee is bent so that the peak becomes 1."""
+    """1 is reference white. Values above the knee are compressed so that the peak becomes 1."""
     most = light.amax(-1, keepdim=True).clamp(min=1e-6)
     room, peak = 1 - _KNEE, (PEAK / WHITE - _KNEE) / (1 - _KNEE)
     above = (most - _KNEE) / room

@@ -1,4 +1,4 @@
-"""Pictures and animated pictures through Pillow: only formats that are named, no great copies."""
+"""Decode pictures and animations with Pillow: listed formats only, in small memory."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ IMAGE_ENDINGS = (
     ".ppm", ".pgm",
 )  # fmt: skip
 ANIMATED_ENDINGS = (".webp", ".png", ".apng", ".avif")
-"""Of pictures that may hold many."""
+"""Of formats that may hold several pictures."""
 _FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "BMP", "DIB", "TIFF", "PPM")
-# Nothing else: for some formats Pillow starts a program, or opens other files.
+# Only these: for some formats Pillow starts a program or opens other files.
 HEAD = 2**16
-"""Bytes by which files are told apart."""
+"""Bytes from which the kind of a file is determined."""
 _PNG = b"\x89PNG\r\n\x1a\n"
-_STRIP = 2**20  # pixels that are converted at a time
-_BRIGHTEST_FLOAT = 2.0  # floats that mean 0..1 may go a little beyond
+_STRIP = 2**20  # pixels converted at a time
+_BRIGHTEST_FLOAT = 2.0  # floats in 0..1 may overshoot a little
 _HDR = (
-    "holds HDR pictures, which are read as if they were SDR. As the colours look wrong in the "
-    "contact sheet, convert them to SDR."
+    "holds HDR pictures, which are read as SDR. If the colours look wrong in the contact sheet, "
+    "convert them to SDR."
 )
 _ORIENTATION = 0x112  # a tag of EXIF
 _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339  # tags of TIFF
 
 
 def open_picture(file: BinaryIO) -> Image.Image:
-    """A picture, not decoded yet. Raises ValueError if it is larger than twice 8K."""
+    """A picture, not yet decoded. Raises ValueError if it is larger than twice 8K."""
     from PIL import Image
 
-    # Before Pillow looks at it: for an animation it makes room at once.
+    # Before Pillow opens it, because it allocates memory for an animation at once.
     head = file.read(30)
     _check_size(*_webp_size(head))
     file.seek(0)
@@ -55,14 +55,14 @@ def open_picture(file: BinaryIO) -> Image.Image:
     hidden = image.info.get("transparency")
     if image.format == "PNG" and image.mode == "L" and isinstance(hidden, int):
         bits = min(head[24], 8)
-        # Pillow widens the pixels to 8 bits, and not the one value that is transparent.
+        # Pillow scales the pixels to 8 bits, but not the transparent value.
         image.info["transparency"] = hidden * 255 // (2**bits - 1)
     return image
 
 
 def is_hdr(head: bytes) -> bool:
-    """Whether a PNG or an AVIF that begins so says that it is HDR (PQ or HLG): in its chunk cICP,
-    in its box colr. Pillow takes no notice."""
+    """Whether the start of a PNG (chunk cICP) or AVIF (box colr) marks it as HDR (PQ or HLG), which
+    Pillow ignores."""
     for mark, size in ((b"cICP", 1), (b"colrnclx", 2)):  # bytes of each number
         place = head.find(mark) + len(mark) + size  # behind the primaries
         if mark in head and int.from_bytes(head[place : place + size], "big") in (PQ, HLG):
@@ -71,13 +71,13 @@ def is_hdr(head: bytes) -> bool:
 
 
 def knows_avif() -> bool:
-    """Whether Pillow reads AVIF, which older ones do not."""
+    """Whether this version of Pillow reads AVIF."""
     return importlib.util.find_spec("PIL.AvifImagePlugin") is not None
 
 
 def is_picture(head: bytes) -> bool:
-    """Whether a file with these first `HEAD` bytes is read by Pillow: WebP, AVIF, and PNG that is
-    not animated. Pillow puts half-transparent frames of those together in a way of its own."""
+    """Whether Pillow reads a file with these first `HEAD` bytes: WebP, AVIF and still PNG. Animated
+    PNG is left to FFmpeg, because Pillow composes half-transparent frames differently."""
     if head[4:12] in (b"ftypavif", b"ftypavis"):
         return knows_avif()
     if head[:8] == _PNG:
@@ -86,7 +86,7 @@ def is_picture(head: bytes) -> bool:
 
 
 def _is_apng(head: bytes) -> bool:
-    """Whether a PNG has a chunk acTL before its first pixels."""
+    """Whether a PNG has a chunk acTL before its pixels."""
     place = len(_PNG)
     while place + 8 <= len(head):
         name = head[place + 4 : place + 8]
@@ -97,16 +97,16 @@ def _is_apng(head: bytes) -> bool:
 
 
 def is_animated(path: Path) -> bool | None:
-    """Whether a file holds more than one picture; None if it cannot be told, as of broken ones."""
+    """Whether a file holds several pictures; None if it is broken."""
     try:
         with path.open("rb") as file, open_picture(file) as picture:
             return getattr(picture, "n_frames", 1) > 1
-    except Exception:  # Pillow leaks those of its helpers
+    except Exception:  # Pillow leaks errors of its helpers
         return None
 
 
 def animated_frames(clip: Readable, watch: Watch) -> Generator[SourceFrame, None, None]:
-    """The pictures of an animation, with their times."""
+    """The frames of an animation, with their times."""
     from PIL import ImageOps, ImageSequence
 
     told, time = Told(), 0.0
@@ -119,7 +119,7 @@ def animated_frames(clip: Readable, watch: Watch) -> Generator[SourceFrame, None
             for frame in ImageSequence.Iterator(picture):
                 watch.check()
                 watch.moved()
-                # now: the next step overwrites the picture
+                # Converted now, because the next step overwrites the picture.
                 pixels = picture_bytes(ImageOps.exif_transpose(frame) if turned else frame)
                 held = (frame.info.get("duration") or 100) / 1000
                 yield SourceFrame(time, partial(torch.clone, pixels), held, told)
@@ -127,7 +127,7 @@ def animated_frames(clip: Readable, watch: Watch) -> Generator[SourceFrame, None
 
 
 def folder_frames(files: list[Path]) -> Generator[SourceFrame, None, None]:
-    """One frame for each file."""
+    """One frame per file."""
     told = Told()
     for file in files:
         with contextlib.suppress(OSError), file.open("rb") as stream:
@@ -143,13 +143,13 @@ def _file_bytes(path: Path) -> Tensor:
         with path.open("rb") as file, open_picture(file) as image:
             count = getattr(image, "n_frames", 1)
             if count > 1 and image.format in ("WEBP", "PNG", "AVIF", "TIFF"):
-                raise ValueError(f"it holds {count} pictures, and so is a clip and no frame")
+                raise ValueError(f"it holds {count} pictures: it is a clip, not a frame")
             ImageOps.exif_transpose(image, in_place=True)
             return picture_bytes(image)
 
 
 def picture_bytes(image: Image.Image) -> Tensor:
-    """``h w 3`` uint8, transparent parts becoming black; more than 8 bits are scaled down."""
+    """``h w 3`` uint8 over black; more than 8 bits are scaled down."""
     out = torch.empty(image.height, image.width, 3, dtype=torch.uint8)
     for top, part in _strips(image):
         if image.mode == "F" or image.mode.startswith("I"):
@@ -163,7 +163,7 @@ def picture_bytes(image: Image.Image) -> Tensor:
 
 
 def on_black(pixels: Tensor) -> Tensor:
-    """``h w 3`` from ``h w 3`` or ``h w 4`` uint8, transparent parts becoming black."""
+    """``h w 3`` from ``h w 3`` or ``h w 4`` uint8, transparent parts over black."""
     if pixels.shape[-1] == 3:
         return pixels
     if (pixels[..., 3] == 255).all():
@@ -187,12 +187,11 @@ def _is_transparent(image: Image.Image) -> bool:
 
 
 def _grey(image: Image.Image, values: NDArray[Any]) -> NDArray[np.uint8]:
-    """Grey of more than 8 bits -> 0..255; what PNG marks as transparent becomes black."""
+    """Grey of more than 8 bits -> 0..255; the transparent value of a PNG becomes black."""
     if image.mode == "F":
         if not np.isfinite(values).all() or values.max() > _BRIGHTEST_FLOAT:
             raise ValueError(
-                f"its floats go to {values.max():g}, and are read as 0 to 1. Save it with 8 or 16 "
-                "bits"
+                f"its floats go up to {values.max():g}, not 1. Save it with 8 or 16 bits"
             )
         most: float = 1.0
     else:
@@ -204,14 +203,14 @@ def _grey(image: Image.Image, values: NDArray[Any]) -> NDArray[np.uint8]:
 
 
 def _whole_numbers(image: Image.Image, values: NDArray[Any]) -> tuple[NDArray[Any], float]:
-    """The values as they are meant, and which of them is white. Not by what they are: else one
-    picture would be scaled in another way than the next."""
+    """The intended values, and the value of white. White follows from the header, not from the
+    pixels, so that all pictures are scaled alike."""
     tags = getattr(image, "tag_v2", None)
     if tags is None:
         return values, 65535.0
     bits, signed = tags.get(_BITS, (16,))[0], tags.get(_SAMPLE_FORMAT, (1,))[0] == 2
     if bits == 32 and not signed:
-        values = values.astype(np.uint32)  # Pillow keeps them as signed numbers
+        values = values.astype(np.uint32)  # Pillow reads them as signed
     most = float(2 ** (bits - signed) - 1)
     return (most - values if tags.get(_PHOTOMETRIC) == 0 else values), most
 
@@ -222,7 +221,7 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _webp_size(head: bytes) -> tuple[int, int]:
-    """Width and height of an extended WebP, the only kind whose canvas may be large."""
+    """Width and height of an extended WebP, the only kind with a large canvas."""
     if head[:4] != b"RIFF" or head[8:16] != b"WEBPVP8X" or len(head) < 30:
         return 0, 0
     return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")

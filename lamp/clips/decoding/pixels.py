@@ -1,4 +1,4 @@
-"""Decoded frames as pictures: colours, transparency, crop, and which side is up."""
+"""Convert decoded frames to pictures: colours, transparency, crop and rotation."""
 
 from __future__ import annotations
 
@@ -20,18 +20,20 @@ if TYPE_CHECKING:
     import av
     from numpy.typing import NDArray
 
-_STRIP = 2**20  # pixels whose colours are computed at a time
-_UNTOLD = 2  # FFmpeg's number of a matrix, a transfer function, primaries that are not told
+_STRIP = 2**20  # pixels converted at a time
+_UNSPECIFIED = 2  # FFmpeg's number, for matrix, transfer and primaries
 _LIMITED, _FULL = 1, 2
 # FFmpeg's number of a matrix (ITU-T H.273) -> swscale's number of its coefficients.
 _BT601 = 5
 _COEFFICIENTS = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
-_STRANGE = {8: "YCgCo", 11: "Y'D'zD'x", 14: "ICtCp", 15: "IPT-C2", 16: "YCgCo-Re", 17: "YCgCo-Ro"}
+_UNSUPPORTED = {
+    8: "YCgCo", 11: "Y'D'zD'x", 14: "ICtCp", 15: "IPT-C2", 16: "YCgCo-Re", 17: "YCgCo-Ro",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Tags:
-    """What is told of the colours of a frame, in FFmpeg's numbers."""
+    """The colour tags of a frame, as FFmpeg's numbers."""
 
     matrix: int
     full_range: bool
@@ -40,21 +42,21 @@ class Tags:
 
     @classmethod
     def of(cls, frame: av.VideoFrame, stream: Any) -> Tags:
-        """The frame's own; of what it does not tell, the container's."""
+        """The frame's own tags, or the container's where unspecified."""
         about = stream.codec_context
         matrix, levels = int(frame.colorspace), int(frame.color_range)
-        transfer = int(getattr(frame, "color_trc", _UNTOLD))
-        primaries = int(getattr(frame, "color_primaries", _UNTOLD))
+        transfer = int(getattr(frame, "color_trc", _UNSPECIFIED))
+        primaries = int(getattr(frame, "color_primaries", _UNSPECIFIED))
         return cls(
-            int(about.colorspace) if matrix == _UNTOLD else matrix,
+            int(about.colorspace) if matrix == _UNSPECIFIED else matrix,
             _full_range(frame.format.name, levels or int(about.color_range)),
-            int(about.color_trc) if transfer == _UNTOLD else transfer,
-            int(about.color_primaries) if primaries == _UNTOLD else primaries,
+            int(about.color_trc) if transfer == _UNSPECIFIED else transfer,
+            int(about.color_primaries) if primaries == _UNSPECIFIED else primaries,
         )
 
 
 def _full_range(layout: str, told: int) -> bool:
-    """Grey is of full range where nothing is told, other YUV is not; `yuvj` by its name is."""
+    """By default, grey and `yuvj` have full range, other YUV has limited range."""
     grey = _is_grey(layout)
     return layout.startswith("yuvj") or told == _FULL or (grey and told != _LIMITED)
 
@@ -64,7 +66,7 @@ def _is_grey(layout: str) -> bool:
 
 
 def _expanded(pixels: NDArray[Any]) -> NDArray[Any]:
-    """``h w c`` uint8 of limited range to full range, an alpha channel left as it is."""
+    """``h w c`` uint8 from limited to full range, without changing an alpha channel."""
     levels = ((np.arange(256) - 16) * (255 / 219)).round().clip(0, 255).astype(np.uint8)
     out = pixels.copy()
     out[..., :3] = levels[pixels[..., :3]]
@@ -73,8 +75,8 @@ def _expanded(pixels: NDArray[Any]) -> NDArray[Any]:
 
 @dataclass
 class Decoded:
-    """A decoded frame, when it is shown (seconds) and for how long if that is told, its colours,
-    and how it is turned (see `display_matrix`)."""
+    """A decoded frame, its display time and (if stated) duration in seconds, its colour tags, and
+    its rotation (see `display_matrix`)."""
 
     time: float | None
     frame: av.VideoFrame
@@ -84,10 +86,10 @@ class Decoded:
 
 
 class Painter:
-    """Turns the frames of one stream into pictures; of colours not told BT.601 in limited range is
-    assumed, as FFmpeg does.
+    """Converts the frames of one stream to pictures. Unspecified colours count as BT.601 in limited
+    range, as in FFmpeg.
 
-    ``aspect`` is the width of a pixel by its height. Notes go to ``told``.
+    ``aspect`` is a pixel's width / height. Notes go to ``told``.
     """
 
     def __init__(self, stream: av.VideoStream, aspect: float, crop: Crop, told: Told) -> None:
@@ -98,39 +100,39 @@ class Painter:
         self._turns: dict[int, tuple[int, ...] | None] = {}
 
     def tags(self, frame: av.VideoFrame) -> Tags:
-        """The frame's colours as told, with a note where they cannot be kept as they are."""
+        """The frame's colour tags, with a note where colours are converted or unsupported."""
         tags = Tags.of(frame, self._stream)
         yuv = _is_yuv(frame.format)
         if tags.transfer in (PQ, HLG):
             kind = "PQ" if tags.transfer == PQ else "HLG"
-            how = "its colours were brought to SDR by tone mapping. If they look wrong"
+            how = "its colours were tone-mapped to SDR. If they look wrong"
             if not yuv or _has_alpha(frame.format):
-                how = "RGB and transparency are read as if they were SDR. As the colours look wrong"
+                how = "RGB and transparency are read as SDR. If the colours look wrong"
             self._told.note(
                 f"is HDR ({kind}): {how} in the contact sheet, convert the clip to SDR."
             )
         if yuv:
-            if tags.matrix in _STRANGE:
+            if tags.matrix in _UNSUPPORTED:
                 self._told.note(
-                    f"has colours in {_STRANGE[tags.matrix]}, which are read as BT.601. If they "
-                    "look wrong in the contact sheet, convert the clip to BT.709."
+                    f"has colours in {_UNSUPPORTED[tags.matrix]}, which are read as BT.601. If "
+                    "they look wrong in the contact sheet, convert the clip to BT.709."
                 )
         return tags
 
     def turned(self, frame: av.VideoFrame) -> tuple[int, ...] | None:
-        """How the frame is to be turned and mirrored, see `display_matrix`."""
-        # Asked for once for each angle: a frame that was asked holds on to itself.
+        """The rotation and mirroring of a frame, see `display_matrix`."""
+        # Once per angle, because reading side data leaks the frame.
         if frame.rotation not in self._turns:
             self._turns[frame.rotation] = display_matrix(frame)
         return self._turns[frame.rotation]
 
     def paint(self, each: Decoded) -> Tensor:
-        """``h w 3`` uint8: square pixels, on black, upright."""
+        """``h w 3`` uint8: square pixels, over black, upright."""
         frame, tags, crop = each.frame, each.tags, self._crop
         width = max(round(frame.width * self._aspect), 1)
         hdr = tags.transfer in (PQ, HLG) and _is_yuv(frame.format)
         if bright := hdr and not _has_alpha(frame.format):
-            # Without colours first: to RGB of 16 bits some PyAVs do it wrongly.
+            # As YUV, because some PyAV versions convert to 16-bit RGB incorrectly.
             kind, told = "yuv444p16le", _untouched(frame)
         else:
             kind = "rgba" if _has_alpha(frame.format) else "rgb24"
@@ -140,15 +142,15 @@ class Painter:
         left, right = (round(side * self._aspect) for side in (crop.left, crop.right))
         pixels = pixels[crop.top : frame.height - crop.bottom, left : width - right]
         if bright:
-            pixels = pixels.astype(np.int32)  # PyTorch knows little of unsigned 16 bits
+            pixels = pixels.astype(np.int32)  # PyTorch has few operations for unsigned 16 bits
         elif _is_grey(frame.format.name) and not tags.full_range:
-            pixels = _expanded(pixels)  # swscale takes every grey for one of full range
+            pixels = _expanded(pixels)  # swscale treats all grey as full range
         picture = torch.from_numpy(_upright(pixels, each.matrix))
         return _from_hdr(picture, tags) if bright else on_black(picture)
 
 
 def _from_hdr(picture: Tensor, tags: Tags) -> Tensor:
-    """``h w 3`` int32 of 16 bits, Y Cb Cr -> ``h w 3`` uint8; some rows at a time."""
+    """``h w 3`` int32 with 16-bit Y Cb Cr -> ``h w 3`` uint8, some rows at a time."""
     out = torch.empty(picture.shape, dtype=torch.uint8)
     rows = max(_STRIP // picture.shape[1], 1)
     for into, part in zip(out.split(rows), picture.split(rows), strict=True):
@@ -166,12 +168,12 @@ def _has_alpha(layout: av.VideoFormat) -> bool:
 
 
 def _for_swscale(frame: av.VideoFrame, tags: Tags) -> dict[str, Any]:
-    """What `reformat` has to be told. Older ones of PyAV look at no tag by themselves, newer ones
-    at the frame's; and neither wants to be told anything of RGB."""
-    # Some of them refuse transfer functions and primaries that they do not know.
+    """Arguments for `reformat`. Old versions of PyAV ignore a frame's tags, new ones read them, and
+    neither takes arguments for RGB."""
+    # Some versions refuse unknown transfer functions and primaries.
     for name in ("color_trc", "color_primaries"):
         if hasattr(frame, name):
-            setattr(frame, name, _UNTOLD)
+            setattr(frame, name, _UNSPECIFIED)
     if not _is_yuv(frame.format):
         return {}
     coefficients = _COEFFICIENTS.get(tags.matrix, _BT601)
@@ -179,7 +181,7 @@ def _for_swscale(frame: av.VideoFrame, tags: Tags) -> dict[str, Any]:
     frame.color_range = _FULL if tags.full_range else _LIMITED
     return {
         "src_colorspace": coefficients,
-        # Means nothing for RGB, but the older ones take no notice of two that are the same.
+        # Irrelevant for RGB, but old versions ignore the arguments if both are equal.
         "dst_colorspace": 1 if coefficients == _BT601 else _BT601,
         "src_color_range": _FULL if tags.full_range else _LIMITED,
         "dst_color_range": _FULL,
@@ -187,7 +189,7 @@ def _for_swscale(frame: av.VideoFrame, tags: Tags) -> dict[str, Any]:
 
 
 def _untouched(frame: av.VideoFrame) -> dict[str, Any]:
-    """What `reformat` has to be told to leave the colours of YUV as they are."""
+    """Arguments for `reformat` that keep YUV values unchanged."""
     frame.colorspace, frame.color_range = _BT601, _LIMITED
     return {
         "src_colorspace": _BT601,
@@ -198,12 +200,12 @@ def _untouched(frame: av.VideoFrame) -> dict[str, Any]:
 
 
 def display_matrix(frame: av.VideoFrame) -> tuple[int, ...] | None:
-    """How a frame is to be turned and mirrored: a, b, c, d, with which a pixel at (x, y) is shown
-    at (a x + c y, b x + d y); None: as it is."""
+    """Rotation and mirroring of a frame as a, b, c, d: a pixel at (x, y) is displayed at
+    (a x + c y, b x + d y). None: unchanged."""
     try:
         part: Any = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:
-        # Beside it lies something that this PyAV has no name for, such as EXIF.
+        # This PyAV version does not know other side data of the frame, such as EXIF.
         return _rotated(frame.rotation)
     if part is None:
         return None
@@ -212,14 +214,14 @@ def display_matrix(frame: av.VideoFrame) -> tuple[int, ...] | None:
 
 
 def _rotated(degrees: float) -> tuple[int, ...] | None:
-    """The display matrix of a turn, counter-clockwise as PyAV tells it."""
+    """The display matrix of a rotation, counter-clockwise as in PyAV."""
     angle = math.radians(-degrees)
     right, down = round(math.cos(angle)), round(math.sin(angle))
     return (right, down, -down, right) if degrees else None
 
 
 def _upright(pixels: NDArray[Any], matrix: tuple[int, ...] | None) -> NDArray[Any]:
-    """By the nearest of the eight ways in which a picture can be turned and mirrored."""
+    """Apply the nearest of the eight rotations and mirrorings."""
     if matrix is not None and any(matrix):
         a, b, c, d = matrix
         if abs(b) + abs(c) > abs(a) + abs(d):  # x becomes y

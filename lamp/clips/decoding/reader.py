@@ -1,4 +1,4 @@
-"""How a clip's bytes are opened and watched, and how errors of the decoders become sentences."""
+"""Open a clip's bytes, limit and cancel decoding, and turn decoder errors into messages."""
 
 from __future__ import annotations
 
@@ -16,63 +16,63 @@ from ...errors import ClipError, LampError
 from ...plain import log
 
 MAX_PIXELS = 2**26
-"""Of a frame: twice 8K. A file of a few bytes can claim any size, and would be given the memory."""
-MOST_FRAMES = 100_000
-"""Frames that one reading decodes at the most: an hour of film, and a few kilobytes of nothing."""
+"""Limit for a frame: twice 8K. A file of a few bytes can claim any size."""
+MAX_FRAMES = 100_000
+"""Limit for one clip: an hour of film. A few kilobytes can hold more empty frames than that."""
 PATIENCE = 30.0
-"""Seconds that a decoder may read on without giving a picture."""
+"""Seconds that a decoder may take for the next picture."""
 _BETWEEN_PULSES = 0.2  # seconds
 
 
 @dataclass(frozen=True)
 class VideoBytes:
-    """A video file that another node keeps in memory."""
+    """A video file in memory, from another node."""
 
     name: str
     data: bytes
 
 
 Readable = Path | VideoBytes
-"""What the decoders read: a file, a folder of images, a file in memory."""
+"""A file, a folder of images, or a file in memory."""
 
 
 @dataclass
 class Told:
-    """What a clip's header says of its rate (frames a second, None if nothing), and what the user
-    should know of how it is read: sentences without a subject, for `'clip.mp4' ...`."""
+    """A clip's rate in its header (frames per second, None if absent), and notes for the user:
+    sentences without a subject, for `'clip.mp4' ...`."""
 
     rate: float | None = None
     notes: list[str] = field(default_factory=list)
 
     def note(self, text: str) -> None:
-        """Add a sentence, once."""
+        """Add a note, once."""
         if text not in self.notes:
             self.notes.append(text)
 
 
 @dataclass(frozen=True)
 class SourceFrame:
-    """A frame that is decoded but not yet turned into pixels: many are only passed by."""
+    """A decoded frame, converted to pixels only on demand."""
 
     time: float | None
-    """Seconds from the clip's own zero; None where the source has no clock."""
+    """Seconds on the clip's own clock; None where the source has no timestamps."""
     load: Callable[[], Tensor]
-    """Gives the picture, upright and in square pixels: ``h w 3`` uint8, on black."""
+    """Returns the picture, upright and in square pixels: ``h w 3`` uint8, over black."""
     held: float | None = None
-    """Seconds for which the file shows it, where it tells that."""
+    """Its duration in seconds, where the file states it."""
     told: Told = field(default_factory=Told)
-    """Of the whole clip: the same object for all its frames."""
+    """Shared by all frames of the clip."""
 
 
 def nothing() -> None:
-    """A pulse that lets nothing through."""
+    """A pulse that never cancels."""
 
 
 class Watch:
-    """Ends a reading that makes no progress, and lets a cancel through while it waits.
+    """Stops decoding that makes no progress, and lets a cancel through.
 
-    ``pulse`` is called now and then and may raise; what it raised is kept in ``raised``, because
-    FFmpeg calls us from within and would turn it into an error of its own.
+    ``pulse`` is called regularly and may raise. The exception is kept in ``raised``, because FFmpeg
+    calls this code and would turn it into an error of its own.
     """
 
     def __init__(self, name: str, pulse: Callable[[], None] = nothing) -> None:
@@ -82,17 +82,17 @@ class Watch:
         self.raised: BaseException | None = None
 
     def moved(self) -> None:
-        """A frame came. Raises ClipError if it is one too many."""
+        """Count a frame. Raises ClipError if there are too many."""
         self._moved = time.monotonic()
         self.frames += 1
-        if self.frames > MOST_FRAMES:
+        if self.frames > MAX_FRAMES:
             raise ClipError(
-                f"The clip '{self._name}' has more than {MOST_FRAMES:,} frames. Cut it to the "
-                "motion."
+                f"The clip '{self._name}' has more than {MAX_FRAMES:,} frames. Cut it to "
+                "the part with the motion."
             )
 
     def check(self) -> None:
-        """Raise ClipError after too long a time without a frame, or what the pulse raises."""
+        """Raise ClipError if no frame came for too long, or what the pulse raises."""
         now = time.monotonic()
         try:
             if now - self._pulsed > _BETWEEN_PULSES:
@@ -101,7 +101,7 @@ class Watch:
             if now - self._moved > PATIENCE:
                 raise ClipError(
                     f"The clip '{self._name}' gave no picture for {PATIENCE:g} seconds. Replace "
-                    "it, or convert it to mp4."
+                    "it or convert it to mp4."
                 )
         except BaseException as error:
             self.raised = error
@@ -109,10 +109,10 @@ class Watch:
 
 
 class WatchedFile:
-    """The bytes of a clip, up to ``end`` if given, as FFmpeg reads them.
+    """A file object for FFmpeg, up to ``end`` if given.
 
-    It has no name: FFmpeg would take names such as `a:b.mp4` for an address, and look at endings
-    where only the content counts.
+    It hides the name: FFmpeg would take `a:b.mp4` for an address, and trust extensions more than
+    content.
     """
 
     def __init__(self, file: BinaryIO, watch: Watch, end: int | None = None) -> None:
@@ -121,12 +121,12 @@ class WatchedFile:
         self._place = 0
 
     def read(self, count: int) -> bytes:
-        """The next bytes, at most `count`; empty at the end."""
+        """At most `count` bytes; empty at the end."""
         try:
             self._watch.check()
         except Exception:
             raise
-        except BaseException as error:  # the library lets only Exceptions through
+        except BaseException as error:  # PyAV passes only Exceptions on
             raise OSError("stopped") from error
         self._file.seek(self._place)
         data = self._file.read(max(min(count, self._size - self._place), 0))
@@ -134,17 +134,17 @@ class WatchedFile:
         return data
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        """Go to a place; behind the end nothing is read."""
+        """Move to a position; behind the end nothing is read."""
         self._place = offset + (0, self._place, self._size)[whence]
         return self._place
 
     def tell(self) -> int:
-        """The place of the next byte."""
+        """The position of the next byte."""
         return self._place
 
 
 def open_clip(clip: Readable) -> BinaryIO:
-    """The bytes of a clip, from the beginning."""
+    """A clip's bytes as a file object."""
     return io.BytesIO(clip.data) if isinstance(clip, VideoBytes) else clip.open("rb")
 
 
@@ -152,29 +152,29 @@ def open_clip(clip: Readable) -> BinaryIO:
 def reading(
     clip: Readable | str, name: str = "", after: Callable[[], str] = lambda: ""
 ) -> Iterator[None]:
-    """Turn whatever the decoders throw into an error that names the clip (or gives `name`).
+    """Turn any error of the decoders into a ClipError that names the clip (or `name`).
 
-    `clip` is a name alone where there is no file; `after` tells how far the reading came.
+    `clip` is a name only, where there is no file; `after` says how far decoding came.
     """
     name = name or (clip if isinstance(clip, str) else clip.name)
     try:
         yield
     except LampError:
         raise
-    except Exception as error:  # PyAV and PIL share no base class, and PIL leaks others' errors
-        # FFmpeg's own has a number, and mostly means that a damaged file claims too much.
+    except Exception as error:  # PyAV and Pillow share no base class, Pillow leaks others' errors
+        # FFmpeg's has a number, and mostly means that a damaged file claims too much.
         if isinstance(error, MemoryError) and not hasattr(error, "errno"):
             raise
         log.debug("reading %s", name, exc_info=True)
         reason = getattr(error, "strerror", None) or str(error)
         if isinstance(clip, Path):
-            if str(clip) in reason:  # PIL's words for it
-                reason = "its content is not what its name says"
+            if str(clip) in reason:  # Pillow's error for an unknown format
+                reason = "its content does not match its name"
             if not clip.exists():
                 reason = "there is no such file"
             elif clip.is_file() and not clip.stat().st_size:
                 reason = "the file is empty"
         raise ClipError(
             f"The clip '{name}' cannot be read{after()}: {reason}. "
-            "Replace it, convert it to mp4, or take it out of the folder."
+            "Replace it, convert it to mp4, or remove it from the folder."
         ) from error

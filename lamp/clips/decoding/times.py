@@ -1,4 +1,4 @@
-"""The times at which the frames of a video file are shown, where the file's own are not enough."""
+"""Display times of video frames, where the timestamps in the file do not suffice."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
     from .pixels import Decoded
 
 REORDERED = 16
-"""By how many places a frame may be shown later than it is stored, in all codecs."""
-_PEEK = 64  # packets by which it is seen whether their times are real
-_HELD_PIXELS = 2**27  # decoded ahead at the most
-_LEAP = 10.0  # seconds beyond which a clock that may leap has leapt, as FFmpeg takes it
+"""How many places later than stored a frame may be displayed, in any codec."""
+_PEEK = 64  # packets that show whether timestamps are display times
+_HELD_PIXELS = 2**27  # largest amount decoded ahead
+_LEAP = 10.0  # seconds; a longer gap is a jump of the clock, as in FFmpeg
 LEAPING = ("mpegts", "mpeg", "ogg")
-"""Containers whose clock may start anew anywhere: recordings joined byte by byte."""
+"""Containers whose clock may restart anywhere, as in recordings joined byte by byte."""
 
 
 def peek(packets: Iterator[av.Packet]) -> tuple[list[av.Packet], bool]:
-    """The first packets, and whether they tell when they are shown, not just in which order they
-    are stored: AVI, and Matroska that was made from it, do not."""
+    """The first packets, and whether their timestamps are display times, not only storage order as
+    in AVI and in Matroska made from it."""
     first: list[av.Packet] = []
     for packet in packets:
         first.append(packet)
@@ -35,9 +35,8 @@ def peek(packets: Iterator[av.Packet]) -> tuple[list[av.Packet], bool]:
 
 
 def in_order(frames: Iterable[Decoded]) -> Iterator[Decoded]:
-    """Frames in the order in which they are shown, with times that belong to others of them: the
-    times are right as a whole, and are dealt out anew from the smallest on. One that was there
-    before begins a clock of its own."""
+    """Frames in display order, with times that belong to other frames: reassign the times in
+    ascending order. A repeated time starts a new clock."""
     waiting: deque[Decoded] = deque()
     times: list[float] = []
     dealt: float | None = None
@@ -65,10 +64,10 @@ def in_order(frames: Iterable[Decoded]) -> Iterator[Decoded]:
 
 
 class Clock:
-    """Makes one clock of times that start over or leap, as those of joined recordings do.
+    """Makes one clock of timestamps that restart or jump, as in joined recordings.
 
-    ``step`` is the usual time from frame to frame, for as long as nothing better is known.
-    ``leaps``: whether long gaps are such leaps and not pictures that are held.
+    ``step`` is the expected time between frames until one is measured. ``leaps``: whether long gaps
+    are jumps of the clock rather than long-lasting frames.
     """
 
     def __init__(self, step: float, leaps: bool) -> None:
@@ -77,10 +76,10 @@ class Clock:
         self._first: float | None = None
         self._last = self._begun = 0.0
         self.joined = 0.0
-        """Seconds after the start at which a second clock began; 0 if there is none."""
+        """Seconds after the start at which a second clock began; 0 if none did."""
 
     def shown(self, time: float) -> float:
-        """When a frame is shown, by the time that is written on it; never before the last one."""
+        """The display time for a timestamp; never before the previous one."""
         if self._first is None:
             self._first = self._last = self._begun = time
             return time

@@ -1,4 +1,4 @@
-"""Video files through PyAV: which stream, which frames, and when each of them is shown."""
+"""Decode video files with PyAV: choice of the stream, frames and their display times."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ if TYPE_CHECKING:
     import av
 
 _MOST_PACKETS = 2_000_000
-_MOST_HELD = 64  # durations that are kept for frames to come
-# FFmpeg's flags of streams.
+_MOST_HELD = 64  # durations kept for later frames
+# FFmpeg's stream disposition flags.
 _DEFAULT, _ATTACHED, _THUMBNAILS, _STILL = 1, 0x400, 0x800, 0x100000
 _LIMITS = {"max_pixels": str(MAX_PIXELS)}
 _FORMATS = "mp4,matroska,avi,gif,apng,mpegts,mpeg,mpegvideo,asf,flv,ogg"
-# The containers that are promised. FFmpeg goes by content: without such a list a text could be a
-# play list, which opens other files, addresses and ports. For `av.open` they are options of the
-# container: those that are for its streams, too, bring PyAVs before 17 down over an FLV.
+# The supported containers. FFmpeg goes by content: without this list, a text file could be a
+# playlist that opens other files, addresses and ports. These are container options, because options
+# for streams too crash PyAV before 17 on an FLV.
 _OPEN = {"format_whitelist": _FORMATS, "protocol_whitelist": "none"}
 
 
 class VideoFile:
-    """An opened video file and the one of its streams that is read.
+    """An open video file and the stream that is read from it.
 
-    Close it. Raises ClipError, or what PyAV throws, if it is no video of a known kind.
+    Close it after use. Raises ClipError, or PyAV's errors, if it is not a supported video.
     """
 
     def __init__(self, clip: Readable, watch: Watch) -> None:
@@ -52,25 +52,25 @@ class VideoFile:
         self.told.rate = float(self.stream.average_rate or self.stream.guessed_rate or 0) or None
         if self.outline.unread:
             self.told.note(
-                "holds films one behind the other, of which only the first is read, or the first "
-                "two. Join them with ffmpeg (-f concat), or split the file."
+                "holds several films in a row, of which at most the first two are read. Join them "
+                "with ffmpeg (-f concat), or split the file."
             )
         self._tick = float(self.stream.time_base or 1)
         crop, aspect = self._shape()
         self._painter = Painter(self.stream, aspect, crop, self.told)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._stack.close()
 
     def frames(self, start: float) -> Iterator[SourceFrame]:
-        """All frames in the order in which they are shown; at least those from `start` on.
+        """All frames in display order, at least those from `start` on.
 
         Raises ClipError where the file is damaged, and at the end if it is incomplete.
         """
         leaps = self.container.format.name in LEAPING
-        # To the last frame before it that decodes by itself: no need to go through a film. Not in
-        # files whose clock may start over, where a time does not name a place.
+        # Seek to the last keyframe before it, to skip earlier frames. Not where the clock may
+        # restart, so that a time does not identify a position.
         sought = bool(start) and not leaps
         if sought:
             self.container.seek(int(start / self._tick), stream=self.stream)
@@ -79,21 +79,20 @@ class VideoFile:
             time = None if each.time is None else clock.shown(each.time)
             if clock.joined:
                 self.told.note(
-                    f"has a clock that starts anew {clock.joined:.1f} seconds after its start, as "
-                    "in files joined byte by byte: the parts are taken one after the other."
+                    f"has timestamps that restart {clock.joined:.1f} seconds after its start, as "
+                    "in files joined byte by byte. The parts are read one after the other."
                 )
             self._watch.moved()
             yield SourceFrame(time, partial(self._painter.paint, each), each.held, self.told)
 
     def count(self) -> int:
-        """Number of frames without decoding them, which is not exact for every file."""
+        """The number of frames without decoding, not exact for every file."""
         count = sum(1 for packet in self._demuxed() if packet.size and not packet.is_discard)
         self._check_complete()
         return count
 
     def _shape(self) -> tuple[Crop, float]:
-        """What is cut off, and the width of a pixel by its height; absurd headers are not
-        believed."""
+        """The crop, and a pixel's width / height; absurd values are ignored."""
         films = [s for s in self.container.streams.video if not _is_cover(s)]
         crops = self.outline.crops
         crop = crops[films.index(self.stream)] if len(crops) == len(films) else Crop()
@@ -104,7 +103,7 @@ class VideoFile:
         return crop, aspect if 0.1 < aspect < 10 else 1.0
 
     def _in_order(self, whole: bool) -> Iterator[Decoded]:
-        """All frames in the order in which they are shown."""
+        """All frames in display order."""
         packets = self._demuxed()
         if not self.stream.codec_context.has_b_frames:
             return self._decoded(packets, whole)
@@ -118,13 +117,13 @@ class VideoFile:
         for packet in packets:
             self._watch.check()
             if not packet.size and packet.dts is not None:
-                continue  # the picture stays; the decoder would take it for the end
+                continue  # a repeated picture; the decoder would take it for the end
             if packet.pts is not None and packet.duration:
                 held[packet.pts] = packet.duration * self._tick
             for frame in decoder.decode(packet):
                 pts = frame.pts
                 time = count / (self.told.rate or 25) if pts is None else pts * self._tick
-                # At the start it only means that the film was cut out of a longer one.
+                # At the start it only means that the film was cut from a longer one.
                 if frame.is_corrupt and count:
                     raise ClipError(
                         f"The clip '{self._clip.name}' is damaged {time:.1f} seconds after its "
@@ -141,51 +140,48 @@ class VideoFile:
     def _demuxed(self) -> Iterator[av.Packet]:
         for packet in self.container.demux(self.stream):
             self._watch.check()
-            # Empty ones count: the picture stays. What only ends the stream has no time.
+            # Empty packets repeat a picture and count; the end of the stream has no time.
             self._packets += packet.size > 0 or packet.dts is not None
             if self._packets > _MOST_PACKETS:
                 raise ClipError(
                     f"The clip '{self._clip.name}' has more than {_MOST_PACKETS:,} frames. Cut it "
-                    "to the motion."
+                    "to the part with the motion."
                 )
             yield packet
 
     def _check_complete(self) -> None:
-        """The container says that pictures go on behind the file's end."""
+        """Raise ClipError if the file ends before its pictures do."""
         packets, promised = self._packets, self.stream.frames
-        # Of mp4 the end of a file may hold nothing that is shown; its tables name every frame.
+        # An mp4 may end with data that is not displayed; its tables list every frame.
         tables = self.container.format.name.startswith("mov") and promised > 0
         if not self.outline.cut or (tables and packets >= promised):
             return
         missing = f"{packets} of {promised} frames" if tables else f"only {packets} frames"
         raise ClipError(
-            f"The clip '{self._clip.name}' is incomplete: {missing} are there. Copy or download it "
+            f"The clip '{self._clip.name}' is incomplete: it has {missing}. Copy or download it "
             "again."
         )
 
 
 def _is_cover(stream: Any) -> bool:
-    """A picture of the film beside it, not a film."""
+    """Whether a stream is a cover or thumbnail."""
     return bool(_flags(stream) & (_ATTACHED | _STILL | _THUMBNAILS))
 
 
 def _flags(stream: Any) -> int:
-    # A plain number in newer PyAVs.
+    # A plain number in newer PyAV versions.
     return int(getattr(stream.disposition, "value", stream.disposition))
 
 
 def _chosen_stream(container: Any, clip: Readable) -> av.VideoStream:
-    """No covers and no stills; of the others the one that is marked as default, then the
-    largest."""
+    """No cover or still; of the others the default stream, then the largest."""
     films = [s for s in container.streams.video if not _is_cover(s)]
     if not films:
         covers = ", only a cover" if container.streams.video else ", only sound"
-        raise ClipError(f"'{clip.name}' has no picture{covers}. Leave it out.")
+        raise ClipError(f"'{clip.name}' has no picture{covers}. Remove it.")
     readable = [s for s in films if s.codec_context is not None]
     if not readable:
-        raise ClipError(
-            f"'{clip.name}' is coded in a way that is not known here. Convert it to mp4 (H.264)."
-        )
+        raise ClipError(f"'{clip.name}' has an unsupported codec. Convert it to mp4 (H.264).")
     stream = max(
         readable,
         key=lambda s: (
@@ -194,19 +190,19 @@ def _chosen_stream(container: Any, clip: Readable) -> av.VideoStream:
             s.codec_context.width * s.codec_context.height,
         ),
     )
-    # Never frame by frame: on damaged files such threads of FFmpeg may wait for each other forever.
+    # Not by frame: on damaged files FFmpeg's frame threads can deadlock.
     stream.thread_type = "SLICE"
     stream.codec_context.options = _LIMITS
     return stream
 
 
 def _decoder(stream: av.VideoStream) -> Any:
-    """The stream's own decoder, or for VP8/VP9 with transparency the one that can read it."""
+    """The stream's decoder, or for VP8/VP9 with transparency one that supports it."""
     import av
 
     if stream.metadata.get("alpha_mode") == "1" and stream.codec_context.name in ("vp8", "vp9"):
         name = "libvpx" if stream.codec_context.name == "vp8" else "libvpx-vp9"
-        with contextlib.suppress(ValueError):  # not every build of FFmpeg has them
+        with contextlib.suppress(ValueError):  # missing in some builds of FFmpeg
             decoder = av.CodecContext.create(name, "r")
             decoder.options = _LIMITS
             return decoder

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...clips.load import ClipSet
+from ...clips.clip_set import ClipSet
 from ...errors import IncompatibleModelError, LampError
 from ...method.architecture import describe_family, pooled_width, text_width, unet_family
 from ...method.prompts import join_pooled
