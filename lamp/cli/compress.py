@@ -1,4 +1,4 @@
-"""`python -m lamp compress`: a motion in less than a tenth of its size."""
+"""`python -m lamp compress`: reduce a motion to less than a tenth of its size."""
 
 from __future__ import annotations
 
@@ -7,22 +7,22 @@ from functools import partial
 from pathlib import Path
 
 NAME = "compress"
-HELP = "write a motion in less than a tenth of its size"
+HELP = "reduce a motion to less than a tenth of its size"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See `Command.add_arguments`."""
     parser.description = """\
-Write a motion in the compact form: low-rank factors of few bits. It loads like any other and
-samples as fast. What is left out cannot be had back: keep the full file, too."""
+Compress a motion to low-rank factors, quantized to few bits. The result loads like any other
+motion and samples as fast. Compression is lossy: keep the full file, too."""
     parser.add_argument("file", metavar="FILE", type=Path, help="a motion, NAME.safetensors")
     parser.add_argument("out", metavar="OUT", type=Path, help="the file to write")
     parser.add_argument(
         "--size",
         type=float,
         metavar="SHARE",
-        help="the share of the full file's numbers that the compact ones take, above 0 and at most "
-        "1; the header comes on top (default: 0.085)",
+        help="size of the compact tensors as a share of the full ones, above 0 and at most 1, "
+        "not counting the header (default: 0.085)",
     )
 
 

@@ -1,4 +1,4 @@
-"""`python -m lamp convert`: an official LAMP checkpoint as a motion file."""
+"""`python -m lamp convert`: convert an official LAMP checkpoint to a motion file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 NAME = "convert"
-HELP = "make a motion file of an official LAMP checkpoint"
+HELP = "convert an official LAMP checkpoint to a motion file"
 
 _PRECISIONS = ("fp16", "fp32")
 
@@ -15,23 +15,23 @@ _PRECISIONS = ("fp16", "fp32")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See `Command.add_arguments`."""
     parser.description = """\
-Make a motion file of what the official LAMP training wrote: a diffusers folder with unet/ in it.
-The authors' code and weights are CC BY-NC 4.0, not for commercial use: the file says so."""
+Convert the output of the official LAMP training, a diffusers folder with unet/ in it, to a motion
+file. The authors' weights are CC BY-NC 4.0, not for commercial use; the file records that."""
     parser.add_argument("folder", metavar="FOLDER", type=Path, help="the official folder")
     parser.add_argument("out", metavar="OUT", type=Path, help="the motion file to write")
     parser.add_argument(
         "--base",
         required=True,
         metavar="CHECKPOINT",
-        help="the image model that it was trained on, SD 1.4 for the authors' motions: a diffusers "
+        help="the base checkpoint of the training (SD 1.4 for the authors' motions): a diffusers "
         "folder or a .safetensors file",
     )
-    parser.add_argument("--prompt", default="", help="the words of the motion, 'a horse runs'")
+    parser.add_argument("--prompt", default="", help="the motion prompt, such as 'a horse runs'")
     parser.add_argument(
         "--precision",
         choices=_PRECISIONS,
         default="fp16",
-        help="of the file; fp32 keeps every bit of the official one (default: fp16)",
+        help="of the file; fp32 is lossless (default: fp16)",
     )
 
 

@@ -1,4 +1,4 @@
-"""`python -m lamp inspect`: what a motion file says of itself."""
+"""`python -m lamp inspect`: summarise a motion file."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import argparse
 from pathlib import Path
 
 NAME = "inspect"
-HELP = "tell what a motion file was trained on and how to run it"
+HELP = "show how a motion was trained and how to run it"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See `Command.add_arguments`."""
-    parser.description = "Print what a motion file says of itself."
+    parser.description = "Print a summary of a motion file."
     parser.add_argument("file", metavar="FILE", type=Path, help="a motion, NAME.safetensors")
 
 

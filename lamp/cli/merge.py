@@ -1,4 +1,4 @@
-"""`python -m lamp merge`: two motions in one file."""
+"""`python -m lamp merge`: combine two motions in one file."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from functools import partial
 from pathlib import Path
 
 NAME = "merge"
-HELP = "make one motion of two, each with its weight"
+HELP = "merge two motions, each with a weight"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See `Command.add_arguments`."""
-    parser.description = "Make one motion of two that were trained for the same kind of model."
+    parser.description = "Merge two motions that were trained for the same kind of model."
     parser.add_argument("first", metavar="FIRST", type=Path, help="a motion, NAME.safetensors")
-    parser.add_argument("second", metavar="SECOND", type=Path, help="another one")
+    parser.add_argument("second", metavar="SECOND", type=Path, help="another motion")
     parser.add_argument("out", metavar="OUT", type=Path, help="the file to write")
     parser.add_argument(
         "--weights",
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs=2,
         type=float,
         default=(0.5, 0.5),
-        help="how strong each is in the result; 1 is as it was trained (default: 0.5 0.5)",
+        help="strength of each in the result, 1 is as trained (default: 0.5 0.5)",
     )
 
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -19,37 +18,9 @@ from .decoding.reader import Readable, SourceFrame, Told, nothing, open_clip, re
 from .images import opaque
 
 
-class ClipSource(Protocol):
-    """A clip before any choice of size, rate or length."""
-
-    @property
-    def name(self) -> str:
-        """For messages: the name of the file or folder, or `clip 1`."""
-        ...
-
-    @property
-    def path(self) -> Path | None:
-        """The file or folder, if there is one."""
-        ...
-
-    def count(self, pulse: Callable[[], None] = nothing) -> int:
-        """The approximate number of frames, without decoding."""
-        ...
-
-    def frames(self, pulse: Callable[[], None] = nothing) -> Generator[SourceFrame, None, None]:
-        """All frames in order, decoded on demand. Close the generator when done. ``pulse`` is
-        called regularly and may raise."""
-        ...
-
-    @property
-    def digest(self) -> str:
-        """Hex sha256 of the content."""
-        ...
-
-
 @dataclass(frozen=True, eq=False)
 class FileSource:
-    """A video file, an animated picture or a folder of images, or a video file in memory.
+    """A video file, an animated picture, a folder of images, or a video file in memory.
 
     Only the frames of a video from `start` to `end` (exclusive), in seconds, belong to the clip.
     Reading raises ClipError if the files have changed since the object was created.
@@ -69,17 +40,22 @@ class FileSource:
 
     @property
     def path(self) -> Path | None:
+        """The file or folder, if there is one."""
         return self.clip if isinstance(self.clip, Path) else None
 
     def count(self, pulse: Callable[[], None] = nothing) -> int:
+        """The approximate number of frames, without decoding."""
         return count_frames(self.clip, pulse)
 
     def frames(self, pulse: Callable[[], None] = nothing) -> Generator[SourceFrame, None, None]:
+        """All frames in order, decoded on demand. Close the generator when done. ``pulse`` is
+        called regularly and may raise."""
         self._check_unchanged()
         return source_frames(self.clip, self.start, self.end, pulse)
 
     @cached_property
     def digest(self) -> str:
+        """Hex sha256 of the content."""
         self._check_unchanged()
         total = hashlib.sha256(f"{self.start} {self.end}".encode())
         for file in _files(self.clip):
@@ -170,6 +146,10 @@ class BatchSource:
 
     def _each(self) -> Iterator[Tensor]:
         return (image for batch in self.images for image in batch)
+
+
+ClipSource = FileSource | BatchSource
+"""A clip before any choice of size, rate or length."""
 
 
 def _to_bytes(image: Tensor) -> Tensor:

@@ -24,8 +24,9 @@ from ..files.header import check_file
 from ..method.architecture import canonical_names, map_unet
 from ..method.motion import Motion
 from .config import MotionConfig
-from .file import MotionFile
+from .file import MotionFile, check_tensor
 from .provenance import LICENSE_KEY, SOURCE_KEY
+from .shapes import Shapes, misfit, shapes_of
 
 LICENSE = "CC BY-NC 4.0"
 """License of the authors' code and weights (their repository), and so of converted files."""
@@ -68,14 +69,15 @@ def convert_official(
     learned = Motion(sites, device="meta").state_dict()
     convs = {site.name for site in sites.convs}
     inflated = {name: _official_name(name, convs) for name in base}
-    _check_names(where, official, {*inflated.values(), *learned})
+    expected = {inflated[name]: tuple(tensor.shape) for name, tensor in base.items()}
+    _check_shapes(where, official, shapes_of(learned) | expected)
     done, total = itertools.count(1), 2 * (len(learned) + len(base))
 
     def advance() -> None:
         progress(next(done), total)
 
-    for name, tensor in (*learned.items(), *((inflated[n], t) for n, t in base.items())):
-        _check_tensor(where, name, official[name], tensor)
+    for name, tensor in official.items():
+        check_tensor(where, name, tensor)
         advance()
     _check_base(where, official, base, inflated, advance)
     state = {}
@@ -168,41 +170,17 @@ def _compressed(path: Path) -> bool:
         return any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
 
 
-def _check_names(where: str, official: Mapping[str, Tensor], expected: set[str]) -> None:
+def _check_shapes(where: str, official: Mapping[str, Tensor], expected: Shapes) -> None:
     if not any(".conv1d." in name for name in official):
         raise MotionFileError(
             f"{where} holds no motion (no tensor '….conv1d.weight'). It is the UNet of an image "
             "model or of another method. Choose a folder from the official LAMP training."
         )
-    for name in sorted(expected):
-        if name not in official:
-            raise MotionFileError(
-                f"{where} lacks the tensor '{name}'. It is damaged, or its base model has another "
-                "shape than the given one."
-            )
-    for name in official:
-        if name not in expected:
-            raise MotionFileError(
-                f"{where} holds the unknown tensor '{name[:100]}'. It is from another method, "
-                "or its base model has another shape than the given one."
-            )
-
-
-def _check_tensor(where: str, name: str, tensor: Tensor, expected: Tensor) -> None:
-    if tensor.shape != expected.shape:
+    problem = misfit(shapes_of(official), expected)
+    if problem is not None:
         raise MotionFileError(
-            f"{where}: tensor '{name}' has shape {tuple(tensor.shape)[:8]}, the given base needs "
-            f"{tuple(expected.shape)}. Choose the base checkpoint that it was trained on."
-        )
-    if (
-        tensor.layout != torch.strided
-        or tensor.device.type != "cpu"
-        or not tensor.is_floating_point()
-    ):
-        raise MotionFileError(f"{where}: tensor '{name}' holds {tensor.dtype}, not plain floats.")
-    if not all(math.isfinite(end) for end in torch.aminmax(tensor)):
-        raise MotionFileError(
-            f"{where}: tensor '{name}' holds NaN or infinite values: the training diverged."
+            f"{where} does not fit the given base checkpoint: {problem}. It is damaged, or it was "
+            "trained on a differently shaped model."
         )
 
 

@@ -235,7 +235,7 @@ def load_motion_file(path: Path, sites: SiteMap | None = None) -> MotionFile:
             "again."
         ) from error
     for name, tensor in state.items():
-        _check_tensor(path.name, name, tensor)
+        check_tensor(path.name, name, tensor)
     return MotionFile(state, config, metadata, path.name)
 
 
@@ -258,11 +258,17 @@ def _read_encodings(
     return encodings
 
 
-def _check_tensor(file: str, name: str, tensor: Tensor) -> None:
-    if tensor.dtype not in _DTYPES:
+def check_tensor(file: str, name: str, tensor: Tensor) -> None:
+    """Check a tensor from an untrusted file.
+
+    Raises:
+        MotionFileError: it does not hold plain floats, or NaN or infinite values.
+    """
+    plain = tensor.layout == torch.strided and tensor.device.type == "cpu"
+    if tensor.dtype not in _DTYPES or not plain:
         raise MotionFileError(
-            f"{file}: tensor '{name[:100]}' holds {tensor.dtype}, not floats of 16 bits or more. "
-            "Download it again."
+            f"{file}: tensor '{name[:100]}' holds {tensor.dtype}, not plain floats of 16 bits or "
+            "more. Download it again."
         )
     # Not isfinite, which takes twice a tensor's own memory.
     if tensor.numel() and not all(math.isfinite(end) for end in torch.aminmax(tensor)):

@@ -26,7 +26,7 @@ from ..method.architecture import describe_family
 from .config import MotionConfig
 from .file import MotionFile
 from .provenance import LICENSE_KEY, PARENTS_KEY
-from .shapes import shapes_of
+from .shapes import misfit, shapes_of
 
 _HEAD_WIDTH = 64
 _HEADS = 8
@@ -176,23 +176,12 @@ def _check(first: MotionFile, second: MotionFile) -> None:
             f"{names} cannot be merged: the first was trained with groupnorm '{a.groupnorm}', the "
             f"second with '{b.groupnorm}'. Train one of them again."
         )
-    problem = _difference(first.state, second.state)
+    problem = misfit(shapes_of(second.state), shapes_of(first.state))
     if problem is not None:
         raise MotionFileError(
-            f"{names} cannot be merged: {problem}. They were trained on models of different "
-            "shapes, or one of them is damaged."
+            f"{names} cannot be merged: in the second, {problem}. They were trained on models of "
+            "different shapes, or one of them is damaged."
         )
-
-
-def _difference(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> str | None:
-    for name in (*first, *second):
-        for state, which in ((first, "first"), (second, "second")):
-            if name not in state:
-                return f"tensor '{name[:100]}' is missing in the {which}"
-        if first[name].shape != second[name].shape:
-            shapes = f"{tuple(first[name].shape)} in the first, {tuple(second[name].shape)}"
-            return f"tensor '{name[:100]}' has shape {shapes} in the second"
-    return None
 
 
 def _heads(motion: MotionFile) -> int | None:

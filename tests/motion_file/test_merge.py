@@ -216,11 +216,11 @@ def test_what_does_not_fit_is_named_with_both_files(first: MotionFile, second: M
         refused(first, replace(second, config=replace(SECOND, **change)), words)
     name = "conv_in.conv1d.weight"
     narrow = {**second.state, name: torch.zeros(6, 6, 3)}
-    words = rf"^{both}{name}.*\(12, 12, 3\).*\(6, 6, 3\)"
+    words = rf"^{both}second.*{name}.*\(6, 6, 3\).*\(12, 12, 3\)"
     refused(first, replace(second, state=narrow), words)
     less = {key: value for key, value in second.state.items() if key != name}
-    refused(first, replace(second, state=less), f"^{both}{name}.* second")
-    refused(replace(first, state=less), second, f"^{both}{name}.* first")
+    refused(first, replace(second, state=less), f"^{both}second.*{name}.* missing")
+    refused(replace(first, state=less), second, f"^{both}second.*{name}.* unknown")
     with pytest.raises(MotionFileError):
         merge_motions(first, replace(second, state=narrow))
 
