@@ -1,4 +1,4 @@
-"""The long trials of benchmarks/robustness in short, on the server of the other tests."""
+"""Short runs of benchmarks/robustness, on the server of the other tests."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from scripts.server.server import ComfyServer
 
 
 @pytest.mark.slow
-def test_prompts_of_strangers_leave_a_server_that_works_and_nothing_else(
+def test_hostile_prompts_leave_a_working_server_and_no_files(
     server: ComfyServer,
 ) -> None:
-    """Half characters, NaN and the like in every input; the rest of the list in the full run."""
+    """Lone surrogates, NaN and the like in every input. The full run has more values."""
     attack = Attack(server)
     tried = attack.run(120)
     assert tried.problems == [] and tried.counts.total() == 120
@@ -24,25 +24,25 @@ def test_prompts_of_strangers_leave_a_server_that_works_and_nothing_else(
 
 
 @pytest.mark.slow
-def test_load_loses_nothing_and_leaves_nothing(server: ComfyServer) -> None:
+def test_load_loses_no_run_and_leaves_no_memory(server: ComfyServer) -> None:
     load = Load()
     load_server(server, Size(prompts=12, cancels=6, stacked=10, shared=8), load)
     assert load.problems == [] and load.counts["prompts"] == 12
 
 
 @pytest.mark.slow
-def test_what_changes_under_our_hands_is_read_or_refused() -> None:
+def test_files_that_change_while_read_are_read_or_refused() -> None:
     load = Load()
     load_process(Size(replaced=15), load)
     assert load.problems == [] and load.counts.total() == 16
 
 
-def test_every_node_is_tried(server: ComfyServer) -> None:
+def test_every_node_is_covered(server: ComfyServer) -> None:
     tried = {node["class_type"] for node in every_node("m").values()}
     assert {name for name in server.object_info() if name.startswith("LAMP_")} <= tried
 
 
-def test_a_touched_folder_and_an_unreadable_sentence_are_noticed(tmp_path: Path) -> None:
+def test_a_changed_folder_and_an_unreadable_message_are_detected(tmp_path: Path) -> None:
     _lay_bait(tmp_path)
     before = _state_of(tmp_path)
     (tmp_path / "bait").write_bytes(b"not mine")
@@ -50,7 +50,7 @@ def test_a_touched_folder_and_an_unreadable_sentence_are_noticed(tmp_path: Path)
     assert not _is_sentence("half \ud800.") and not _is_sentence("no end") and _is_sentence("So.")
 
 
-def test_what_the_server_opens_elsewhere_is_noticed(server: ComfyServer) -> None:
+def test_files_opened_elsewhere_are_detected(server: ComfyServer) -> None:
     attack = Attack(server)
     seen = server.base / "trace.jsonl"
     start = seen.stat().st_size

@@ -1,4 +1,4 @@
-"""The same training in two servers: the second finds its clips and prompts on the disk."""
+"""The same training in two servers: the second reads clips and prompts from the cache."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Trained:
-    """One server's life: a training in it, what its log says and which files it left."""
+    """A training in a server of its own: its log, and the files it left."""
 
     def __init__(self, base: Path, name: str) -> None:
-        # DEBUG tells which models are taken off the device.
+        # At DEBUG the host logs which models it unloads from the device.
         with ComfyServer(base, args=["--verbose", "DEBUG"]) as server:
             before = len(server.log_text())
             self.result: RunResult = server.queue(training(name)).check()
@@ -38,11 +38,11 @@ class Trained:
         self.files = {path.name: path.stat() for path in folder.glob("*.safetensors")}
 
     def lines(self, pattern: str) -> list[int]:
-        """The numbers of the log's lines in which a pattern is found."""
+        """The numbers of the log lines that match a pattern."""
         return [n for n, line in enumerate(self.log.splitlines()) if re.search(pattern, line)]
 
     def said(self, what: str) -> int:
-        """For how many clips the line under the node ended like this."""
+        """The number of clips whose line below the node ended like this."""
         texts = self.result.texts["train"]
         return len([text for text in texts if re.fullmatch(rf"clip \d of 4 {what}", text)])
 
@@ -57,15 +57,15 @@ def second(base: Path, first: Trained) -> Trained:
     return Trained(base, "second")
 
 
-def test_the_first_run_keeps_clips_and_prompts(first: Trained) -> None:
+def test_the_first_run_caches_clips_and_prompts(first: Trained) -> None:
     kinds = [name.split("-")[0] for name in first.files]
     assert kinds.count("posterior") == 4
-    assert kinds.count("prompt") == 5  # the captions, and the empty one for samples
+    assert kinds.count("prompt") == 5  # the captions, and the empty prompt for samples
     assert first.said("encoded") == 4
 
 
-def test_vae_and_text_encoder_leave_before_the_image_model_comes(first: Trained) -> None:
-    (unet,) = first.lines("for the frozen model")  # the estimate, when the model is there
+def test_vae_and_text_encoder_are_unloaded_before_the_image_model_is_loaded(first: Trained) -> None:
+    (unet,) = first.lines("for the frozen model")  # the estimate, after the model is loaded
     for name in ("AutoencoderKL", "SD1ClipModel"):
         assert first.lines(f"Requested to load {name}"), name
         assert max(first.lines(f"Unloading {name}")) < unet, name
@@ -76,14 +76,14 @@ def test_the_second_server_encodes_nothing(first: Trained, second: Trained) -> N
     assert second.said("found in the cache") == 4
     assert second.said("encoded") == 0
     assert not second.lines("Requested to load AutoencoderKL")
-    # The same files, not written anew but marked as used.
+    # The same files: not written again, but marked as used.
     assert second.files.keys() == first.files.keys()
     for name, about in second.files.items():
         assert about.st_ino == first.files[name].st_ino
         assert about.st_mtime_ns > first.files[name].st_mtime_ns
 
 
-def test_the_second_server_learns_the_same(first: Trained, second: Trained) -> None:
+def test_the_second_server_trains_the_same_motion(first: Trained, second: Trained) -> None:
     assert first.motion.keys() == second.motion.keys()
     for name, tensor in first.motion.items():
         assert torch.equal(tensor, second.motion[name]), name

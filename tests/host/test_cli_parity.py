@@ -55,7 +55,7 @@ def on_the_command_line(folder: Path) -> Run:
     return result(folder / "output/right_00001", folder / "output/right_00001.safetensors")
 
 
-def test_node_and_command_line_learn_the_same(server: ComfyServer, tmp_path: Path) -> None:
+def test_node_and_command_line_train_the_same_motion(server: ComfyServer, tmp_path: Path) -> None:
     node_losses, node_rates, node = in_the_node(server)
     losses, rates, line = on_the_command_line(tmp_path)
     assert len(losses) == 6
@@ -69,5 +69,5 @@ def test_node_and_command_line_learn_the_same(server: ComfyServer, tmp_path: Pat
     for name, weight in node.state.items():
         apart += (line.state[name].float() - weight.float()).square().sum().item()
         learned += (weight.float() - fresh[name]).square().sum().item()
-    # Against the way that the weights have come since the first step.
+    # Relative to the change of the weights since the first step.
     assert apart**0.5 < 1e-3 * learned**0.5

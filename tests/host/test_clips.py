@@ -1,4 +1,4 @@
-"""Training clips in the real server: folders, lists of videos, core's dataset loader."""
+"""Training clips in the real server: folders, lists of videos, the core dataset loader."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def sheet(server: ComfyServer, result: RunResult) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def folder(server: ComfyServer) -> Path:
-    """Three clips: numbered frames, a sliding picture with its own caption, an upright one."""
+    """Three clips: numbered frames, a sliding image with its own caption, a portrait clip."""
     path = server.base / "input" / "grow 马"
     path.mkdir()
     write_numbered(path / "a.mp4", 12)
@@ -69,7 +69,7 @@ def test_a_folder_of_clips(server: ComfyServer, folder: Path) -> None:
     assert ("clips", 3, 3) in result.progress
 
 
-def test_it_is_read_again_when_a_file_changes(server: ComfyServer, folder: Path) -> None:
+def test_the_folder_is_read_again_when_a_file_changes(server: ComfyServer, folder: Path) -> None:
     graph = reading(folder="input/grow 马", prompt="again")
     server.queue(graph).check()
     assert "clips" in server.queue(graph).check().cached
@@ -87,7 +87,7 @@ def test_a_list_of_video_files_with_their_captions(server: ComfyServer, folder: 
     assert first.endswith("'one' (given)") and second.endswith("'two' (given)")
 
 
-def test_cores_own_video_nodes(server: ComfyServer, folder: Path) -> None:
+def test_core_video_nodes(server: ComfyServer, folder: Path) -> None:
     """A file from Load Video, then a list of videos that other nodes made."""
     load = {"film": node("LoadVideo", file="grow 马/a.mp4")}
     _, line, *_ = report(server.queue({**load, **reading(videos=["film", 0])}))
@@ -103,7 +103,7 @@ def test_cores_own_video_nodes(server: ComfyServer, folder: Path) -> None:
     assert len({line.split("'")[1] for line in lines[1:5]}) == 4
 
 
-def test_cores_image_dataset_loader(server: ComfyServer) -> None:
+def test_core_image_dataset_loader(server: ComfyServer) -> None:
     if "LoadImageTextDataSetFromFolder" not in server.object_info():
         pytest.skip("this ComfyUI has no nodes for datasets")
     folder = server.base / "input" / "singles"

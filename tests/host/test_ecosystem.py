@@ -1,4 +1,4 @@
-"""A motion beside what else people put on a MODEL, in the real server."""
+"""A motion together with other patches of a MODEL, in the real server."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PATCHES: dict[str, dict[str, Any]] = {
 
 
 def digest(result: RunResult) -> str:
-    """The run's latent, after the checks that hold for any video."""
+    """Digest of the latent of a run, after checks that hold for any video."""
     found = result.check().outputs["look"]
     assert found["finite"] == [True] and found["first_equal"] == [True]
     assert found["rest_moved"] == [True] and result.outputs["hooks"]["hooks"] == [0]
@@ -34,7 +34,7 @@ def digest(result: RunResult) -> str:
 
 
 def in_a_row(motion: str, *kinds: str, **sampler: Any) -> Graph:
-    """The tiny MODEL through the nodes `kinds`, `load` standing for Load LAMP Motion."""
+    """The tiny MODEL through the nodes `kinds`, where `load` is Load LAMP Motion."""
     graph, model = base(motion), ["model", 0]
     for kind in kinds:
         if kind == "load":
@@ -53,14 +53,14 @@ def alone(server: ComfyServer, motion: str) -> str:
 
 
 @pytest.mark.parametrize("kind", PATCHES)
-def test_a_patch_before_and_behind_the_motion(
+def test_a_patch_before_and_after_the_motion(
     server: ComfyServer, motion: str, alone: str, kind: str
 ) -> None:
     behind, before = (
         digest(server.queue(in_a_row(motion, *kinds))) for kinds in (("load", kind), (kind, "load"))
     )
     assert behind == before != alone
-    # the patch's own result without the motion is another one, and the motion's is still there
+    # without the motion the patch gives another result, and the motion alone still works
     without = server.queue(in_a_row(motion, kind)).check()
     assert without.outputs["look"]["digest"][0] not in (behind, alone)
     assert digest(server.queue(in_a_row(motion, "load"))) == alone
@@ -68,7 +68,7 @@ def test_a_patch_before_and_behind_the_motion(
 
 @pytest.fixture(scope="module")
 def fast(server: ComfyServer) -> dict[str, Any]:
-    """The inputs of the loader of a few-step LoRA."""
+    """Inputs of the loader of a few-step LoRA."""
     model = node("TinyModel", text_width=32, seed=0)
     lora = node("TinyLora", model=["model", 0], name="fast.safetensors")
     server.queue({"model": model, "lora": lora}).check()
@@ -103,9 +103,9 @@ def test_lcm_in_four_steps(
     assert behind == before != without
 
 
-def test_a_hint_for_each_frame(server: ComfyServer, motion: str, alone: str) -> None:
+def test_one_controlnet_hint_per_frame(server: ComfyServer, motion: str, alone: str) -> None:
     def graph(*colours: int) -> Graph:
-        """Six pictures of these colours, for six frames."""
+        """Six images of these colours, for six frames."""
         graph = in_a_row(motion, "load")
         graph["control"] = node("TinyControl", model=["model", 0])
         batch = None

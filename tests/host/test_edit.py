@@ -24,7 +24,7 @@ def toy_motion(server: ComfyServer) -> str:
 
 
 def editing(motion: str, strength: float = 1.0, steps: int = 4) -> Graph:
-    """A toy clip up to noise, and down again from the first frame of another one."""
+    """Invert a toy clip to noise, and sample from it with the first frame of another clip."""
     case: dict[str, Any] = {"seed": 0, "unseen": "hard", "motion": "moves_right"}
     return {
         "base": node("LAMP_LoadToyBase"),

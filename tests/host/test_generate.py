@@ -1,4 +1,4 @@
-"""Motion and generation nodes in the real server: results, and the traces they leave."""
+"""Motion and generation nodes in the real server: results, and no traces left on the model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.host.generate_graphs import STEPS, base, ksampler, looking, motions, 
 
 
 def digest(result: RunResult) -> str:
-    """The run's latent, after the checks that hold for any video."""
+    """Digest of the latent of a run, after checks that hold for any video."""
     found = result.check().outputs["look"]
     assert found["finite"] == [True] and found["shape"] == [[6, 4, 8, 8]]
     assert found["first_equal"] == [True] and found["rest_moved"] == [True]
@@ -36,11 +36,11 @@ def test_a_saved_motion_is_listed_and_described(server: ComfyServer, motion: str
     assert "tiny_00001.safetensors" in text and "License: MIT" in text
 
 
-def test_the_lamp_sampler_runs_twice_alike(server: ComfyServer, motion: str) -> None:
+def test_the_lamp_sampler_is_deterministic(server: ComfyServer, motion: str) -> None:
     graph = base(motion) | {"sample": ksampler()} | looking()
     first = server.queue(graph)
     assert first.progress[-1][1:] == (STEPS, STEPS)
-    server.free()  # forget what was computed
+    server.free()  # clears cached outputs
     second = server.queue(graph)
     assert "sample" in second.executed
     assert digest(first) == digest(second)
@@ -107,7 +107,7 @@ def test_custom_sampling_equals_the_lamp_sampler(server: ComfyServer, motion: st
 
 
 def test_a_picture_becomes_a_video(server: ComfyServer) -> None:
-    """The embedded base: first frame, sampler, decoder, colours, saved frames."""
+    """With the toy base: first frame, sampler, decoder, histogram, saved frames."""
     graph = {
         "base": node("LAMP_LoadToyBase"),
         "random": node("TinyMotion", model=["base", 0], family="", broken=False),
@@ -153,7 +153,7 @@ def test_a_picture_becomes_a_video(server: ComfyServer) -> None:
 
 
 def plain_digest(server: ComfyServer) -> tuple[str, int]:
-    """What the image model alone draws now, computed anew, and the hooks on it."""
+    """What the image model alone generates now, not from the cache, and the hooks on it."""
     graph = base("unused")
     del graph["load"]
     server.free()
@@ -192,7 +192,7 @@ def test_a_cancel_leaves_no_trace(server: ComfyServer, motion: str) -> None:
     assert plain_digest(server) == before
 
 
-def test_the_plain_model_draws_the_same_after_a_run(server: ComfyServer, motion: str) -> None:
+def test_the_plain_model_is_unchanged_after_a_run(server: ComfyServer, motion: str) -> None:
     both = base(motion) | {
         "sample": ksampler(),
         "still": stock(model=["model", 0]),

@@ -72,7 +72,7 @@ def test_sampling_without_a_motion(server: ComfyServer) -> None:
         ({"nan": True}, "NaN", "--fp32-vae"),
     ],
 )
-def test_latents_that_are_no_video(
+def test_latents_that_are_not_videos(
     server: ComfyServer, motion: str, latent: dict[str, Any], ours: str, theirs: str
 ) -> None:
     graph = base(motion, **latent)
@@ -86,7 +86,7 @@ def test_an_empty_latent(server: ComfyServer, motion: str) -> None:
     refused(server, graph, "Frame 1", "LAMP First-Frame Condition")
 
 
-def test_noise_and_latent_that_disagree(server: ComfyServer, motion: str) -> None:
+def test_noise_and_latent_of_different_size(server: ComfyServer, motion: str) -> None:
     graph = base(motion) | {
         "longer": node("TinyLatent", frames=8, channels=4, value=0.0, nan=False),
         "noise": node("LAMP_SharedNoise", latent=["longer", 0], seed=1, alpha=0.2),

@@ -1,4 +1,4 @@
-"""The server under test is watched closely, can be cancelled, and never outlives its tests."""
+"""The test harness records what a server does, can cancel it, and never leaves it running."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_progress_previews_and_texts_are_recorded(server: ComfyServer) -> None:
     assert result.outputs["7"] == {"steps": [3]}
 
 
-def test_cancel_ends_a_run_and_the_next_one_works(server: ComfyServer) -> None:
+def test_a_run_can_be_cancelled_and_the_next_one_works(server: ComfyServer) -> None:
     pressed: list[None] = []
 
     def press(event: dict[str, Any]) -> None:
@@ -57,7 +57,7 @@ def test_cancel_ends_a_run_and_the_next_one_works(server: ComfyServer) -> None:
 def test_a_run_that_takes_too_long_is_cancelled(server: ComfyServer) -> None:
     with pytest.raises(TimeoutError, match="no end after 1 s"):
         server.queue(probe(200, 0.05), timeout=1.0)
-    # The long run would have taken 10 s more; the next one does not wait for its end.
+    # The long run would have taken 10 s more, and the next one does not wait for it.
     server.queue(probe(1, 0.0)).check()
     assert server.get("/queue")["queue_running"] == []
 

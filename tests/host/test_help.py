@@ -1,4 +1,4 @@
-"""The server hands the help pages and the translations to its front end."""
+"""The server serves the help pages and the translations to the front end."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_help_pages_are_served(server: ComfyServer, our_ids: list[str]) -> None:
 
 
 def test_other_languages_fall_back_to_english(server: ComfyServer, our_ids: list[str]) -> None:
-    """The front end asks for the language's page first and takes ID.md when that is missing."""
+    """The front end requests the page of the language first, then ID.md."""
     assert fetch(server, f"{our_ids[0]}/fr.md").status_code == 404
     assert fetch(server, f"{our_ids[0]}.md").status_code == 200
 

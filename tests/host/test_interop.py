@@ -1,4 +1,4 @@
-"""Beside ComfyUI's own nodes: sampling in pieces, videos out and in again, files with workflows."""
+"""With ComfyUI's own nodes: custom sampling, saved videos, files with workflows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CANVAS: dict[str, Any] = {"nodes": [{"id": 1, "type": "馬"}], "links": [], "ver
 
 
 def in_pieces(**parts: dict[str, Any]) -> Graph:
-    """What KSampler does, by the host's own NOISE, GUIDER, SAMPLER and SIGMAS."""
+    """KSampler as a graph of the host's NOISE, GUIDER, SAMPLER and SIGMAS."""
     graph = {
         "noise": node("RandomNoise", noise_seed=7),
         "guider": node(
@@ -47,21 +47,21 @@ def seen(server: ComfyServer, graph: Graph) -> dict[str, Any]:
     return server.queue(graph | looking()).check().outputs["look"]
 
 
-def test_the_hosts_sampler_in_pieces_gives_the_same_video(server: ComfyServer, motion: str) -> None:
+def test_the_hosts_custom_sampling_gives_the_same_video(server: ComfyServer, motion: str) -> None:
     whole = seen(server, base(motion) | {"sample": stock()})
     assert seen(server, base(motion) | in_pieces()) == whole
     other = {"noise": node("RandomNoise", noise_seed=8)}
     assert seen(server, base(motion) | in_pieces(**other)) != whole
 
 
-def test_a_guider_without_guidance_runs_too(server: ComfyServer, motion: str) -> None:
+def test_a_guider_without_guidance(server: ComfyServer, motion: str) -> None:
     guider = node("BasicGuider", model=["load", 0], conditioning=["model", 1])
     plain = seen(server, base(motion) | in_pieces(guider=guider))
-    # With the same text on both sides, guidance 5 is no guidance.
+    # With equal prompts, guidance 5 has no effect.
     assert plain == seen(server, base(motion) | {"sample": stock(cfg=1.0)})
 
 
-def test_a_video_goes_out_and_comes_in_again(server: ComfyServer) -> None:
+def test_a_saved_video_can_be_extended(server: ComfyServer) -> None:
     out: Prompt = {
         "object": node("LAMP_ToyObject", seed=0, unseen="combination", number=0),
         "video": node("CreateVideo", images=["object", 2], fps=6.0),
@@ -102,7 +102,7 @@ def header(server: ComfyServer, name: str) -> dict[str, str]:
         return file.metadata()
 
 
-def test_a_saved_motion_carries_the_canvas(server: ComfyServer, motion: str) -> None:
+def test_a_saved_motion_contains_the_workflow(server: ComfyServer, motion: str) -> None:
     graph = base(motion) | {
         "save": node("LAMP_SaveMotion", motion=["load", 1], filename_prefix="tests/canvas")
     }
@@ -112,7 +112,7 @@ def test_a_saved_motion_carries_the_canvas(server: ComfyServer, motion: str) -> 
     assert json.loads(written["prompt"])["save"]["class_type"] == "LAMP_SaveMotion"
 
 
-def test_a_trained_motion_carries_the_canvas(server: ComfyServer) -> None:
+def test_a_trained_motion_contains_the_workflow(server: ComfyServer) -> None:
     server.queue(training("tests/trained_canvas"), canvas=CANVAS).check()
     written = header(server, "tests/trained_canvas_00001.safetensors")
     assert json.loads(written["workflow"]) == CANVAS

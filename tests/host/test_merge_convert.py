@@ -20,7 +20,7 @@ from scripts.server.server import ComfyServer, PromptRejected
 from tests.helpers.small_models import random_motion
 from tests.host.generate_graphs import Graph, base, ksampler, looking, motions, node
 
-SD1, SD2 = 768, 1024  # widths of the text
+SD1, SD2 = 768, 1024  # width of the text embeddings
 WEIGHTS = (0.7, 0.4)
 
 
@@ -40,7 +40,7 @@ def refused(server: ComfyServer, graph: Graph, words: str) -> None:
 
 
 def stored(server: ComfyServer, graph: Graph) -> MotionFile:
-    """The file that the graph's node `save` writes."""
+    """The file that the node `save` of a graph writes."""
     shown = server.queue(graph).check().outputs["save"]["text"][0]
     return load_motion_file(motions(server) / shown.removeprefix("models/lamp_motion/"))
 
@@ -91,7 +91,7 @@ def merging(pair: tuple[str, str], weights: tuple[float, float], width: int = SD
     }
 
 
-def test_two_motions_are_merged_as_by_the_function(
+def test_merging_equals_the_function(
     server: ComfyServer, pair: tuple[str, str], tmp_path: Path
 ) -> None:
     runs = []
@@ -109,7 +109,7 @@ def test_two_motions_are_merged_as_by_the_function(
     assert "license of a" in expected.metadata[LICENSE_KEY]
 
 
-def test_weights_of_0_and_other_families_are_named(
+def test_zero_weights_and_other_families_are_refused(
     server: ComfyServer, pair: tuple[str, str]
 ) -> None:
     refused(server, merging(pair, (0.0, 0.0)), "Merge LAMP Motions: ")
@@ -141,7 +141,7 @@ def converting(folder: Path, seed: int = 0) -> Graph:
     }
 
 
-def test_an_official_folder_is_converted_as_by_the_function(
+def test_converting_equals_the_function(
     server: ComfyServer, official: Path, tmp_path: Path
 ) -> None:
     runs = []
@@ -175,7 +175,7 @@ def test_a_converted_motion_moves(server: ComfyServer, official: Path) -> None:
     assert result.outputs["look"]["rest_moved"] == [True]
 
 
-def test_another_base_and_another_folder_are_named(server: ComfyServer, official: Path) -> None:
+def test_another_base_and_a_missing_folder_are_refused(server: ComfyServer, official: Path) -> None:
     refused(server, converting(official, seed=1), "official horse")
     try:
         refused(server, converting(Path("elsewhere")), "'elsewhere'")

@@ -1,4 +1,4 @@
-"""LAMP Video Metrics in the real server: a list of videos, and numbers that cannot be had."""
+"""LAMP Video Metrics in the real server: a list of videos, and metrics without their models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.host.generate_graphs import Graph, node
 
 
 def measuring(output: int) -> Graph:
-    """Four toy clips, measured; a node that wants one of the numbers."""
+    """Four toy clips, their metrics, and a node that uses one of them."""
     return {
         "clips": node("LAMP_ToyClips", seed=0, clips=4, motion="moves_right"),
         "metrics": node("LAMP_VideoMetrics", images=["clips", 0], prompt=["clips", 1], frames=0),
@@ -38,7 +38,7 @@ def test_a_list_of_videos_is_measured_together(server: ComfyServer) -> None:
     ]
 
 
-def test_a_number_that_cannot_be_had_stops_who_wants_it_and_says_why(server: ComfyServer) -> None:
+def test_a_missing_metric_blocks_connected_nodes_with_the_reason(server: ComfyServer) -> None:
     result = server.queue(measuring(output=0))
     assert result.error is not None
     assert result.error.message.endswith("Text alignment needs CLIP's image and text encoder.")

@@ -30,7 +30,7 @@ def file_of(kind: str) -> str:
 
 @pytest.fixture(scope="module", params=KINDS)
 def kind(request: pytest.FixtureRequest, server: ComfyServer) -> str:
-    """Trained once."""
+    """A motion, trained once."""
     graph = training(f"other/{request.param.split()[0]}", sample_every=2)
     graph["base"] = node("OtherModel", kind=request.param)
     result = server.queue(graph).check()
@@ -58,7 +58,7 @@ def prompt(clip: SmallClip, kind: str, text: str) -> Tensor:
     return join_pooled(tokens, about["pooled_output"]) if is_xl(kind) else tokens
 
 
-def test_what_the_node_trains_moves_as_on_diffusers(
+def test_the_trained_motion_samples_as_with_diffusers(
     server: ComfyServer, kind: str, comfy: object
 ) -> None:
     result = server.queue(generating(kind)).check()
@@ -90,12 +90,14 @@ def test_what_the_node_trains_moves_as_on_diffusers(
     assert (seen * scale - expected).abs().max() < 1e-4 * expected.abs().max()
 
 
-def test_the_samples_of_the_training_are_there(server: ComfyServer, kind: str) -> None:
+def test_training_saves_samples(server: ComfyServer, kind: str) -> None:
     folder = server.base / "output" / "lamp_training" / Path(file_of(kind)).with_suffix("")
     assert [path.name for path in sorted(folder.glob("sample-*.webp"))]
 
 
-def test_another_familys_model_and_text_are_named(server: ComfyServer, kind: str) -> None:
+def test_models_and_text_encoders_of_other_families_are_refused(
+    server: ComfyServer, kind: str
+) -> None:
     name = {"sd2": "SD 2.x", "sdxl": "SD-XL"}[kind.split()[0]]
     graph = generating(kind)
     graph["model"] = node("TinyModel", text_width=768, seed=0)

@@ -1,4 +1,4 @@
-"""ComfyUI starts with the pack in custom_nodes, and the harness reports what happens there."""
+"""ComfyUI starts with the pack in custom_nodes, and the harness reports what happens."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def our_nodes(server: ComfyServer) -> dict[str, Any]:
     return ours
 
 
-def test_the_pack_loads_without_a_complaint(server: ComfyServer) -> None:
+def test_the_pack_loads_without_warnings(server: ComfyServer) -> None:
     log = server.log_text()
     assert PACK_FOLDER in log
     ours = [line for line in log.splitlines() if PACK_FOLDER in line]
@@ -37,7 +37,7 @@ def test_the_pack_loads_without_a_complaint(server: ComfyServer) -> None:
     assert "Unable to parse pyproject.toml" not in log
 
 
-def test_nodes_are_listed_under_our_names(our_nodes: dict[str, Any]) -> None:
+def test_nodes_are_listed_with_our_prefix(our_nodes: dict[str, Any]) -> None:
     assert [name for name in our_nodes if not name.startswith("LAMP_")] == []
     assert [n for n, v in our_nodes.items() if v["category"].split("/")[0] != "LAMP"] == []
     assert [n for n, v in our_nodes.items() if not v["description"]] == []
@@ -61,7 +61,7 @@ def test_every_input_and_output_has_a_tooltip(our_nodes: dict[str, Any]) -> None
     assert silent == []
 
 
-def test_a_graph_runs_and_its_file_comes_back(server: ComfyServer) -> None:
+def test_a_graph_runs_and_its_file_can_be_fetched(server: ComfyServer) -> None:
     seen = []
     result = server.queue(picture(), on_event=lambda event: seen.append(event["type"])).check()
     assert result.executed == ["1", "2"]
@@ -79,7 +79,7 @@ def test_an_unchanged_graph_is_answered_from_the_cache(server: ComfyServer) -> N
     assert again.files() == first.files()
 
 
-def test_a_prompt_that_cannot_run_is_rejected_with_the_place(server: ComfyServer) -> None:
+def test_an_invalid_prompt_is_rejected_with_node_and_input(server: ComfyServer) -> None:
     prompt = picture()
     prompt["1"]["inputs"]["width"] = 0
     with pytest.raises(PromptRejected, match=r"node 1 \(EmptyImage\): .*width"):
@@ -97,7 +97,7 @@ def test_an_error_in_a_node_is_named(server: ComfyServer) -> None:
         result.check()
 
 
-def test_a_picture_can_be_uploaded(server: ComfyServer, tmp_path: Any) -> None:
+def test_an_image_can_be_uploaded(server: ComfyServer, tmp_path: Any) -> None:
     Image.new("RGB", (8, 8), (1, 2, 3)).save(tmp_path / "small.png")
     name = server.upload_image(tmp_path / "small.png")
     result = server.queue(

@@ -1,4 +1,4 @@
-"""The server ends in the middle of a training: the next one goes on as if it had never ended."""
+"""The server ends during a training: the next one resumes it with the same result."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _SIGNALS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", _SIGNALS, ids=lambda how: getattr(how, "name", ""))
-def test_a_training_goes_on_in_the_next_server(tmp_path: Path, how: Any) -> None:
+def test_a_training_resumes_in_the_next_server(tmp_path: Path, how: Any) -> None:
     try:
         host_path()
     except HostMissing as error:

@@ -1,4 +1,4 @@
-"""Training in the real server: learn, save, generate; cancel; what a bad input says."""
+"""Training in the real server: train, save, sample, cancel, resume, errors."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_train_and_generate_twice_with_equal_results(server: ComfyServer, tmp_pa
     graph = generating(training("twice"))
     runs = []
     for number in range(2):
-        server.free()  # forget cached outputs, so that everything runs again
+        server.free()  # clears cached outputs, so that everything runs again
         result = server.queue(graph).check()
         assert "train" in result.executed
         runs.append(pictures(server, result.files("save"), tmp_path / str(number)))
@@ -159,7 +159,7 @@ def test_train_and_generate_twice_with_equal_results(server: ComfyServer, tmp_pa
     assert saved == ["twice_00001.safetensors", "twice_00002.safetensors"]
 
 
-def test_the_motion_file_tells_how_it_was_made(server: ComfyServer) -> None:
+def test_the_motion_file_records_its_training(server: ComfyServer) -> None:
     graph = training("told", seed=11)
     graph["clips"]["inputs"]["prompt"] = "moves right"
     server.queue(graph).check()
@@ -175,10 +175,8 @@ def test_the_motion_file_tells_how_it_was_made(server: ComfyServer) -> None:
     assert json.loads(metadata["prompt"])["train"]["class_type"] == "LAMP_Trainer"
 
 
-def test_a_motion_learned_as_factors_is_small_and_goes_on_from_its_state(
-    server: ComfyServer, tmp_path: Path
-) -> None:
-    """The executor runs nodes in inference mode, where no factor could be learned."""
+def test_a_low_rank_motion_is_small_and_resumes(server: ComfyServer, tmp_path: Path) -> None:
+    """The executor runs nodes in inference mode, in which factors could not be trained."""
     changes: dict[str, Any] = {"steps": 2, "rank": 4, "save_every": 1, "sample_every": 2}
     result = server.queue(generating(training("factors", **changes))).check()
     assert pictures(server, result.files("save"), tmp_path / "videos").shape == (8, 32, 32, 3)
@@ -192,11 +190,11 @@ def test_a_motion_learned_as_factors_is_small_and_goes_on_from_its_state(
     assert [json.loads(line)["step"] for line in log.read_text().splitlines()] == [1, 2, 3]
 
 
-def test_cancel_keeps_what_was_learned_and_the_server_goes_on(server: ComfyServer) -> None:
+def test_cancelling_saves_the_motion_and_the_server_continues(server: ComfyServer) -> None:
     pressed = []
 
     def cancel(event: dict[str, Any]) -> None:
-        # The line of text tells every step; newer hosts leave out some moves of the bar.
+        # The text names every step; newer hosts skip some updates of the bar.
         if event["type"] == "progress_text" and "step 2 of" in event["data"]["text"]:
             pressed.append(server.interrupt())
 
@@ -210,8 +208,8 @@ def test_cancel_keeps_what_was_learned_and_the_server_goes_on(server: ComfyServe
     assert "after_00001.safetensors" in motions(server)
 
 
-def test_two_trainings_queued_at_once_have_files_of_their_own(server: ComfyServer) -> None:
-    # What is kept differs, or the second one's result would come from the host's cache.
+def test_two_queued_trainings_write_different_files(server: ComfyServer) -> None:
+    # Different settings, or the second result would come from the host's cache.
     graphs = [training("pair", steps=2, keep_states=count) for count in (1, 2)]
     with ThreadPoolExecutor(2) as threads:
         for result in threads.map(server.queue, graphs):
@@ -256,7 +254,7 @@ def test_the_plain_model_is_unchanged_by_training(server: ComfyServer, tmp_path:
     before = server.queue(plain({})).check()
     trained = {**training("beside"), "base": node("LAMP_LoadToyBase")}
     graph = plain(trained)
-    graph["sample"]["inputs"]["seed"] = 2  # or the first run's result would come from the cache
+    graph["sample"]["inputs"]["seed"] = 2  # otherwise the result comes from the cache
     server.queue(graph).check()
     graph["sample"]["inputs"]["seed"] = 1
     after = server.queue(graph).check()
@@ -273,7 +271,7 @@ def error(server: ComfyServer, graph: Graph) -> str:
     return result.error.message
 
 
-def test_an_empty_folder_is_named(server: ComfyServer) -> None:
+def test_an_empty_folder_is_refused(server: ComfyServer) -> None:
     (server.base / "input" / "nothing here").mkdir(exist_ok=True)
     graph = training("empty")
     graph["clips"] = clips(folder="input/nothing here")
@@ -281,7 +279,7 @@ def test_an_empty_folder_is_named(server: ComfyServer) -> None:
     assert message.startswith("LAMP Training Clips: ") and "nothing here" in message
 
 
-def test_an_unreadable_clip_is_named(server: ComfyServer) -> None:
+def test_an_unreadable_clip_is_refused(server: ComfyServer) -> None:
     folder = server.base / "input" / "damaged"
     folder.mkdir(exist_ok=True)
     (folder / "broken 马.mp4").write_bytes(b"no film")
@@ -290,7 +288,7 @@ def test_an_unreadable_clip_is_named(server: ComfyServer) -> None:
     assert "broken 马.mp4" in error(server, graph)
 
 
-def test_a_clip_that_is_too_short_is_named(server: ComfyServer) -> None:
+def test_a_short_clip_is_refused(server: ComfyServer) -> None:
     graph = training("short")
     graph["clips"]["inputs"]["frames"] = 9
     message = error(server, graph)
@@ -304,7 +302,7 @@ def test_a_clip_that_is_too_short_is_named(server: ComfyServer) -> None:
         ({"own_recipe": {"warmup": 10}}, "warmup is 10"),
     ],
 )
-def test_a_setting_that_cannot_work_is_named(
+def test_invalid_settings_are_refused(
     server: ComfyServer, changes: dict[str, Any], words: str
 ) -> None:
     message = error(server, training("odd", **changes))
@@ -326,7 +324,7 @@ def kept(server: ComfyServer, run: str) -> list[str]:
     return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
 
 
-def test_a_cancelled_run_goes_on_from_its_state_as_if_it_had_never_stopped(
+def test_a_resumed_run_equals_an_uninterrupted_one(
     server: ComfyServer,
 ) -> None:
     straight = server.queue(training("straight", steps=6)).check()
@@ -359,7 +357,7 @@ def test_a_cancelled_run_goes_on_from_its_state_as_if_it_had_never_stopped(
             np.testing.assert_array_equal(one.get_tensor(name), other.get_tensor(name), name)
 
 
-def test_a_resume_with_another_seed_is_refused_by_name(server: ComfyServer) -> None:
+def test_resuming_with_another_seed_is_refused(server: ComfyServer) -> None:
     server.queue(training("seeded", save_every=2)).check()
     message = error(server, training("seeded", resume="latest", seed=6))
     assert "seed 5" in message and "6" in message

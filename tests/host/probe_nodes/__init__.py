@@ -1,4 +1,4 @@
-"""A node that only takes time and talks: what the test harness itself is tried on."""
+"""A node that takes time and shows texts, to test the harness itself."""
 
 import time
 

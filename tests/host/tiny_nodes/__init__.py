@@ -1,4 +1,4 @@
-"""Nodes for tests only: tiny models, broken inputs, and a look at what a run left behind."""
+"""Nodes for tests only: tiny models, broken inputs, and checks of what a run left on a model."""
 
 import hashlib
 import importlib.util
@@ -16,7 +16,7 @@ _MOTION = io.Custom("LAMP_MOTION")
 
 
 def _helpers(file):
-    """A module of shared test code by its path; it imports the method from the repository."""
+    """Load a module of shared test code by its path. It imports `lamp` from the repository."""
     if str(_ROOT) not in sys.path:
         sys.path.append(str(_ROOT))  # last: the host has modules of the same names
     name = f"lamp_tests_{file}"
@@ -110,7 +110,7 @@ class TinyControl(io.ComfyNode):
 
 
 class TinyLora(io.ComfyNode):
-    """Writes a LoRA for the tiny model among the server's files."""
+    """Write a LoRA for the tiny model to the server's models."""
 
     @classmethod
     def define_schema(cls):
@@ -130,7 +130,7 @@ class TinyLora(io.ComfyNode):
 
 
 class ImageTokens(io.ComfyNode):
-    """A MODEL that looks at the tokens of a picture beside the text's, as with an IP-Adapter."""
+    """A MODEL that attends to image tokens besides those of the text, like an IP-Adapter."""
 
     @classmethod
     def define_schema(cls):
@@ -248,7 +248,7 @@ class CountHooks(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **_):
-        return float("nan")  # look again every time
+        return float("nan")  # run every time
 
     @classmethod
     def execute(cls, model):
@@ -283,7 +283,7 @@ class FailWhileSampling(io.ComfyNode):
 
 
 class TestVideos(io.ComfyNode):
-    """What a loader of video datasets gives: a list of films and a list of texts."""
+    """The outputs of a video dataset loader: a list of videos and a list of texts."""
 
     @classmethod
     def define_schema(cls):
