@@ -26,14 +26,9 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
-# Texts vanish from a canvas that is zoomed out, tours and maps cover it.
-_SETTINGS = {
-    "LiteGraph.Canvas.MinFontSizeForLOD": 0,
-    "Comfy.TutorialCompleted": True,
-    "Comfy.Minimap.Visible": False,
-    "Comfy.Graph.CanvasInfo": False,
-    "Comfy.Workflow.ShowMissingModelsWarning": True,
-}
+NODES_2 = "Comfy.VueNodes.Enabled"  # the front end's setting for Nodes 2.0
+# All others stay at their defaults, so that pages look as they do for a new user.
+_SETTINGS = {"Comfy.TutorialCompleted": True}
 _READY = "() => window.app?.graph && window.app.extensionManager"
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,12 @@ from safetensors.torch import save
 
 from scripts.assets.locales import FOLDER as LOCALES
 from scripts.assets.locales import HELP, NODES
-from scripts.server.browser import change_settings, wait_until_ready
+from scripts.server.browser import NODES_2, change_settings, wait_until_ready
 from scripts.server.host import PACK_FOLDER
 from scripts.server.server import ComfyServer
 from scripts.workflows import BLUEPRINT, TITLES, load_api, load_canvas
 from scripts.workflows.convert import default_of, input_specs, is_widget
+from tests.browser.conftest import front_end, has_nodes_2
 
 NAMES = sorted(TITLES)
 TOY = "lamp_toy_train_and_generate"
@@ -42,7 +42,7 @@ RED = """() => app.graph.nodes.flatMap(node => (node.widgets ?? [])
 PROMPT = "async () => (await app.graphToPrompt()).output"
 # Widgets are drawn below the sockets; a node must be as large as the front end wants it.
 TOO_SMALL = """() => app.graph.nodes
-    .filter(node => node.size[1] < node.computeSize()[1] - 0.5)
+    .filter(node => !node.flags.collapsed && node.size[1] < node.computeSize()[1] - 0.5)
     .map(node => [node.type, node.size[1], node.computeSize()[1]])"""
 FIT = "() => app.extensionManager.command.execute('Comfy.Canvas.FitView')"
 
@@ -99,52 +99,7 @@ def test_a_workflow_loads_as_it_is(
     assert page.talk.errors == []
 
 
-# Each node's id with the corners of its box on the page, where nodes are parts of the page.
-BOXES = """() => [...document.querySelectorAll('[data-node-id]')].map(element => {
-    const box = element.getBoundingClientRect()
-    return [element.dataset.nodeId, box.left, box.top, box.right, box.bottom]
-})"""
-NODES_2 = "Comfy.VueNodes.Enabled"
 SWITCH = f"on => app.extensionManager.setting.set('{NODES_2}', on)"
-# Front ends in which Nodes 2.0 was new: groups and nodes part when a workflow is opened; 1.42 draws
-# nodes, the host's own too, up to 50 pixels higher than the workflows leave room for.
-UNSETTLED = {"1.27", "1.32", "1.42"}
-
-
-def has_nodes_2(page: Any) -> bool:
-    return page.evaluate(f"() => app.extensionManager.setting.get('{NODES_2}')") is not None
-
-
-def overlapping(boxes: list[list[Any]]) -> list[tuple[str, str]]:
-    return [
-        (one[0], other[0])
-        for one, other in itertools.combinations(boxes, 2)
-        if min(one[3], other[3]) - max(one[1], other[1]) > 0.5
-        and min(one[4], other[4]) - max(one[2], other[2]) > 0.5
-    ]
-
-
-def test_no_node_covers_another_one_in_nodes_2(page: Any, shots: Path) -> None:
-    """The newer way of drawing makes nodes higher than the canvas does."""
-    if not has_nodes_2(page):
-        pytest.skip("this front end has no Nodes 2.0")
-    if front_end(page) in UNSETTLED:
-        pytest.skip("this front end's own Nodes 2.0 does not keep the layout")
-    change_settings(page, {NODES_2: True})
-    try:
-        covered = {}
-        for name in NAMES:
-            load(page, name)
-            picture(page, shots / f"{name}_nodes_2.png")
-            boxes = page.evaluate(BOXES)
-            assert len(boxes) == len(load_canvas(name)["nodes"])
-            covered[name] = overlapping(boxes)
-            assert page.talk.errors == []
-        assert not any(covered.values()), covered
-    finally:
-        change_settings(page, {NODES_2: False})
-
-
 WATCH = """() => {
     window.seen = {progress: {}, previews: 0, texts: [], end: null}
     const on = (kind, take) => app.api.addEventListener(kind, event => take(event.detail))
@@ -171,7 +126,7 @@ OUTPUTS = """() => Object.fromEntries(app.graph.nodes
     .map(node => [node.type, app.nodeOutputs[String(node.id)]]).filter(([_, found]) => found))"""
 
 
-TELLING = ("LAMP_TrainingClips", "LAMP_Trainer", "LAMP_MotionInfo", "LAMP_ToyScore")
+TELLING = ("LAMP_TrainingClips", "LAMP_Trainer", "LAMP_ToyScore")
 
 
 @pytest.mark.timeout(900)
@@ -325,12 +280,6 @@ def first_words(path: Path) -> str:
 
 # Front ends that load a language after the packs' texts for it, and so lose these. 1.42 has both.
 FORGETFUL = {"1.32"}
-
-
-def front_end(page: Any) -> str:
-    """Its version, short of the last number."""
-    version = page.evaluate("() => window.__COMFYUI_FRONTEND_VERSION__")
-    return ".".join(version.split(".")[:2])
 
 
 def test_help_and_chinese(page: Any, shots: Path) -> None:

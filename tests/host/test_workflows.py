@@ -12,7 +12,6 @@ import av
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image, ImageSequence
 
 from scripts.demo import node_of
 from scripts.server.host import PACK_FOLDER
@@ -132,41 +131,6 @@ def test_the_template_browser_has_file_and_picture(server: ComfyServer, name: st
         assert found.startswith(head) and found == (FOLDER / file).read_bytes()
 
 
-def frames_of(server: ComfyServer, result: RunResult, prompt: dict[str, Any]) -> NDArray[np.uint8]:
-    (file,) = result.files(node_of(prompt, "SaveAnimatedWEBP"))
-    film = Image.open(io.BytesIO(server.view(file)))
-    return np.stack([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(film)])
-
-
-def test_a_second_run_gives_the_same_video(server: ComfyServer) -> None:
-    """Short of a full training, to be quick; every node of the workflow runs."""
-    prompt = load_api(TOY)
-    prompt[node_of(prompt, "LAMP_Trainer")]["inputs"] |= {"steps": 6}
-    prompt[node_of(prompt, "LAMP_KSampler")]["inputs"]["steps"] = 5
-    first = server.queue(prompt).check()
-    video = frames_of(server, first, prompt)
-    assert video.shape[0] == 8
-    for shown, words in (
-        ("LAMP_ToyScore", "IoU"),
-        ("LAMP_MotionInfo", "6 steps"),
-        ("LAMP_Trainer", "saved models/lamp_motion/"),
-        ("LAMP_TrainingClips", "8 clips"),
-    ):
-        (text,) = first.outputs[node_of(prompt, shown)]["text"]
-        assert words in text
-
-    other = copy.deepcopy(prompt)
-    other[node_of(prompt, "LAMP_ToyObject")]["inputs"]["number"] = 1
-    between = server.queue(other).check()
-    assert node_of(prompt, "LAMP_Trainer") in between.cached
-    assert (frames_of(server, between, prompt) != video).any()
-
-    server.free()
-    again = server.queue(prompt).check()
-    assert node_of(prompt, "LAMP_Trainer") in again.executed
-    np.testing.assert_array_equal(frames_of(server, again, prompt), video)
-
-
 def in_few_steps(prompt: Prompt) -> Prompt:
     for found in prompt.values():
         if "steps" in found["inputs"] and not isinstance(found["inputs"]["steps"], list):
@@ -178,6 +142,34 @@ def video_of(server: ComfyServer, result: RunResult, prompt: Prompt) -> NDArray[
     (file,) = result.files(node_of(prompt, "SaveVideo"))
     with av.open(io.BytesIO(server.view(file))) as film:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)])
+
+
+def test_a_second_run_gives_the_same_video(server: ComfyServer) -> None:
+    """Short of a full training, to be quick; every node of the workflow runs."""
+    prompt = load_api(TOY)
+    prompt[node_of(prompt, "LAMP_Trainer")]["inputs"] |= {"steps": 6}
+    prompt[node_of(prompt, "LAMP_KSampler")]["inputs"]["steps"] = 5
+    first = server.queue(prompt).check()
+    video = video_of(server, first, prompt)
+    assert video.shape[0] == 8
+    for shown, words in (
+        ("LAMP_ToyScore", "IoU"),
+        ("LAMP_Trainer", "saved models/lamp_motion/"),
+        ("LAMP_TrainingClips", "8 clips"),
+    ):
+        (text,) = first.outputs[node_of(prompt, shown)]["text"]
+        assert words in text
+
+    other = copy.deepcopy(prompt)
+    other[node_of(prompt, "LAMP_ToyObject")]["inputs"]["number"] = 1
+    between = server.queue(other).check()
+    assert node_of(prompt, "LAMP_Trainer") in between.cached
+    assert (video_of(server, between, prompt) != video).any()
+
+    server.free()
+    again = server.queue(prompt).check()
+    assert node_of(prompt, "LAMP_Trainer") in again.executed
+    np.testing.assert_array_equal(video_of(server, again, prompt), video)
 
 
 @pytest.mark.parametrize("name", TWINS)

@@ -26,6 +26,7 @@ def needs_nothing() -> list[str]:
     return [name for name in NAMES if "toy" in name]
 
 
+CHINESE = "[\u4e00-\u9fff]"
 AFTER = ("fixed", "randomize", "increment", "decrement")
 
 
@@ -126,19 +127,21 @@ def test_nothing_overlaps_and_everything_stands_in_a_group(name: str) -> None:
         assert not _overlap(one, other)
 
 
-# The front end fits a workflow into 3/4 of the window when it opens it, and draws no text where 14
-# pixels become less than 8: what is smaller than this reads in a window of 1366 x 768.
-LARGEST = 1366 * 0.75 * 14 / 8, 768 * 0.75 * 14 / 8
-_MARGIN = 20  # around the whole
+# The front end fits all nodes, with a margin, into 3/4 of the window when it opens a workflow, and
+# draws no text below a zoom of 0.57.
+READABLE = 0.6
+WINDOW = 1366, 768
+MARGIN = 20
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_workflow_is_small_enough_to_be_read_when_it_opens(name: str) -> None:
-    frames = [group["bounding"] for group in load_canvas(name)["groups"]]
+    """Some front ends count a collapsed node at its full size."""
+    nodes = load_canvas(name)["nodes"]
     for axis in (0, 1):
-        low = min(frame[axis] for frame in frames)
-        high = max(frame[axis] + frame[axis + 2] for frame in frames)
-        assert high - low + _MARGIN <= LARGEST[axis]
+        low = min(node["pos"][axis] for node in nodes)
+        high = max(node["pos"][axis] + node["size"][axis] for node in nodes)
+        assert WINDOW[axis] * 0.75 / (high - low + MARGIN) >= READABLE
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - set(needs_nothing())))
@@ -166,10 +169,22 @@ def _inside(box: tuple[int, ...], frame: tuple[int, ...]) -> bool:
 def test_a_note_tells_what_to_do(name: str) -> None:
     notes = [node for node in load_canvas(name)["nodes"] if node["type"] == NOTE]
     text = "\n".join(note["widgets_values"][0] for note in notes)
-    assert "Read me" in [group["title"] for group in load_canvas(name)["groups"]]
     for node in real_nodes(name).values():
         for model in node["properties"].get("models", []):
             assert model["name"] in text and f"models/{model['directory']}" in text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_notes_and_groups_are_in_english_and_chinese(name: str) -> None:
+    graph = load_canvas(name)
+    notes = [node["widgets_values"][0] for node in graph["nodes"] if node["type"] == NOTE]
+    assert {bool(re.search(CHINESE, note)) for note in notes} == {False, True}
+    for group in graph["groups"]:
+        assert re.search("[A-Za-z0-9]", group["title"]) and re.search(CHINESE, group["title"])
+    # Both languages name the same files.
+    files = re.compile(r"`([\w.-]+\.safetensors)`")
+    named = [set(files.findall(note)) for note in notes if len(files.findall(note)) > 1]
+    assert all(each == named[0] for each in named)
 
 
 @pytest.mark.parametrize("picture", sorted(FOLDER.glob("*.jpg")), ids=lambda path: path.stem)
