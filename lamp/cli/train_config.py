@@ -136,7 +136,10 @@ def read_settings(path: Path, changes: list[str]) -> RunSettings:
         clips_folder=file.existing("data", "folder"),
         prompt=file["data"].prompt,
         clips=clips,
-        config=file.made("recipe", TrainConfig, **{"frames": clips.frames, **chosen}),
+        # Precision and the like follow from the choices once the device is known.
+        config=file.made(
+            "recipe", TrainConfig, skip=RunChoices, **{"frames": clips.frames, **chosen}
+        ),
         choices=RunChoices(
             **{each.name: getattr(recipe, each.name) for each in fields(RunChoices)}
         ),
@@ -173,10 +176,13 @@ class _ConfigFile:
             return f"--set {table}.{key}"
         return f"{self._path.name}: [{table}] {key}".strip()
 
-    def made(self, table: str, kind: type[T], **others: Any) -> T:
-        """The settings `kind` of a table; the keys given there go over `others`."""
+    def made(self, table: str, kind: type[T], skip: type | None = None, **others: Any) -> T:
+        """The settings `kind` of a table; the keys given there go over `others`, but for those
+        that are fields of `skip`."""
         given = self[table].model_dump(exclude_unset=True)
         names = {each.name for each in fields(kind)}  # type: ignore[arg-type]
+        if skip is not None:
+            names -= {each.name for each in fields(skip)}
         try:
             return kind(**others | {name: given[name] for name in names & {*given}})
         except LampError as error:

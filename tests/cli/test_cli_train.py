@@ -18,7 +18,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from lamp.cli import CANCELLED, DONE, FAILED, main, train_run
-from lamp.cli.train_config import TABLES, tomllib
+from lamp.cli.train_config import TABLES, read_settings, tomllib
 from lamp.cli.train_run import choose_device
 from lamp.clips.load import load_clips
 from lamp.errors import LampError
@@ -248,6 +248,20 @@ def test_the_example_in_the_docs_shows_every_setting_with_its_default() -> None:
     defaults["betas"] = list(TrainConfig.betas)  # as TOML has it
     for name in shown & set(tables["recipe"]):
         assert tables["recipe"][name] == defaults.get(name, "auto"), name
+
+
+def test_every_default_may_be_written_out(tmp_path: Path) -> None:
+    text = (ROOT / "docs/train.toml").read_text(encoding="utf-8")
+    every = re.sub(r"^# (\w+ = )", r"\1", text, flags=re.M)
+    every = re.sub(r"^(tokenizer|fps) = .*$", "", every, flags=re.M)
+    for name in ("base", "data", "output"):
+        (tmp_path / name).mkdir()
+    config = tmp_path / "run.toml"
+    config.write_text(every, encoding="utf-8")
+    paths = ["base.path=base", "data.folder=data", "output.folder=output"]
+    assert read_settings(config, paths).choices.precision == "auto"
+    with pytest.raises(LampError, match="precision"):
+        read_settings(config, [*paths, "recipe.precision=fp8"])
 
 
 def _defaults(kind: Any) -> dict[str, Any]:
