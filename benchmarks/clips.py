@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from lamp.clips.decoding.choose import source_frames
-from lamp.clips.listing import look_into
+from lamp.clips.listing import find_clips
 from lamp.clips.load import load_clips
 from lamp.clips.video import resample
 from lamp.errors import LampError
@@ -41,7 +41,7 @@ def main() -> int:
     parser.add_argument("--fps", type=float, help="bring all clips to this rate first")
     args = parser.parse_args()
     try:
-        listing = look_into(args.folder)
+        listing = find_clips(args.folder)
     except LampError as error:
         print(error)
         return 1

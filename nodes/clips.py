@@ -14,7 +14,7 @@ from comfy_api.latest import InputImpl, io
 from ..lamp.clips.clip_set import ClipSet
 from ..lamp.clips.decoding.choose import check_kind
 from ..lamp.clips.decoding.reader import VideoBytes, reading
-from ..lamp.clips.listing import look_into
+from ..lamp.clips.listing import find_clips
 from ..lamp.clips.load import clips_from_sources, image_sources
 from ..lamp.clips.report import contact_sheet, describe_clips
 from ..lamp.clips.settings import ClipSettings
@@ -217,7 +217,7 @@ def find_sources(
         found = clip_folders().get(folder)
         if found is None:
             raise ClipError(f"There is no folder '{folder[:100]}'. Press R to refresh the list.")
-        listing = look_into(found)
+        listing = find_clips(found)
         return [FileSource(path) for path in listing.clips], listing.notes
     if not given:
         raise ClipError("Choose a folder of clips, or connect images or videos.")

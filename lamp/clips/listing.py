@@ -50,7 +50,7 @@ class Listing:
         self.left_out.setdefault(reason, []).append(name)
 
 
-def look_into(folder: str | Path) -> Listing:
+def find_clips(folder: str | Path) -> Listing:
     """The clips in ``folder``: video files, animated pictures, and sub-folders of images.
 
     Everything else is named, except for hidden files. Raises ClipError if there is no such folder
@@ -64,7 +64,7 @@ def look_into(folder: str | Path) -> Listing:
     for path in paths:
         if path in texts and not path.is_dir():
             continue
-        if reason := _why_not(path):
+        if reason := _reason(path):
             listing.leave_out(reason, path.name)
         else:
             listing.clips.append(path)
@@ -94,11 +94,11 @@ def _visible(folder: Path) -> list[Path]:
     return sorted(shown, key=natural_order)
 
 
-def _why_not(path: Path) -> str:
+def _reason(path: Path) -> str:
     """Why a path is not a clip; empty if it is one."""
     if path.is_dir():
         with reading(path):
-            return _why_no_pictures(path)
+            return _folder_reason(path)
     # Reading a pipe would never end. A broken link is reported when it is read.
     if path.exists() and not path.is_file():
         return NO_FILE
@@ -110,7 +110,7 @@ def _why_not(path: Path) -> str:
     return SINGLE if ending in IMAGE_ENDINGS or ending in ANIMATED_ENDINGS else NO_CLIP
 
 
-def _why_no_pictures(folder: Path) -> str:
+def _folder_reason(folder: Path) -> str:
     """Why a sub-folder is not a clip; empty if its pictures are the frames of one."""
     pictures = image_files(folder)
     videos = [path for path in folder.iterdir() if path.suffix.lower() in VIDEO_ENDINGS]

@@ -17,7 +17,7 @@ from .clip_set import Clip, ClipSet, same_rate
 from .decoding.choose import Tally
 from .decoding.reader import SourceFrame, reading
 from .images import fit_small
-from .listing import look_into
+from .listing import find_clips
 from .movement import MotionMeter, Movement, look_size, movement_hints
 from .settings import ClipSettings, share_kept
 from .sources import BatchSource, ClipSource, FileSource
@@ -51,7 +51,7 @@ def load_clips(
     chosen = ClipSettings(frames, width, height, **settings)
     notes: list[str] = []
     if isinstance(source, (str, Path)):
-        listing = look_into(source)
+        listing = find_clips(source)
         paths, notes = listing.clips, listing.notes
     else:
         paths = [Path(path) for path in source]
@@ -188,11 +188,11 @@ def _look_through(
             if look.count % PULSE == 0:
                 pulse()
     total = tally.count if tally.ended else max(source.count(pulse), tally.count)
-    where, said = (caption.text, caption.source), clips.warnings
+    where, warnings = (caption.text, caption.source), clips.warnings
     info = ClipInfo(source.name, source.path, total, tally.rate, *look.found, *where)
-    said += [f"'{info.name}' {note}" for note in look.notes]
+    warnings += [f"'{info.name}' {note}" for note in look.notes]
     if look.capped:
-        said.append(
+        warnings.append(
             f"'{info.name}' is long ({total} frames): only the first {look.count} are used. Cut it "
             "to the part with the motion."
         )
@@ -220,7 +220,7 @@ class _Look:
             self.size = self._settings.size_for(*self.found)
             self._meter = MotionMeter(*self.size, self._settings.stride)
         self._meter.see(fit_small(picture[None], *look_size(*self.size), self._settings.fit)[0])
-        self.count, self.notes = self.count + 1, frame.told.notes
+        self.count, self.notes = self.count + 1, frame.facts.notes
 
     def movement(self) -> Movement:
         """What moved. Raises ClipError if there was no frame."""

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..errors import ClipError
 from .decoding.choose import count_frames, image_files, source_frames
-from .decoding.reader import Readable, SourceFrame, Told, nothing, open_clip, reading
+from .decoding.reader import ClipFacts, Readable, SourceFrame, nothing, open_clip, reading
 from .images import opaque
 
 
@@ -130,10 +130,10 @@ class BatchSource:
         return sum(map(len, self.images))
 
     def frames(self, pulse: Callable[[], None] = nothing) -> Generator[SourceFrame, None, None]:
-        told = Told(self.rate)
+        facts = ClipFacts(self.rate)
         for number, image in enumerate(self._each()):
             time = number / self.rate if self.rate else None
-            yield SourceFrame(time, partial(_to_bytes, image), told=told)
+            yield SourceFrame(time, partial(_to_bytes, image), facts=facts)
 
     @cached_property
     def digest(self) -> str:

@@ -1,4 +1,4 @@
-"""Captions beside the clips, and what stands in for them."""
+"""Caption files beside the clips, and their fallbacks."""
 
 import unicodedata
 from pathlib import Path
@@ -60,13 +60,13 @@ def test_motion_template(clip):
     assert find_caption(clip, "slow {motion}").text == "a white horse, slow horse run, on {grass}"
 
 
-def test_a_given_caption_goes_before_the_file(clip):
+def test_a_given_caption_overrides_the_file(clip):
     write(clip, b"from the file")
     assert given_caption(" a dog\n{motion}s ", clip) == ("a dog horse runs", "given", "")
     assert given_caption("a dog") == ("a dog", "given", "")
 
 
-def test_for_an_empty_given_caption_stands_what_the_file_has(clip):
+def test_an_empty_given_caption_falls_back_to_the_file(clip):
     found = given_caption(" ", clip)
     assert found[:2] == ("horse run", "folder") and "'horse run'" in found.warning
     assert given_caption("", write(clip, b"a dog runs"))[:2] == ("a dog runs", "file")
@@ -85,7 +85,7 @@ def test_folder_of_images(tmp_path):
     assert find_caption(folder).text == "a man walks"
 
 
-def test_a_file_that_is_no_caption_is_refused_by_its_size(clip):
+def test_a_large_caption_file_is_refused(clip):
     clip.with_suffix(".txt").write_text("a " * 60_000)
     with pytest.raises(ClipError, match="'.*txt' .*120,000 .*100,000"):
         find_caption(clip, "it runs")
@@ -115,10 +115,10 @@ def test_sides(caption, sided):
 
 @pytest.mark.parametrize("form", ["NFC", "NFD", "NFKD"])
 @pytest.mark.parametrize("clip_form", ["NFC", "NFD"])
-def test_a_caption_is_found_in_every_way_of_writing_an_umlaut(
+def test_a_caption_is_found_in_every_unicode_form(
     tmp_path: Path, form: str, clip_form: str
 ) -> None:
-    """macOS writes letters and their marks apart, others together."""
+    """macOS stores letters and accents separately, other systems combined."""
     name = "Rösslein é 가나다 ś"
     clip = tmp_path / f"{unicodedata.normalize(clip_form, name)}.mp4"
     clip.touch()
@@ -129,12 +129,12 @@ def test_a_caption_is_found_in_every_way_of_writing_an_umlaut(
 
 @pytest.mark.parametrize("name", ["clip.one.TXT", "CLIP.ONE.txt", "Clip.One.Txt",
                                   "clip.one.caption", "clip.one.CAPTION"])  # fmt: skip
-def test_a_caption_is_found_in_upper_case_and_by_other_endings(clip: Path, name: str) -> None:
+def test_a_caption_is_found_in_any_case_and_with_other_extensions(clip: Path, name: str) -> None:
     clip.with_name(name).write_text("it is found")
     assert find_caption(clip, "x") == ("it is found", "file", "")
 
 
-def test_of_two_captions_the_exact_one_is_taken(clip: Path) -> None:
+def test_the_exact_name_wins_between_two_captions(clip: Path) -> None:
     clip.with_name("CLIP.ONE.txt").write_text("other")
     clip.with_name("clip.one.caption").write_text("second")
     clip.with_name("clip.one.txt").write_text("first")
@@ -149,9 +149,7 @@ def test_of_two_captions_the_exact_one_is_taken(clip: Path) -> None:
 
 @pytest.mark.parametrize("text", ["a horse", "ein Pferd läuft", "马在跑"])
 @pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-16", "utf-32", "utf-32-le"])
-def test_utf_16_is_read_by_its_mark_and_refused_without(
-    clip: Path, text: str, encoding: str
-) -> None:
+def test_utf_16_needs_a_byte_order_mark(clip: Path, text: str, encoding: str) -> None:
     data = text.encode(encoding)
     write(clip, data)
     if encoding == "utf-16":
@@ -165,20 +163,20 @@ def test_utf_16_is_read_by_its_mark_and_refused_without(
 
 @pytest.mark.parametrize("data", [b"a\0b", b"\0" * 40, b"a horse \x1b[31m", b"\x7fELF\x01\x01",
                                   b"a\x08\x08", "a \x85\x9b b".encode()])  # fmt: skip
-def test_signs_of_control_are_no_caption(clip: Path, data: bytes) -> None:
+def test_control_characters_are_refused(clip: Path, data: bytes) -> None:
     with pytest.raises(ClipError, match="'clip.one.txt'"):
         find_caption(write(clip, data), "x")
 
 
 @pytest.mark.parametrize("text", ["\u200b", "\u200b\u200c\u200d\u2060\ufeff", " \u00ad\u200e\n",
                                   "\u3164", "\u2800 \u2800", "\U000e0020"])  # fmt: skip
-def test_a_caption_in_which_nothing_is_seen_is_empty(clip: Path, text: str) -> None:
+def test_an_invisible_caption_is_empty(clip: Path, text: str) -> None:
     found = find_caption(write(clip, text.encode()), "a horse runs")
     assert (found.text, found.source) == ("a horse runs", "prompt") and found.warning
     assert given_caption(text, clip).warning
     assert find_caption(clip.with_name("other.mp4"), text).source == "folder"
 
 
-def test_signs_that_join_letters_are_kept(clip: Path) -> None:
+def test_joining_characters_are_kept(clip: Path) -> None:
     text = "می\u200cدود, \U0001f468\u200d\U0001f33e"
     assert find_caption(write(clip, text.encode()), "x").text == text

@@ -15,7 +15,7 @@ from lamp.clips.load import load_clips
 from tests.helpers.clip_reading import read_frames
 
 COLOURS = np.array([[(220, 30, 30), (30, 200, 40)], [(40, 50, 220), (230, 210, 30)]], np.float64)
-"""Of the four corners."""
+"""The four corners."""
 WIDTH, HEIGHT = 64, 48
 MATRICES = {  # FFmpeg's number, Kr, Kb
     "untold": (2, 0.299, 0.114),
@@ -115,7 +115,7 @@ def test_yuv_is_read_by_its_matrix_and_range(
 @pytest.mark.parametrize("codec", ["libx265", "libvpx-vp9", "prores_ks", "mpeg4", "libx264"])
 @pytest.mark.parametrize("matrix", ["untold", "bt709"])
 def test_every_codec_keeps_its_colours(tmp_path: Path, codec: str, matrix: str) -> None:
-    """Some tell their colours in the stream, some in the container only."""
+    """Some store colour tags in the stream, some in the container only."""
     name = {"prores_ks": "a.mov", "libvpx-vp9": "a.webm"}.get(codec, "a.mkv")
     layout, bits = ("yuv422p10le", 10) if codec == "prores_ks" else ("yuv420p", 8)
     values = to_yuv(COLOURS / 255, matrix, False, bits)
@@ -124,7 +124,7 @@ def test_every_codec_keeps_its_colours(tmp_path: Path, codec: str, matrix: str) 
     assert_colours(path, tolerance=6)
 
 
-def test_motion_jpeg_is_of_full_range(tmp_path: Path) -> None:
+def test_motion_jpeg_has_full_range(tmp_path: Path) -> None:
     values = to_yuv(COLOURS / 255, "bt601", True, 8)
     assert_colours(write(tmp_path / "a.avi", "mjpeg", yuv_frame(values, "yuvj444p", 8)))
 
@@ -143,7 +143,7 @@ def test_motion_jpeg_is_of_full_range(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("tags", [{}, {"color_range": FULL}], ids=["untold", "full"])
-def test_rgb_is_left_as_it_is(
+def test_rgb_stays_unchanged(
     tmp_path: Path, name: str, codec: str, layout: str, tags: dict[str, int]
 ) -> None:
     picture = quarters(COLOURS)
@@ -159,7 +159,7 @@ def test_rgb_is_left_as_it_is(
 
 
 @pytest.mark.parametrize("bits", [8, 16])
-def test_grey_is_of_full_range_where_nothing_is_told(tmp_path: Path, bits: int) -> None:
+def test_untagged_grey_has_full_range(tmp_path: Path, bits: int) -> None:
     grey = np.array([[10, 80], [150, 240]], np.float64)[..., None].repeat(3, -1)
     layout = "gray" if bits == 8 else "gray16be"
     codec = "png"
@@ -199,10 +199,10 @@ TO_2020 = np.array([[0.6274, 0.3293, 0.0433], [0.0691, 0.9195, 0.0114], [0.0164,
 
 @pytest.mark.parametrize(("kind", "number", "curve"), [("PQ", 16, pq), ("HLG", 18, hlg)])
 @pytest.mark.parametrize("name", ["a.mov", "a.mkv"])
-def test_hdr_becomes_sdr_and_is_told_of(
+def test_hdr_is_tone_mapped_with_a_note(
     tmp_path: Path, kind: str, number: int, curve: object, name: str
 ) -> None:
-    """Colours below a sheet of white paper, 203 cd/m2, look as they did before."""
+    """Colours below reference white, 203 cd/m2, keep their look."""
     signal = curve(linear(COLOURS / 255) @ TO_2020.T * 203)
     values = to_yuv(signal, "bt2020", False, 10)
     tags = {"colorspace": 9, "color_range": LIMITED, "color_trc": number, "color_primaries": 9}
@@ -212,7 +212,7 @@ def test_hdr_becomes_sdr_and_is_told_of(
     assert name in warning and kind in warning
 
 
-def test_lights_beyond_white_keep_their_hue(tmp_path: Path) -> None:
+def test_highlights_keep_their_hue(tmp_path: Path) -> None:
     light = np.array([[(203, 203, 203), (900, 900, 900)], [(800, 200, 200), (0, 0, 0)]])
     values = to_yuv(pq(light.astype(np.float64)), "bt2020", False, 10)
     tags = {"colorspace": 9, "color_range": LIMITED, "color_trc": 16, "color_primaries": 1}

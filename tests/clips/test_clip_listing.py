@@ -1,4 +1,4 @@
-"""What of a folder is read as clips, and that everything else is named with its reason."""
+"""Which files in a folder are clips; everything else is named with a reason."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from PIL import Image
 
 from benchmarks.samples.clip_files import numbered_frame, numbers_of, write_numbered
 from lamp.clips.decoding import pictures
-from lamp.clips.listing import look_into
+from lamp.clips.listing import find_clips
 from lamp.clips.load import load_clips
 from lamp.clips.report import describe_clips
 from lamp.errors import ClipError
@@ -39,7 +39,7 @@ def save_animation(path: Path, count: int = 6) -> None:
 
 
 @pytest.mark.parametrize("ending", KINDS)
-def test_films_of_every_ending_are_taken(tmp_path: Path, ending: str) -> None:
+def test_videos_of_every_extension_are_clips(tmp_path: Path, ending: str) -> None:
     how = dict(KINDS[ending])
     kind = how.pop("as", ending)
     write_numbered(tmp_path / f"clip.{kind}", 8, **how).rename(tmp_path / f"clip.{ending}")
@@ -50,7 +50,7 @@ def test_films_of_every_ending_are_taken(tmp_path: Path, ending: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.apng", "a.png", "a.webp", "a.avif"])
-def test_animated_pictures_are_taken(tmp_path: Path, name: str) -> None:
+def test_animated_pictures_are_clips(tmp_path: Path, name: str) -> None:
     if name == "a.avif" and not pictures.knows_avif():
         pytest.skip("this Pillow knows no AVIF")
     save_animation(tmp_path / name)
@@ -59,7 +59,7 @@ def test_animated_pictures_are_taken(tmp_path: Path, name: str) -> None:
     assert numbers_of(clips.frames(0, range(6))) == list(range(6))
 
 
-def test_avif_is_read_where_pillow_knows_none(
+def test_avif_is_read_without_pillows_support(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if not pictures.knows_avif():
@@ -70,7 +70,7 @@ def test_avif_is_read_where_pillow_knows_none(
 
 
 def fill(folder: Path) -> dict[str, list[str]]:
-    """A folder with one clip and everything that is none, by what its reason speaks of."""
+    """A folder with one clip and everything that is not one, by a word of the reason."""
     write_numbered(folder / "film.mp4", 6)
     (folder / "film.txt").write_text("a film")
     for name in ("table.csv", "sound.wav", "film.mp4.part", "photo.heic"):
@@ -98,7 +98,7 @@ def fill(folder: Path) -> dict[str, list[str]]:
     }
 
 
-def test_every_file_that_is_left_out_is_named_with_its_reason(tmp_path: Path) -> None:
+def test_every_file_left_out_is_named_with_a_reason(tmp_path: Path) -> None:
     expected = fill(tmp_path)
     clips = load_clips(tmp_path, "", 4, **SIZE)
     assert [info.name for info in clips.infos] == ["film.mp4", "frames"]
@@ -112,13 +112,13 @@ def test_every_file_that_is_left_out_is_named_with_its_reason(tmp_path: Path) ->
     assert all(f"Warning: {text}" in report for text in told)
 
 
-def test_a_folder_without_clips_tells_what_it_holds(tmp_path: Path) -> None:
+def test_the_error_for_a_folder_without_clips_lists_its_files(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "still.png")
     with pytest.raises(ClipError, match="'still.png'"):
-        look_into(tmp_path)
+        find_clips(tmp_path)
 
 
-def test_long_lists_are_told_in_lines_that_are_shown_whole(tmp_path: Path) -> None:
+def test_long_lists_are_split_into_complete_lines(tmp_path: Path) -> None:
     write_numbered(tmp_path / "film.mp4", 6)
     names = [f"something with a long name {number}.bin" for number in range(150)]
     for name in names:
@@ -127,7 +127,7 @@ def test_long_lists_are_told_in_lines_that_are_shown_whole(tmp_path: Path) -> No
     assert [name for name in names if f"'{name}'" not in report] == []
 
 
-def test_the_node_tells_what_was_left_out(
+def test_the_node_reports_what_was_left_out(
     node_classes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import folder_paths
@@ -153,7 +153,7 @@ def test_the_node_tells_what_was_left_out(
 # --- folders of pictures --------------------------------------------------------------------------
 
 
-def test_pictures_of_mixed_endings_are_all_taken(tmp_path: Path) -> None:
+def test_pictures_of_mixed_extensions_are_all_read(tmp_path: Path) -> None:
     folder = tmp_path / "clip"
     folder.mkdir()
     endings = ["png", "jpg", "JPEG", "webp", "bmp", "tif", "TIFF", "jfif", "jpe", "ppm", "dib"]
@@ -197,7 +197,7 @@ def test_pictures_of_more_than_8_bits_are_scaled(
 
 
 def write_tiff(path: Path, pixels: np.ndarray, white_is_zero: bool = False) -> None:
-    """Grey, in one strip, of the bits and the signs of the numbers."""
+    """A grey TIFF in one strip, with the bits and sign of the dtype."""
     height, width = pixels.shape
     bits, kind = 8 * pixels.itemsize, {"u": 1, "i": 2, "f": 3}[pixels.dtype.kind]
     tags = [(256, width), (257, height), (258, bits), (259, 1), (262, int(not white_is_zero)),
@@ -209,7 +209,7 @@ def write_tiff(path: Path, pixels: np.ndarray, white_is_zero: bool = False) -> N
 
 
 @pytest.mark.parametrize("kind", [np.uint16, np.int16, np.uint32, np.int32, np.float32])
-def test_numbers_of_every_kind_are_scaled(tmp_path: Path, kind: type) -> None:
+def test_every_sample_format_is_scaled(tmp_path: Path, kind: type) -> None:
     most = 1 if kind is np.float32 else np.iinfo(kind).max
     pixels = (RAMP * most) if kind is np.float32 else (RAMP * most).round()
     write_tiff(tmp_path / "0.tif", pixels.astype(kind))
@@ -224,7 +224,7 @@ def test_white_may_be_zero(tmp_path: Path) -> None:
     assert np.abs(shown - (255 - RAMP * 255)[..., None]).max() <= 0.51
 
 
-def test_16_bit_pictures_are_scaled_alike_whatever_they_show(tmp_path: Path) -> None:
+def test_16_bit_pictures_are_scaled_alike(tmp_path: Path) -> None:
     """A dark one next to a bright one stays dark."""
     for number, value in enumerate((300, 40_000)):
         Image.fromarray(np.full((48, 64), value, np.uint16)).save(tmp_path / f"{number}.png")
@@ -241,7 +241,7 @@ def test_a_transparent_value_of_a_16_bit_picture_is_black(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("value", [200.0, float("nan"), float("inf")])
-def test_floats_that_mean_something_else_are_named(tmp_path: Path, value: float) -> None:
+def test_floats_outside_0_to_1_are_named(tmp_path: Path, value: float) -> None:
     folder = tmp_path / "clip"
     folder.mkdir()
     Image.fromarray(np.full((48, 64), value, np.float32)).save(folder / "0.tif")
@@ -250,7 +250,7 @@ def test_floats_that_mean_something_else_are_named(tmp_path: Path, value: float)
 
 
 @pytest.mark.parametrize("mode", ["LA", "RGBA", "L", "P", "1", "CMYK"])
-def test_modes_of_pictures_on_black(tmp_path: Path, mode: str) -> None:
+def test_picture_modes_over_black(tmp_path: Path, mode: str) -> None:
     ending = "tif" if mode == "CMYK" else "png"
     source = Image.fromarray(np.full((48, 64, 4), (200, 100, 50, 128), np.uint8))
     source.convert(mode).save(tmp_path / f"0.{ending}")

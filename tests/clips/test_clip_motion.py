@@ -1,4 +1,4 @@
-"""The amount of motion, cuts, and what is said about clips that stand out."""
+"""The amount of motion, cuts, and warnings about outliers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def opencv() -> None:
 
 
 @pytest.mark.parametrize("step", [1, 2, 4])
-def test_flow_is_the_known_shift_in_pixels_of_the_trained_size(opencv, step):
+def test_flow_is_the_known_shift_in_pixels_of_the_training_size(opencv, step):
     batch = sliding(8, step)
     assert movement(batch).flow == pytest.approx(step, rel=0.08)
     assert movement(batch, width=128, height=96).flow == pytest.approx(2 * step, rel=0.08)
@@ -45,13 +45,13 @@ def test_flow_is_the_known_shift_in_pixels_of_the_trained_size(opencv, step):
     assert squeezed.flow == pytest.approx(step / 4, rel=0.15, abs=0.05)
 
 
-def test_flow_is_from_one_learned_frame_to_the_next(opencv):
+def test_flow_is_between_training_frames(opencv):
     assert movement(sliding(8, 1), stride=3).flow == pytest.approx(3, rel=0.08)
     halved = clips_from_images([sliding(8, 1)], "x", 2, rates=[10.0], fps=5.0, **SIZE)
     assert halved.sources[0].movement.flow == pytest.approx(2, rel=0.08)
 
 
-def test_a_small_thing_on_still_ground_counts_with_its_own_speed(opencv):
+def test_a_small_object_on_a_still_background_counts_with_its_speed(opencv):
     batch = torch.full((6, 48, 64, 3), 0.3)
     thing = torch.from_numpy(texture(20, 20, 5)).float() / 255
     for number in range(6):
@@ -164,7 +164,7 @@ def test_without_flow_clips_are_not_compared_by_their_colours():
     assert movement_hints(list("abcd"), pale_and_strong) == []
 
 
-def test_a_clip_that_only_gets_brighter_is_no_slow_clip(opencv):
+def test_a_change_of_brightness_is_not_slow_motion(opencv):
     grey = torch.linspace(0.1, 0.9, 6)[:, None, None, None].expand(6, 48, 64, 3)
     moving = [sliding(6, 2, seed=seed) for seed in range(3)]
     assert "much less" not in report_of(*moving, grey)
@@ -172,7 +172,7 @@ def test_a_clip_that_only_gets_brighter_is_no_slow_clip(opencv):
     assert "'clip 4' moves much less" in report_of(*moving, slow)
 
 
-def test_real_motions_are_told_apart(opencv, shared_dir):
+def test_real_motions_are_ordered_by_speed(opencv, shared_dir):
     """Horses run faster than guitars are played."""
     folder: Path = shared_dir / "data" / "clips"
 

@@ -1,4 +1,4 @@
-"""Clips that say more than their pixels: animated PNG, EXIF, grey levels, HDR without YUV."""
+"""Special cases of clips: animated PNG, EXIF, grey levels, HDR without YUV."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Frame = tuple[int, int, NDArray[np.uint8], int, int]  # top, left, rgba, disposa
 
 
 def read(path: Path) -> tuple[list[NDArray[np.uint8]], list[str]]:
-    """The pictures of a clip, and what is noted of it."""
+    """The pictures of a clip, and its notes."""
     pictures = []
     for frame in source_frames(path):
         pictures.append(frame.load().numpy())
-        notes = frame.told.notes
+        notes = frame.facts.notes
     return pictures, list(notes)
 
 
@@ -57,7 +57,7 @@ def write_apng(path: Path, frames: list[Frame]) -> None:
 
 
 def composed(frames: list[Frame]) -> list[NDArray[np.uint8]]:
-    """By the specification of APNG, then on black."""
+    """Composed by the specification of APNG, then over black."""
     canvas, shown = np.zeros((*SIZE, 4)), []
     for top, left, rgba, disposal, blend in frames:
         before = canvas.copy()
@@ -80,7 +80,7 @@ def composed(frames: list[Frame]) -> list[NDArray[np.uint8]]:
 
 @pytest.mark.parametrize("alpha", [255, 128])
 @pytest.mark.parametrize(("disposal", "blend"), list(itertools.product((0, 1, 2), (0, 1))))
-def test_animated_png_is_put_together_by_its_specification(
+def test_animated_png_follows_its_specification(
     tmp_path: Path, disposal: int, blend: int, alpha: int
 ) -> None:
     draw = np.random.default_rng(0)
@@ -108,7 +108,7 @@ def coloured(number: int) -> Image.Image:
 
 
 def test_frames_with_exif_are_read(tmp_path: Path) -> None:
-    """Motion JPEG as cameras write it, each picture with its EXIF."""
+    """Motion JPEG as cameras write it, with EXIF in each picture."""
     import io
 
     exif = Image.Exif()
@@ -131,7 +131,7 @@ def test_frames_with_exif_are_read(tmp_path: Path) -> None:
         assert np.abs(picture.astype(int) - expected).mean() < 6
 
 
-def test_an_animation_is_turned_by_its_exif(tmp_path: Path) -> None:
+def test_an_animation_is_rotated_by_its_exif(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x112] = 6
     pictures = [coloured(number) for number in range(3)]
@@ -171,7 +171,7 @@ def test_grey_of_limited_range_is_expanded(tmp_path: Path, limited: bool) -> Non
         assert np.abs(picture - expected[..., None]).max() <= 1
 
 
-def test_hdr_that_is_not_tone_mapped_is_told(tmp_path: Path) -> None:
+def test_hdr_without_tone_mapping_is_noted(tmp_path: Path) -> None:
     pixels = np.full((48, 64, 3), 30000, np.uint16)
     path = encoded(tmp_path / "h.mkv", "gbrp16le", pixels, color_trc=16, color_primaries=9)
     _, notes = read(path)
@@ -179,14 +179,14 @@ def test_hdr_that_is_not_tone_mapped_is_told(tmp_path: Path) -> None:
 
 
 def hdr_png(path: Path) -> None:
-    """Of 16 bits, with its chunk cICP."""
+    """A 16-bit PNG with a chunk cICP."""
     Image.fromarray(np.full((24, 32), 40000, np.uint16)).save(path)
-    data, told = path.read_bytes(), bytes([9, 16, 0, 1])
-    chunk = struct.pack(">I", 4) + b"cICP" + told + struct.pack(">I", zlib.crc32(b"cICP" + told))
+    data, facts = path.read_bytes(), bytes([9, 16, 0, 1])
+    chunk = struct.pack(">I", 4) + b"cICP" + facts + struct.pack(">I", zlib.crc32(b"cICP" + facts))
     path.write_bytes(data[:33] + chunk + data[33:])
 
 
-def test_hdr_in_pictures_is_told(tmp_path: Path) -> None:
+def test_hdr_pictures_are_noted(tmp_path: Path) -> None:
     for number in range(3):
         hdr_png(tmp_path / f"{number}.png")
     assert any("HDR" in note for note in read(tmp_path)[1])
@@ -219,12 +219,12 @@ def test_the_transparent_grey_of_few_bits_is_black(tmp_path: Path, bits: int) ->
 
 
 @pytest.mark.parametrize("nothing", ["\ufe0f", "\u180b", "\u17b4\u17b5", "\u0301", "\ufeff\ufeff"])
-def test_captions_in_which_nothing_can_be_seen_are_empty(tmp_path: Path, nothing: str) -> None:
+def test_invisible_captions_are_empty(tmp_path: Path, nothing: str) -> None:
     (tmp_path / "a.txt").write_text(nothing, encoding="utf-8")
     found = find_caption(tmp_path / "a.mp4", "the prompt")
     assert found.text == "the prompt" and found.warning
 
 
-def test_byte_order_marks_of_joined_files_are_no_text(tmp_path: Path) -> None:
+def test_byte_order_marks_inside_captions_are_removed(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("\ufeffa horse \ufeffruns", encoding="utf-8-sig")
     assert find_caption(tmp_path / "a.mp4").text == "a horse runs"

@@ -1,4 +1,4 @@
-"""Clips of strangers: strange files, claims of size, links, folders that change meanwhile."""
+"""Untrusted clips: odd files, false claims of size, links, folders that change while read."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SIZE = {"width": 64, "height": 48}
 
 
 def claim_png(path: Path, width: int, height: int) -> None:
-    """A whole PNG of a few hundred bytes, all black."""
+    """A valid PNG of a few hundred bytes, all black."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
@@ -45,14 +45,14 @@ def claim_png(path: Path, width: int, height: int) -> None:
 
 
 def claim_gif(path: Path, width: int, height: int) -> None:
-    """A small GIF that says it is large."""
+    """A small GIF that claims to be large."""
     data = bytearray(write_numbered(path, 3, codec="gif", pixels="rgb8").read_bytes())
     data[6:10] = struct.pack("<HH", width, height)
     path.write_bytes(data)
 
 
 def claim_mp4(path: Path, width: int, height: int) -> None:
-    """The container's own fields; the stream inside knows better."""
+    """The size in the container; the stream has another."""
     data = bytearray(write_numbered(path, 3).read_bytes())
     track, sample = data.index(b"tkhd"), data.index(b"avc1", data.index(b"stsd"))
     data[track + 80 : track + 88] = struct.pack(">II", width << 16, height << 16)
@@ -60,7 +60,7 @@ def claim_mp4(path: Path, width: int, height: int) -> None:
     path.write_bytes(data)
 
 
-def test_a_container_that_claims_8k_is_read_as_what_it_is(tmp_path: Path) -> None:
+def test_a_container_with_a_false_size_is_read_at_its_real_size(tmp_path: Path) -> None:
     path = tmp_path / "8k.mp4"
     claim_mp4(path, 7680, 4320)
     assert read_frames(path, range(3), **SIZE).shape == (3, 48, 64, 3)
@@ -75,7 +75,7 @@ def test_a_picture_of_8k_is_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("size", [(16_000, 16_000), (65_535, 65_535), (8192, 8193)])
 @pytest.mark.parametrize("ending", ["gif", "png"])
-def test_a_claim_beyond_reason_is_refused_before_it_gets_memory(
+def test_an_absurd_size_is_refused_before_memory_is_allocated(
     tmp_path: Path, ending: str, size: tuple[int, int]
 ) -> None:
     assert size[0] * size[1] > MAX_PIXELS
@@ -99,7 +99,7 @@ def test_a_claim_beyond_reason_is_refused_before_it_gets_memory(
 # --- strange files ------------------------------------------------------------------------------
 
 
-def test_the_content_counts_and_not_the_ending(tmp_path: Path) -> None:
+def test_content_counts_not_the_extension(tmp_path: Path) -> None:
     film = write_numbered(tmp_path / "film.mkv", 4)
     assert numbers_of(read_frames(film.rename(tmp_path / "film.mp4"), range(4))) == [0, 1, 2, 3]
     picture = tmp_path / "photo.mp4"
@@ -142,7 +142,7 @@ def test_a_clip_of_one_frame_is_too_short_but_readable(tmp_path: Path) -> None:
         "$HOME",
     ],
 )
-def test_a_clip_of_any_name_is_read_and_told_of(tmp_path: Path, name: str) -> None:
+def test_clips_of_any_name_are_read_and_reported(tmp_path: Path, name: str) -> None:
     folder = tmp_path / name
     folder.mkdir()
     path = write_numbered(tmp_path / "plain.mp4", 4).rename(folder / f"{name}.mp4")
@@ -154,8 +154,8 @@ def test_a_clip_of_any_name_is_read_and_told_of(tmp_path: Path, name: str) -> No
     assert numbers_of(clips.frames(0, range(4))) == [0, 1, 2, 3]
 
 
-def test_names_that_are_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As archives of old systems leave them: text encoders and some terminals cannot take them."""
+def test_names_with_bytes_outside_utf8(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As from old archives: text encoders and some terminals cannot process them."""
     folder = tmp_path / os.fsdecode(b"horse\xff run")
     try:
         folder.mkdir()
@@ -173,14 +173,14 @@ def test_names_that_are_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert "clip\\udcff.mp4" in plain.read()
 
 
-def test_a_name_as_long_as_the_disk_takes(tmp_path: Path) -> None:
+def test_the_longest_possible_name(tmp_path: Path) -> None:
     path = write_numbered(tmp_path / "a.mp4", 4).rename(tmp_path / f"{'x' * 251}.mp4")
     assert list_clips(tmp_path) == [path]
     assert load_clips(tmp_path, "", 4, **SIZE).infos[0].name == path.name
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_bytes_changed_anywhere_give_a_clip_or_a_sentence(tmp_path: Path, seed: int) -> None:
+def test_changed_bytes_give_a_clip_or_an_error(tmp_path: Path, seed: int) -> None:
     noise = np.random.default_rng(seed).integers(0, 256, (8, 48, 64, 3), dtype=np.uint8)
     how = ({}, {"codec": "mpeg4"}, {"codec": "gif", "pixels": "rgb8"})[seed % 3]
     ending = ("mp4", "avi", "gif")[seed % 3]
@@ -219,7 +219,7 @@ def test_a_damaged_clip_does_not_stall_the_decoder() -> None:
 # --- folders ------------------------------------------------------------------------------------
 
 
-def test_links_are_read_as_what_they_lead_to_or_named(tmp_path: Path) -> None:
+def test_links_are_followed_or_named(tmp_path: Path) -> None:
     inside, outside = tmp_path / "clips", tmp_path / "outside"
     inside.mkdir()
     outside.mkdir()
@@ -236,7 +236,7 @@ def test_links_are_read_as_what_they_lead_to_or_named(tmp_path: Path) -> None:
             load_clips([inside / name], "", 4, **SIZE)
 
 
-def test_only_folders_that_lie_in_the_input_folder_are_offered(
+def test_only_folders_inside_the_input_folder_are_offered(
     pack: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import folder_paths
@@ -258,7 +258,7 @@ def test_thousands_of_files_are_listed_in_order(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("what", ["folder", "clip", "image"])
-def test_what_vanishes_while_it_is_listed_is_named_or_left_out(
+def test_files_that_vanish_during_listing_are_named_or_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     pictures = tmp_path / "pictures"
@@ -281,8 +281,8 @@ def test_what_vanishes_while_it_is_listed_is_named_or_left_out(
             read_frames(clip, [0])
 
 
-def test_a_clip_that_is_no_file_does_not_block(tmp_path: Path) -> None:
-    """A pipe without a writer would be waited for until the end of days."""
+def test_a_pipe_does_not_block(tmp_path: Path) -> None:
+    """Reading a pipe without a writer would never end."""
     if not hasattr(os, "mkfifo"):
         pytest.skip("no pipes on this system")
     os.mkfifo(tmp_path / "pipe.mp4")

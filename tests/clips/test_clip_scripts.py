@@ -1,5 +1,5 @@
-"""Clips that are whole and mean harm: play lists under other names, which name other files, pages
-and ports; pictures that start a program; files that take for ever."""
+"""Hostile clips: playlists under other names that refer to files, addresses and ports, pictures
+that start a program, and files that never end."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def trap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trap]:
 
 
 def ports() -> set[str]:
-    """UDP ports that are bound on this machine, in hexadecimal digits, by the system's own list."""
+    """Bound UDP ports of this machine, in hexadecimal digits, from the system's list."""
     found: set[str] = set()
     for name in ("udp", "udp6"):
         path = Path("/proc/net") / name
@@ -142,7 +142,7 @@ def lay_out(folder: Path, kind: str, ending: str, trap: Trap) -> Path:
 
 
 @pytest.mark.parametrize("kind", SCRIPTS)
-def test_no_script_is_followed_under_any_name(tmp_path: Path, trap: Trap, kind: str) -> None:
+def test_no_playlist_is_followed_under_any_name(tmp_path: Path, trap: Trap, kind: str) -> None:
     asked = len(trap.asked)
     for ending in ENDINGS:
         path = lay_out(tmp_path / "clips", kind, ending, trap)
@@ -160,7 +160,7 @@ def test_no_script_is_followed_under_any_name(tmp_path: Path, trap: Trap, kind: 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="no list of open files here")
 def test_nothing_outside_is_opened(tmp_path: Path, trap: Trap, monkeypatch: Any) -> None:
-    """FFmpeg's own calls are seen by the file's time of access, set back beforehand."""
+    """FFmpeg's own access shows in the file's access time, which is reset before."""
     import os
 
     for file in trap.folder.iterdir():
@@ -172,7 +172,7 @@ def test_nothing_outside_is_opened(tmp_path: Path, trap: Trap, monkeypatch: Any)
     assert {file.stat().st_atime for file in trap.folder.iterdir()} == {1.0}
 
 
-def test_a_script_does_not_come_in_by_the_hosts_videos(
+def test_no_playlist_is_followed_through_the_hosts_videos(
     node_classes: dict[str, Any], tmp_path: Path, trap: Trap
 ) -> None:
     videos = sys.modules["comfy_api.latest"].InputImpl.VideoFromFile
@@ -189,7 +189,7 @@ def test_a_script_does_not_come_in_by_the_hosts_videos(
     assert len(trap.asked) == asked
 
 
-def test_the_command_line_follows_no_script(tmp_path: Path, trap: Trap, capsys: Any) -> None:
+def test_the_command_line_follows_no_playlist(tmp_path: Path, trap: Trap, capsys: Any) -> None:
     asked = len(trap.asked)
     for kind in ("concat of a file", "hls of a page", "sdp"):
         path = lay_out(tmp_path / "clips", kind, "mp4", trap)
@@ -230,7 +230,7 @@ def test_a_picture_starts_no_program(
     assert not started
 
 
-def test_a_large_picture_takes_little_more_than_its_pixels(tmp_path: Path) -> None:
+def test_a_large_picture_takes_little_more_memory_than_its_pixels(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
     import subprocess
 
@@ -256,7 +256,7 @@ def test_a_large_picture_takes_little_more_than_its_pixels(tmp_path: Path) -> No
     assert resource and grown < 1000  # MB; the pixels have 103 as RGB and 412 as float32
 
 
-def test_a_claim_in_a_webp_is_refused_before_it_gets_memory(tmp_path: Path) -> None:
+def test_an_absurd_webp_size_is_refused_before_memory_is_allocated(tmp_path: Path) -> None:
     data = b"VP8X" + (10).to_bytes(4, "little") + b"\2\0\0\0" + (16_000).to_bytes(3, "little") * 2
     path = tmp_path / "a.webp"
     path.write_bytes(b"RIFF" + (len(data) + 4).to_bytes(4, "little") + b"WEBP" + data)
@@ -267,7 +267,7 @@ def test_a_claim_in_a_webp_is_refused_before_it_gets_memory(tmp_path: Path) -> N
 # --- without end --------------------------------------------------------------------------------
 
 
-def test_a_clip_of_too_many_frames_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_frames_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_numbered(tmp_path / "a.mp4", 30)
     pictures = [Image.fromarray(np.full((8, 8, 3), 8 * n, np.uint8)) for n in range(30)]
     pictures[0].save(tmp_path / "a.webp", save_all=True, append_images=pictures[1:])
@@ -278,7 +278,7 @@ def test_a_clip_of_too_many_frames_is_left(tmp_path: Path, monkeypatch: pytest.M
     assert len(read_frames(path, range(20))) == 20
 
 
-def test_a_reader_without_progress_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoding_without_progress_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_numbered(tmp_path / "a.mkv", 8)
     now = [0.0]
 
@@ -294,11 +294,11 @@ def test_a_reader_without_progress_ends(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 class Stop(BaseException):
-    """As some hosts' cancel is."""
+    """Like the cancel exception of some hosts."""
 
 
 @pytest.mark.parametrize("kind", [Stop, KeyboardInterrupt, RuntimeError])
-def test_a_cancel_is_let_through_while_a_decoder_works(
+def test_a_cancel_works_during_decoding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[BaseException]
 ) -> None:
     path = write_numbered(tmp_path / "a.mp4", 20)
@@ -315,8 +315,8 @@ def test_a_cancel_is_let_through_while_a_decoder_works(
             load_clips([path], "", 4, progress=tell, **SIZE)
 
 
-def test_ports_are_told_by_the_system() -> None:
-    """The yardstick of these tests."""
+def test_bound_ports_are_detected() -> None:
+    """A check of the test helper itself."""
     if not Path("/proc/net/udp").is_file():
         pytest.skip("no list of ports here")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bound:

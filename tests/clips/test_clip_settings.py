@@ -14,7 +14,7 @@ SIZES = [(512, 320), (320, 512), (512, 512), (768, 448), (520, 328), (32, 32), (
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_buckets_are_of_the_chosen_area_and_never_larger(size):
+def test_buckets_have_at_most_the_chosen_area(size):
     step, area = (64 if min(size) >= 256 else 8), size[0] * size[1]
     found = buckets(*size)
     assert found[0] == size
@@ -52,7 +52,7 @@ def test_no_other_bucket_would_keep_more_of_a_clip():
 
 
 def test_clips_of_all_shapes_are_cropped_to_their_buckets(tmp_path):
-    """A circle stays a circle: nothing is squeezed."""
+    """A circle stays a circle."""
     y, x = torch.meshgrid(torch.arange(90.0), torch.arange(160.0), indexing="ij")
     disc = ((x - 79.5) ** 2 + (y - 44.5) ** 2 < 30**2).float()
     wide = disc[None, ..., None].expand(4, 90, 160, 3)

@@ -1,4 +1,4 @@
-"""Clips hold no pictures: decoded piece by piece, named by content, watched for changes."""
+"""Clip sources: decoded in pieces, identified by content, checked for changes."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SIZE = {"width": 64, "height": 48}
 
 
 def reference(path: Path) -> torch.Tensor:
-    """All frames of a file, from PyAV's own loop."""
+    """All frames of a file, from a plain PyAV loop."""
     with av.open(str(path)) as container:
         return torch.stack([torch.from_numpy(f.to_ndarray(format="rgb24"))
                             for f in container.decode(video=0)])  # fmt: skip
@@ -60,7 +60,7 @@ def test_chunks_are_the_frames_in_order(shared_dir, count):
 
 
 @pytest.mark.slow
-def test_every_real_clip_has_the_frames_that_are_in_the_file(shared_dir):
+def test_real_clips_have_all_frames_of_their_files(shared_dir):
     paths = [path for path in sorted((shared_dir / "data").rglob("*.mp4"))]
     assert len(paths) > 3
     clips = load_clips(paths, "", 16, width=64, height=40, max_frames=90)
@@ -71,7 +71,7 @@ def test_every_real_clip_has_the_frames_that_are_in_the_file(shared_dir):
         assert clips.length(number) == min(count, 90)
 
 
-def test_real_pixels_are_those_of_a_reference_decoder(shared_dir):
+def test_real_pixels_match_a_reference_decoder(shared_dir):
     path = shared_dir / "data" / "single" / "car-turn.mp4"
     clips = load_clips([path], "", 16, width=256, height=160, max_frames=30)
     expected = fit_images(reference(path)[:30], 256, 160, "crop")
@@ -144,7 +144,7 @@ def test_a_part_of_a_film(tmp_path, start, end, numbers):
     assert clips.infos[0].frames == len(numbers)
 
 
-def test_what_lies_before_a_part_is_not_decoded(tmp_path):
+def test_frames_before_a_part_are_not_decoded(tmp_path):
     noise = np.random.default_rng(0).integers(0, 256, (40, 48, 64, 3), dtype=np.uint8)
     path = write_video(tmp_path / "film.mp4", noise, codec="mpeg4", intra=True)
     data = bytearray(path.read_bytes())
@@ -156,7 +156,7 @@ def test_what_lies_before_a_part_is_not_decoded(tmp_path):
     assert part_of(path, 3.0, None).length(0) == 10
 
 
-def test_a_part_that_is_not_there(tmp_path):
+def test_a_part_outside_the_film(tmp_path):
     path = write_numbered(tmp_path / "film.mp4", 5)
     with pytest.raises(ClipError, match="'film.mp4'"):
         part_of(path, 3.0, 4.0)
@@ -179,7 +179,7 @@ def test_a_video_in_memory(tmp_path, name):
 # --- keys -----------------------------------------------------------------------------------
 
 
-def test_the_key_names_content_and_what_shapes_it(tmp_path):
+def test_the_key_covers_content_and_settings(tmp_path):
     path = write_numbered(tmp_path / "a.mp4", 20)
     copy = tmp_path / "other name.mp4"
     copy.write_bytes(path.read_bytes())
@@ -200,8 +200,8 @@ def test_the_key_names_content_and_what_shapes_it(tmp_path):
     assert len({plain, *others}) == len(others) + 1
 
 
-def test_what_an_earlier_version_encoded_is_not_taken_again(tmp_path):
-    """It read many clips in other colours, times and sizes, and named them by `"format": 1`."""
+def test_entries_of_an_earlier_version_are_not_reused(tmp_path):
+    """Version 1 decoded many clips with other colours, times and sizes."""
     clips = load_clips([write_numbered(tmp_path / "a.mp4", 20)], "", 4, **SIZE)
     shape = {
         "format": 1, "content": clips.sources[0].source.digest, "size": (64, 48), "fit": "crop",
@@ -211,7 +211,7 @@ def test_what_an_earlier_version_encoded_is_not_taken_again(tmp_path):
     assert clips.key(0) != earlier
 
 
-def test_the_key_of_images_names_their_bytes():
+def test_the_key_of_images_covers_their_bytes():
     batch = sliding(6, 2)
     changed = batch.clone()
     changed[3, 4, 5, 1] += 1e-4
@@ -264,7 +264,7 @@ def test_an_image_that_vanishes_is_named(tmp_path):
         next(clips.chunks(0))
 
 
-def test_a_clip_whose_frames_are_fewer_than_they_were_is_named(tmp_path):
+def test_a_clip_that_lost_frames_is_named(tmp_path):
     path = write_numbered(tmp_path / "a.mp4", 20)
     clips = load_clips([path], "", 4, **SIZE)
     seen = path.stat()
@@ -278,7 +278,7 @@ def test_a_clip_whose_frames_are_fewer_than_they_were_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("name", "codec"), [("a.mp4", "mpeg4"), ("a.mp4", "libx264"), ("a.mkv", "mpeg4")]
 )
-def test_a_clip_that_breaks_in_the_middle_is_named_with_the_place(tmp_path, name, codec):
+def test_a_clip_damaged_in_the_middle_is_named_with_the_frame(tmp_path, name, codec):
     noise = np.random.default_rng(0).integers(0, 256, (40, 48, 64, 3), dtype=np.uint8)
     path = write_video(tmp_path / name, noise, codec=codec, intra=True)
     data = bytearray(path.read_bytes())

@@ -21,7 +21,7 @@ SIZE = {"width": 64, "height": 48}
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Three clips of 8, 12 and 20 frames, ten a second."""
+    """Three clips of 8, 12 and 20 frames at 10 fps."""
     path = tmp_path / "grow_bright"
     path.mkdir()
     for count in (8, 12, 20):
@@ -45,7 +45,7 @@ def shown(clips: ClipSet, window: Window) -> list[int]:
 
 
 def grey_clip(count: int, width: int = 64, height: int = 48, channels: int = 3) -> torch.Tensor:
-    """An IMAGE batch whose frames tell their number."""
+    """An IMAGE batch whose frames encode their numbers."""
     values = torch.tensor([(8 * number + 4) / 255 for number in range(count)])
     return values[:, None, None, None].expand(count, height, width, channels)
 
@@ -54,7 +54,7 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
-def test_every_start_is_a_window_the_last_too(folder):
+def test_every_start_gives_a_window(folder):
     clips = load_clips(folder, "it grows", 8, **SIZE)
     assert [clips.starts(clip) for clip in range(3)] == [1, 5, 13]
     windows = clips.windows()
@@ -96,7 +96,7 @@ def test_frame_rate(folder):
     assert doubled.length(0) == 40
 
 
-def test_a_window_moves_as_its_clip_does(folder):
+def test_a_window_has_the_speed_of_its_clip(folder):
     clips = [folder / "clip20.mp4"]  # of 10 frames a second
     assert load_clips(clips, "", 4, **SIZE).window_rate == 10
     assert load_clips(clips, "", 4, stride=2, **SIZE).window_rate == 5
@@ -118,7 +118,7 @@ def test_a_window_moves_as_its_clip_does(folder):
         ([None, None], 8.0, None, []),
     ],
 )
-def test_a_rate_is_told_where_the_clips_have_one(
+def test_the_rate_of_a_clip_set(
     rates: list[float | None], fps: float | None, told: float | None, warned: list[str]
 ) -> None:
     sources = [
@@ -137,9 +137,7 @@ def test_a_rate_is_told_where_the_clips_have_one(
 @pytest.mark.parametrize(
     ("width", "height", "kept"), [(64, 64, 0.625), (48, 64, 0.47), (80, 64, 0.78), (96, 64, 0.94)]
 )
-def test_a_crop_that_takes_a_third_of_the_picture_is_told(
-    width: int, height: int, kept: float
-) -> None:
+def test_a_crop_of_a_third_leads_to_a_warning(width: int, height: int, kept: float) -> None:
     images = [torch.rand(4, height, width, 3)]
     clips = clips_from_images(images, "runs", 4, 64, 40)
     warned = [text for text in clips.warnings if f"{width} x {height}" in text]
@@ -227,7 +225,7 @@ def test_a_problem_of_many_clips_is_one_warning():
 
 
 def test_single_images_are_the_frames_of_one_clip():
-    """As core's image dataset loader gives them, each with its caption."""
+    """As from ComfyUI's image dataset loader, each with a caption."""
     batch = grey_clip(9)
     singles = [*batch[:4, None], *batch[4:, None, :24]]  # of two sizes
     texts = ["", "it grows", *[""] * 7]
@@ -246,7 +244,7 @@ def test_long_clips_are_read_to_the_cap(folder):
     assert exact.length(0) == 20 and not exact.warnings
 
 
-def test_clips_are_fitted_without_squeezing(tmp_path):
+def test_clips_keep_their_aspect_ratio(tmp_path):
     frame = np.zeros((48, 96, 3), np.uint8)
     frame[:, :24] = frame[:, 72:] = 255
     write_video(tmp_path / "wide.mp4", [frame] * 4, pixels="yuv444p")
@@ -335,7 +333,7 @@ def test_report(folder):
     assert not rest
 
 
-def test_report_tells_of_clips_that_stand_still():
+def test_the_report_warns_of_still_clips():
     still = torch.full((4, 48, 64, 3), 0.5)
     report = describe_clips(clips_from_images([still, grey_clip(4)], "", 4, **SIZE))
     assert "Warning: 'clip 1'" in report
@@ -365,7 +363,7 @@ def test_real_clips(shared_dir):
     assert not clips.warnings
 
 
-def test_numbered_frames_tell_their_number():
-    """The yardstick of these tests."""
+def test_numbered_frames_encode_their_numbers():
+    """A check of the test helper itself."""
     frames = torch.stack([torch.from_numpy(numbered_frame(number)) for number in (3, 0, 29)])
     assert numbers_of(frames) == [3, 0, 29]

@@ -1,4 +1,4 @@
-"""Fitting images: the official first frame, PIL as oracle, and geometry by hand."""
+"""Resizing images: against the official first frame, Pillow, and geometry by hand."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ DATA = Path(__file__).parents[1] / "data"
 
 
 def test_plain_stretch_is_the_official_first_frame():
-    """That one is computed in whole numbers; 0.75 of a level is its own rounding."""
+    """The official code uses integers; 0.75 of a level is its rounding."""
     official = load_file(DATA / "first_frame.safetensors")
     source = official["source_bgr_u8"].flip(-1)[None].float() / 255
     ours = fit_images(source, 128, 80, fit="stretch", antialias=False)
@@ -83,13 +83,13 @@ def test_any_source_gives_the_target_size(fit, source):
         assert fitted.min().item() == pytest.approx(0.5, abs=1e-6)
 
 
-def test_right_size_comes_back_as_it_is():
+def test_the_right_size_stays_unchanged():
     images = torch.rand(2, 16, 24, 3)
     assert torch.equal(fit_images(images, 24, 16), images)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.bfloat16, torch.float64])
-def test_keeps_the_type(dtype):
+def test_keeps_the_dtype(dtype):
     value = 201 if dtype == torch.uint8 else 0.75
     fitted = fit_images(torch.full((1, 50, 70, 3), value, dtype=dtype), 32, 24)
     assert fitted.dtype == dtype
@@ -102,7 +102,7 @@ def test_sizes_off_the_latent_grid(width, height):
         fit_images(torch.zeros(1, 8, 8, 3), width, height)
 
 
-def test_the_message_offers_a_size():
+def test_the_error_suggests_a_size():
     with pytest.raises(LampError, match="width .* not 510. Use 512"):
         fit_images(torch.zeros(1, 8, 8, 3), 510, 320)
 

@@ -1,4 +1,4 @@
-"""Decoding: little videos of every kind, and a reference decoder's pixels."""
+"""Decoding: small videos of every kind, against a reference decoder."""
 
 import struct
 from fractions import Fraction
@@ -42,7 +42,7 @@ def test_every_kind_of_file(tmp_path, name):
     assert off.max() <= tolerance
 
 
-def test_pixels_are_those_of_a_reference_decoder(shared_dir):
+def test_pixels_match_a_reference_decoder(shared_dir):
     path = shared_dir / "fixtures" / "dataset" / "horse_run" / "clip0.mp4"
     reference = load_file(shared_dir / "fixtures" / "dataset.safetensors")["raw_u8"]
     assert probe(path).frames == 30
@@ -53,7 +53,7 @@ def test_pixels_are_those_of_a_reference_decoder(shared_dir):
 @pytest.mark.parametrize(
     "name", ["two words.mp4", "骑自行车 – größe.mp4", 'it\'s "so".mp4', "a:b %03d.mp4", "x.MP4"]
 )
-def test_names_that_programs_stumble_over(tmp_path, name):
+def test_awkward_names(tmp_path, name):
     path = write_numbered(tmp_path / "plain.mp4", 3).rename(tmp_path / name)
     assert list_clips(tmp_path) == [path]
     assert numbers_of(read_frames(path, [2, 0])) == [2, 0]
@@ -99,8 +99,8 @@ def test_images_of_different_size_are_fitted(tmp_path):
     assert numbers_of(read_frames(folder, [0, 1], 32, 24)) == [0, 1]
 
 
-def test_upright_as_the_camera_says(tmp_path):
-    """A quarter turn to the right is written into the track's matrix by hand."""
+def test_rotation_from_the_track_matrix(tmp_path):
+    """A rotation by 90 degrees is written into the track's matrix by hand."""
     frame = np.zeros((48, 96, 3), np.uint8)
     frame[:24, :24, 0] = 255  # red in the corner above left
     path = write_video(tmp_path / "phone.mp4", [frame] * 3, pixels="yuv444p")
@@ -184,15 +184,15 @@ def test_truncated_files_are_named(tmp_path, name, how):
         read_frames(path, range(30))
 
 
-def test_decoding_stops_after_the_last_frame_asked_for(tmp_path):
-    """The damage behind it is never met."""
+def test_decoding_stops_after_the_last_requested_frame(tmp_path):
+    """Damage after it is never reached."""
     path = cut_off(write_numbered(tmp_path / "clip.mkv", 30, codec="mpeg4", pixels="yuv420p"))
     assert numbers_of(read_frames(path, [1, 0])) == [1, 0]
 
 
 @pytest.mark.parametrize("content", [b"", b"hello " * 99])
 @pytest.mark.parametrize("ending", ["mp4", "gif", "webm", "webp"])
-def test_files_that_are_no_clips(tmp_path, content, ending):
+def test_other_files_are_refused(tmp_path, content, ending):
     path = tmp_path / f"odd.{ending}"
     path.write_bytes(content)
     assert list_clips(tmp_path) == [path]
@@ -226,8 +226,8 @@ def test_a_missing_clip_is_named(tmp_path):
         read_frames(tmp_path / "other.mp4", [0])
 
 
-def test_fitted_frames_are_not_squeezed(tmp_path):
-    """A clip twice as wide as high, its left and right quarter white, cropped to a square."""
+def test_cropped_frames_keep_their_aspect_ratio(tmp_path):
+    """A clip twice as wide as high, with a white left and right quarter, cropped to a square."""
     frame = np.zeros((48, 96, 3), np.uint8)
     frame[:, :24] = frame[:, 72:] = 255
     path = write_video(tmp_path / "wide.mp4", [frame] * 2, pixels="yuv444p")
@@ -251,7 +251,7 @@ def test_resample_takes_the_nearest_frames(fps, seed):
     assert resampled(times.tolist(), fps) == nearest.tolist()
 
 
-def test_resample_by_whole_factors_and_without_a_clock():
+def test_resample_by_whole_factors_and_without_timestamps():
     thirty = [number / 30 for number in range(30)]
     assert resampled(thirty, 10) == list(range(0, 30, 3))
     assert resampled(thirty, 30) == list(range(30))
@@ -262,7 +262,7 @@ def test_resample_by_whole_factors_and_without_a_clock():
 
 @pytest.mark.parametrize("name", ["vary.mkv", "vary.mp4"])
 def test_variable_rate(tmp_path, name):
-    """Fast at first, slow later: even times take many of the slow frames' neighbours."""
+    """Fast at first, then slow: even times repeat the slow frames."""
     times = [0, 5, 10, 15, 20, 60, 100, 140]
     path = write_numbered(tmp_path / name, 8, times=times)
     assert probe(path).frames == 8

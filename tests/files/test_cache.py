@@ -104,7 +104,7 @@ def test_an_entry_is_computed_once_and_read_back_exactly(tmp_path: Path) -> None
     assert torch.signbit(second.tensors["mean"][1, 0]) == torch.signbit(odd["mean"][1, 0])
 
 
-def test_the_folder_tells_backup_programs_that_it_is_a_cache(tmp_path: Path) -> None:
+def test_the_folder_is_tagged_as_a_cache(tmp_path: Path) -> None:
     put(TensorCache(tmp_path), 0)
     signature = "Signature: 8a477f597d28d172789f06886806bc55"
     assert (tmp_path / "CACHEDIR.TAG").read_text().startswith(signature)
@@ -170,7 +170,7 @@ def test_a_folder_with_an_entrys_name_is_left_alone(
 
 @pytest.fixture
 def size(tmp_path_factory: pytest.TempPathFactory) -> int:
-    """Bytes of one entry."""
+    """The size of one entry in bytes."""
     return put(TensorCache(tmp_path_factory.mktemp("size")), 0).stat().st_size
 
 

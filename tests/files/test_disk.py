@@ -100,7 +100,7 @@ def test_a_read_only_folder_is_named(site: Site) -> None:
 
 @sites
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EROFS, errno.EIO])
-def test_a_file_that_cannot_be_put_in_place_leaves_the_old_one(
+def test_a_failed_rename_leaves_the_old_file(
     site: Site, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(source: Any, target: Any) -> None:

@@ -12,13 +12,13 @@ from torch import Tensor
 from lamp.clips.decoding.choose import Tally, source_frames
 from lamp.clips.decoding.reader import Readable, reading
 from lamp.clips.images import Fit
-from lamp.clips.listing import look_into
+from lamp.clips.listing import find_clips
 from lamp.clips.video import ClipInfo, fitted
 
 
 def list_clips(folder: str | Path) -> list[Path]:
     """The clips in `folder`, in natural order."""
-    return look_into(folder).clips
+    return find_clips(folder).clips
 
 
 def probe(clip: Readable, start: float = 0.0, end: float | None = None) -> ClipInfo:

@@ -142,7 +142,7 @@ def test_strong_components_have_more_bits(state: dict[str, Tensor]) -> None:
 
 
 def test_plain_low_rank_factors_of_the_same_bytes_are_worse() -> None:
-    """Against plain low-rank factors in one number of bits, the best of all ranks that fit."""
+    """Compared with plain low-rank factors of one bit width, at the largest rank that fits."""
     tensor = falling(64, 192, seed=5, pace=0.9)
     data, header = compress({"x": tensor}, 0.1)
     ours = error(decode("m", {BYTES_KEY: data}, read_encodings("m", header))["x"], tensor)
@@ -178,7 +178,7 @@ def test_important_tensors_are_kept_better() -> None:
     assert not nothing["b.weight"].any()
 
 
-def test_what_no_training_has_measured_is_taken_alike() -> None:
+def test_without_importance_tensors_count_alike() -> None:
     state = two_alike()
     for known in (None, {}, {"a.weight": 1.0}, {"c.weight": 1.0}):
         found = round_trip(state, 0.1, known)
@@ -205,7 +205,7 @@ def test_the_importance_is_the_mean_square_of_the_gradients() -> None:
 
 
 class _NoFloat64(TorchDispatchMode):
-    """A device like Apple's GPUs."""
+    """Like Apple's GPUs, which have no float64."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))

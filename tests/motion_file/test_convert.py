@@ -1,4 +1,4 @@
-"""Official checkpoints as motions: the numbers stay those of the official model."""
+"""Converted official checkpoints give the outputs of the official model."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _unet(base: State) -> nn.Module:
 
 
 @pytest.mark.parametrize("ending", ["bin", "safetensors"])
-def test_the_learned_parts_come_back(case: Case, tmp_path: Path, ending: str) -> None:
+def test_the_trained_parts_are_extracted(case: Case, tmp_path: Path, ending: str) -> None:
     folder = write(tmp_path / "horse", case.official, f"diffusion_pytorch_model.{ending}")
     for place in (folder, folder / "unet"):
         file = convert_official(place, case.unet, base_model="sd", base_hash="x", prompt="it runs")
@@ -89,7 +89,7 @@ def test_the_learned_parts_come_back(case: Case, tmp_path: Path, ending: str) ->
     assert facts["Trained on"] == "not recorded" and "Training" not in facts
 
 
-def test_on_its_base_it_gives_what_the_tuned_queries_give(case: Case, tmp_path: Path) -> None:
+def test_on_its_base_it_equals_the_tuned_queries(case: Case, tmp_path: Path) -> None:
     file = convert_official(write(tmp_path, case.official), case.unet)
     tuned, without = split_official(case.official)
 
@@ -116,10 +116,10 @@ def test_on_its_base_it_gives_what_the_tuned_queries_give(case: Case, tmp_path: 
         ("tinyB", "comfy", "bin"),
     ],
 )
-def test_the_official_numbers_come_out(
+def test_outputs_match_the_official_model(
     shared_dir: Path, comfy: Any, tmp_path: Path, name: str, host: str, ending: str
 ) -> None:
-    """The base has other queries than the official model, as a checkpoint before its tuning."""
+    """The base has other queries than the official model, like a checkpoint before tuning."""
     fixture = Fixture(shared_dir / "fixtures" / f"{name}_model.safetensors")
     base, _ = split_official(fixture.tensors)
     generator = torch.Generator().manual_seed(0)
@@ -162,7 +162,7 @@ class _HostModel:
 # --- what the file tells --------------------------------------------------------------------------
 
 
-def test_the_licence_stays_in_the_file(case: Case, tmp_path: Path) -> None:
+def test_the_licence_is_kept_in_the_file(case: Case, tmp_path: Path) -> None:
     file = convert_official(write(tmp_path / "horse_run", case.official), case.unet)
     saved = load_motion_file(save_motion_file(tmp_path / "m.safetensors", file))
     assert saved.metadata["modelspec.license"] == LICENSE == "CC BY-NC 4.0"

@@ -40,7 +40,7 @@ def header(**config: object) -> dict[str, str]:
 
 
 def check(path: Path, sites: SiteMap = SITES) -> MotionFile:
-    """Read a file and hold it against the UNet, as loading a motion does."""
+    """Read a file and check it against the UNet, as loading a motion does."""
     file = load_motion_file(path)
     file.check_against(sites)
     return file
@@ -70,7 +70,7 @@ def test_fp16_is_the_default_and_half_the_size(path: Path) -> None:
         assert torch.equal(tensor, state[name].half())
 
 
-def test_what_overflows_fp16_stays_in_fp32(path: Path) -> None:
+def test_tensors_that_overflow_fp16_stay_in_fp32(path: Path) -> None:
     state = motion_state()
     state["conv_in.conv1d.bias"][0] = 1e6
     save_motion(path, state, CONFIG)
@@ -91,12 +91,12 @@ def test_header_names_model_and_extra_entries(path: Path) -> None:
     assert metadata["prompt"] == "{}"
 
 
-def test_others_may_read_the_file(path: Path) -> None:
+def test_other_users_can_read_the_file(path: Path) -> None:
     save_motion(path, motion_state(), CONFIG)
     assert path.stat().st_mode & 0o777 == 0o644
 
 
-def test_saving_makes_the_folder(tmp_path: Path) -> None:
+def test_saving_creates_the_folder(tmp_path: Path) -> None:
     path = save_motion(tmp_path / "new" / "folder" / "m.safetensors", motion_state(), CONFIG)
     assert check(path).config == CONFIG
 

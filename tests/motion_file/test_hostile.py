@@ -1,4 +1,4 @@
-"""Files that are whole and mean harm: see benchmarks/robustness/hostile.py."""
+"""Hostile files, see benchmarks/robustness/hostile.py."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ FILES = [file for file in hostile_files() if "(" in file.kind]
 
 @pytest.fixture(autouse=True)
 def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a program would leave its mark."""
+    """The folder in which a program would leave traces."""
     (tmp_path / "files").mkdir()
     monkeypatch.chdir(tmp_path)
     return tmp_path / "files"
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.kind)
-def test_a_file_that_means_harm_does_none(file: Hostile, empty_folder: Path) -> None:
-    """Refused with a sentence or harmless, in little time and memory, with nothing left."""
+def test_a_hostile_file_does_no_harm(file: Hostile, empty_folder: Path) -> None:
+    """It is refused or harmless, in little time and memory, and leaves no files."""
     if "(base)" in file.kind or "(convert)" in file.kind or "(pickle)" in file.kind:
         import diffusers  # noqa: F401  # imported late, it would count as the file's memory
 
@@ -57,7 +57,7 @@ def test_a_file_that_means_harm_does_none(file: Hostile, empty_folder: Path) -> 
     '{"a": 1, "a": 1}', '[{"b": {"a": 1, "c": 2, "a": 3}}]', '{"a": 1, "\\u0061": 2}',
     "9" * 4000, "-" + "9" * 21, '{"a": ' + "1" * 5000 + "}", "[" * 100_000, "", "{", '{"a": 01}',
 ])  # fmt: skip
-def test_json_that_readers_understand_in_two_ways_is_refused(text: str) -> None:
+def test_ambiguous_json_is_refused(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011
         read_json(text)
 
@@ -65,7 +65,7 @@ def test_json_that_readers_understand_in_two_ways_is_refused(text: str) -> None:
 @pytest.mark.parametrize("value", [
     {"a": [1, 2.5, None, "x"], "b": {"a": 1}}, 2**64, -(2**63), [], "\ud800", 1e308,
 ])  # fmt: skip
-def test_other_json_is_read_as_ever(value: object) -> None:
+def test_other_json_is_read_as_usual(value: object) -> None:
     assert read_json(json.dumps(value)) == value
 
 
@@ -73,7 +73,7 @@ def test_other_json_is_read_as_ever(value: object) -> None:
     {"shape": [2**40, 0]}, {"shape": [0, 3]}, {"shape": [-1]}, {"shape": "x"}, {"shape": [1.5]}, {},
     [], {"shape": [True]}, {"shape": [100, 100]}, {"shape": [2**63, 2**63]},
 ])  # fmt: skip
-def test_a_header_that_tells_of_more_than_the_file_holds_is_refused(entry: object) -> None:
+def test_a_header_that_claims_more_than_the_file_is_refused(entry: object) -> None:
     header = json.dumps({"good": {"dtype": "F16", "shape": [2, 3], "data_offsets": [0, 12]},
                          "bad": entry}).encode()  # fmt: skip
     with pytest.raises(HeaderError, match="bad"):
@@ -82,7 +82,7 @@ def test_a_header_that_tells_of_more_than_the_file_holds_is_refused(entry: objec
     check_header(sound, len(sound), 12)
 
 
-def test_parents_that_are_named_twice_are_not_shown() -> None:
+def test_ambiguous_parents_are_not_shown() -> None:
     text = '[{"name": "xyz", "weight": 1, "name": "qrs"}]'
     assert not {"xyz", "qrs"} & set(parents({"lamp.parents": text}).split())
 
@@ -91,7 +91,7 @@ def test_parents_that_are_named_twice_are_not_shown() -> None:
 
 
 def rewritten(path: Path, change: object) -> Path:
-    """A compact file with other forms, and bytes for them."""
+    """A compact file with changed encodings."""
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
@@ -103,8 +103,8 @@ def rewritten(path: Path, change: object) -> Path:
     return path
 
 
-def test_a_motion_of_ranks_of_zero_takes_no_memory(empty_folder: Path) -> None:
-    """As of a UNet that the training left alone: it is honest, and loads as zeros."""
+def test_ranks_of_zero_take_no_memory(empty_folder: Path) -> None:
+    """An untrained motion is valid and loads as zeros."""
     state = {name: torch.zeros_like(tensor) for name, tensor in compressible().items()}
     path = save_motion(empty_folder / "m.safetensors", state, CONFIG, size=0.3)
     file = load_motion_file(path, SITES)
@@ -116,7 +116,7 @@ def test_a_motion_of_ranks_of_zero_takes_no_memory(empty_folder: Path) -> None:
     assert all(torch.equal(again.state[name].float(), state[name].float()) for name in state)
 
 
-def test_shapes_are_those_of_a_motion_before_anything_is_made(empty_folder: Path) -> None:
+def test_shapes_are_checked_before_memory_is_allocated(empty_folder: Path) -> None:
     path = save_motion(empty_folder / "m.safetensors", compressible(), CONFIG, size=0.3)
     name = next(name for name in compressible() if name.endswith(".attn_temp.to_q.weight"))
     for entry in ([[0, 0, 0, 0], 96, 97], [[0, 0, 0, 0], 2**12, 2**12], [[1, 0, 0, 0], 96, 1]):
@@ -141,7 +141,7 @@ def test_a_motion_for_another_unet_is_refused_before_it_is_read(
 
 
 @pytest.mark.parametrize("error", [MemoryError(), RuntimeError("can't allocate memory: 9 bytes")])
-def test_too_little_memory_is_a_sentence(
+def test_too_little_memory_is_reported(
     empty_folder: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def fail(*given: object) -> None:
@@ -153,7 +153,7 @@ def test_too_little_memory_is_a_sentence(
         load_motion_file(path)
 
 
-def test_vectors_that_fp16_cannot_hold_are_not_left_out(empty_folder: Path) -> None:
+def test_vectors_that_overflow_fp16_are_kept(empty_folder: Path) -> None:
     state = compressible()
     state["conv_in.conv1d.bias"] = torch.linspace(-1e6, 1e6, 96)
     path = save_motion(empty_folder / "m.safetensors", state, CONFIG, size=0.3)
@@ -173,8 +173,8 @@ def test_a_field_out_of_range_is_named(empty_folder: Path, field: str, value: fl
         load_motion_file(path)
 
 
-def test_names_that_are_no_text_do_not_cost_a_motion(empty_folder: Path) -> None:
-    """As of a checkpoint on an old disk: a training of hours ends with them."""
+def test_names_that_are_not_text_do_not_prevent_saving(empty_folder: Path) -> None:
+    """As from a checkpoint on an old disk; a long training must not be lost."""
     config = MotionConfig("sd1", prompt="a\udcff", captions=["b\ud800"], base_model="c\udcff.ckpt")
     path = save_motion(
         empty_folder / "m.safetensors", {"a": torch.zeros(1)}, config, title="t\udcff",
@@ -186,7 +186,7 @@ def test_names_that_are_no_text_do_not_cost_a_motion(empty_folder: Path) -> None
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
-def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(empty_folder: Path) -> None:
+def test_a_pipe_instead_of_a_file_does_not_block(empty_folder: Path) -> None:
     for number, name in enumerate(("m.safetensors", "unet/x.bin", "unet/x.safetensors")):
         path = empty_folder / str(number) / name
         path.parent.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Merging two motions: against the weighted sum of what both add."""
+"""Merged motions, compared with the weighted sum of both."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def second() -> MotionFile:
 
 
 def added(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What a motion adds at its sites, for inputs that are the same every time."""
+    """What a motion adds at its sites, for fixed inputs."""
     module = Motion(SITES).requires_grad_(False)
     module.load_state_dict(state)
     generator = torch.Generator().manual_seed(0)
@@ -92,7 +92,7 @@ def test_a_motion_merged_with_itself_is_itself(
         torch.testing.assert_close(merged.state[name], tensor, rtol=1e-6, atol=1e-8)
 
 
-def test_with_a_weight_of_0_the_other_one_is_left_exactly(
+def test_with_a_weight_of_0_the_other_motion_is_exact(
     first: MotionFile, second: MotionFile
 ) -> None:
     for weights, kept in (((1.0, 0.0), first), ((0.0, 1.0), second)):
@@ -109,7 +109,7 @@ def test_weights_are_strengths(first: MotionFile, weights: tuple[float, float]) 
 
 
 def test_a_fresh_motion_changes_nothing(first: MotionFile) -> None:
-    """It adds nothing, so neither does it to the merged one: not to its gates either."""
+    """It adds nothing, so merging with it changes nothing, not even gates."""
     fresh = replace(first, state=dict(Motion(SITES).initialise(3).state_dict()))
     for merged in (merge_motions(first, fresh, (1, 1)), merge_motions(fresh, first, (1, 1))):
         for name, found in added(merged.state).items():
@@ -135,7 +135,7 @@ def test_the_order_does_not_matter(first: MotionFile, second: MotionFile) -> Non
 
 
 @pytest.mark.parametrize("weights", [(0.5, 0.5), (1.0, 1.0), (0.8, 0.2)])
-def test_it_is_nearer_to_the_sum_than_the_mean_of_the_parameters(
+def test_it_is_closer_to_the_sum_than_averaged_parameters(
     first: MotionFile, second: MotionFile, weights: tuple[float, float]
 ) -> None:
     wanted = sum_of_both(first, second, weights)
@@ -148,8 +148,8 @@ def test_it_is_nearer_to_the_sum_than_the_mean_of_the_parameters(
     assert distance(merged["conv"], wanted["conv"]) < 0.3
 
 
-def test_values_are_the_nearest_that_a_head_can_hold(first: MotionFile, second: MotionFile) -> None:
-    """Eckart and Young: by the singular values of the summed products, head by head."""
+def test_values_are_the_best_approximation_per_head(first: MotionFile, second: MotionFile) -> None:
+    """Eckart and Young: from the singular values of the summed products, per head."""
     merged = merge_motions(first, second, (0.6, 0.4)).state
     rows = WIDTH // HEADS
 
@@ -167,7 +167,7 @@ def test_values_are_the_nearest_that_a_head_can_hold(first: MotionFile, second: 
 # --- what it tells --------------------------------------------------------------------------------
 
 
-def test_the_result_tells_its_parents_and_licences(
+def test_the_result_records_parents_and_licences(
     first: MotionFile, second: MotionFile, tmp_path: Path
 ) -> None:
     free = replace(first, metadata={"modelspec.license": "CC0"})
@@ -185,14 +185,14 @@ def test_the_result_tells_its_parents_and_licences(
     assert "Merged from: a.safetensors (0.75), b.safetensors (0.5)" in describe_motion(file)
 
 
-def test_only_sizes_and_rates_on_which_both_agree_are_told() -> None:
+def test_only_common_sizes_and_rates_are_recorded() -> None:
     first = motion(1, replace(FIRST, frames=16, width=512, height=320, fps=10.0))
     second = motion(2, replace(FIRST, frames=16, width=512, height=256, fps=30.0))
     config = merge_motions(first, second).config
     assert (config.frames, config.width, config.height, config.fps) == (16, 512, 0, 0)
 
 
-def test_parents_that_cannot_be_read_do_no_harm(first: MotionFile) -> None:
+def test_unreadable_parents_are_reported(first: MotionFile) -> None:
     huge = '[{"name": "a", "weight": 1' + "0" * 400 + "}]"
     for text in ("{", "[1]", '[{"name": 1}]', "7", huge):
         told = describe_motion(replace(first, metadata={"lamp.parents": text}))
@@ -207,7 +207,7 @@ def refused(first: MotionFile, second: MotionFile, words: str) -> None:
         merge_motions(first, second)
 
 
-def test_what_does_not_fit_is_named_with_both_files(first: MotionFile, second: MotionFile) -> None:
+def test_incompatible_motions_are_named(first: MotionFile, second: MotionFile) -> None:
     both = "a.safetensors and b.safetensors.*"
     for change, words in (
         ({"family": "sdxl"}, f"^{both}SD 1.x.*SD-XL"),
@@ -226,7 +226,7 @@ def test_what_does_not_fit_is_named_with_both_files(first: MotionFile, second: M
 
 
 def test_absurd_values_are_merged_or_named(first: MotionFile, second: MotionFile) -> None:
-    """Squares of 1e30 are beyond fp32, sums of two 3e38 as well."""
+    """Squares of 1e30 and sums of two 3e38 overflow fp32."""
 
     def with_convolution(value: float) -> MotionFile:
         large = torch.full_like(first.state["conv_in.conv1d.weight"], value)
@@ -273,7 +273,7 @@ def test_the_toy_base_is_recognised_by_its_shapes() -> None:
 # --- command and node -----------------------------------------------------------------------------
 
 
-def test_the_command_writes_what_the_function_gives(
+def test_the_command_writes_the_merged_motion(
     first: MotionFile,
     second: MotionFile,
     tmp_path: Path,

@@ -30,7 +30,7 @@ def state() -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module")
 def read_motion(tmp_path_factory: pytest.TempPathFactory) -> Reader:
-    """The printed reader as a module, without the two lines of the example."""
+    """The printed reader as a module, without the two example lines."""
     page = (ROOT / "docs" / "motion_file.md").read_text(encoding="utf-8")
     (code,) = (block for block in re.findall(r"```python\n(.*?)```", page, re.S) if "zlib" in block)
     lines, use = code.split('\nheader, tensors = read_motion("')
@@ -47,7 +47,7 @@ def read_motion(tmp_path_factory: pytest.TempPathFactory) -> Reader:
 
 def compare(read_motion: Reader, path: Path) -> dict[str, Any]:
     """Compare the reader's tensors with the pack's: bit-identical except for rounded products.
-    Returns the forms in the file."""
+    Returns the encodings in the file."""
     header, found = read_motion(path)
     file = load_motion_file(path)
     assert header == file.metadata and found.keys() == file.state.keys()
@@ -82,7 +82,7 @@ def test_values_that_overflow_fp16(
     assert read_motion(path)[1][CONV].dtype == np.float32
 
 
-def test_compact_files_of_every_form(
+def test_compact_files_of_every_encoding(
     read_motion: Reader, state: dict[str, Tensor], tmp_path: Path
 ) -> None:
     bits, ranks = set(), np.zeros(4, int)
@@ -96,7 +96,7 @@ def test_compact_files_of_every_form(
     assert bits == {16, 8, 4, 3, 2} and (ranks > 0).all()
 
 
-def test_a_file_trained_as_factors(
+def test_a_file_trained_at_low_rank(
     read_motion: Reader, state: dict[str, Tensor], tmp_path: Path
 ) -> None:
     generator = torch.Generator().manual_seed(0)

@@ -70,14 +70,14 @@ class Tally:
 
     count: int = 0
     ended: bool = False
-    _said: float | None = None
+    _stated: float | None = None
     _times: list[float] = field(default_factory=list)  # the first and the last one
 
     def watch(self, frames: Iterator[SourceFrame]) -> Iterator[SourceFrame]:
         """The same frames."""
         for frame in frames:
             self.count += 1
-            self._said = frame.told.rate
+            self._stated = frame.facts.rate
             if frame.time is not None:
                 self._times = [*self._times[:1], frame.time]
             yield frame
@@ -90,10 +90,10 @@ class Tally:
             return None
         first, last = self._times[0], self._times[-1]
         if last <= first:
-            return self._said
+            return self._stated
         measured = (self.count - 1) / (last - first)
-        said = self._said or 0.0
-        return said if abs(measured - said) < _NEAR * measured else round(measured, 6)
+        stated = self._stated or 0.0
+        return stated if abs(measured - stated) < _NEAR * measured else round(measured, 6)
 
 
 def image_files(folder: Path) -> list[Path]:

@@ -9,19 +9,19 @@ from fractions import Fraction
 from typing import Any
 
 from .pixels import Decoded
-from .reader import Told
+from .reader import ClipFacts
 
 _FILTERS = ("bwdif", "yadif")  # the better one first; not every build of FFmpeg has them
 
 
-def deinterlaced(frames: Iterable[Decoded], told: Told) -> Iterator[Decoded]:
+def deinterlaced(frames: Iterable[Decoded], facts: ClipFacts) -> Iterator[Decoded]:
     """All frames, deinterlaced where they are marked as interlaced."""
     filters: _Filters | None = None
     name = ""
     for each in frames:
         if not filters and each.frame.interlaced_frame and not name:
             name = _available()
-            told.note(
+            facts.note(
                 "is interlaced and was deinterlaced."
                 if name
                 else "is interlaced, and this FFmpeg has no filter for that: moving edges show "

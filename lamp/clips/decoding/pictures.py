@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .hdr import HLG, PQ
-from .reader import MAX_PIXELS, Readable, SourceFrame, Told, Watch, open_clip, reading
+from .reader import MAX_PIXELS, ClipFacts, Readable, SourceFrame, Watch, open_clip, reading
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -109,10 +109,10 @@ def animated_frames(clip: Readable, watch: Watch) -> Generator[SourceFrame, None
     """The frames of an animation, with their times."""
     from PIL import ImageOps, ImageSequence
 
-    told, time = Told(), 0.0
+    facts, time = ClipFacts(), 0.0
     with open_clip(clip) as file:
         if is_hdr(file.read(HEAD)):
-            told.note(_HDR)
+            facts.note(_HDR)
         file.seek(0)
         with open_picture(file) as picture:
             turned = picture.getexif().get(_ORIENTATION, 1) != 1
@@ -122,18 +122,18 @@ def animated_frames(clip: Readable, watch: Watch) -> Generator[SourceFrame, None
                 # Converted now, because the next step overwrites the picture.
                 pixels = picture_bytes(ImageOps.exif_transpose(frame) if turned else frame)
                 held = (frame.info.get("duration") or 100) / 1000
-                yield SourceFrame(time, partial(torch.clone, pixels), held, told)
+                yield SourceFrame(time, partial(torch.clone, pixels), held, facts)
                 time += held
 
 
 def folder_frames(files: list[Path]) -> Generator[SourceFrame, None, None]:
     """One frame per file."""
-    told = Told()
+    facts = ClipFacts()
     for file in files:
         with contextlib.suppress(OSError), file.open("rb") as stream:
             if is_hdr(stream.read(HEAD)):
-                told.note(_HDR)
-        yield SourceFrame(None, partial(_file_bytes, file), told=told)
+                facts.note(_HDR)
+        yield SourceFrame(None, partial(_file_bytes, file), facts=facts)
 
 
 def _file_bytes(path: Path) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 from .containers import Crop
 from .hdr import HLG, PQ, rgb_of, to_sdr
 from .pictures import on_black
-from .reader import Told
+from .reader import ClipFacts
 
 if TYPE_CHECKING:
     import av
@@ -55,10 +55,10 @@ class Tags:
         )
 
 
-def _full_range(layout: str, told: int) -> bool:
+def _full_range(layout: str, tag: int) -> bool:
     """By default, grey and `yuvj` have full range, other YUV has limited range."""
     grey = _is_grey(layout)
-    return layout.startswith("yuvj") or told == _FULL or (grey and told != _LIMITED)
+    return layout.startswith("yuvj") or tag == _FULL or (grey and tag != _LIMITED)
 
 
 def _is_grey(layout: str) -> bool:
@@ -89,13 +89,13 @@ class Painter:
     """Converts the frames of one stream to pictures. Unspecified colours count as BT.601 in limited
     range, as in FFmpeg.
 
-    ``aspect`` is a pixel's width / height. Notes go to ``told``.
+    ``aspect`` is a pixel's width / height. Notes go to ``facts``.
     """
 
-    def __init__(self, stream: av.VideoStream, aspect: float, crop: Crop, told: Told) -> None:
+    def __init__(self, stream: av.VideoStream, aspect: float, crop: Crop, facts: ClipFacts) -> None:
         from av.video.reformatter import VideoReformatter
 
-        self._stream, self._aspect, self._crop, self._told = stream, aspect, crop, told
+        self._stream, self._aspect, self._crop, self._facts = stream, aspect, crop, facts
         self._reformatter = VideoReformatter()
         self._turns: dict[int, tuple[int, ...] | None] = {}
 
@@ -108,12 +108,12 @@ class Painter:
             how = "its colours were tone-mapped to SDR. If they look wrong"
             if not yuv or _has_alpha(frame.format):
                 how = "RGB and transparency are read as SDR. If the colours look wrong"
-            self._told.note(
+            self._facts.note(
                 f"is HDR ({kind}): {how} in the contact sheet, convert the clip to SDR."
             )
         if yuv:
             if tags.matrix in _UNSUPPORTED:
-                self._told.note(
+                self._facts.note(
                     f"has colours in {_UNSUPPORTED[tags.matrix]}, which are read as BT.601. If "
                     "they look wrong in the contact sheet, convert the clip to BT.709."
                 )
@@ -133,11 +133,11 @@ class Painter:
         hdr = tags.transfer in (PQ, HLG) and _is_yuv(frame.format)
         if bright := hdr and not _has_alpha(frame.format):
             # As YUV, because some PyAV versions convert to 16-bit RGB incorrectly.
-            kind, told = "yuv444p16le", _untouched(frame)
+            kind, options = "yuv444p16le", _untouched(frame)
         else:
             kind = "rgba" if _has_alpha(frame.format) else "rgb24"
-            told = _for_swscale(frame, tags)
-        shown = self._reformatter.reformat(frame, width, frame.height, kind, **told)
+            options = _for_swscale(frame, tags)
+        shown = self._reformatter.reformat(frame, width, frame.height, kind, **options)
         pixels: NDArray[Any] = shown.to_ndarray()
         left, right = (round(side * self._aspect) for side in (crop.left, crop.right))
         pixels = pixels[crop.top : frame.height - crop.bottom, left : width - right]

@@ -37,7 +37,7 @@ Readable = Path | VideoBytes
 
 
 @dataclass
-class Told:
+class ClipFacts:
     """A clip's rate in its header (frames per second, None if absent), and notes for the user:
     sentences without a subject, for `'clip.mp4' ...`."""
 
@@ -60,7 +60,7 @@ class SourceFrame:
     """Returns the picture, upright and in square pixels: ``h w 3`` uint8, over black."""
     held: float | None = None
     """Its duration in seconds, where the file states it."""
-    told: Told = field(default_factory=Told)
+    facts: ClipFacts = field(default_factory=ClipFacts)
     """Shared by all frames of the clip."""
 
 

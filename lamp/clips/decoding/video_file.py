@@ -12,7 +12,7 @@ from ...errors import ClipError
 from .containers import Crop, Outline, outline
 from .deinterlacing import deinterlaced
 from .pixels import Decoded, Painter
-from .reader import MAX_PIXELS, Readable, SourceFrame, Told, Watch, WatchedFile, open_clip
+from .reader import MAX_PIXELS, ClipFacts, Readable, SourceFrame, Watch, WatchedFile, open_clip
 from .times import LEAPING, Clock, in_order, peek
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class VideoFile:
         import av
 
         self._clip, self._watch = clip, watch
-        self.told, self._packets = Told(), 0
+        self.facts, self._packets = ClipFacts(), 0
         self._stack = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
             file = stack.enter_context(open_clip(clip))
@@ -49,15 +49,15 @@ class VideoFile:
             self.container: Any = stack.enter_context(av.open(watched, container_options=_OPEN))
             self.stream = _chosen_stream(self.container, clip)
             self._stack = stack.pop_all()
-        self.told.rate = float(self.stream.average_rate or self.stream.guessed_rate or 0) or None
+        self.facts.rate = float(self.stream.average_rate or self.stream.guessed_rate or 0) or None
         if self.outline.unread:
-            self.told.note(
+            self.facts.note(
                 "holds several films in a row, of which at most the first two are read. Join them "
                 "with ffmpeg (-f concat), or split the file."
             )
         self._tick = float(self.stream.time_base or 1)
         crop, aspect = self._shape()
-        self._painter = Painter(self.stream, aspect, crop, self.told)
+        self._painter = Painter(self.stream, aspect, crop, self.facts)
 
     def close(self) -> None:
         """Close the file."""
@@ -74,16 +74,16 @@ class VideoFile:
         sought = bool(start) and not leaps
         if sought:
             self.container.seek(int(start / self._tick), stream=self.stream)
-        clock = Clock(1 / (self.told.rate or 25), leaps)
-        for each in deinterlaced(self._in_order(not sought), self.told):
+        clock = Clock(1 / (self.facts.rate or 25), leaps)
+        for each in deinterlaced(self._in_order(not sought), self.facts):
             time = None if each.time is None else clock.shown(each.time)
             if clock.joined:
-                self.told.note(
+                self.facts.note(
                     f"has timestamps that restart {clock.joined:.1f} seconds after its start, as "
                     "in files joined byte by byte. The parts are read one after the other."
                 )
             self._watch.moved()
-            yield SourceFrame(time, partial(self._painter.paint, each), each.held, self.told)
+            yield SourceFrame(time, partial(self._painter.paint, each), each.held, self.facts)
 
     def count(self) -> int:
         """The number of frames without decoding, not exact for every file."""
@@ -107,9 +107,9 @@ class VideoFile:
         packets = self._demuxed()
         if not self.stream.codec_context.has_b_frames:
             return self._decoded(packets, whole)
-        first, told = peek(packets)
+        first, timed = peek(packets)
         frames = self._decoded(chain(first, packets), whole)
-        return frames if told else in_order(frames)
+        return frames if timed else in_order(frames)
 
     def _decoded(self, packets: Iterator[av.Packet], whole: bool) -> Iterator[Decoded]:
         decoder, count = _decoder(self.stream), 0
@@ -122,7 +122,7 @@ class VideoFile:
                 held[packet.pts] = packet.duration * self._tick
             for frame in decoder.decode(packet):
                 pts = frame.pts
-                time = count / (self.told.rate or 25) if pts is None else pts * self._tick
+                time = count / (self.facts.rate or 25) if pts is None else pts * self._tick
                 # At the start it only means that the film was cut from a longer one.
                 if frame.is_corrupt and count:
                     raise ClipError(
