@@ -1,1 +1,1 @@
-"""Numbers of the official code against ours."""
+"""Numerical parity with the official code."""

@@ -1,7 +1,9 @@
-"""Compare this project's numbers with the official code's: `python -m benchmarks.parity`.
+"""Compare this project's numbers with those of the official code.
 
-Runs every case found in a folder of reference figures, prints one line a case, and ends with one
-line of JSON. Exit status: 0 if all hold, 1 if one does not (or none could run), 2 if the folder or
+    python -m benchmarks.parity --fixtures DIR --host both
+
+Runs every case in a folder of reference figures, prints one line per case, and ends with one line
+of JSON. Exit status: 0 if all cases pass, 1 if one fails (or none could run), 2 if the folder or
 the host is missing.
 """
 
@@ -14,64 +16,54 @@ import math
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from lamp.errors import IncompatibleModelError
 from scripts.server.host import HostMissing, use_host
 
-from . import (
-    cases as parity_cases,
-)
-from . import (
-    pictures as parity_pictures,
-)
-from . import (
-    training as parity_training,
-)
-from . import (
-    units as parity_units,
-)
+from .cases import forward, inversion, sample
 from .fixtures import Fixture, Measure, Unmeasured, find_fixtures
 from .hosts import ComfyModel, DiffusersModel, DoubleModel, Model
+from .pictures import adain_cases, first_frame_cases, histogram_cases
+from .training import training
+from .units import units
 
-HOSTS: dict[str, Callable[[Fixture], Model]] = {"diffusers": DiffusersModel, "comfy": ComfyModel}
+HOSTS = ("diffusers", "comfy")
 DOUBLE = "float64"
-_KINDS = {**HOSTS, DOUBLE: DoubleModel}
-_IN_DOUBLE = ("forward", "sample", "inversion")
-_ABOUT_ROUNDING = """\
-In float64 the figures here are without rounding, the recorded ones are not: each AdaIN step
-amplifies what fp32 rounded before it, in the published code as here. So a figure may be off by
-three times the distance of fp32 from float64, which stands beside it, and by 1e-4 where that is
-less."""
-_ABOUT_MODELS = {
-    "forward": parity_cases.forward,
-    "sample": parity_cases.sample,
-    "inversion": parity_cases.inversion,
-    "train": parity_training.training,
-    "train_main": parity_training.training,
-}
+_BUILD: dict[str, Callable[[Fixture], Model]] = {
+    "diffusers": DiffusersModel, "comfy": ComfyModel, DOUBLE: DoubleModel
+}  # fmt: skip
+_IN_DOUBLE: dict[str, Any] = {"forward": forward, "sample": sample, "inversion": inversion}
+_ABOUT_MODELS = {**_IN_DOUBLE, "train": training, "train_main": training}
 _ABOUT_PICTURES = {
-    "adain": parity_pictures.adain_cases,
-    "histogram": parity_pictures.histogram_cases,
-    "first_frame": parity_pictures.first_frame_cases,
+    "adain": adain_cases,
+    "histogram": histogram_cases,
+    "first_frame": first_frame_cases,
 }
+_SKIPPED = {
+    "dataset": "this project resizes and crops clips differently from the official code",
+    "": "not a known kind of reference figures",
+}
+_ABOUT_ROUNDING = """\
+The figures here are float64, the recorded ones fp32: each AdaIN step amplifies earlier rounding,
+in the official code as in this project. A figure may therefore differ by three times the distance
+of fp32 from float64, which is shown beside it, or by 1e-4 if that is more."""
 
 
 @dataclass
 class Report:
-    """Counts the cases, keeps the worst, and writes the lines."""
+    """Counts the cases, keeps the worst one, and prints them."""
 
     cases: int = 0
     failed: int = 0
     worst: tuple[float, dict[str, object]] = field(default_factory=lambda: (-1.0, {}))
 
     def add(self, host: str, fixture: Fixture, measure: Measure) -> None:
-        """One case that was compared."""
         self.cases += 1
         self.failed += not measure.holds
         case = f"{fixture.name}: {measure.name}"
@@ -84,109 +76,89 @@ class Report:
             about = {"host": host, "case": case, "error": error, "bound": measure.bound}
             self.worst = (measure.ratio, about)
 
-    def broke(self, host: str, fixture: Fixture, error: Exception) -> None:
-        """A case that ended in an error counts as failed."""
-        reason = f"{type(error).__name__}: {str(error)[:300]}"
-        self.add(host, fixture, Measure("did not run", math.inf, 0.0, reason))
+    def collect(self, host: str, fixture: Fixture, cases: Callable[[], Iterator[Measure]]) -> None:
+        """Add the cases; those that cannot be compared are skipped, an error is a failed case."""
+        try:
+            for measure in cases():
+                self.add(host, fixture, measure)
+        except (IncompatibleModelError, Unmeasured) as reason:
+            print(f"{host:9} {fixture.name}: skipped, {reason}", flush=True)
+        except Exception as error:  # the other cases still run
+            reason = f"{type(error).__name__}: {str(error)[:300]}"
+            self.add(host, fixture, Measure("did not run", math.inf, 0.0, reason))
 
-    def skip(self, host: str, fixture: Fixture, reason: str) -> None:
-        """A case that is not counted."""
-        print(f"{host:9} {fixture.name}: skipped, {reason}", flush=True)
-
-    def summary(self) -> str:
-        passed = self.cases > 0 and self.failed == 0
-        return json.dumps({"pass": passed, "cases": self.cases, "worst": self.worst[1] or None})
+    @property
+    def passed(self) -> bool:
+        return self.cases > 0 and self.failed == 0
 
 
 def run(folder: Path, hosts: list[str]) -> Report:
-    """Compare everything in `folder`; ComfyUI must be importable if it is among `hosts`."""
+    """Compare everything in `folder`; `comfy` needs an importable ComfyUI."""
     report = Report()
     fixtures = _readable(find_fixtures(folder), report)
     for fixture in fixtures:
         if cases := _ABOUT_PICTURES.get(fixture.kind):
-            _collect(report, "both", fixture, partial(cases, fixture))
+            report.collect("both", fixture, partial(cases, fixture))
     for host in hosts:
         models = _Models(host)
+        kinds = _IN_DOUBLE if host == DOUBLE else _ABOUT_MODELS
         for fixture in fixtures:
-            if host == DOUBLE and fixture.kind not in _IN_DOUBLE:
-                continue
-            if fixture.kind == "units":
-                _collect(report, host, fixture, partial(parity_units.units, host, fixture))
-            elif fixture.kind in _ABOUT_MODELS:
-                _collect(report, host, fixture, partial(_about_model, models, fixture))
+            if fixture.kind == "units" and host != DOUBLE:
+                report.collect(host, fixture, partial(units, host, fixture))
+            elif cases := kinds.get(fixture.kind):
+                report.collect(host, fixture, partial(_on_model, cases, models, fixture))
     for fixture in fixtures:
-        if (reason := _not_compared(fixture)) is not None:
-            report.skip("-", fixture, reason)
+        if reason := _SKIPPED.get(fixture.kind):
+            print(f"{'-':9} {fixture.name}: skipped, {reason}", flush=True)
     return report
 
 
+def _on_model(cases: Any, models: _Models, fixture: Fixture) -> Iterator[Measure]:
+    return cases(models.of(fixture), fixture)
+
+
 def _readable(fixtures: list[Fixture], report: Report) -> list[Fixture]:
-    """Those that can be read, the fixtures of one model one after the other."""
-    by_model = {}
+    """The fixtures that can be read, sorted by model."""
+    keys: dict[Fixture, tuple[str, str]] = {}
+
+    def look(fixture: Fixture) -> Iterator[Measure]:
+        _ = fixture.kind
+        keys[fixture] = (str(fixture.info.get("model", "")), fixture.name)
+        return iter(())
+
     for fixture in fixtures:
-        try:
-            by_model[fixture] = (fixture.kind, str(fixture.info.get("model", "")), fixture.name)
-        except Exception as error:  # damaged in whatever way
-            report.broke("both", fixture, error)
-    return sorted(by_model, key=lambda fixture: by_model[fixture][1:])
-
-
-def _about_model(models: _Models, fixture: Fixture) -> Iterator[Measure]:
-    return _ABOUT_MODELS[fixture.kind](models.of(fixture), fixture)
-
-
-def _not_compared(fixture: Fixture) -> str | None:
-    if fixture.kind == "dataset":
-        return "official clips are squeezed and cut otherwise, on purpose"
-    return None if fixture.kind else "not a known kind of reference figures"
-
-
-def _collect(
-    report: Report, host: str, fixture: Fixture, cases: Callable[[], Iterator[Measure]]
-) -> None:
-    try:
-        for measure in cases():
-            report.add(host, fixture, measure)
-    except (IncompatibleModelError, Unmeasured) as reason:
-        report.skip(host, fixture, str(reason))
-    except Exception as error:  # whatever it is, the other cases still run
-        report.broke(host, fixture, error)
+        report.collect("both", fixture, partial(look, fixture))
+    return sorted(keys, key=lambda fixture: keys[fixture])
 
 
 class _Models:
-    """The models of a host; the last one is kept, since fixtures come sorted by model."""
+    """The models of a host; only the last one is kept, since fixtures are sorted by model."""
 
     def __init__(self, host: str) -> None:
-        self._build = _KINDS[host]
+        self._build = _BUILD[host]
         self._last: tuple[Path, Model] | None = None
 
     def of(self, fixture: Fixture) -> Model:
         path = fixture.model_path
         if self._last is None or self._last[0] != path:
-            self._last = None  # frees the one before
+            self._last = None  # frees the previous one
             self._last = (path, self._build(Fixture(path)))
         return self._last[1]
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the hosts' own news between the lines."""
-    logging.disable(logging.WARNING)
-    try:
-        yield
-    finally:
-        logging.disable(logging.NOTSET)
-
-
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="benchmarks.parity", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="benchmarks.parity",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--fixtures", type=Path, required=True, help="folder of reference figures")
     parser.add_argument("--host", choices=[*HOSTS, "both"], default="both")
     parser.add_argument(
         "--float64",
         action="store_true",
-        help="run forward passes, sampling and inversion in float64 on diffusers, and tell how far "
-        "fp32 is off it",
+        help="run forward passes, sampling and inversion in float64 on diffusers, and show the "
+        "distance of fp32 from it",
     )
     options = parser.parse_args(arguments)
     if not find_fixtures(options.fixtures):
@@ -198,19 +170,23 @@ def main(arguments: list[str] | None = None) -> int:
             print("ComfyUI's UNet does not compute in float64: use --float64 with diffusers.")
             return 2
         hosts = [DOUBLE]
-    torch.set_num_threads(1)  # more change the order of sums, and gain nothing at this size
-    with _quiet(), tempfile.TemporaryDirectory() as base:
-        if "comfy" in hosts:
-            try:
+    torch.set_num_threads(1)  # more threads change the order of sums and gain nothing here
+    logging.disable(logging.WARNING)
+    try:
+        with tempfile.TemporaryDirectory() as base:
+            if "comfy" in hosts:
                 use_host(Path(base))
-            except HostMissing as missing:
-                print(f"The cases of ComfyUI cannot run: {missing} (or use --host diffusers).")
-                return 2
-        report = run(options.fixtures, hosts)
+            report = run(options.fixtures, hosts)
+    except HostMissing as missing:
+        print(f"ComfyUI is missing: {missing} (or use --host diffusers).")
+        return 2
+    finally:
+        logging.disable(logging.NOTSET)
     if options.float64:
         print(_ABOUT_ROUNDING)
-    print(report.summary())
-    return 0 if report.cases and not report.failed else 1
+    told = {"pass": report.passed, "cases": report.cases, "worst": report.worst[1] or None}
+    print(json.dumps(told))
+    return 0 if report.passed else 1
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The reference figures: files found in a folder, told apart by what they hold, and distances.
+"""Reference figures: files of a folder, classified by content, and distances to them.
 
-A fixture is `NAME.safetensors` with `NAME.json` beside it. Videos are `b c f h w` in it, as in the
-official code; this project lays frames in the batch, `(b f) c h w`.
+A fixture is `NAME.safetensors` with an optional `NAME.json`. Videos in it are `b c f h w`, as in
+the official code; this project puts frames into the batch, `(b f) c h w`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,20 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
-MODEL = "model"
+# A file is of the first kind of which it has the key, or else a key with the part.
+_KEYS = {"conv_in.conv2d.weight": "model", "video_latent": "inversion", "latents.0": "train_main",
+         "final": "sample", "noisy_latents": "train", "source_bgr_u8": "first_frame",
+         "raw_u8": "dataset"}  # fmt: skip
+_PARTS = {".sd.": "units", ".style": "adain", ".out_u8": "histogram", ".latents": "forward"}
 
 
 class Unmeasured(Exception):
-    """A fixture that cannot be compared here; the message says why. It counts neither way."""
+    """A fixture that cannot be compared here; it counts neither as passed nor as failed."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """One comparison: how far off, how far off it may be, and what was the worst of it."""
+    """One comparison: its error, the allowed error, and which figure was the worst."""
 
     name: str
     error: float
@@ -40,7 +44,7 @@ class Measure:
 
     @property
     def ratio(self) -> float:
-        """How much of the bound is used; byte-exact comparisons have the bound 0."""
+        """Error in units of the bound; exact comparisons have the bound 0."""
         if self.error != self.error:
             return float("inf")
         return self.error / self.bound if self.bound else self.error
@@ -72,37 +76,19 @@ class Fixture:
 
     @property
     def kind(self) -> str:
-        """What the file holds; '' if nothing known. Names are free, contents are not."""
-        if "conv_in.conv2d.weight" in self.keys:
-            return MODEL
-        for kind, sign in (
-            ("inversion", "video_latent"),
-            ("train_main", "latents.0"),
-            ("sample", "final"),
-            ("train", "noisy_latents"),
-            ("first_frame", "source_bgr_u8"),
-            ("dataset", "raw_u8"),
-        ):
-            if sign in self.keys:
-                return kind
-        for kind, part in (
-            ("units", ".sd."),
-            ("adain", ".style"),
-            ("histogram", ".out_u8"),
-            ("forward", ".latents"),
-        ):
-            if any(part in key for key in self.keys):
-                return kind
-        return ""
+        """What the file holds, '' if unknown. File names are free."""
+        found = [kind for key, kind in _KEYS.items() if key in self.keys]
+        found += [kind for part, kind in _PARTS.items() if any(part in key for key in self.keys)]
+        return found[0] if found else ""
 
     @property
     def model_path(self) -> Path:
-        """The file of the model that these figures are about.
+        """The file of the model that made these figures.
 
         Raises:
             Unmeasured: it is not in the folder.
         """
-        name = Path(self.info.get("model", "")).name  # a name, wherever it points
+        name = Path(self.info.get("model", "")).name  # the folder in it does not count
         if not name:
             raise Unmeasured("the .json file beside it does not name its model")
         if not (path := self.path.with_name(name)).is_file():
@@ -110,9 +96,13 @@ class Fixture:
         return path
 
     def prefixed(self, prefix: str) -> dict[str, Tensor]:
-        """The tensors `PREFIX.rest` by their rest."""
+        """The tensors `PREFIX.rest`, keyed by the rest."""
         start = f"{prefix}."
         return {k.removeprefix(start): v for k, v in self.tensors.items() if k.startswith(start)}
+
+    def cases(self, end: str) -> list[str]:
+        """The sorted names `NAME` of all keys `NAME.end`."""
+        return sorted(key.removesuffix(end) for key in self.keys if key.endswith(end))
 
 
 def find_fixtures(folder: Path) -> list[Fixture]:
@@ -121,10 +111,10 @@ def find_fixtures(folder: Path) -> list[Fixture]:
 
 
 def split_official(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Take an official LAMP UNet apart: (image UNet, motion), both in canonical names.
+    """Split an official LAMP UNet into (image UNet, motion), both in canonical names.
 
-    The official UNet holds the tuned queries in place of the image model's, so the motion's query
-    deltas are zero against the image UNet returned here.
+    The official UNet stores the tuned queries in place of the image model's, so the query deltas
+    of the motion are zero relative to the image UNet returned here.
     """
     base, learned = {}, {}
     for key, tensor in state.items():
@@ -138,20 +128,19 @@ def split_official(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict
 
 
 def relative(ours: Tensor, theirs: Tensor) -> float:
-    """Distance in units of the reference's norm (plain distance from a reference of zeros)."""
+    """Norm of the difference over the norm of the reference (over 1 if that is zero)."""
     difference, theirs = _difference(ours, theirs)
-    norm = theirs.norm().item()
-    return difference.norm().item() / (norm or 1.0)
+    return difference.norm().item() / (theirs.norm().item() or 1.0)
 
 
 def of_scale(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference in units of the reference's largest value."""
+    """Largest difference over the largest value of the reference."""
     difference, theirs = _difference(ours, theirs)
     return difference.abs().max().item() / (theirs.abs().max().item() or 1.0)
 
 
 def largest(ours: Tensor, theirs: Tensor) -> float:
-    """The largest difference."""
+    """Largest absolute difference."""
     return _difference(ours, theirs)[0].abs().max().item()
 
 
@@ -163,7 +152,7 @@ def _difference(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def worst_of(name: str, errors: dict[str, float], bound: float) -> Measure:
-    """The worst of several comparisons under one bound; a NaN is the worst of all."""
+    """The largest of several errors under one bound; NaN is larger than any."""
     key = max(errors, key=lambda k: float("inf") if errors[k] != errors[k] else errors[k])
     return Measure(name, errors[key], bound, f"worst of {len(errors)}: {key}")
 
@@ -181,8 +170,3 @@ def to_video(frames: Tensor, videos: int) -> Tensor:
 def expand(text: Tensor, videos: int) -> Tensor:
     """One text embedding for each video."""
     return text.expand(videos, -1, -1) if len(text) == 1 else text
-
-
-def each_video(timesteps: Tensor, videos: int) -> Tensor:
-    """One timestep for each video, from a scalar or a vector."""
-    return timesteps.reshape(-1).expand(videos) if timesteps.numel() == 1 else timesteps

@@ -1,11 +1,11 @@
-"""The models of the fixtures in both hosts, sampled the way each host's users sample."""
+"""The fixtures' models in both hosts, sampled through each host's usual code path."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -20,29 +20,40 @@ from lamp.motion_file.file import MotionFile
 
 from .fixtures import Fixture, split_official
 
-# ComfyUI's numbers for the two halves of guidance; the official code puts UNCOND first.
+# ComfyUI's numbers of the two halves of guidance; the official code puts UNCOND first.
 COND, UNCOND = 0, 1
 
 
 @dataclass(frozen=True)
 class Job:
-    """What the official sampler was given. `noise` is what it starts from, mixed where it is."""
+    """The input of a sampling run, or of an inversion, which uses latents, cond and steps only.
 
-    noise: Tensor
+    - latents: where the run starts, `(b f) c h w`;
+    - first: the latents of the first frames, `b c h w`;
+    - cond, uncond: text embeddings, `b n d`.
+    """
+
+    latents: Tensor
     first: Tensor
     cond: Tensor
     uncond: Tensor
     steps: int
-    guidance: float
+    guidance: float = 1.0
 
-    @property
-    def guided(self) -> bool:
-        return self.guidance != 1.0
+    def of(self, change: Callable[[Tensor], Tensor]) -> Job:
+        """The job with all tensors changed."""
+        names = ("latents", "first", "cond", "uncond")
+        return replace(self, **{name: change(getattr(self, name)) for name in names})
+
+    def videos(self) -> list[Job]:
+        """One job for each video."""
+        count = len(self.first)
+        return [self.of(lambda x, i=i: x.chunk(count)[i]) for i in range(count)]
 
 
 @dataclass
 class Call:
-    """What the UNet saw and said at one timestep, by half of the guidance: `(b f) c h w`."""
+    """Input and output of the UNet at one timestep, by half of the guidance: `(b f) c h w`."""
 
     timestep: int
     seen: dict[int, Tensor] = field(default_factory=dict)
@@ -51,7 +62,7 @@ class Call:
 
 @dataclass
 class Run:
-    """A sampling run: latents after each step, the result, and the UNet calls."""
+    """Latents after each step, the result, and the UNet calls."""
 
     states: list[Tensor]
     final: Tensor
@@ -59,40 +70,44 @@ class Run:
 
 
 class Model(Protocol):
-    """A model of the fixtures inside a host."""
+    """A model of the fixtures in a host."""
 
     host: Host
     base: dict[str, Tensor]
     learned: dict[str, Tensor]
+    dtype: torch.dtype
 
     def motion(self, learned: dict[str, Tensor]) -> Motion:
-        """A motion of these weights, as the host builds one for use."""
+        """A motion with these weights, built as the host builds it for use."""
         ...
 
     def tuning(self) -> AbstractContextManager[Host]:
-        """The host made ready for gradients."""
+        """The host prepared for gradients."""
         ...
 
     def sample(self, job: Job) -> Run: ...
 
-    def invert(self, video: Tensor, text: Tensor, steps: int) -> tuple[list[Tensor], list[Call]]:
-        """The latents `(b f) c h w` after each step of DDIM inversion, and the UNet calls."""
+    def invert(self, job: Job) -> Run:
+        """DDIM inversion."""
         ...
 
 
 class DiffusersModel:
     """In diffusers, sampled by `lamp.method.sampling`."""
 
+    dtype = torch.float32
+
     def __init__(self, fixture: Fixture) -> None:
         from lamp.hosts.diffusers.unet import build_host
 
         self.base, self.learned = split_official(fixture.tensors)
         self.host: Host = build_host(two_dimensional(fixture.info["config"]), self.base)
+        self.host.unet.to(self.dtype)
 
     def motion(self, learned: dict[str, Tensor]) -> Motion:
         motion = Motion(map_unet(self.host.unet))
         motion.load_state_dict(learned)
-        return motion.requires_grad_(False).eval()
+        return motion.requires_grad_(False).eval().to(self.dtype)
 
     def tuning(self) -> AbstractContextManager[Host]:
         return nullcontext(self.host)
@@ -100,59 +115,46 @@ class DiffusersModel:
     def sample(self, job: Job) -> Run:
         from lamp.method.sampling import sample
 
-        states: list[Tensor] = []
-        with watched(self.host.unet, [UNCOND, COND] if job.guided else [COND]) as calls:
+        job, states = job.of(lambda x: x.to(self.dtype)), []
+        with watched(self.host.unet, [UNCOND, COND] if job.guidance != 1.0 else [COND]) as calls:
             final = sample(
-                self.host,
-                self.motion(self.learned),
-                job.first,
-                job.noise,
-                job.cond,
-                job.uncond,
-                steps=job.steps,
-                guidance=job.guidance,
-                schedule=AdaINSchedule("official"),
-                callback=lambda step, x: states.append(x.clone()),
-            )
+                self.host, self.motion(self.learned), job.first, job.latents, job.cond, job.uncond,
+                steps=job.steps, guidance=job.guidance, schedule=AdaINSchedule("official"),
+                callback=lambda _, x: states.append(x.clone()),
+            )  # fmt: skip
         return Run(states, final, calls)
 
-    def invert(self, video: Tensor, text: Tensor, steps: int) -> tuple[list[Tensor], list[Call]]:
+    def invert(self, job: Job) -> Run:
         from lamp.method.inversion import invert
 
-        states: list[Tensor] = []
-        motion = self.motion(self.learned)
+        job, motion, states = job.of(lambda x: x.to(self.dtype)), self.motion(self.learned), []
+        keep: Any = lambda _, x: states.append(x)  # noqa: E731
         with watched(self.host.unet, [COND]) as calls:
-            invert(
-                self.host, motion, video, text, steps=steps, callback=lambda _, x: states.append(x)
-            )
-        return states, calls
+            invert(self.host, motion, job.latents, job.cond, steps=job.steps, callback=keep)
+        return Run(states, states[-1], calls)
 
 
 class DoubleModel(DiffusersModel):
     """In diffusers, in float64."""
 
-    def __init__(self, fixture: Fixture) -> None:
-        super().__init__(fixture)
-        self.host.unet.double()
-
-    def motion(self, learned: dict[str, Tensor]) -> Motion:
-        return super().motion(learned).double()
-
-    def sample(self, job: Job) -> Run:
-        parts = (job.noise, job.first, job.cond, job.uncond)
-        return super().sample(Job(*(part.double() for part in parts), job.steps, job.guidance))
-
-    def invert(self, video: Tensor, text: Tensor, steps: int) -> tuple[list[Tensor], list[Call]]:
-        return super().invert(video.double(), text.double(), steps)
+    dtype = torch.float64
 
 
 class ComfyModel:
-    """In ComfyUI, sampled by what the LAMP KSampler node calls."""
+    """In ComfyUI, sampled through the functions that the LAMP nodes call.
+
+    A latent of ComfyUI is one video: several run one after the other.
+    """
+
+    dtype = torch.float32
 
     def __init__(self, fixture: Fixture) -> None:
+        import comfy.utils
+
         from lamp.hosts.comfy.models import build_patcher
         from lamp.hosts.comfy.training import ComfyHost
 
+        comfy.utils.set_progress_bar_enabled(False)
         self.base, self.learned = split_official(fixture.tensors)
         self.patcher = build_patcher(two_dimensional(fixture.info["config"]), self.base)
         self.host: Host = ComfyHost(self.patcher)
@@ -169,77 +171,43 @@ class ComfyModel:
         return tuning_host(self.patcher)
 
     def sample(self, job: Job) -> Run:
-        """A latent of ComfyUI is one video: several run one after the other."""
-        videos = len(job.first)
-        runs = [
-            self._sample_one(Job(noise, first[None], cond, uncond, job.steps, job.guidance))
-            for noise, first, cond, uncond in zip(
-                job.noise.chunk(videos),
-                job.first,
-                job.cond.split(1),
-                job.uncond.split(1),
-                strict=True,
-            )
-        ]
-        return _side_by_side(runs)
+        return _joined([self._sample(video) for video in job.videos()])
 
-    # Nodes run in inference mode, and what was loaded in it has to serve training later on.
-    @torch.inference_mode()
-    def _sample_one(self, job: Job) -> Run:
-        import comfy.utils
+    def invert(self, job: Job) -> Run:
+        return _joined([self._invert(video) for video in job.videos()])
 
+    def _bound(self) -> Any:
         from lamp.hosts.comfy.binding import BoundMotion, bind
+
+        return bind(self.patcher, BoundMotion(self.motion(self.learned)))
+
+    # Nodes run in inference mode, and what is loaded there must still serve training.
+    @torch.inference_mode()
+    def _sample(self, job: Job) -> Run:
         from lamp.hosts.comfy.sampler import OFFICIAL_SCHEDULER, sample_video
 
-        comfy.utils.set_progress_bar_enabled(False)
-        model = bind(self.patcher, BoundMotion(self.motion(self.learned)))
         schedule: Any = _Recorded(AdaINSchedule("official"))
         latent_format = self.patcher.model.latent_format
-        latent = torch.zeros_like(job.noise)
+        latent = torch.zeros_like(job.latents)
         latent[:1] = latent_format.process_out(job.first)
         with watched(self.host.unet) as calls:
             out = sample_video(
-                model,
-                [[job.cond, {}]],
-                [[job.uncond, {}]],
-                {"samples": latent},
-                seed=0,
-                steps=job.steps,
-                cfg=job.guidance,
-                sampler="euler",  # without noise of its own this is the DDIM step
-                scheduler=OFFICIAL_SCHEDULER,
-                schedule=schedule,
-                noise=job.noise,
-            )
+                self._bound(), [[job.cond, {}]], [[job.uncond, {}]], {"samples": latent}, seed=0,
+                steps=job.steps, cfg=job.guidance, scheduler=OFFICIAL_SCHEDULER, schedule=schedule,
+                noise=job.latents, sampler="euler",  # which without noise is the DDIM step
+            )  # fmt: skip
         return Run(schedule.states, latent_format.process_in(out["samples"]), calls)
 
-    def invert(self, video: Tensor, text: Tensor, steps: int) -> tuple[list[Tensor], list[Call]]:
-        """A latent of ComfyUI is one video: several run one after the other."""
-        runs = [
-            self._invert_one(frames, prompt, steps)
-            for frames, prompt in zip(video.chunk(len(text)), text.split(1), strict=True)
-        ]
-        states = zip(*(states for states, _ in runs), strict=True)
-        return [torch.cat(parts) for parts in states], runs[0][1]
-
     @torch.inference_mode()
-    def _invert_one(
-        self, video: Tensor, prompt: Tensor, steps: int
-    ) -> tuple[list[Tensor], list[Call]]:
-        import comfy.utils
-
-        from lamp.hosts.comfy.binding import BoundMotion, bind
+    def _invert(self, job: Job) -> Run:
         from lamp.hosts.comfy.inversion import invert_video
 
-        comfy.utils.set_progress_bar_enabled(False)
-        model = bind(self.patcher, BoundMotion(self.motion(self.learned)))
         states: list[Tensor] = []
-        latent = {"samples": self.patcher.model.latent_format.process_out(video)}
+        latent = {"samples": self.patcher.model.latent_format.process_out(job.latents)}
+        keep: Any = lambda _, x: states.append(x)  # noqa: E731
         with watched(self.host.unet) as calls:
-            invert_video(
-                model, [[prompt, {}]], latent, steps=steps, on_step=lambda _, x: states.append(x)
-            )
-        return states, calls
+            invert_video(self._bound(), [[job.cond, {}]], latent, steps=job.steps, on_step=keep)
+        return Run(states, states[-1], calls)
 
 
 class _Recorded:
@@ -260,10 +228,10 @@ class _Recorded:
 
 @contextmanager
 def watched(unet: nn.Module, halves: list[int] | None = None) -> Iterator[list[Call]]:
-    """Collect the calls of a UNet, one entry a timestep.
+    """Record the calls of a UNet, one entry per timestep.
 
-    ComfyUI says in its options which halves of the guidance a batch holds, and may bring them in
-    one call or in two; elsewhere `halves` says it.
+    ComfyUI names the halves of guidance in its options and may send them in one call or two;
+    for other hosts `halves` names them.
     """
     calls: list[Call] = []
 
@@ -284,18 +252,22 @@ def watched(unet: nn.Module, halves: list[int] | None = None) -> Iterator[list[C
         handle.remove()
 
 
-def _side_by_side(runs: list[Run]) -> Run:
-    joined = [Call(call.timestep) for call in runs[0].calls]
-    for i, call in enumerate(joined):
-        for kind in runs[0].calls[i].seen:
-            call.seen[kind] = torch.cat([run.calls[i].seen[kind] for run in runs])
-            call.said[kind] = torch.cat([run.calls[i].said[kind] for run in runs])
+def _joined(runs: list[Run]) -> Run:
+    """The runs of single videos as one of all videos."""
+    calls = []
+    for parts in zip(*(run.calls for run in runs), strict=True):
+        seen, said = (
+            {kind: torch.cat([getattr(call, side)[kind] for call in parts])
+             for kind in getattr(parts[0], side)}
+            for side in ("seen", "said")
+        )  # fmt: skip
+        calls.append(Call(parts[0].timestep, seen, said))
     states = [torch.cat(parts) for parts in zip(*(run.states for run in runs), strict=True)]
-    return Run(states, torch.cat([run.final for run in runs]), joined)
+    return Run(states, torch.cat([run.final for run in runs]), calls)
 
 
 def two_dimensional(config: dict[str, Any]) -> dict[str, Any]:
-    """A config of the official 3-D UNet as one of the image UNet inside it."""
+    """The config of the image UNet inside an official 3-D UNet."""
     flat = {key: _without_3d(value) for key, value in config.items() if not key.startswith("_")}
     heads = flat.get("attention_head_dim")
     if isinstance(heads, list) and len(set(heads)) == 1:
@@ -310,10 +282,10 @@ def _without_3d(value: Any) -> Any:
 
 
 def find_module(unet: nn.Module, name: str) -> nn.Module | None:
-    """The module of a host whose output is that of the canonical module `name`, if it has one.
+    """The host's module with the output of the canonical module `name`, if there is one.
 
-    ComfyUI has no counterpart of `down_blocks.0`: its place takes the last layer that belongs to
-    it, in the order of execution.
+    ComfyUI has no counterpart of `down_blocks.0`: the last layer in it, in the order of execution,
+    has the same output.
     """
     if not hasattr(unet, "input_blocks"):
         return dict(unet.named_modules()).get(name)
@@ -324,13 +296,9 @@ def find_module(unet: nn.Module, name: str) -> nn.Module | None:
     ]
     if not inside:
         return None
-    # The common beginning, part by part (os.path works with any list of lists).
-    return _last_executed(unet, ".".join(os.path.commonprefix(inside)), inside)
-
-
-def _last_executed(unet: nn.Module, place: str, inside: list[list[str]]) -> nn.Module:
-    """Go down from `place`, which may be a container that the host never calls as a whole."""
+    place = ".".join(os.path.commonprefix(inside))  # works on lists of name parts as well
     module = unet.get_submodule(place)
+    # A container that the host never calls as a whole: go down to its last child.
     while isinstance(module, nn.ModuleList) or type(module).__name__ == "TimestepEmbedSequential":
         depth = place.count(".") + 1
         children = {int(parts[depth]) for parts in inside if ".".join(parts[:depth]) == place}

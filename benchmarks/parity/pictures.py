@@ -1,7 +1,4 @@
-"""The cases about latents and pictures: AdaIN, histogram matching, the first frame, clips.
-
-They do not depend on the host.
-"""
+"""Comparisons that need no model: AdaIN, histogram matching and the first frame."""
 
 from __future__ import annotations
 
@@ -17,28 +14,26 @@ from lamp.method.histogram import match_histograms
 from .fixtures import Fixture, Measure, largest, to_frames, to_video
 
 ADAIN = 1e-5
-# The official resize calculates in whole numbers; one level of 255 is 1 / 127.5 in -1..1.
+# The official resize computes in integers; one level of 255 is 1 / 127.5 in -1..1.
 ONE_LEVEL = 1 / 127.5
 OFFICIAL_STEPS = 50
 
 
 def adain_cases(fixture: Fixture) -> Iterator[Measure]:
-    """AdaIN itself, and what the official sampling loop does with it."""
-    for case in sorted(k.removesuffix(".style") for k in fixture.keys if k.endswith(".style")):
+    """AdaIN itself, and its use in the official sampling loop."""
+    for case in fixture.cases(".style"):
         given = fixture.prefixed(case)
-        error = largest(adain(given["content"], given["style"]), given["out"])
-        yield Measure(case, error, ADAIN)
-    for case in sorted(k.removesuffix(".in") for k in fixture.keys if k.endswith(".in")):
+        ours = adain(given["content"], given["style"])
+        yield Measure(case, largest(ours, given["out"]), ADAIN)
+    for case in fixture.cases(".in"):
         yield from _loop(case, fixture.prefixed(case))
 
 
 def _loop(case: str, given: dict[str, Tensor]) -> Iterator[Measure]:
-    """`iN` is what step N makes of `in`, `final` what follows the loop."""
+    """`iN` is `in` after step N; `final` is `in` after the loop."""
     videos, _, frames = given["in"].shape[:3]
-    x, schedule = to_frames(given["in"]), AdaINSchedule("official")
+    x, schedule = to_frames(given.pop("in")), AdaINSchedule("official")
     for key, expected in given.items():
-        if key == "in":
-            continue
         if key == "final":
             ours = schedule.after_loop(x, frames)
         else:
@@ -47,8 +42,8 @@ def _loop(case: str, given: dict[str, Tensor]) -> Iterator[Measure]:
 
 
 def histogram_cases(fixture: Fixture) -> Iterator[Measure]:
-    """Bytes that differ: there may be none."""
-    for case in sorted(k.removesuffix(".out_u8") for k in fixture.keys if k.endswith(".out_u8")):
+    """The number of bytes that differ; it must be zero."""
+    for case in fixture.cases(".out_u8"):
         given = fixture.prefixed(case)
         reference, frame = (_picture(given, name) for name in ("src", "dst"))
         ours = (match_histograms(frame[None], reference)[0] * 255).round().to(torch.uint8)
@@ -60,7 +55,7 @@ def _picture(given: dict[str, Tensor], name: str) -> Tensor:
 
 
 def first_frame_cases(fixture: Fixture) -> Iterator[Measure]:
-    """The official preparation of the first picture: squeezed, without antialiasing."""
+    """The official preparation of the first picture: stretched, without antialiasing."""
     given = fixture.tensors
     height, width = given["out"].shape[-2:]
     rgb = given["source_bgr_u8"].flip(-1)[None].float()

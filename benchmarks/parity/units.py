@@ -1,12 +1,14 @@
-"""The cases about single layers, built from the host's own modules under this project's hooks."""
+"""Comparisons of single layers, built from the host's own classes with this project's hooks."""
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from itertools import product
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,14 +21,14 @@ from lamp.method.motion import Motion
 from .fixtures import Fixture, Measure, relative, split_official, to_frames, to_video
 
 FORWARD = 2e-5
-# The fixture does not say how many heads and groups its small layers have. A wrong number is far
-# off, so the right one is the one that fits.
+# The fixture does not record how many heads and groups its small layers have. A wrong number is
+# far off, so the one that fits is the right one.
 COUNTS = (1, 2, 4, 8, 16, 32)
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One layer of the official code: its state (frames in the third axis), inputs, output."""
+    """One layer of the official code: its state (frames on the third axis), inputs, output."""
 
     state: dict[str, Tensor]
     inputs: list[Tensor]
@@ -39,7 +41,7 @@ class Unit:
         return x.shape[0] if x.ndim == 5 else x.shape[0] // self.frames
 
     def frame_inputs(self) -> list[Tensor]:
-        """The inputs as this project lays them: a row for each frame."""
+        """The inputs with one row per frame, as this project lays them out."""
         rows = [to_frames(x) if x.ndim == 5 else x for x in self.inputs]
         return [
             x.repeat_interleave(self.frames, 0) if len(x) == self.videos != len(rows[0]) else x
@@ -47,11 +49,8 @@ class Unit:
         ]
 
 
-Builder = Callable[[Unit, int, int], nn.Module]
-
-
 class _Holder(nn.Module):
-    """Stands where a motion expects a UNet; the layer is its child `part`."""
+    """Takes the place of a UNet for a motion; the layer is its child `part`."""
 
     def __init__(self, part: nn.Module) -> None:
         super().__init__()
@@ -59,23 +58,24 @@ class _Holder(nn.Module):
 
 
 def units(host: str, fixture: Fixture) -> Iterator[Measure]:
-    """Every layer class that the host builds with any number of groups."""
+    """Every layer class that the host can build with any number of groups."""
     found = re.search(r"video_length (\d+)", fixture.info.get("note", ""))
     frames = int(found[1]) if found else 5
     for case, about in fixture.info["cases"].items():
         given = fixture.prefixed(case)
         inputs = [given[key] for key in sorted(given) if re.fullmatch(r"in\d+", key)]
         state = {f"part.{k[3:]}": value for k, value in given.items() if k.startswith("sd.")}
-        build = _BUILDERS[host].get(about["cls"])
-        if build is not None:
-            yield _measure(case, Unit(state, inputs, given["out"], frames), build)
+        if (layer := _LAYERS[host].get(about["cls"])) is not None:
+            yield _measure(case, Unit(state, inputs, given["out"], frames), *layer)
 
 
-def _measure(case: str, unit: Unit, build: Builder) -> Measure:
-    errors = []
+def _measure(case: str, unit: Unit, path: str, arguments: Arguments) -> Measure:
+    module, _, name = path.rpartition(".")
+    layer, errors = getattr(importlib.import_module(module), name), []
     for heads, groups in product(COUNTS, COUNTS):
         with suppress(AssertionError, ValueError):  # that many do not divide the channels
-            errors.append(relative(_run(unit, _Holder(build(unit, heads, groups))), unit.out))
+            part = layer(**arguments(unit, heads, groups))
+            errors.append(relative(_run(unit, _Holder(part)), unit.out))
     return Measure(case, min(errors), FORWARD)
 
 
@@ -94,7 +94,7 @@ def _run(unit: Unit, holder: _Holder) -> Tensor:
     layout = FrameLayout(unit.frames, unit.videos)
     with ExitStack() as stack:
         stack.enter_context(motion.attached(holder, layout))
-        if hasattr(holder.part, "to_k"):  # an attention on its own, without its block
+        if hasattr(holder.part, "to_k"):  # an attention without its block
             first_frame_kv(holder.part, layout, stack)
         out = _call(holder.part, unit.frame_inputs())
     return to_video(out, unit.videos) if unit.out.ndim == 5 else out
@@ -128,90 +128,47 @@ def _call(part: nn.Module, inputs: list[Tensor]) -> Tensor:
     return part(x, *more)
 
 
-def _conv(unit: Unit, heads: int, groups: int) -> nn.Module:
-    weight = unit.state["part.conv2d.weight"]
-    channels, given, kernel = weight.shape[:3]
+# --- constructor arguments of a unit's layer, from (unit, heads, groups) --------------------------
+
+Arguments = Callable[[Unit, int, int], dict[str, Any]]
+
+
+def _conv(unit: Unit, heads: int, groups: int) -> dict[str, Any]:
+    out, given, kernel = unit.state["part.conv2d.weight"].shape[:3]
     stride = round(unit.inputs[0].shape[-1] / unit.out.shape[-1])
-    return nn.Conv2d(given, channels, kernel, stride, padding=kernel // 2)
+    sizes = {"in_channels": given, "out_channels": out, "kernel_size": kernel}
+    return {**sizes, "stride": stride, "padding": kernel // 2}
 
 
-def _resnet(unit: Unit, heads: int, groups: int) -> nn.Module:
-    from diffusers.models.resnet import ResnetBlock2D
-
+def _resnet(unit: Unit, heads: int, groups: int) -> dict[str, Any]:
     width, given = unit.state["part.conv1.conv2d.weight"].shape[:2]
-    temb = unit.inputs[1].shape[-1]
-    return ResnetBlock2D(
-        in_channels=given, out_channels=width, temb_channels=temb, groups=groups, eps=1e-5
-    )
+    sizes = {"in_channels": given, "out_channels": width, "temb_channels": unit.inputs[1].shape[-1]}
+    return {**sizes, "groups": groups, "eps": 1e-5}
 
 
-def _down(unit: Unit, heads: int, groups: int) -> nn.Module:
-    from diffusers.models.downsampling import Downsample2D
-
-    return Downsample2D(_width(unit), use_conv=True, name="op")
+def _resampler(unit: Unit, heads: int, groups: int) -> dict[str, Any]:
+    return {"channels": len(unit.state["part.conv.conv2d.weight"]), "use_conv": True}
 
 
-def _up(unit: Unit, heads: int, groups: int) -> nn.Module:
-    from diffusers.models.upsampling import Upsample2D
-
-    return Upsample2D(_width(unit), use_conv=True)
-
-
-def _width(unit: Unit) -> int:
-    return unit.state["part.conv.conv2d.weight"].shape[0]
-
-
-def _attention(unit: Unit, heads: int, groups: int) -> nn.Module:
-    from diffusers.models.attention_processor import Attention
-
+def _attention(unit: Unit, heads: int, groups: int) -> dict[str, Any]:
     width = unit.inputs[0].shape[-1]
-    return Attention(width, heads=heads, dim_head=_split(width, heads))
+    return {"query_dim": width, "heads": heads, "dim_head": _split(width, heads)}
 
 
-def _block(unit: Unit, heads: int, groups: int) -> nn.Module:
-    from diffusers.models.attention import BasicTransformerBlock
+def _block(names: tuple[str, str, str, str]) -> Arguments:
+    def arguments(unit: Unit, heads: int, groups: int) -> dict[str, Any]:
+        width, text = (x.shape[-1] for x in unit.inputs[:2])
+        return dict(zip(names, (width, heads, _split(width, heads), text), strict=True))
 
-    width, text = (x.shape[-1] for x in unit.inputs[:2])
-    return BasicTransformerBlock(width, heads, _split(width, heads), cross_attention_dim=text)
+    return arguments
 
 
-def _transformers(unit: Unit, heads: int, groups: int) -> nn.Module:
-    from diffusers.models.transformers.transformer_2d import Transformer2DModel
-
+def _transformers(unit: Unit, heads: int, groups: int) -> dict[str, Any]:
     width, text = unit.inputs[0].shape[1], unit.inputs[1].shape[-1]
-    return Transformer2DModel(
-        heads,
-        _split(width, heads),
-        in_channels=width,
-        cross_attention_dim=text,
-        norm_num_groups=groups,
-    )
-
-
-def _comfy_down(unit: Unit, heads: int, groups: int) -> nn.Module:
-    from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample
-
-    return Downsample(_width(unit), use_conv=True)
-
-
-def _comfy_up(unit: Unit, heads: int, groups: int) -> nn.Module:
-    from comfy.ldm.modules.diffusionmodules.openaimodel import Upsample
-
-    return Upsample(_width(unit), use_conv=True)
-
-
-def _comfy_attention(unit: Unit, heads: int, groups: int) -> nn.Module:
-    from comfy.ldm.modules.attention import CrossAttention
-
-    width = unit.inputs[0].shape[-1]
-    return CrossAttention(width, heads=heads, dim_head=_split(width, heads))
-
-
-def _comfy_block(unit: Unit, heads: int, groups: int) -> nn.Module:
-    from comfy.ldm.modules.attention import BasicTransformerBlock
-
-    width, text = (x.shape[-1] for x in unit.inputs[:2])
-    return BasicTransformerBlock(width, heads, _split(width, heads), context_dim=text)
+    return {
+        "num_attention_heads": heads, "attention_head_dim": _split(width, heads),
+        "in_channels": width, "cross_attention_dim": text, "norm_num_groups": groups,
+    }  # fmt: skip
 
 
 def _split(width: int, heads: int) -> int:
@@ -220,22 +177,30 @@ def _split(width: int, heads: int) -> int:
     return width // heads
 
 
-_BUILDERS: dict[str, dict[str, Builder]] = {
+_DIFFUSERS, _COMFY = "diffusers.models", "comfy.ldm.modules"
+_BLOCK_NAMES = ("dim", "num_attention_heads", "attention_head_dim", "cross_attention_dim")
+_COMFY_BLOCK_NAMES = ("dim", "n_heads", "d_head", "context_dim")
+_CONV = ("torch.nn.Conv2d", _conv)
+_LAYERS: dict[str, dict[str, tuple[str, Arguments]]] = {
     "diffusers": {
-        "InflatedConv3d": _conv,
-        "ResnetBlock3D": _resnet,
-        "Downsample3D": _down,
-        "Upsample3D": _up,
-        "SparseCausalAttention": _attention,
-        "BasicTransformerBlock": _block,
-        "Transformer3DModel": _transformers,
+        "InflatedConv3d": _CONV,
+        "ResnetBlock3D": (f"{_DIFFUSERS}.resnet.ResnetBlock2D", _resnet),
+        "Downsample3D": (f"{_DIFFUSERS}.downsampling.Downsample2D",
+                         lambda *unit: {**_resampler(*unit), "name": "op"}),
+        "Upsample3D": (f"{_DIFFUSERS}.upsampling.Upsample2D", _resampler),
+        "SparseCausalAttention": (f"{_DIFFUSERS}.attention_processor.Attention", _attention),
+        "BasicTransformerBlock": (f"{_DIFFUSERS}.attention.BasicTransformerBlock",
+                                  _block(_BLOCK_NAMES)),
+        "Transformer3DModel": (f"{_DIFFUSERS}.transformers.transformer_2d.Transformer2DModel",
+                               _transformers),
     },
-    # ComfyUI's residual blocks and spatial transformers hold GroupNorms of 32 groups.
+    # GroupNorms of ComfyUI's residual blocks and spatial transformers always have 32 groups.
     "comfy": {
-        "InflatedConv3d": _conv,
-        "Downsample3D": _comfy_down,
-        "Upsample3D": _comfy_up,
-        "SparseCausalAttention": _comfy_attention,
-        "BasicTransformerBlock": _comfy_block,
+        "InflatedConv3d": _CONV,
+        "Downsample3D": (f"{_COMFY}.diffusionmodules.openaimodel.Downsample", _resampler),
+        "Upsample3D": (f"{_COMFY}.diffusionmodules.openaimodel.Upsample", _resampler),
+        "SparseCausalAttention": (f"{_COMFY}.attention.CrossAttention", _attention),
+        "BasicTransformerBlock": (f"{_COMFY}.attention.BasicTransformerBlock",
+                                  _block(_COMFY_BLOCK_NAMES)),
     },
-}
+}  # fmt: skip
