@@ -1,10 +1,10 @@
-"""What does it cost to have the pack installed? CPU seconds and packages added to ComfyUI's start.
+"""CPU time and packages that this pack adds to ComfyUI's start.
 
     python -m benchmarks.import_cost --runs 5
 
-Each run is a fresh process: ComfyUI's own node modules first, then this pack as ComfyUI loads it,
-up to all schemas. Prints each run, and last one line of JSON. Exit status 0 only if the median is
-below 0.2 s and no package comes in that ComfyUI had not imported itself.
+Each run is a new process: it imports ComfyUI's own node modules, then loads this pack as ComfyUI
+does, up to all schemas. Prints each run, and last one line of JSON. Exit status 0 only if the
+median is below 0.2 s and the pack imports no package that ComfyUI had not imported itself.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.report import finish, parser
 from scripts.server.host import (
     PACK_MODULE,
     ROOT,
@@ -33,7 +34,7 @@ MOST_SECONDS = 0.2
 
 
 def measure() -> dict[str, Any]:
-    """CPU seconds, and the packages that came in, of this process."""
+    """CPU seconds and newly imported packages in this process."""
     with tempfile.TemporaryDirectory() as base:
         use_host(make_base_directory(Path(base)))
         importlib.import_module("nodes")
@@ -53,33 +54,30 @@ async def _load() -> None:
 
 
 def packages() -> set[str]:
-    """Imported packages by their first name, Python's own left out."""
+    """Top-level imported packages, without the standard library."""
     names = {name.partition(".")[0] for name, module in sys.modules.items() if module is not None}
     return {name for name in names if name not in sys.stdlib_module_names and name[0] != "_"}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    command = parser("import_cost", __doc__)
+    command.add_argument("--runs", type=int, default=5)
+    command.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    args = command.parse_args()
     if args.worker:
         print(json.dumps(measure()))
         return 0
-    command = [sys.executable, "-m", "benchmarks.import_cost", "--worker"]
+    worker = [sys.executable, "-m", "benchmarks.import_cost", "--worker"]
     runs = []
     for _ in range(args.runs):
-        done = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+        done = subprocess.run(worker, cwd=ROOT, check=True, capture_output=True, text=True)
         runs.append(json.loads(done.stdout.splitlines()[-1]))
         print(f"{runs[-1]['seconds']:.3f} s  {', '.join(runs[-1]['packages']) or 'no package'}")
     median = statistics.median(run["seconds"] for run in runs)
     added = sorted({name for run in runs for name in run["packages"]})
     passed = median < MOST_SECONDS and not added
-    print(json.dumps({"benchmark": "import_cost", "pass": passed, "seconds": median,
-                      "packages": added}))  # fmt: skip
-    return 0 if passed else 1
+    found = {"benchmark": "import_cost", "pass": passed, "seconds": median, "packages": added}
+    return finish(found)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Speed and memory, as ratios in one run."""
+"""Speed and memory, relative to the image UNet and to the official layout."""

@@ -1,11 +1,9 @@
-"""The official layout, written out plainly from the method: what `benchmarks.speed` compares with.
+"""The official layout, rewritten from the method, as the baseline of `benchmarks.speed`.
 
-Videos are 5-D, `b c f h w`. Every convolution and transformer rearranges its frames into the batch
-and back, the temporal convolution puts positions there and back, and keys and values of the
-spatial self-attention are computed for all frames, of which those of frame 1 are then gathered.
-Attention runs in the same kernel as everywhere, which favours this baseline on a CPU.
-
-The weights are those of the model that is compared with: the very tensors, not copies.
+Videos are 5-D, `b c f h w`. Every convolution and transformer moves frames into the batch and
+back, the temporal convolution does so with positions, and spatial self-attention computes keys and
+values of all frames and then gathers those of frame 1. Attention uses PyTorch's fused kernel, which
+favours this baseline on a CPU. The weights are shared with the model under test, not copied.
 """
 
 from __future__ import annotations
@@ -23,13 +21,13 @@ from lamp.method.motion import TRAINED, Motion
 
 Weights = dict[str, Tensor]
 
-_TRANSFORMER_EPS = 1e-6  # of the norm at the entry of a spatial transformer
+_TRANSFORMER_EPS = 1e-6  # of the first norm of a spatial transformer
 
 
 def literal_weights(unet: nn.Module, motion: Motion) -> Weights:
-    """All weights of a host's UNet and a motion by canonical name, shared where they are the same.
+    """All weights of a host's UNet and a motion by canonical name, shared with them.
 
-    The official model holds the tuned query itself and no delta, so that one is a new tensor.
+    The official model stores tuned queries instead of deltas, so those are new tensors.
     """
     names = canonical_names(unet)
     weights: Weights = {}
@@ -45,7 +43,7 @@ def literal_weights(unet: nn.Module, motion: Motion) -> Weights:
 
 
 def is_trained(name: str) -> bool:
-    """Whether the official code tunes the weight of this canonical name."""
+    """Whether the official code tunes the weight with this canonical name."""
     return any(f".{part}." in name for part in TRAINED)
 
 
@@ -53,7 +51,8 @@ class LiteralUNet:
     """SD 1.x's UNet with the motion parts in the official places.
 
     Args:
-        config: of diffusers' UNet2DConditionModel; heads are a number, projections convolutions.
+        config: of diffusers' UNet2DConditionModel, with one number of heads and no linear
+            projections.
         weights: from `literal_weights`.
     """
 
@@ -68,7 +67,7 @@ class LiteralUNet:
         self._width: int = config["block_out_channels"][0]
 
     def __call__(self, x: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
-        """x: `b c f h w`; timesteps: `b`; text: `b n d` -> the predicted noise `b c f h w`."""
+        """x `b c f h w`, timesteps `b`, text `b n d` -> predicted noise `b c f h w`."""
         embedded = self._embed(timesteps).to(x.dtype)
         x = self._motion_conv("conv_in", x)
         skips = [x]
@@ -191,6 +190,6 @@ class LiteralUNet:
 
 
 def _of_first_frame(tokens: Tensor, f: int) -> Tensor:
-    """`(b f) n c`: frame 1's tokens gathered for every frame."""
+    """Tokens `(b f) n c` with those of frame 1 gathered for every frame."""
     video = rearrange(tokens, "(b f) n c -> b f n c", f=f)
     return rearrange(video[:, [0] * f], "b f n c -> (b f) n c")

@@ -1,4 +1,4 @@
-"""The models of `benchmarks.speed`: full-size ones with random weights, or the toy base."""
+"""Models and inputs of the speed benchmarks: full size with random weights, or the toy base."""
 
 from __future__ import annotations
 
@@ -8,14 +8,27 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lamp.method.architecture import map_unet
+from lamp.clips.load import clips_from_images
+from lamp.method.architecture import map_unet, text_width
 from lamp.method.host import Host
 from lamp.method.motion import Motion
 from lamp.toy.base import UNET_CONFIG, build_text_encoder, build_vae, load_toy_base
+from lamp.training.latents import LatentClips, cache_latents
 
 from .literal import LiteralUNet, literal_weights
-from .train_memory import SD15_CONFIG
 
+# The config of Stable Diffusion 1.5.
+SD15_CONFIG: dict[str, Any] = {
+    "sample_size": 64,
+    "in_channels": 4,
+    "out_channels": 4,
+    "block_out_channels": [320, 640, 1280, 1280],
+    "layers_per_block": 2,
+    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+    "cross_attention_dim": 768,
+    "attention_head_dim": 8,
+}
 SD15_VAE_CONFIG: dict[str, Any] = {
     "block_out_channels": [128, 256, 512, 512],
     "layers_per_block": 2,
@@ -35,7 +48,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True)
 class Size:
-    """A size of model: its UNet, and how many pixels a latent stands for."""
+    """A model size: the config of its UNet, and the pixels per latent."""
 
     config: dict[str, Any]
     stride: int
@@ -44,9 +57,19 @@ class Size:
 SIZES = {"full": Size(SD15_CONFIG, 8), "toy": Size(UNET_CONFIG, 2)}
 
 
+@dataclass(frozen=True)
+class Shape:
+    """A batch of videos; height and width are those of the LATENTS."""
+
+    frames: int
+    height: int
+    width: int
+    videos: int = 1
+
+
 @dataclass
 class Subject:
-    """One model in one host, its motion, and the literal baseline on the same weights.
+    """A model in a host, its motion, and the literal baseline with the same weights.
 
     `patcher` is the MODEL in ComfyUI, None in diffusers.
     """
@@ -61,10 +84,25 @@ class Subject:
 
 
 def build(host: str, size: str, dtype: torch.dtype, device: str) -> Subject:
-    """A model with random weights, or the toy's; ComfyUI must be importable for its host."""
+    """A model with random weights, or the toy base; host `comfy` needs an importable ComfyUI."""
     config = SIZES[size].config
-    build_host = _in_comfy if host == "comfy" else _in_diffusers
-    patcher, made, ops = build_host(config, _unet_state(size), dtype, device)
+    patcher, ops, made = None, nn, None
+    if host == "comfy":
+        import comfy.ops
+
+        from lamp.hosts.comfy.models import build_patcher
+        from lamp.hosts.comfy.training import ComfyHost
+
+        patcher, ops = build_patcher(config, _unet_state(size)), comfy.ops.manual_cast
+        unet = patcher.model.diffusion_model.to(device, dtype)
+        unet.dtype = dtype
+        made = ComfyHost(patcher)
+    else:
+        from lamp.hosts.diffusers.unet import DiffusersHost
+
+        unet = empty_unet(config)
+        unet.load_state_dict(_unet_state(size), assign=True)
+        made = DiffusersHost(unet.requires_grad_(False).eval().to(device, dtype))
     motion = Motion(map_unet(made.unet), ops, dtype=dtype, device=device)
     _fill(motion, seed=1)
     motion.requires_grad_(False).eval()
@@ -73,7 +111,7 @@ def build(host: str, size: str, dtype: torch.dtype, device: str) -> Subject:
 
 
 def encoders(size: str, dtype: torch.dtype, device: str) -> tuple[nn.Module, nn.Module]:
-    """The VAE and the text encoder, frozen; random weights."""
+    """A frozen VAE and text encoder with random weights."""
     models = []
     for make, config in ((build_vae, SD15_VAE_CONFIG), (build_text_encoder, SD15_TEXT_CONFIG)):
         model: nn.Module = make(config if size == "full" else None)
@@ -81,48 +119,53 @@ def encoders(size: str, dtype: torch.dtype, device: str) -> tuple[nn.Module, nn.
     return models[0], models[1]
 
 
+def inputs(subject: Subject, shape: Shape, videos: int) -> tuple[Tensor, Tensor]:
+    """Random latents `(b f) c h w` and text embeddings `b n d`."""
+    generator = torch.Generator().manual_seed(2)
+    size = (videos * shape.frames, 4, shape.height, shape.width)
+    x = torch.randn(size, generator=generator)
+    width = text_width(subject.host.unet)
+    text = torch.randn(videos, TEXT_TOKENS, width, generator=generator)
+    return x.to(subject.device, subject.dtype), text.to(subject.device, subject.dtype)
+
+
+def random_clips(size: str, shape: Shape) -> LatentClips:
+    """`videos` training clips of noise."""
+    made = SIZES[size]
+    height, width = shape.height * made.stride, shape.width * made.stride
+    images = [torch.rand(shape.frames, height, width, 3) for _ in range(shape.videos)]
+    clips = clips_from_images(images, ["noise"] * shape.videos, shape.frames, width, height)
+
+    def encode(frames: Tensor) -> tuple[Tensor, Tensor]:
+        latents = (len(frames), 4, shape.height, shape.width)
+        return torch.randn(latents), torch.ones(latents)
+
+    def embed(prompts: list[str]) -> dict[str, Tensor]:
+        width = made.config["cross_attention_dim"]
+        return {prompt: torch.randn(1, TEXT_TOKENS, width) for prompt in prompts}
+
+    return cache_latents(clips, encode, embed)
+
+
+def empty_unet(config: dict[str, Any], device: str = "meta") -> Any:
+    """A frozen UNet; on `meta` without memory, and without initialisation, which takes a minute."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.device(device):
+        return UNet2DConditionModel.from_config(config).requires_grad_(False).eval()
+
+
 def _unet_state(size: str) -> dict[str, Tensor]:
     if size == "toy":
         return dict(load_toy_base().unet.state_dict())
-    unet = _empty_unet(SIZES[size].config)
+    unet = empty_unet(SIZES[size].config)
     unet.to_empty(device="cpu")
     _fill(unet, seed=0)
     return dict(unet.state_dict())
 
 
-def _empty_unet(config: dict[str, Any]) -> Any:
-    from diffusers import UNet2DConditionModel
-
-    with torch.device("meta"):  # its own initialisation takes a minute
-        return UNet2DConditionModel.from_config(config).requires_grad_(False)
-
-
-def _in_diffusers(
-    config: dict[str, Any], state: dict[str, Tensor], dtype: torch.dtype, device: str
-) -> tuple[Any, Host, Any]:
-    from lamp.hosts.diffusers.unet import DiffusersHost
-
-    unet = _empty_unet(config)
-    unet.load_state_dict(state, assign=True)
-    return None, DiffusersHost(unet.requires_grad_(False).eval().to(device, dtype)), nn
-
-
-def _in_comfy(
-    config: dict[str, Any], state: dict[str, Tensor], dtype: torch.dtype, device: str
-) -> tuple[Any, Host, Any]:
-    import comfy.ops
-
-    from lamp.hosts.comfy.models import build_patcher
-    from lamp.hosts.comfy.training import ComfyHost
-
-    patcher = build_patcher(config, state)
-    unet = patcher.model.diffusion_model.to(device, dtype)
-    unet.dtype = dtype
-    return patcher, ComfyHost(patcher), comfy.ops.manual_cast
-
-
 def _fill(module: nn.Module, seed: int) -> None:
-    """Weights of a size that keeps activations about as large as they come."""
+    """Random weights of a size that keeps activations in their usual range."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():

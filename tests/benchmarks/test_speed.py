@@ -1,4 +1,4 @@
-"""The speed benchmark: an independent second implementation, and what it counts."""
+"""The speed benchmark: the independent baseline, operation counts and options."""
 
 from __future__ import annotations
 
@@ -7,24 +7,12 @@ import json
 import pytest
 import torch
 
-from benchmarks.speed import (
-    __main__ as speed,
-)
-from benchmarks.speed import (
-    literal as speed_literal,
-)
-from benchmarks.speed import (
-    processes as speed_processes,
-)
-from benchmarks.speed import (
-    scaling as speed_scaling,
-)
-from benchmarks.speed.cases import Shape, difference, forward_runs
+from benchmarks.speed import __main__ as speed
+from benchmarks.speed import literal, processes, scaling
 from benchmarks.speed.literal import LiteralUNet, literal_weights
-from benchmarks.speed.models import Subject
-from benchmarks.speed.sample import sample_runs
-from benchmarks.speed.timing import interleaved, work_of
-from benchmarks.speed.train import gradient_difference
+from benchmarks.speed.measure import interleaved, work_of
+from benchmarks.speed.models import Shape, Subject
+from benchmarks.speed.runs import difference, forward_runs, gradient_difference, sample_runs
 from lamp.method.layers import MotionConv
 from tests.helpers.small_models import CONFIG, build, random_motion, random_state
 
@@ -37,8 +25,8 @@ def subject(request: pytest.FixtureRequest) -> Subject:
         request.getfixturevalue("comfy")
     host = build(request.param, random_state())
     motion = random_motion(host.unet)
-    literal = LiteralUNet(CONFIG, literal_weights(host.unet, motion))
-    return Subject(host, motion, literal, None, CONFIG, torch.float32, "cpu")
+    baseline = LiteralUNet(CONFIG, literal_weights(host.unet, motion))
+    return Subject(host, motion, baseline, None, CONFIG, torch.float32, "cpu")
 
 
 def test_the_literal_layout_gives_our_numbers(subject: Subject) -> None:
@@ -59,8 +47,8 @@ def test_the_literal_layout_gives_our_video(subject: Subject) -> None:
 
 
 def test_a_difference_is_noticed(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A baseline that takes keys and values from each frame itself."""
-    monkeypatch.setattr(speed_literal, "_of_first_frame", lambda tokens, f: tokens)
+    """A baseline in which each frame has its own keys and values."""
+    monkeypatch.setattr(literal, "_of_first_frame", lambda tokens, f: tokens)
     assert difference(forward_runs(subject, SHAPE)) > 1e-4
 
 
@@ -70,7 +58,7 @@ def test_operations_of_a_motion_convolution_are_the_formula(channels: int) -> No
     y = torch.randn(videos * frames, channels, 4, 6)
     with torch.no_grad():
         counted = work_of(lambda: MotionConv(channels)(y, frames), "cpu").flop
-    taps = frames + (frames - 1) + (frames - 2)  # nothing is computed of the zeros before frame 1
+    taps = frames + (frames - 1) + (frames - 2)  # the zeros before frame 1 take no operations
     temporal = videos * taps * positions * channels**2
     gate = videos * frames * positions * channels * 9
     assert counted == 2 * (temporal + gate)
@@ -87,9 +75,9 @@ def test_runs_take_turns_back_and_forth() -> None:
 @pytest.mark.parametrize(
     "arguments, told",
     [
-        (["--height", "100"], "multiple of 64"),
+        (["--height", "100"], "64"),
         (["--size", "toy", "--width", "12"], "multiple of 8"),
-        (["--frames", "1"], "2 or more"),
+        (["--frames", "1"], "--frames is 1"),
         (["--what", "train", "--dtype", "fp16"], "fp32"),
     ],
 )
@@ -117,7 +105,7 @@ def test_a_small_run_prints_its_figures(capsys, what: str) -> None:
 @pytest.mark.slow
 def test_several_processes_share_a_step(capsys) -> None:
     given = ["--processes", "1", "2", "--batch", "2", "--frames", "2", "--steps", "1"]
-    assert speed_processes.main(given) == 0
+    assert processes.main(given) == 0
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert [row["processes"] for row in found["rows"]] == [1, 2]
     assert all(row["seconds"] > 0 < row["cpu_seconds"] for row in found["rows"])
@@ -125,9 +113,9 @@ def test_several_processes_share_a_step(capsys) -> None:
 
 @pytest.mark.slow
 def test_windows_keep_the_memory_of_a_long_video(subject: Subject) -> None:
-    """What the scaling benchmark shows: as much for 31 frames as for the 16 of one window."""
+    """31 frames in windows take as much memory as the 16 of one window."""
     peaks = [
-        work_of(speed_scaling.call(subject, Shape(frames, 8, 8), windows), "cpu").peak
-        for frames, windows in ((16, None), (31, speed_scaling.WINDOWS), (31, None))
+        work_of(scaling.call(subject, Shape(frames, 8, 8), windows), "cpu").peak
+        for frames, windows in ((16, None), (31, scaling.WINDOWS), (31, None))
     ]
     assert peaks[1] < 1.1 * peaks[0] < 1.2 * peaks[0] < peaks[2]

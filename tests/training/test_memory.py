@@ -10,14 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.speed.train_memory import (
-    SD15_CONFIG,
-    TOLERANCE,
-    Case,
-    Estimates,
-    measure,
-    measured_peak,
-)
+from benchmarks.speed.measure import measured_peak
+from benchmarks.speed.models import SD15_CONFIG
+from benchmarks.speed.train_memory import TOLERANCE, Case, Estimates, measure
 from lamp.errors import LampError
 from lamp.method.architecture import map_unet
 from lamp.method.motion import Motion
