@@ -1,1 +1,1 @@
-"""Learning and sampling measured on the toy world."""
+"""Benchmarks on toy clips, where the true motion is known."""

@@ -1,27 +1,27 @@
-"""What each part of the method is good for: `python -m benchmarks.motion --ablations --seeds 3`.
+"""What each part of the method contributes: `python -m benchmarks.motion --ablations --seeds 3`.
 
-The paper's ablations (sec. 4.3; supplement 2.1) and that of its temporal attention, on the toy
-world: everything else, the clips, seeds and steps too, is as with the full method. Four variants
-are tuned anew, three only sample the full motion otherwise:
+The paper's ablations (sec. 4.3; supplement 2.1) and one of temporal attention, on the toy world.
+Clips, seeds, steps and all else are as in the full method. Four variants are tuned, three only
+sample the full motion differently:
 
-- no first frame: neither the clean frame 1 nor its keys and values. All frames are noise, in tuning
-  and sampling, and all count in the loss; the video begins with a frame of its own.
-- no motion convolutions; no temporal attention: the rest is tuned without them.
+- no first frame: neither the clean frame 1 nor its keys and values. All frames are noise and count
+  in the loss; the video begins with a generated frame.
+- no motion convolutions; no temporal attention: tuned without them.
 - plain convolution: frame i sees i-1, i and i+1, not i-2, i-1 and i.
 - no shared noise; no AdaIN; no histogram matching (to the decoded frame 1).
 
-Measures, over two sets of unseen objects: overlap with the true place, path error (median; from the
-object's own place in frame 1), the share followed, and beside them
+Measures on two sets of unseen objects: overlap with the true place, path error (median, from the
+object's own place in frame 1), the share followed, and
 
-- kept: how well colour and shape agree when the place is taken out; looks: the share of videos with
-  kept at least 0.5 and 20 dB of the true ground;
-- fidelity: the ground of frames 2.. against that of the given frame 1 as the VAE gives it, dB;
-- flicker: mean change of the ground from frame to frame, from frame 2 on, in bytes;
-- jerk: how unevenly the object moves: root mean square of the second difference of its place, in
-  units of the true way per frame. A still object has none, so it tells of motion only.
+- kept: agreement of colour and shape without regard to the place; looks: the share of videos with
+  kept of at least 0.5 and the true background to 20 dB;
+- fidelity: the background of frames 2.. against that of the decoded frame 1, dB;
+- flicker: mean change of the background from frame to frame, from frame 2 on, in bytes;
+- jerk: root mean square of the second difference of the object's place, in units of the true
+  displacement per frame. A still object has none.
 
-Prints a table, then what the paper says of each part and whether this world shows it, and last one
-line of JSON. What is done lies in the folder of `--keep`: a run that was stopped goes on there.
+Prints a table, the paper's claims and whether this world shows them, and last one line of JSON.
+With `--keep` finished work is stored in a folder, and a stopped run resumes.
 """
 
 from __future__ import annotations
@@ -38,8 +38,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -54,20 +52,30 @@ from lamp.method.noise import draw_noise, share_noise
 from lamp.method.schedule import add_noise, ddim_step, ddim_timesteps, next_alpha
 from lamp.toy import score
 from lamp.toy.base import ToyBase
-from lamp.toy.cases import Case, evaluation_cases, training_clips
+from lamp.toy.cases import Case, evaluation_cases
 from lamp.toy.measures import centroids, object_mask
 from lamp.training.batches import Batch
 from lamp.training.loop import Training, noise_error
 
-from .ablations_report import MEASURES, SETS, print_table, save_plot, spread, verdicts
-from .control import around
-from .motion import Recipe, draw_latents, latent_clips, train_config
+from .ablations_report import MEASURES, print_table, save_plot, spread, verdicts
+from .runs import (
+    SETS,
+    Figures,
+    Recipe,
+    Sampler,
+    Videos,
+    around,
+    average,
+    finished,
+    kept_motion,
+    pictures,
+    start_training,
+)
 
-Videos = NDArray[np.uint8]  # n f h w 3
 RESULTS = "results.json"
 
 
-# --- what is tuned -----------------------------------------------------------------------------
+# --- tuned variants ---------------------------------------------------------------------------
 
 
 class NoMotionConvs(Motion):
@@ -78,7 +86,7 @@ class NoMotionConvs(Motion):
 
 
 class NoTemporalAttention(Motion):
-    """Its attention stays at zero, where it began."""
+    """Temporal attention stays at zero, where it begins."""
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
         learned = super().trained_parameters().items()
@@ -96,7 +104,7 @@ class PlainConv1d(nn.Conv1d):
 
 
 class PlainConvs(Motion):
-    """With ordinary convolutions in the place of prediction's."""
+    """Ordinary convolutions over time."""
 
     def __init__(self, sites: SiteMap) -> None:
         super().__init__(sites)
@@ -115,7 +123,7 @@ class NoFirstFrame(Motion):
 def free_loss(
     host: Host, latents: Tensor, noise: Tensor, timesteps: Tensor, text: Tensor, min_snr: float
 ) -> Tensor:
-    """`predict_loss` without its first frame: noise on all frames `(b f) c h w`, all count."""
+    """`predict_loss` without a first frame: all frames `(b f) c h w` get noise and count."""
     videos = len(timesteps)
     alphas = host.alphas_cumprod[timesteps]
     per_frame = alphas.repeat_interleave(len(latents) // videos)[:, None, None, None]
@@ -133,12 +141,9 @@ class FreeTraining(Training):
         )
 
 
-# --- the variants ------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Variant:
-    """The method without one of its parts. `tuned`: whether it is tuned anew."""
+    """The method without one of its parts; `tuned` variants have a motion of their own."""
 
     tuned: bool = True
     parts: Callable[[SiteMap], Motion] = Motion
@@ -148,11 +153,8 @@ class Variant:
     histogram: bool = True
 
     def recipe(self, full: Recipe) -> Recipe:
-        return replace(
-            full,
-            alpha=full.alpha if self.shared_noise else 0.0,
-            adain=full.adain if self.adain else "off",
-        )
+        alpha = full.alpha if self.shared_noise else 0.0
+        return replace(full, alpha=alpha, adain=full.adain if self.adain else "off")
 
 
 FULL = "full method"
@@ -169,28 +171,26 @@ VARIANTS = {
 
 
 def learn(toy: ToyBase, kind: str, variant: Variant, recipe: Recipe, seed: int) -> Motion:
-    """As `benchmarks.motion.tune`, of the variant's parts."""
     motion = variant.parts(map_unet(toy.unet)).initialise(seed)
-    clips = latent_clips(toy, training_clips(seed, kind), recipe.prompts)
-    how = Training if variant.first_frame else FreeTraining
-    training = how(DiffusersHost(toy.unet), motion, clips, train_config(recipe, seed))
-    training.run()
-    training.finish()
-    return motion.requires_grad_(False)
+    loop = Training if variant.first_frame else FreeTraining
+    return finished(start_training(toy, recipe, seed, kind, motion, loop)).motion
+
+
+# --- videos -----------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def free_latents(
-    toy: ToyBase, motion: Motion, cases: list[Case], recipe: Recipe, seed: int
-) -> Tensor:
-    """Latents `(b f) c h w` of videos that begin with a frame of their own, by DDIM."""
+def free_latents(sampler: Sampler, cases: list[Case]) -> Tensor:
+    """Latents `(b f) c h w` of videos with a generated first frame, by DDIM."""
+    toy, recipe = sampler.toy, sampler.recipe
     frames, videos = len(cases[0].frames), len(cases)
     shape = toy.encode(cases[0].first_frame[None]).shape[1:]
-    x = share_noise(draw_noise(frames, *shape, seed=seed, videos=videos), recipe.alpha, frames)
+    noise = draw_noise(frames, *shape, seed=sampler.seed, videos=videos)
+    x = share_noise(noise, recipe.alpha, frames)
     text = toy.encode_text([case.prompt for case in cases])
     host, steps = DiffusersHost(toy.unet), recipe.sample_steps
     layout = FrameLayout(frames, videos)
-    with motion.attached(toy.unet, layout, groupnorm=recipe.groupnorm):
+    with sampler.motion.attached(toy.unet, layout, groupnorm=recipe.groupnorm):
         for step, timestep in enumerate(ddim_timesteps(steps)):
             eps = host.predict(x, torch.full((videos,), timestep), text)
             alpha = host.alphas_cumprod[timestep]
@@ -199,47 +199,42 @@ def free_latents(
     return recipe.schedule.after_loop(x, frames)
 
 
-def film(
-    toy: ToyBase,
-    motion: Motion,
-    variant: Variant,
-    cases: list[Case],
-    recipe: Recipe,
-    seed: int,
-    batch: int = 4,
-) -> Videos:
-    """Videos of the cases; the given first frame stands in them where the variant has one."""
-    draw = draw_latents if variant.first_frame else free_latents
-    own, videos = variant.recipe(recipe), []
+def film(sampler: Sampler, variant: Variant, cases: list[Case], batch: int = 4) -> Videos:
+    """Videos of the cases; they begin with the given first frame unless the variant has none."""
+    videos = []
     for start in range(0, len(cases), batch):
         part = cases[start : start + batch]
-        decoded = toy.decode(draw(toy, motion, part, own, seed + start))
+        own = replace(sampler, recipe=variant.recipe(sampler.recipe), seed=sampler.seed + start)
+        latents = own.latents(part) if variant.first_frame else free_latents(own, part)
+        decoded = sampler.toy.decode(latents)
         for case, video in zip(part, decoded.unflatten(0, (len(part), -1)), strict=True):
             if variant.histogram:
                 video = match_histograms(video, video[0])
-            pictures = (video * 255.0).round().to(torch.uint8).numpy()
+            frames = (video * 255.0).round().to(torch.uint8).numpy()
             if variant.first_frame:
-                pictures = np.concatenate([case.frames[:1], pictures[1:]])
-            videos.append(pictures)
+                frames = np.concatenate([case.frames[:1], frames[1:]])
+            videos.append(frames)
     return np.stack(videos)
 
 
-# --- measures ----------------------------------------------------------------------------------
+def decoded_first_frames(toy: ToyBase, cases: list[Case]) -> Videos:
+    """The first frames `n h w 3`, encoded and decoded."""
+    return pictures(toy, toy.encode(np.stack([case.first_frame for case in cases])))
 
 
-def measure(videos: Videos, cases: list[Case], given: Videos) -> dict[str, float | None]:
-    """Figures of a set; `given`: the first frames (n h w 3) as the VAE gives them back."""
+# --- measures ---------------------------------------------------------------------------------
+
+
+def measure(videos: Videos, cases: list[Case], given: Videos) -> Figures:
+    """Figures of a set; `given` are the decoded first frames."""
     pairs = list(zip(videos, cases, strict=True))
     figures = score.summarise([score.score_clip(*pair) for pair in pairs])
-    rows = [
-        steadiness(video, case, first) for (video, case), first in zip(pairs, given, strict=True)
-    ]
-    steady = {name: [row[name] for row in rows] for name in rows[0]}
-    found = {"looks": figures["appearance"], **figures}
-    return {name: found[name] if name in found else _mean(steady[name]) for name in MEASURES}
+    rows = [steadiness(*pair, first) for pair, first in zip(pairs, given, strict=True)]
+    found = {**average(rows, 4), "looks": figures["appearance"], **figures}
+    return {name: found[name] for name in MEASURES}
 
 
-def steadiness(video: Videos, case: Case, first: Videos) -> dict[str, float | None]:
+def steadiness(video: Videos, case: Case, first: Videos) -> Figures:
     """Fidelity, flicker and jerk of one video `f h w 3` of one object."""
     (target,) = case.targets
     masks = object_mask(video, target.colour, case.ground)
@@ -257,21 +252,15 @@ def steadiness(video: Videos, case: Case, first: Videos) -> dict[str, float | No
     }
 
 
-def _mean(values: list[float | None]) -> float | None:
-    there = [value for value in values if value is not None]
-    return round(float(np.mean(there)), 4) if there else None
-
-
-def given_frames(toy: ToyBase, cases: list[Case]) -> Videos:
-    decoded = toy.decode(toy.encode(np.stack([case.first_frame for case in cases])))
-    return (decoded * 255.0).round().to(torch.uint8).numpy()
-
-
-# --- a run -------------------------------------------------------------------------------------
+# --- a run ------------------------------------------------------------------------------------
 
 
 class Kept:
-    """What is done, in a folder: figures by variant and seed, and the tuned motions."""
+    """Finished work in a folder: figures by variant and seed, and the tuned motions.
+
+    Raises:
+        LampError: the folder holds results of other settings.
+    """
 
     def __init__(self, folder: Path | None, settings: dict[str, Any]) -> None:
         self._folder, self._settings = folder, settings
@@ -284,8 +273,8 @@ class Kept:
             told = json.loads(path.read_text(encoding="utf-8"))
             if told["settings"] != settings:
                 raise LampError(
-                    f"{path} holds results of other settings: name another folder, or delete "
-                    "that one."
+                    f"{path} holds results of other settings. Choose another folder with --keep, "
+                    "or delete this one."
                 )
             self.results = told["results"]
 
@@ -299,23 +288,15 @@ class Kept:
             os.replace(beside, path)
 
     def motion(self, name: str, fresh: Motion, tune: Callable[[], Motion]) -> Motion:
-        """The motion `name`, as an earlier run kept it, or tuned."""
+        """The stored motion `name`, or else tuned."""
         path = None if self._folder is None else self._folder / f"{name}.safetensors"
-        if path is not None and path.is_file():
-            fresh.load_state_dict(load_file(path))
-            return fresh.requires_grad_(False)
-        motion = tune()
-        if path is not None:
-            beside = path.with_suffix(".part")
-            save_file({k: v.contiguous() for k, v in motion.state_dict().items()}, beside)
-            os.replace(beside, path)
-        return motion
+        return kept_motion(path, fresh, tune)
 
 
 def runs(
     toy: ToyBase, kind: str, recipe: Recipe, seeds: list[int], cases: int, kept: Kept
 ) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """Name, seed and figures of every variant, those that are kept too."""
+    """Name, seed and figures of every variant, stored ones included."""
     for seed in seeds:
         for name, variant in VARIANTS.items():
             key = f"{name}, {seed}"
@@ -328,22 +309,22 @@ def runs(
                     tuned.parts(map_unet(toy.unet)),
                     lambda tuned=tuned, seed=seed: learn(toy, kind, tuned, recipe, seed),
                 )
-                figures: dict[str, Any] = {}
+                sampler, figures = Sampler(toy, motion, recipe, seed), {}
                 for which in SETS:
                     unseen = evaluation_cases(seed, which, kind, count=cases)
-                    videos = film(toy, motion, variant, unseen, recipe, seed)
-                    figures[which] = measure(videos, unseen, given_frames(toy, unseen))
+                    videos = film(sampler, variant, unseen)
+                    figures[which] = measure(videos, unseen, decoded_first_frames(toy, unseen))
                 figures["seconds"] = round(time.perf_counter() - started, 1)
                 kept.add(key, figures)
             yield name, seed, kept.results[key]
 
 
 def main(toy: ToyBase, kind: str, recipe: Recipe, args: argparse.Namespace) -> int:
-    """All variants on all seeds; see this module's beginning."""
+    """All variants on all seeds."""
     seeds = list(range(args.seed, args.seed + args.seeds))
     settings = {"motion": kind, "recipe": asdict(recipe), "cases": args.cases}
-    kept = Kept(args.keep, settings)
     results: dict[str, dict[int, Any]] = {}
+    kept = Kept(args.keep, settings)
     for name, seed, figures in runs(toy, kind, recipe, seeds, args.cases, kept):
         results.setdefault(name, {})[seed] = figures
         print(f"{name}, seed {seed}: {figures['seconds']:.0f} s", flush=True)

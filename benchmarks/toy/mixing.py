@@ -1,24 +1,22 @@
-"""Do two motions act together, each by its weight? `python -m benchmarks.toy.mixing`.
+"""Do two motions act together, each by its weight?
 
-Tunes two motions on the toy world, 'moves right' and 'grows', and draws unseen objects with both of
-them in two ways: merged into one file (LAMP Merge Motions), and stacked on one model (Load LAMP
-Motion after Load LAMP Motion), at several weights. The prompt holds the words of both motions at
-all weights, the first frames and the noise are the same, so only the weights differ.
+    python -m benchmarks.toy.mixing
 
-- way, growth: the share of the nominal way to the right, and of the nominal growth, that the object
-  went, by least squares over the frames; medians over the objects. 0 is none, 1 is as in the clips.
-- both: the share of objects with half of the one and half of the other, or more.
+Tunes 'moves right' and 'grows' on the toy world and generates unseen objects with both in two ways:
+merged into one file (LAMP Merge Motions), and stacked on one model (two LAMP Load Motion nodes), at
+several weights. Prompt, first frames and noise are the same, so only the weights differ.
+
+- way, growth: the share of the nominal displacement, and of the nominal growth, by least squares
+  over the frames; medians over the objects. 0 is none, 1 is as in the clips.
+- both: the share of objects with at least half of each.
 - seen: the share of frames that show the object.
 
-Prints a table and, last, one line of JSON. Exit status 0 only if in both ways each motion alone
-goes half of its way or more, and beside the other one at full weight the further the more its own
-weight is. How far both go together is for the table to tell.
+Prints a table, and last one line of JSON. Exit status 0 only if, in both ways, each motion alone
+reaches at least half, and beside the other one at full weight grows with its own weight.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -27,14 +25,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from lamp.hosts.diffusers.unet import DiffusersHost
+from benchmarks.report import Table, finish, parser
 from lamp.method.masks import MotionMask
 from lamp.method.motion import ActiveMotion, Motion
-from lamp.method.noise import draw_noise, share_noise
-from lamp.method.sampling import sample
 from lamp.motion_file.config import MotionConfig
 from lamp.motion_file.file import MotionFile
 from lamp.motion_file.merge import merge_motions
@@ -45,21 +39,21 @@ from lamp.toy.motions import MOTIONS, perform
 from lamp.toy.score import trajectory_error
 from lamp.toy.world import FRAMES, OBJECT_COLOURS, coverage, draw, draw_ground, sample_scenes
 
-from .control import learned
-from .motion import RECIPES, Recipe, fresh_motion
+from .runs import RECIPES, Recipe, Sampler, Videos, fresh_motion, tune
 
 KINDS = ("moves_right", "grow")
 WORDS = " ".join(MOTIONS[kind].prompt for kind in KINDS)
+COLUMNS = ("way", "growth", "both", "seen")
 Weights = tuple[float, float]
 WEIGHTS: tuple[Weights, ...] = (
     (1.0, 0.0), (0.0, 1.0), (0.5, 0.5), (1.0, 0.5), (0.5, 1.0), (1.0, 1.0)
 )  # fmt: skip
-ACTS = 0.5  # the share that a motion alone goes at least, and that counts in `both`
+ACTS = 0.5  # the least share of a motion alone, and of each in `both`
 STEPS = (0.0, 0.5, 1.0)
 
 
 def mixed_cases(seed: int, count: int) -> list[Case]:
-    """Objects of unseen combinations that do both at once: small, at the left, and with room."""
+    """Unseen objects that do both at once: small, at the left, with room to move."""
     rng = np.random.default_rng([seed, 113])
     pairs = split_pairs(seed).combination
     scenes = sample_scenes(rng, count, pairs[np.resize(rng.permutation(len(pairs)), count)])
@@ -96,9 +90,7 @@ def merged(toy: ToyBase, motions: tuple[Motion, Motion], weights: Weights) -> li
 def stacked(toy: ToyBase, motions: tuple[Motion, Motion], weights: Weights) -> list[ActiveMotion]:
     """Both on one model, each at its strength."""
     pairs = zip(motions, weights, strict=True)
-    return [
-        ActiveMotion(motion, motion_mask=MotionMask(strengths=[weight])) for motion, weight in pairs
-    ]
+    return [ActiveMotion(motion, motion_mask=MotionMask(strengths=[w])) for motion, w in pairs]
 
 
 Way = Callable[[ToyBase, tuple[Motion, Motion], Weights], list[ActiveMotion]]
@@ -106,51 +98,35 @@ WAYS: dict[str, Way] = {"merged": merged, "stacked": stacked}
 
 
 def film(
-    toy: ToyBase, acting: list[ActiveMotion], cases: list[Case], recipe: Recipe, seed: int
-) -> NDArray[np.uint8]:
-    """Videos `n f h w 3` of the cases, which begin with the given first frames."""
-    given = np.stack([case.first_frame for case in cases])
-    first = toy.encode(given)
-    noise = draw_noise(FRAMES, *first.shape[1:], seed=seed, videos=len(cases))
-    latents = sample(
-        DiffusersHost(toy.unet),
-        acting[0].motion,
-        first,
-        share_noise(noise, recipe.alpha, FRAMES),
-        toy.encode_text([f"{case.caption} {WORDS}" for case in cases]),
-        steps=recipe.sample_steps,
-        guidance=1.0,
-        schedule=recipe.schedule,
-        groupnorm=recipe.groupnorm,
-        motion_mask=acting[0].motion_mask,
-        others=acting[1:],
+    toy: ToyBase, active: list[ActiveMotion], cases: list[Case], recipe: Recipe, seed: int
+) -> Videos:
+    """Videos of the cases, sampled as one batch."""
+    return Sampler(toy, active[0].motion, recipe, seed).videos(
+        cases,
+        len(cases),
+        prompts=[f"{case.caption} {WORDS}" for case in cases],
+        motion_mask=active[0].motion_mask,
+        others=active[1:],
     )
-    decoded: Tensor = (toy.decode(latents) * 255.0).round().to(torch.uint8)
-    videos = decoded.numpy().reshape(len(cases), FRAMES, *decoded.shape[1:])
-    videos[:, 0] = given
-    return videos
 
 
-def measure(video: NDArray[np.uint8], case: Case) -> dict[str, float]:
-    """Way, growth and presence of one object; see this module's beginning."""
+def measure(video: Videos, case: Case) -> dict[str, float]:
+    """Figures of one object; see the module's docstring."""
     (target,) = case.targets
     masks = object_mask(video, target.colour, case.ground)
     cover = object_cover(video, target.colour, case.ground)
     way = trajectory_error(centroids(masks)[:, :1], centroids(target.masks)[:, :1])[1]
     sizes = radii(cover, target)[:, None]
     growth = trajectory_error(sizes, target.scenes.radius[:, None])[1]
-    return {
-        "way": way,
-        "growth": growth,
-        "both": float(min(way, growth) >= ACTS),
-        "seen": float(masks.any((1, 2)).mean()),
-    }
+    both, seen = min(way, growth) >= ACTS, masks.any((1, 2)).mean()
+    return {"way": way, "growth": growth, "both": float(both), "seen": float(seen)}
 
 
 def summary(rows: list[dict[str, float]]) -> dict[str, float]:
-    columns = {name: [row[name] for row in rows] for name in rows[0]}
-    take = {"way": np.median, "growth": np.median, "both": np.mean, "seen": np.mean}
-    return {name: round(float(take[name](values)), 3) for name, values in columns.items()}
+    take = dict(zip(COLUMNS, (np.median, np.median, np.mean, np.mean), strict=True))
+    return {
+        name: round(float(how([row[name] for row in rows])), 3) for name, how in take.items()
+    }  # fmt: skip
 
 
 def passes(table: dict[str, dict[str, float]]) -> bool:
@@ -166,47 +142,36 @@ def label(weights: Weights) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="benchmarks.toy.mixing",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--cases", type=int, default=8, help="unseen objects")
-    parser.add_argument("--sample-steps", type=int, default=15)
-    parser.add_argument(
+    command = parser("toy.mixing", __doc__)
+    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--cases", type=int, default=8, help="unseen objects")
+    command.add_argument("--sample-steps", type=int, default=15)
+    command.add_argument(
         "--keep", type=Path, nargs=2, help="files of the two tuned motions, written once"
     )
-    args = parser.parse_args()
+    args = command.parse_args()
     torch.set_num_threads(1)
     started = time.perf_counter()
     toy = load_toy_base()
     first, second = (
-        learned(toy, RECIPES[kind], args.seed, path, kind)
+        tune(toy, RECIPES[kind], args.seed, kind, path)
         for kind, path in zip(KINDS, args.keep or (None, None), strict=True)
     )
-    # What grows cannot be held to frame 1's statistics, so that 'grow' samples without AdaIN.
+    # AdaIN would hold what grows to frame 1's statistics, so 'grow' samples without it.
     recipe = replace(RECIPES["grow"], sample_steps=args.sample_steps)
     cases = mixed_cases(args.seed, args.cases)
-    print(
-        f"{'':<8} {'weights':<10}"
-        + "".join(f"{name:>9}" for name in ("way", "growth", "both", "seen"))
-    )
-    tables: dict[str, dict[str, dict[str, float]]] = {}
+    table = Table({"way": 8, "weights": 10}, COLUMNS, 9)
+    rows: dict[str, dict[str, dict[str, float]]] = {}
     for name, way in WAYS.items():
         for weights in WEIGHTS:
             videos = film(toy, way(toy, (first, second), weights), cases, recipe, args.seed)
-            pairs = zip(videos, cases, strict=True)
-            row = summary([measure(video, case) for video, case in pairs])
-            tables.setdefault(name, {})[label(weights)] = row
-            values = "".join(f"{value:>9.2f}" for value in row.values())
-            print(f"{name:<8} {label(weights):<10}{values}", flush=True)
-    verdicts = {name: passes(table) for name, table in tables.items()}
-    about = {"pass": all(verdicts.values()), "ways": verdicts, "cases": args.cases}
-    settings = {"seed": args.seed, "recipe": asdict(recipe)}
-    seconds = round(time.perf_counter() - started, 1)
-    print(json.dumps({**about, **settings, "mixing": tables, "seconds": seconds}))
-    return 0 if about["pass"] else 1
+            row = summary([measure(*pair) for pair in zip(videos, cases, strict=True)])
+            rows.setdefault(name, {})[label(weights)] = row
+            table.row(name, label(weights), *row.values())
+    verdicts = {name: passes(each) for name, each in rows.items()}
+    found = {"pass": all(verdicts.values()), "ways": verdicts, "cases": args.cases}
+    found |= {"seed": args.seed, "recipe": asdict(recipe), "mixing": rows}
+    return finish({**found, "seconds": round(time.perf_counter() - started, 1)})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The ablations: that each variant lacks its part and nothing else, and what the figures mean."""
+"""The ablations: each variant lacks its part and nothing else; figures of known videos."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import Tensor
 from benchmarks.samples.small_training import FRAMES, small_clips, small_host
 from benchmarks.toy import ablations, ablations_report
 from benchmarks.toy.ablations import FULL, VARIANTS, Kept, NoFirstFrame, PlainConvs, film, free_loss
-from benchmarks.toy.motion import RECIPES, fresh_motion
+from benchmarks.toy.runs import RECIPES, Sampler, fresh_motion
 from lamp.errors import LampError
 from lamp.method.architecture import map_unet
 from lamp.method.host import Host
@@ -45,7 +45,7 @@ def randomised(motion: Motion) -> Motion:
     return motion
 
 
-# --- what is tuned ---------------------------------------------------------------------------
+# --- tuned variants --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("parts", "looks_ahead"), [(Motion, False), (PlainConvs, True)])
@@ -152,11 +152,12 @@ def test_videos_begin_with_the_given_frame_and_have_its_colours() -> None:
     cases = evaluation_cases(0, "hard", "moves_right", count=1)
     motion = fresh_motion(toy, 0).requires_grad_(False)
     names = (FULL, "no histogram matching", "no first frame")
-    full, unmatched, free = (film(toy, motion, VARIANTS[n], cases, recipe, 0)[0] for n in names)
+    sampler = Sampler(toy, motion, recipe)
+    full, unmatched, free = (film(sampler, VARIANTS[n], cases)[0] for n in names)
     assert np.array_equal(full[0], cases[0].first_frame)
     assert np.array_equal(unmatched[0], cases[0].first_frame)
     assert np.abs(free[0].astype(int) - cases[0].first_frame).mean() > 10
-    reference = ablations.given_frames(toy, cases)[0]
+    reference = ablations.decoded_first_frames(toy, cases)[0]
 
     def off(video: np.ndarray) -> float:
         """Mean distance of the colours' distribution to the reference's."""
@@ -244,10 +245,10 @@ def test_a_claim_is_shown_only_if_every_seed_shows_it() -> None:
         no_shared_noise=[{"jerk": 0.4}, {"jerk": 0.4}],
     )
     told = ablations_report.verdicts(results, FULL)
-    by = {(c["says"][:20], c["measure"]): c["verdict"] for c in told if c["set"] == "hard"}
-    assert by["With a plain convolu", "kept"] == "shown"
-    assert by["With a plain convolu", "iou"] == "not shown"
-    assert by["Without shared noise", "jerk"] == "not shown"
+    by = {(c["variant"], c["measure"]): c["verdict"] for c in told if c["set"] == "hard"}
+    assert by["plain convolution", "kept"] == "shown"
+    assert by["plain convolution", "iou"] == "not shown"
+    assert by["no shared noise", "jerk"] == "not shown"
 
 
 def test_mean_and_deviation_over_the_seeds() -> None:

@@ -1,4 +1,4 @@
-"""The benchmark of long videos: its figures, on videos whose figures are known."""
+"""The benchmark of long videos, on videos with known figures."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.toy.control import KIND, METHODS, Studio, compare, holds, measure, periods
-from benchmarks.toy.motion import RECIPES, fresh_motion
+from benchmarks.toy.control import KIND, METHODS, compare, holds, measure, periods
+from benchmarks.toy.runs import RECIPES, Sampler, fresh_motion
 from lamp.toy.base import load_toy_base
 from lamp.toy.cases import Case, evaluation_cases
 
@@ -63,9 +63,9 @@ def test_periods_double() -> None:
 def test_every_method_draws_all_frames_in_calls_of_its_size() -> None:
     toy = load_toy_base()
     recipe = replace(RECIPES[KIND], sample_steps=1)
-    studio = Studio(toy, fresh_motion(toy, 0).requires_grad_(False), recipe, 0)
+    sampler = Sampler(toy, fresh_motion(toy, 0).requires_grad_(False), recipe)
     cases = evaluation_cases(0, "combination", KIND, 1, frames=17)
-    figures = compare(studio, cases, 17)
+    figures = compare(sampler, cases, 17)
     rows = {name: figures[name]["rows"] for name in METHODS}
     assert rows.pop("at once") == 17
     assert set(rows.values()) == {8}

@@ -1,4 +1,4 @@
-"""The benchmark of masks: its figures, on videos whose figures are known."""
+"""The benchmark of masks, on videos with known figures."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.toy.masks import FIRST, average, kept, measure, painted
+from benchmarks.toy.masks import kept, measure, painted
+from benchmarks.toy.runs import FIRST, average
 from lamp.method.masks import MotionMask
 from lamp.toy.cases import Case, evaluation_cases
 from lamp.toy.score import static_video

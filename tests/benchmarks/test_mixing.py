@@ -1,4 +1,4 @@
-"""The benchmark of two motions at once: its cases, its figures, and that weights are weights."""
+"""The benchmark of two motions at once: its cases, figures and weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks.toy.mixing import WAYS, WEIGHTS, film, label, measure, mixed_cases, passes
-from benchmarks.toy.motion import RECIPES
+from benchmarks.toy.runs import RECIPES
 from lamp.method.motion import ActiveMotion
 from lamp.toy.base import load_toy_base
 from lamp.toy.cases import Case, split_pairs

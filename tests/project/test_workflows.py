@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.toy.motion import Recipe
+from benchmarks.toy.runs import Recipe
 from lamp.toy.cases import evaluation_cases
 from scripts.server.host import ROOT
 from scripts.workflows import API, FOLDER, ORIGINALS, TITLES, TWINS, load_api, load_canvas

@@ -13,6 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from benchmarks.toy import motion as benchmark
+from benchmarks.toy.runs import RECIPES
 from lamp.errors import LampError
 from lamp.toy import base, cases, measures, motions, score, world
 
@@ -340,6 +341,6 @@ def test_several_runs_are_summed_up_by_motion() -> None:
     recipes = [part["recipe"] for part in final["motions"].values()]
     assert [recipe["alpha"] for recipe in recipes] == [0.5, 0.5]
     # what is not given on the command line stays the motion's own
-    assert recipes[0]["adain"] == benchmark.RECIPES["grow"].adain
+    assert recipes[0]["adain"] == RECIPES["grow"].adain
     assert benchmark.parse(["--motions", "all"]).motions == list(motions.MOTIONS)
-    assert list(benchmark.MARKS) == list(benchmark.RECIPES) == list(motions.MOTIONS)
+    assert list(benchmark.MARKS) == list(RECIPES) == list(motions.MOTIONS)
