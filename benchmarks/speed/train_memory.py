@@ -25,7 +25,7 @@ from typing import Any
 import torch
 
 from benchmarks.report import Table, finish, parser
-from lamp.hosts.diffusers.unet import DiffusersHost
+from lamp.hosts.diffusers.unet import DiffusersHost, shadow_host
 from lamp.method.architecture import map_unet
 from lamp.method.host import Host
 from lamp.method.motion import Motion
@@ -61,9 +61,8 @@ class Case:
         return TrainConfig(steps=2, frames=self.frames, **self.settings)
 
     def plan(self, device: str) -> MemoryPlan:
-        others = {"device": device, "pixels": SIZES[self.size].stride}
-        others["weights_dtype"] = self.weights
-        return MemoryPlan.of(self.config, self.height, self.width, **others)
+        size = {"height": self.height, "width": self.width, "pixels": SIZES[self.size].stride}
+        return MemoryPlan(**vars(self.config), **size, device=device, weights_dtype=self.weights)
 
     def describe(self) -> str:
         height, width = (side * SIZES[self.size].stride for side in (self.height, self.width))
@@ -144,11 +143,19 @@ class Estimates:
     def __call__(self, case: Case, device: str) -> MemoryEstimate:
         if case.model not in self._estimators:
             if case.model == "toy-comfy":
-                unet = _comfy_toy().model.diffusion_model
+                self._estimators[case.model] = _comfy_estimator()
             else:
                 unet = empty_unet(SIZES[case.size].config)
-            self._estimators[case.model] = Estimator(unet, map_unet(unet))
+                self._estimators[case.model] = Estimator(unet, shadow_host)
         return self._estimators[case.model](case.plan(device))
+
+
+def _comfy_estimator() -> Estimator:
+    from lamp.hosts.comfy.memory import ShadowHost
+    from lamp.hosts.comfy.training import ComfyHost
+
+    host = ComfyHost(_comfy_toy())
+    return Estimator(host.unet, lambda unet, dtype: ShadowHost(host, unet, dtype))
 
 
 def compare(cases: list[Case], device: str, estimates: Estimates) -> list[dict[str, Any]]:
@@ -164,7 +171,7 @@ def compare(cases: list[Case], device: str, estimates: Estimates) -> list[dict[s
 
 def show_goal(estimates: Estimates) -> list[dict[str, Any]]:
     """Estimates for SD 1.x on a GPU at 16 x 320 x 512, model and activations in bf16."""
-    parts = ("weights", "learned", "gradients", "optimizer", "saved", "transient", "total")
+    parts = ("model", "motion", "optimizer", "activations", "total")
     print("\nEstimates for SD 1.x at 16 x 320 x 512 on a GPU, bf16, batch 1, in GB:")
     table, rows = Table({"settings": 34}, parts, 11), []
     for checkpointing in (False, True):

@@ -63,6 +63,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         args.run(args)
     except KeyboardInterrupt:
         return CANCELLED
+    except ModuleNotFoundError as error:
+        failed = LampError(f"The package {error.name} is missing: pip install {error.name}.")
     except Exception as error:
         failed = plain_error(error)
     else:

@@ -18,13 +18,13 @@ from ..errors import LampError, is_out_of_memory
 from ..files.lock import alone_in
 from ..hosts.diffusers.accelerate import AccelerateGroup, WorkerFolder, is_launched
 from ..hosts.diffusers.models import ImageModel, decode, load_image_model, on_device
-from ..hosts.diffusers.unet import DiffusersHost
+from ..hosts.diffusers.unet import DiffusersHost, shadow_host
 from ..method.architecture import base_hash, map_unet
 from ..method.motion import Motion
 from ..plain import log
 from ..training.latents import LatentClips, cache_latents
 from ..training.loop import StepReport, Training
-from ..training.memory.plan import free_memory, settle_memory
+from ..training.memory.plan import free_memory, plan_memory
 from ..training.optimizers import check_optimizer
 from ..training.outcome import Outcome, describe_training, train_to_file
 from ..training.recipe import PRECISIONS, choose_precision
@@ -142,13 +142,10 @@ def new_training(
     config = replace(settings.config, precision=_precision(device, settings.choices.precision))
     unet = host.unet
     unet.to(device, PRECISIONS[config.precision] or torch.float32)
-    free = free_memory(device)
-    if free is None:
-        config = replace(config, gradient_checkpointing=settings.choices.checkpointing == "on")
-    else:
-        config = settle_memory(
-            unet, latents, config, settings.choices.checkpointing, device, free, terminal.say
-        )
+    checkpointing, free = settings.choices.checkpointing, free_memory(device)
+    config = plan_memory(
+        unet, latents, config, checkpointing, device, free, terminal.say, shadow_host
+    )
     motion = Motion(map_unet(unet)).initialise(config.seed).to(device)
     return Training(host, motion, latents, config, group)
 

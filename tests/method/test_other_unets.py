@@ -313,15 +313,22 @@ def test_a_prompt_of_sdxl_changes_what_is_sampled_by_its_pooled_embedding() -> N
 
 
 def test_the_memory_of_a_run_is_told_beforehand(comfy: ModuleType) -> None:
-    from lamp.training.memory.plan import settle_memory
+    from lamp.hosts.comfy.memory import ShadowHost
+    from lamp.hosts.comfy.training import ComfyHost
+    from lamp.hosts.diffusers.unet import shadow_host
+    from lamp.training.memory.plan import plan_memory
 
-    unets = (patcher_of("sdxl").model.diffusion_model, diffusers_of("sdxl").unet)
+    host = ComfyHost(patcher_of("sdxl"))
+    cases = [
+        (host.unet, lambda unet, dtype: ShadowHost(host, unet, dtype)),
+        (diffusers_of("sdxl").unet, shadow_host),
+    ]
     clips, config = latent_clips("sdxl"), TrainConfig(steps=3, frames=FRAMES)
-    for unet in unets:
+    for unet, shadow in cases:
         said: list[str] = []
-        settle_memory(unet, clips, config, "off", torch.device("cpu"), 2**36, said.append)
+        plan_memory(unet, clips, config, "off", torch.device("cpu"), 2**36, said.append, shadow)
         weights = round(sum(p.nbytes for p in unet.parameters()) / 2**20)
-        assert f"{weights} MB for the frozen model" in said[0]
+        assert f"{weights} MB" in said[0]
 
 
 # --- what does not fit ------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from torch import Tensor
 from benchmarks.samples.small_training import FRAMES, small_clips, small_host
 from lamp.cli import DONE, main
 from lamp.errors import LampError
-from lamp.hosts.diffusers.unet import DiffusersHost
+from lamp.hosts.diffusers.unet import DiffusersHost, shadow_host
 from lamp.method.architecture import map_unet
 from lamp.method.layout import FrameLayout
 from lamp.method.motion import Motion
@@ -230,13 +230,14 @@ def test_the_bytes_of_a_form_are_those_that_are_written(trained: Training) -> No
 
 
 def test_the_estimate_of_memory_counts_factors(host: DiffusersHost, trained: Training) -> None:
-    estimator = Estimator(host.unet, map_unet(host.unet))
-    plans = [MemoryPlan(FRAMES, 8, 8, text_tokens=5, device="cpu", rank=r) for r in (0, RANK)]
+    estimator = Estimator(host.unet, shadow_host)
+    size = {"frames": FRAMES, "height": 8, "width": 8, "text_tokens": 5}
+    plans = [MemoryPlan(**size, device="cpu", rank=rank) for rank in (0, RANK)]
     whole, small = (estimator(plan) for plan in plans)
     numbers = sum(p.numel() for p in trained.trained)
     assert small.optimizer == 8 * numbers < whole.optimizer / 2
-    assert small.learned < whole.learned / 2
-    assert f"rank {RANK}" in small.sentence() and "rank" not in whole.sentence()
+    assert small.motion < whole.motion / 2
+    assert f"rank {RANK}" in small.describe() and "rank" not in whole.describe()
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from benchmarks.speed.measure import measured_peak
 from benchmarks.speed.models import SD15_CONFIG
 from benchmarks.speed.train_memory import TOLERANCE, Case, Estimates, measure
 from lamp.errors import LampError
+from lamp.hosts.diffusers.unet import shadow_host
 from lamp.method.architecture import map_unet
 from lamp.method.motion import Motion
 from lamp.training.memory.estimate import (
@@ -21,14 +22,16 @@ from lamp.training.memory.estimate import (
     Estimator,
     MemoryEstimate,
     MemoryPlan,
-    OutOfMemoryPlanError,
-    choose_checkpointing,
     gigabytes,
+    meta_copy,
 )
-from lamp.training.memory.plan import held_besides
-from lamp.training.memory.step import meta_copy
-from lamp.training.memory.suggest import fit, refuse
-from lamp.training.recipe import TrainConfig
+from lamp.training.memory.plan import (
+    OutOfMemoryPlanError,
+    check_fit,
+    needs_checkpointing,
+    process_memory,
+    suggest,
+)
 from tests.helpers.small_models import build, hook_count, random_state
 
 pytestmark = pytest.mark.slow  # many of them
@@ -44,12 +47,12 @@ def unet() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def estimator(unet: nn.Module) -> Estimator:
-    return Estimator(unet, map_unet(unet))
+    return Estimator(unet, shadow_host)
 
 
 @pytest.fixture
 def plan() -> MemoryPlan:
-    return MemoryPlan(8, 16, 16, weights_dtype=torch.float32)
+    return MemoryPlan(frames=8, height=16, width=16, weights_dtype=torch.float32)
 
 
 # --- what is measured -----------------------------------------------------------------------------
@@ -122,13 +125,12 @@ def test_parts_that_follow_from_the_number_of_parameters(
     full = estimator(plan)
     lean = estimator(replace(plan, precision="bf16", weights_dtype=BF16, optimizer="adamw8bit"))
 
-    assert full.weights == 4 * frozen and lean.weights == 2 * frozen
-    assert full.learned == lean.learned == 4 * sum(p.numel() for p in motion.parameters())
+    assert full.model == 4 * frozen and lean.model == 2 * frozen
+    assert full.motion == lean.motion == 4 * sum(p.numel() for p in motion.parameters())
     assert full.optimizer == 8 * trained
     assert 2 * trained < lean.optimizer < 2.1 * trained
-    assert estimator(replace(plan, ema=True)).total - full.total == 4 * trained
-    parts = (full.weights, full.learned, full.gradients, full.optimizer, full.ema)
-    assert full.total == sum(parts) + full.saved + full.transient
+    assert estimator(replace(plan, ema=0.9)).total - full.total == 4 * trained
+    assert full.total == full.model + full.motion + full.optimizer + full.activations
 
 
 def test_kept_gradients_stay_for_the_whole_forward_pass(
@@ -136,30 +138,30 @@ def test_kept_gradients_stay_for_the_whole_forward_pass(
 ) -> None:
     single, several = estimator(plan), estimator(replace(plan, accumulate=4))
     trained = single.optimizer // 2
-    assert several.gradients == trained
     assert 0 < several.total - single.total <= 1.1 * trained
 
 
 def test_estimate_grows_with_frames_batch_and_size(estimator: Estimator, plan: MemoryPlan) -> None:
-    plan = replace(plan, frames=4, height=8, width=8)
+    plan = replace(plan, frames=4, height=8, width=8, device="cpu")
     smallest = estimator(plan)
     for more in ({"frames": 8}, {"batch": 2}, {"height": 16}, {"width": 16}):
         larger = estimator(replace(plan, **more))
-        assert 1.5 * smallest.saved < larger.saved < 2.2 * smallest.saved
+        assert 1.5 * smallest.activations < larger.activations < 2.2 * smallest.activations
         assert larger.total > smallest.total
 
 
 def test_checkpointing_and_half_precision_lower_it(estimator: Estimator, plan: MemoryPlan) -> None:
-    plain = estimator(plan).saved
-    assert estimator(replace(plan, gradient_checkpointing=True)).saved < 0.7 * plain
-    assert estimator(replace(plan, precision="bf16")).saved < 0.8 * plain
+    plan = replace(plan, device="cpu")  # without a GPU's workspace, which is large beside the toy
+    plain = estimator(plan).activations
+    assert estimator(replace(plan, gradient_checkpointing=True)).activations < 0.7 * plain
+    assert estimator(replace(plan, precision="bf16")).activations < 0.8 * plain
 
 
 def test_planning_leaves_the_model_as_it_is(unet: nn.Module, plan: MemoryPlan) -> None:
     before = {name: (id(p), p.clone()) for name, p in unet.named_parameters()}
     handle = unet.register_forward_hook(lambda *_: pytest.fail("the real model ran"))
     try:
-        Estimator(unet, map_unet(unet))(replace(plan, gradient_checkpointing=True))
+        Estimator(unet, shadow_host)(replace(plan, gradient_checkpointing=True))
         assert hook_count(unet) == 1
     finally:
         handle.remove()
@@ -180,32 +182,20 @@ def test_meta_copy_keeps_what_is_shared() -> None:
     assert twin(torch.empty(5, 3, dtype=BF16, device="meta")).shape == (5, 3)
 
 
-def test_plan_of_the_trainers_settings() -> None:
-    config = TrainConfig(frames=6, batch=3, accumulate=2, precision="bf16", ema=0.99)
-    plan = MemoryPlan.of(config, 40, 64, device="cpu", text_tokens=154)
-    assert plan == MemoryPlan(
-        6, 40, 64, 3, 2, text_tokens=154, precision="bf16", ema=True, device="cpu"
-    )
-
-
 def test_sentence_names_the_values(estimator: Estimator, plan: MemoryPlan) -> None:
-    estimate = estimator(plan)
-    sentence = estimate.sentence()
-    for part in ("8 frames of 128 x 128 pixels", "batch 1", "fp32", "checkpointing off"):
-        assert part in sentence
-    assert f"about {estimate.total / 2**20:.0f} MB" in sentence
-    assert f"{estimate.activations / 2**20:.0f} MB for activations" in sentence
-    assert "averaged" not in sentence
-    assert "averaged motion" in estimator(replace(plan, ema=True)).sentence()
+    estimate = estimator(replace(plan, ema=0.9))
+    sizes = (estimate.total, estimate.model, estimate.average, estimate.activations)
+    parts = ["8 frames", "128 x 128", "batch 1", "fp32", *map(gigabytes, sizes)]
+    sentence = estimate.describe()
+    assert [part for part in parts if part not in sentence] == []
+    assert gigabytes(estimate.average) not in estimator(plan).describe().split("motion")[0]
 
 
-def test_bad_plans_are_refused(estimator: Estimator, plan: MemoryPlan) -> None:
-    with pytest.raises(LampError, match="frames is 0"):
+def test_bad_plans_are_refused(plan: MemoryPlan) -> None:
+    with pytest.raises(LampError, match="frames.*0"):
         replace(plan, frames=0)
-    with pytest.raises(LampError, match="optimizer is 'sgd': choose adamw or adamw8bit"):
+    with pytest.raises(LampError, match="optimizer.*sgd.*adamw8bit"):
         replace(plan, optimizer="sgd")
-    with pytest.raises(LampError, match=r"precision is fp32.*torch\.bfloat16.*choose bf16"):
-        estimator(replace(plan, weights_dtype=BF16))
 
 
 # --- what to change -------------------------------------------------------------------------------
@@ -223,22 +213,20 @@ def formula(plan: MemoryPlan) -> MemoryEstimate:
     )
     return MemoryEstimate(
         replace(plan, weights_dtype=kind),
-        weights=kind.itemsize * 860 * 2**20,
-        learned=4 * learned,
-        gradients=4 * learned if plan.accumulate > 1 else 0,
+        model=kind.itemsize * 860 * 2**20,
+        motion=4 * learned,
         optimizer={"adamw": 8, "adamw8bit": 2}[plan.optimizer] * learned,
-        ema=4 * learned if plan.ema else 0,
-        saved=int(positions * each),
-        transient=2**27,
+        average=4 * learned if plan.ema else 0,
+        activations=int(positions * each) + (4 * learned if plan.accumulate > 1 else 0) + 2**27,
     )
 
 
-LARGE = MemoryPlan(16, 40, 64, batch=2, ema=True)
+LARGE = MemoryPlan(frames=16, height=40, width=64, batch=2, ema=0.99)
 
 
 def test_three_real_suggestions_fit(estimator: Estimator, plan: MemoryPlan) -> None:
     available = int(estimator(plan).total * 0.8)
-    found = fit(estimator, plan, available)
+    found = suggest(estimator, plan, available)
     assert len(found) == 3
     for suggestion in found:
         again = estimator(replace(plan, **suggestion.changes))
@@ -248,9 +236,9 @@ def test_three_real_suggestions_fit(estimator: Estimator, plan: MemoryPlan) -> N
 @pytest.mark.parametrize("available", [38 * GB, 16 * GB, 8 * GB, 5 * GB])
 def test_no_suggestion_changes_more_than_it_must(available: int) -> None:
     assert formula(LARGE).total > available
-    found = fit(formula, LARGE, available)
+    found = suggest(formula, LARGE, available)
 
-    assert len(found) == len({suggestion.sentence() for suggestion in found}) == 3
+    assert len(found) == len({suggestion.describe() for suggestion in found}) == 3
     for suggestion in found:
         assert suggestion.estimate.total <= available
         for left_out in _groups(suggestion.changes):
@@ -266,60 +254,59 @@ def _groups(changes: dict[str, object]) -> list[tuple[str, ...]]:
 
 def test_least_harmful_changes_come_first() -> None:
     needed = formula(replace(LARGE, gradient_checkpointing=True)).total
-    found = fit(formula, LARGE, needed)
+    found = suggest(formula, LARGE, needed)
     assert found[0].changes == {"gradient_checkpointing": True}
-    assert found[0].sentence() == f"checkpointing on ({gigabytes(needed)})"
+    assert gigabytes(needed) in found[0].describe()
     # A smaller or a shorter video is the last resort.
-    shrunk = [bool({"height", "frames"} & set(s.changes)) for s in fit(formula, LARGE, 8 * GB)]
+    shrunk = [bool({"height", "frames"} & set(s.changes)) for s in suggest(formula, LARGE, 8 * GB)]
     assert shrunk == sorted(shrunk) and not shrunk[0]
 
 
 def test_a_low_rank_is_offered_where_what_is_learned_is_too_much() -> None:
-    plan = replace(LARGE, batch=1, ema=False, gradient_checkpointing=True, device="cpu")
+    plan = replace(LARGE, batch=1, ema=0.0, gradient_checkpointing=True, device="cpu")
     needed = formula(plan).total
-    found = fit(formula, plan, needed - 11 * 256 * 2**20)
-    assert "rank 64" in [s.sentence().split(" (")[0] for s in found]
-    again = fit(formula, replace(plan, rank=64), formula(replace(plan, rank=64)).total - 2**20)
+    found = suggest(formula, plan, needed - 11 * 256 * 2**20)
+    assert "rank 64" in [s.describe().split(" (")[0] for s in found]
+    again = suggest(formula, replace(plan, rank=64), formula(replace(plan, rank=64)).total - 2**20)
     assert again and not any("rank" in s.changes for s in again)
 
 
 def test_same_clips_a_step_after_a_smaller_batch() -> None:
     plan = replace(LARGE, batch=3, accumulate=2)
-    first = next(s.changes for s in fit(formula, plan, 16 * GB) if "batch" in s.changes)
+    first = next(s.changes for s in suggest(formula, plan, 16 * GB) if "batch" in s.changes)
     assert (first["batch"], first["accumulate"]) == (1, 6)
 
 
 def test_refusal_names_needs_and_three_settings() -> None:
     available = 10 * GB
     with pytest.raises(OutOfMemoryPlanError) as caught:
-        refuse(formula, LARGE, available)
+        check_fit(formula, LARGE, available)
     sentence = str(caught.value)
-    assert "16 frames of 512 x 320 pixels, batch 2" in sentence
-    assert f"needs about {gigabytes(formula(LARGE).total)} of memory, and 10.0 GB" in sentence
-    for suggestion in fit(formula, LARGE, available):
-        assert suggestion.sentence() in sentence
-    assert sentence.count("; or with") == 2
+    assert "16 frames" in sentence and "512 x 320" in sentence and "batch 2" in sentence
+    assert gigabytes(formula(LARGE).total) in sentence and "10.0 GB" in sentence
+    for suggestion in suggest(formula, LARGE, available):
+        assert suggestion.describe() in sentence
 
 
 def test_what_fits_is_not_refused() -> None:
-    refuse(formula, LARGE, formula(LARGE).total)
+    check_fit(formula, LARGE, formula(LARGE).total)
 
 
 def test_refusal_when_nothing_fits() -> None:
-    assert fit(formula, LARGE, GB) == []
-    with pytest.raises(OutOfMemoryPlanError, match=r"Even the smallest settings need 1\.9 GB"):
-        refuse(formula, LARGE, GB)
+    assert suggest(formula, LARGE, GB) == []
+    with pytest.raises(OutOfMemoryPlanError, match=r"1\.9 GB"):
+        check_fit(formula, LARGE, GB)
 
 
 def test_on_the_cpu_no_precision_or_8_bit_optimiser_is_suggested() -> None:
-    for suggestion in fit(formula, replace(LARGE, device="cpu"), 16 * GB):
+    for suggestion in suggest(formula, replace(LARGE, device="cpu"), 16 * GB):
         assert not {"precision", "optimizer"} & set(suggestion.changes)
 
 
 @pytest.mark.parametrize("height, width", [(40, 64), (64, 40), (32, 32), (44, 60)])
 def test_smaller_sizes_keep_the_aspect_in_steps_of_64_pixels(height: int, width: int) -> None:
     plan = replace(LARGE, height=height, width=width, gradient_checkpointing=True, batch=1)
-    sizes = [s.changes for s in fit(formula, plan, 5 * GB) if "height" in s.changes]
+    sizes = [s.changes for s in suggest(formula, plan, 5 * GB) if "height" in s.changes]
     assert sizes
     for size in sizes:
         assert size["height"] % 8 == size["width"] % 8 == 0
@@ -330,8 +317,8 @@ def test_smaller_sizes_keep_the_aspect_in_steps_of_64_pixels(height: int, width:
 def test_auto_checkpointing_leaves_room() -> None:
     needed = formula(LARGE).total
     for asked in (LARGE, replace(LARGE, gradient_checkpointing=True)):
-        assert not choose_checkpointing(formula, asked, int(needed / 0.84))
-        assert choose_checkpointing(formula, asked, int(needed / 0.86))
+        assert not needs_checkpointing(formula, asked, int(needed / 0.84))
+        assert needs_checkpointing(formula, asked, int(needed / 0.86))
 
 
 # --- Stable Diffusion 1.x -------------------------------------------------------------------------
@@ -344,16 +331,16 @@ def test_goal_for_stable_diffusion() -> None:
     with torch.device("meta"):
         unet = UNet2DConditionModel(**SD15_CONFIG)
     plan = MemoryPlan(
-        16,
-        40,
-        64,
+        frames=16,
+        height=40,
+        width=64,
         precision="bf16",
         weights_dtype=BF16,
         gradient_checkpointing=True,
         optimizer="adamw8bit",
     )
-    estimate = Estimator(unet, map_unet(unet))(plan)
-    assert estimate.weights == 2 * 859_520_964
+    estimate = Estimator(unet, shadow_host)(plan)
+    assert estimate.model == 2 * 859_520_964
     assert estimate.total <= 8 * GB
 
 
@@ -372,5 +359,5 @@ def test_on_a_cpu_what_the_process_holds_besides_is_told(monkeypatch: pytest.Mon
     unet = torch.nn.Linear(256, 256, bias=False)  # 256 kB
     held = SimpleNamespace(memory_info=lambda: SimpleNamespace(rss=2 * 2**30 + unet.weight.nbytes))
     monkeypatch.setattr(psutil, "Process", lambda: held)
-    assert "2.0 GB" in held_besides(unet, torch.device("cpu"))
-    assert held_besides(unet, torch.device("cuda")) == ""
+    assert "2.0 GB" in process_memory(unet, torch.device("cpu"))
+    assert process_memory(unet, torch.device("cuda")) == ""

@@ -49,6 +49,11 @@ def _sizes(x: Tensor) -> Tensor:
     return sizes.float().expand(x.shape[0], -1)
 
 
+def shadow_host(unet: nn.Module, dtype: torch.dtype | None = None) -> DiffusersHost:
+    """The host of a UNet on `meta`, see `lamp.training.memory`; it computes in the UNet's dtype."""
+    return DiffusersHost(unet)
+
+
 def build_host(
     config: dict[str, Any], state: dict[str, Tensor], *, v_prediction: bool = False
 ) -> DiffusersHost:

@@ -1,81 +1,55 @@
-"""How much memory a tuning run will need, told before its first step and from shapes alone."""
+"""How much memory a training run needs, from shapes alone."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ...errors import LampError
-from ...method.architecture import SiteMap
+from ...method.architecture import map_unet, pooled_width, text_width
+from ...method.host import Host
+from ...method.layout import FrameLayout
+from ...method.motion import Motion
+from ..gradient_checkpointing import checkpointed
+from ..loop import predict_loss
+from ..low_rank import factorise
 from ..recipe import PRECISIONS, TrainConfig
-from .step import Shapes, StepMemory, measure_step, meta_copy, shadow_motion
+from ..twins import twin
+from .trace import DeviceRules, MemoryTrace
 
 GB = 2**30
 OPTIMIZER_BYTES = {"adamw": 8.0, "adamw8bit": 2.0 + 8 / 256}
-"""Optimiser state in bytes a learned parameter: two moments; 8-bit ones share scales by 256."""
+"""Optimizer state in bytes per learned parameter: two moments; 8-bit blocks of 256 have scales."""
 
-_CUDA_WORKSPACE = 32 * 2**20  # what cuBLAS keeps for itself from its first product on
-_CLEAR_FIT = 0.85
-
-
-class OutOfMemoryPlanError(LampError):
-    """A run would need more memory than there is."""
+_CUDA_WORKSPACE = 32 * 2**20  # cuBLAS keeps it from its first product on
 
 
 @dataclass(frozen=True)
-class MemoryPlan:
-    """The settings of a run that its memory depends on.
+class MemoryPlan(TrainConfig):
+    """The settings of a run, and what else its memory depends on.
 
-    - ``height``, ``width`` of the LATENTS, each ``pixels`` pixels large (8 in SD 1.x);
-    - ``text_tokens``: 77, or a multiple of it for long prompts;
-    - ``weights_dtype`` of the frozen UNet; None: as it was loaded;
-    - ``device``: `cpu`, or `cuda` for every kind of GPU;
-    - ``fused``: whether it has an attention kernel that never holds the matrix of all pairs.
-
-    The other fields are those of `TrainConfig`. Raises LampError for a value outside its range.
+    - ``height``, ``width`` of the latents, each ``pixels`` pixels large;
+    - ``weights_dtype`` of the frozen UNet; None: as loaded;
+    - ``device``: `cpu`, or `cuda` for any GPU; ``fused``: see `DeviceRules`.
     """
 
-    frames: int
-    height: int
-    width: int
-    batch: int = 1
-    accumulate: int = 1
+    height: int = 40
+    width: int = 64
     text_tokens: int = 77
-    precision: str = "fp32"
     weights_dtype: torch.dtype | None = None
-    gradient_checkpointing: bool = False
-    optimizer: str = "adamw"
-    ema: bool = False
-    rank: int = 0
-    groupnorm: str = "pooled"
     device: str = "cuda"
     fused: bool = True
     pixels: int = 8
 
-    def __post_init__(self) -> None:
-        for name in ("frames", "height", "width", "batch", "accumulate", "text_tokens", "pixels"):
-            if getattr(self, name) < 1:
-                raise LampError(f"{name} is {getattr(self, name)}: choose 1 or more.")
-        for name, known in (
-            ("precision", tuple(PRECISIONS)),
-            ("optimizer", tuple(OPTIMIZER_BYTES)),
-            ("device", ("cpu", "cuda")),
-        ):
-            if getattr(self, name) not in known:
-                raise LampError(f"{name} is '{getattr(self, name)}': choose {' or '.join(known)}.")
-
-    @classmethod
-    def of(cls, config: TrainConfig, height: int, width: int, **others: Any) -> MemoryPlan:
-        """The plan of a run with these settings on latents of this size."""
-        own = {field.name for field in fields(cls)} & {field.name for field in fields(config)}
-        given = {name: getattr(config, name) for name in own}
-        given["ema"] = config.ema > 0
-        return cls(height=height, width=width, **given, **others)
+    @property
+    def positions(self) -> int:
+        """Latent positions of a video."""
+        return self.frames * self.height * self.width
 
     def describe(self) -> str:
         """The settings in words."""
@@ -90,165 +64,127 @@ class MemoryPlan:
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on the device at the worst moment of a step, by what they are for.
-
-    - ``plan``: with the weights' type filled in;
-    - ``weights``: the frozen UNet; ``learned``: the motion's parameters, fp32;
-    - ``gradients`` that exist at that moment; ``optimizer``: its state; ``ema``: the average;
-    - ``saved``: activations (and copies in low precision) kept for the backward pass;
-    - ``transient``: all else that lives for a few operations only.
+    """Bytes on the device at the worst moment of a step: the frozen ``model``, the ``motion`` in
+    fp32, the ``optimizer``'s state, the ``average`` of the motion, and ``activations`` with the
+    gradients and everything temporary. ``plan``: with its weights' dtype filled in.
     """
 
     plan: MemoryPlan
-    weights: int
-    learned: int
-    gradients: int
+    model: int
+    motion: int
     optimizer: int
-    ema: int
-    saved: int
-    transient: int
-
-    @property
-    def activations(self) -> int:
-        return self.saved + self.transient
+    average: int
+    activations: int
 
     @property
     def total(self) -> int:
-        parts = (self.weights, self.learned, self.gradients, self.optimizer, self.ema)
-        return sum(parts) + self.activations
+        return self.model + self.motion + self.optimizer + self.average + self.activations
 
-    def sentence(self) -> str:
+    def describe(self) -> str:
         """The estimate in one sentence."""
-        parts = [
-            (self.weights, "the frozen model"),
-            (self.learned, "the motion"),
-            (self.gradients, "its gradients"),
-            (self.optimizer, "the optimiser's state"),
-            (self.ema, "the averaged motion"),
-            (self.activations, "activations"),
-        ]
-        named = [f"{gigabytes(size)} for {what}" for size, what in parts if size]
+        average = f", its average {gigabytes(self.average)}" if self.average else ""
         return (
-            f"Training on {self.plan.describe()} will take about {gigabytes(self.total)}: "
-            f"{', '.join(named[:-1])} and {named[-1]}."
+            f"Training on {self.plan.describe()} needs about {gigabytes(self.total)}: frozen model "
+            f"{gigabytes(self.model)}, motion {gigabytes(self.motion)}{average}, optimizer state "
+            f"{gigabytes(self.optimizer)}, activations and gradients "
+            f"{gigabytes(self.activations)}."
         )
 
 
 Estimating = Callable[[MemoryPlan], MemoryEstimate]
-"""An `Estimator`, or anything else that tells what a plan needs."""
+Shadow = Callable[[nn.Module, torch.dtype | None], Host]
+"""Makes the host of a UNet on `meta` that computes in a dtype, None: as it does now."""
 
 
 class Estimator:
-    """Estimates for one UNet; each pass of a new shape takes seconds, others are remembered.
+    """Estimates for one UNet. A step of new shapes takes about a second, others are cached.
 
     Args:
-        unet: the host's own UNet (diffusers or ComfyUI), left as it is.
-        sites: its motion sites.
-        computed: the type in which the host computes, to which it casts weights of another type
-            layer by layer; by default that of the weights, or the least that goes with a plan's
-            precision.
+        unet: the host's own UNet, which is not changed.
+        shadow: see `Shadow`.
     """
 
-    def __init__(
-        self, unet: nn.Module, sites: SiteMap, computed: torch.dtype | None = None
-    ) -> None:
-        self._unet, self._sites = unet, sites
-        block = unet.get_submodule(sites.blocks[0].module)
-        self._text_width = block.attn2.to_k.in_features
-        self._loaded = block.attn2.to_k.weight.dtype
-        self._computed = computed
-        self._copies: dict[torch.dtype | None, nn.Module] = {}
-        self._passes: dict[tuple[torch.dtype | None, Shapes], StepMemory] = {}
+    def __init__(self, unet: nn.Module, shadow: Shadow) -> None:
+        self._unet, self._shadow = unet, shadow
+        self._sites = map_unet(unet)
+        block = unet.get_submodule(self._sites.blocks[0].module)
+        self._loaded: torch.dtype = block.attn2.to_k.weight.dtype
+        self._peaks: dict[MemoryPlan, int] = {}
 
     def __call__(self, plan: MemoryPlan) -> MemoryEstimate:
-        """The estimate for one plan.
-
-        Raises:
-            LampError: precision fp32 is planned for a model that computes in another type.
-        """
+        """The estimate for one plan."""
         plan = replace(plan, weights_dtype=plan.weights_dtype or self._loaded)
-        computed = self._computed_of(plan)
-        if plan.precision == "fp32" and computed != torch.float32:
-            raise LampError(
-                f"precision is fp32, but the model computes in {computed}: choose bf16 or fp16, or "
-                "load the model in fp32."
-            )
-        unet = self._copy(plan.weights_dtype)
-        step = self._step(unet, plan)
-        motion = shadow_motion(self._sites, plan.rank)
-        trained = sum(p.numel() * 4 for p in motion.trained_parameters().values())
-        update = _update_scratch(trained, plan)
-        if trained + update > step.peak:
-            step = StepMemory(0, trained + update, trained)
-        activations = step.peak - step.gradients
-        if plan.device == "cuda":
-            activations += _CUDA_WORKSPACE
-        saved = min(step.saved, activations)
+        # As loaded, norms may have another dtype than the rest.
+        dtype = None if plan.weights_dtype == self._loaded else plan.weights_dtype
+        unet = meta_copy(self._unet, dtype)
+        motion = Motion(self._sites, device="meta")
+        if plan.rank:
+            factorise(motion, plan.rank, seed=0)
+        trained = sum(p.numel() for p in motion.trained_parameters().values())
+        same = replace(plan, accumulate=min(plan.accumulate, 2), ema=0.0, optimizer="adamw")
+        if same not in self._peaks:
+            self._peaks[same] = step_peak(self._shadow(unet, dtype), motion, plan)
+        # AdamW on a GPU holds intermediate values as large as the gradients; the CPU's fused kernel
+        # and 8-bit AdamW hold none.
+        on_gpu = plan.device == "cuda"
+        update = 4 * trained * (2 if on_gpu and plan.optimizer == "adamw" else 1)
         return MemoryEstimate(
             plan,
-            weights=sum(p.nbytes for p in [*unet.parameters(), *unet.buffers()]),
-            learned=sum(p.numel() * 4 for p in motion.parameters()),
-            gradients=step.gradients,
-            optimizer=int(trained / 4 * OPTIMIZER_BYTES[plan.optimizer]),
-            ema=trained if plan.ema else 0,
-            saved=saved,
-            transient=activations - saved,
+            model=sum(p.nbytes for p in [*unet.parameters(), *unet.buffers()]),
+            motion=sum(p.numel() * 4 for p in motion.parameters()),
+            optimizer=int(trained * OPTIMIZER_BYTES[plan.optimizer]),
+            average=4 * trained if plan.ema else 0,
+            activations=max(self._peaks[same], update) + (_CUDA_WORKSPACE if on_gpu else 0),
         )
 
-    def _computed_of(self, plan: MemoryPlan) -> torch.dtype:
-        """The type in which the UNet computes: loaded in another one, it needs no casts."""
-        weights = plan.weights_dtype or self._loaded
-        if weights != self._loaded:
-            return weights
-        if self._computed is not None:
-            return self._computed
-        low = PRECISIONS[plan.precision]
-        if low is None:
-            return torch.float32
-        return weights if weights.itemsize > 1 else low  # fp8 is never computed in
 
-    def _copy(self, dtype: torch.dtype | None) -> nn.Module:
-        if dtype not in self._copies:
-            # As loaded, norms may have another type than the rest.
-            self._copies[dtype] = meta_copy(self._unet, None if dtype == self._loaded else dtype)
-        return self._copies[dtype]
-
-    def _step(self, unet: nn.Module, plan: MemoryPlan) -> StepMemory:
-        names = {field.name for field in fields(Shapes)} & {field.name for field in fields(plan)}
-        shapes = Shapes(
-            **{name: getattr(plan, name) for name in names},
-            computed=self._computed_of(plan),
-            gradients_kept=plan.accumulate > 1,
-        )
-        key = (plan.weights_dtype, shapes)
-        if key not in self._passes:
-            self._passes[key] = measure_step(unet, self._sites, self._text_width, shapes)
-        return self._passes[key]
-
-
-def _update_scratch(trained: int, plan: MemoryPlan) -> int:
-    """AdamW's own intermediate values for parameters of so many bytes in all: as many on a GPU;
-    the fused kernel of the CPU and the 8-bit one need none."""
-    return trained if plan.optimizer == "adamw" and plan.device == "cuda" else 0
-
-
-def estimate(unet: nn.Module, sites: SiteMap, plan: MemoryPlan) -> MemoryEstimate:
-    """The memory of a run with `plan`; see `Estimator` for several plans."""
-    return Estimator(unet, sites)(plan)
+def step_peak(host: Host, motion: Motion, plan: MemoryPlan) -> int:
+    """Peak bytes of one training step on `meta`, besides weights and learned parameters."""
+    unet, learned = host.unet, list(motion.trained_parameters().values())
+    with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
+        motion.requires_grad_(False)
+        for parameter in learned:
+            parameter.requires_grad_(True)
+            # Accumulated gradients live through the forward pass.
+            parameter.grad = torch.empty_like(parameter) if plan.accumulate > 1 else None
+        kept = sum(p.grad.nbytes for p in learned if p.grad is not None)
+        given = [*unet.parameters(), *unet.buffers(), *motion.parameters()]
+        trace = MemoryTrace(plan.device, given)
+        rules = DeviceRules(plan.device, PRECISIONS[plan.precision], plan.fused)
+        layout = FrameLayout(plan.frames, plan.batch)
+        stack.enter_context(motion.attached(unet, layout, groupnorm=plan.groupnorm))
+        if plan.gradient_checkpointing:
+            stack.enter_context(checkpointed(unet, motion))
+        stack.enter_context(trace)
+        size = (plan.batch * plan.frames, 4, plan.height, plan.width)
+        latents, noise = (torch.empty(size, device="meta") for _ in range(2))
+        timesteps = torch.zeros(plan.batch, dtype=torch.long)
+        prompt_width = text_width(unet) + pooled_width(unet)
+        text = torch.empty(plan.batch, plan.text_tokens, prompt_width, device="meta")
+        with rules:
+            loss = predict_loss(host, latents, noise, timesteps, text)
+        rules.end_forward()
+        with rules:
+            # `loss.backward()` itself would turn the rules off during recomputation.
+            torch.autograd.Variable._execution_engine.run_backward(
+                (loss,), (torch.ones_like(loss),), False, False, (),
+                allow_unreachable=True, accumulate_grad=True,
+            )  # fmt: skip
+    return trace.peak + kept
 
 
-def choose_checkpointing(estimator: Estimating, plan: MemoryPlan, available: int) -> bool:
-    """What gradient checkpointing 'auto' means: off where the run clearly fits without, since it
-    costs a second forward pass.
+def meta_copy(module: nn.Module, dtype: torch.dtype | None = None) -> Any:
+    """A copy without hooks on the `meta` device; `dtype` replaces floating-point dtypes."""
 
-    Args:
-        available: bytes that the run may take in all, those of a loaded model included.
-    """
-    return estimator(replace(plan, gradient_checkpointing=False)).total > _CLEAR_FIT * available
+    def empty(tensor: Tensor, *_: Any) -> Tensor:
+        kind = dtype if dtype and tensor.is_floating_point() else tensor.dtype
+        return torch.empty_like(tensor, dtype=kind, device="meta")
+
+    return twin(module, empty, lambda name: name.endswith("_hooks"))
 
 
 def gigabytes(size: float) -> str:
-    """`1.5 GB`, in the units in which graphics cards are sold; less than one in MB or kB."""
+    """`1.5 GB`, in the units in which graphics cards are sold; below 1 GB in MB or kB."""
     if size >= GB:
         return f"{size / GB:.1f} GB"
     return f"{size / 2**20:.0f} MB" if size >= 2**20 else f"{math.ceil(size / 2**10)} kB"
