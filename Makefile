@@ -50,5 +50,6 @@ types: setup
 
 check: types
 	$(RUN) -m ruff check .
+	$(VENV)/bin/lint-imports --no-cache
 	$(RUN) -m ruff format --check .
 	$(RUN) -m pytest -n 2 -m "not host and not slow"
