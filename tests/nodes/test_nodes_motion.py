@@ -178,6 +178,7 @@ def test_the_settings_reach_the_model(
     config = dataclasses.replace(motion.config, groupnorm="frame")
     save_motion(folder / "m.safetensors", motion.state, config)
     settings = {"strength": 0.7, "alpha": 0.1, "start_percent": 0.2, "end_percent": 0.9}
+    settings |= {"motion_guidance": 1.5}
     assert node_classes["LAMP_LoadMotion"].validate_inputs(motion_name="m.safetensors") is True
     model, file = load(node_classes, plain, **settings).result
     bound = model.get_attachment("lamp_motion")

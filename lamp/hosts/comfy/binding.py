@@ -18,6 +18,7 @@ from ...errors import LampError, MotionFileError
 from ...method.architecture import base_hash, map_unet
 from ...method.masks import MotionMask, all_hold, hold_first_frame, motion_masks_of, restore_held
 from ...method.motion import ActiveMotion, Motion, attached
+from ...method.motion_guidance import check_motion_guidance
 from ...method.noise import share_noise
 from ...motion_file.file import MotionFile
 from ...plain import log
@@ -124,11 +125,12 @@ def bind(patcher: Any, bound: BoundMotion) -> Any:
     """Clone a MODEL and let `bound` act in it, with any sampler, beside motions that it has.
 
     Raises:
-        LampError: a motion on the MODEL normalises in another way.
+        LampError: motion guidance is below 1, or a motion on the MODEL normalises in another way.
     """
     import comfy.model_patcher
     from comfy.patcher_extension import WrappersMP
 
+    check_motion_guidance(bound.motion_guidance)
     bound = _beside(patcher.get_attachment(KEY), bound)
     model = patcher.clone()
     # Newer hosts stream the weights of core models through a patcher class of their own.
