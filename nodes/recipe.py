@@ -58,6 +58,7 @@ class Recipe(io.ComfyNode):
                 setting_input("min_snr"),
                 setting_input("groupnorm"),
                 setting_input("query_decay", optional=True),
+                setting_input("difference_loss", optional=True),
             ],
             outputs=[
                 LampRecipe.Output(

@@ -68,6 +68,7 @@ def predict_loss(
     timesteps: Tensor,
     text: Tensor,
     min_snr: float = 0.0,
+    difference_loss: float = 0.0,
 ) -> Tensor:
     """Paper eq. 4: frame 1 stays clean, the loss counts frames 2..l.
 
@@ -79,13 +80,18 @@ def predict_loss(
         timesteps: `b`, one for all frames of a video.
         text: as `Host.predict` takes it.
         min_snr: see `TrainConfig`; 0 weighs all timesteps alike.
+        difference_loss: weight of the same loss on the differences of neighbouring frames.
     """
     videos = timesteps.shape[0]
     alphas = host.alphas_cumprod[timesteps.cpu()]
     predicted = host.predict(noise_later_frames(latents, noise, alphas), timesteps, text)
     target = noise.unflatten(0, (videos, -1))[:, 1:]
     guess = predicted.float().unflatten(0, (videos, -1))[:, 1:]
-    return noise_error(guess, target, alphas, host.v_prediction, min_snr)
+    weights = alphas, host.v_prediction, min_snr
+    loss = noise_error(guess, target, *weights)
+    if not difference_loss:
+        return loss
+    return loss + difference_loss * noise_error(guess.diff(dim=1), target.diff(dim=1), *weights)
 
 
 def noise_error(
@@ -257,7 +263,15 @@ class Training:
             tensor.to(self.device) for tensor in (batch.latents, batch.text, noise, timesteps)
         )
         with _autocast(self.device, self.config.precision):
-            return predict_loss(self.host, latents, noise, timesteps, text, self.config.min_snr)
+            return predict_loss(
+                self.host,
+                latents,
+                noise,
+                timesteps,
+                text,
+                self.config.min_snr,
+                self.config.difference_loss,
+            )
 
     @contextlib.contextmanager
     def _attached(self, videos: int) -> Iterator[None]:

@@ -151,6 +151,14 @@ class TrainConfig:
         1e6,
         step=0.1,
     )
+    difference_loss: float = setting(
+        0.0,
+        "Weight of a second loss, on the change from each frame to the next. It teaches the "
+        "movement rather than the look: 0.5 is a good start. 0 turns it off (paper).",
+        0.0,
+        100.0,
+        step=0.1,
+    )
     optimizer: str = setting(
         "adamw",
         "adamw is the paper's. adamw8bit stores its moments in 8 bits and saves 1.5 GB with SD "
@@ -192,6 +200,11 @@ class TrainConfig:
         check_settings(self)
         if self.warmup > self.steps:
             raise LampError(f"warmup is {self.warmup}: choose at most steps, {self.steps}.")
+        if self.difference_loss and self.frames < 3:
+            raise LampError(
+                f"difference_loss is {self.difference_loss} with {self.frames} frames: it compares "
+                "frame 2 with frame 3, so choose 3 frames or more, or 0."
+            )
         if not all(0 <= beta < 1 for beta in self.betas):
             raise LampError(f"betas are {self.betas}: choose two values from 0 to below 1.")
 

@@ -28,7 +28,7 @@ from .recipe import TrainConfig
 FORMAT = 1
 _MOST_STEPS = 10**9
 _FREE = ("gradient_checkpointing",)  # settings that change no number
-_BEFORE = {"query_decay": "change"}  # of states that do not tell it
+_BEFORE = {"query_decay": "change", "difference_loss": 0.0}  # of states that do not tell it
 
 
 class StateError(LampError):

@@ -298,6 +298,27 @@ def test_min_snr_weighs_each_video_by_its_noise_level() -> None:
     assert loss.item() == pytest.approx((1 * 5 / snr[0] + 4 * 1) / 2, rel=1e-4)
 
 
+@pytest.mark.parametrize("min_snr", [0.0, 5.0])
+def test_the_difference_loss_counts_changes_between_the_later_frames(min_snr: float) -> None:
+    """Errors of 2, 5 and 5 in frames 2 to 4 change by 3 and by 0; frame 1 does not count."""
+    latents, noise = torch.randn(2 * 4, 4, 2, 2), torch.randn(2 * 4, 4, 2, 2)
+    errors = torch.tensor([9.0, 2, 5, 5, 9.0, 1, 1, 1]).view(-1, 1, 1, 1).expand_as(noise)
+    host, steps = NoisePlus(noise, errors), torch.tensor([5, 900])
+    given = (host, latents, noise, steps, torch.zeros(2, 1, 1), min_snr)
+    snr = [float(a / (1 - a)) for a in host.alphas_cumprod[steps]]
+    weights = [min(s, min_snr) / s for s in snr] if min_snr else [1.0, 1.0]
+    plain = (weights[0] * (4 + 25 + 25) / 3 + weights[1] * 1) / 2
+    changes = weights[0] * (9 + 0) / 2 / 2
+    assert predict_loss(*given).item() == pytest.approx(plain, rel=1e-4)
+    both = predict_loss(*given, difference_loss=0.5).item()
+    assert both == pytest.approx(plain + 0.5 * changes, rel=1e-4)
+
+
+def test_the_difference_loss_needs_three_frames() -> None:
+    with pytest.raises(LampError, match="difference_loss is 0.5 with 2 frames"):
+        TrainConfig(frames=2, difference_loss=0.5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_learns_nearly_the_same_and_keeps_fp32_masters(

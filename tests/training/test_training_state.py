@@ -31,6 +31,7 @@ RICH: dict[str, Any] = {
     "warmup": 2,
     "rate_schedule": "cosine",
     "min_snr": 5.0,
+    "difference_loss": 0.5,
     "accumulate": 2,
     "batch": 2,
     "hold_out": 1,
@@ -307,3 +308,15 @@ def test_a_killed_run_goes_on_from_its_newest_whole_state(
     restore(rest, found[1], WHO)
     run_training(rest, RunFolder(folder, WHO), SaveConfig(0, 1, 0), quiet)
     assert rest.losses == straight.losses
+
+
+def test_a_state_that_names_no_difference_loss_was_trained_without(
+    host: DiffusersHost, clips: LatentClips
+) -> None:
+    before = fresh(host, clips)
+    before.advance()
+    state = take_state(before, WHO)
+    del state.facts["settings"]["difference_loss"]
+    restore(fresh(host, clips), state, WHO)
+    with pytest.raises(StateError, match="difference_loss 0.0, .* 0.5"):
+        restore(fresh(host, clips, difference_loss=0.5), state, WHO)
