@@ -1,11 +1,11 @@
-"""Progress in a terminal: one line that is written over; plain lines where it is not a terminal."""
+"""Progress in a terminal as one line that is overwritten, or as plain lines in a file or pipe."""
 
 from __future__ import annotations
 
 import shutil
 from typing import TextIO
 
-_LEAST = 0.1  # of a job: how often a plain line is written
+_LEAST = 0.1  # a plain line for each tenth of a job
 
 
 def bar(share: float, width: int = 24) -> str:
@@ -15,14 +15,14 @@ def bar(share: float, width: int = 24) -> str:
 
 
 class StatusLine:
-    """`show` writes over itself, `say` stays."""
+    """`show` overwrites its line, `say` keeps it."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._live = stream, stream.isatty()
         self._next = 0.0
 
     def show(self, text: str, share: float) -> None:
-        """How far a job is. `share`: 0..1."""
+        """Show progress. `share`: 0 to 1."""
         if self._live:
             room = shutil.get_terminal_size().columns - 3
             self._write(f"\r\033[K  {text[:room]}")

@@ -1,1 +1,1 @@
-"""A real ComfyUI: found, started, asked, and seen in a browser."""
+"""A real ComfyUI: find it, start it, run graphs on it, and open it in a browser."""

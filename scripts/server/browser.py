@@ -1,6 +1,6 @@
 """A headless Chromium for ComfyUI's front end: `python -m scripts.server.browser` installs it.
 
-Debian's own chromium is used where playwright's is not the point: no browser is downloaded.
+It uses Debian's chromium with playwright's Python package, so no browser build is downloaded.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from typing import Any
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-# Without these it asks the network for updates, or does not start in a container.
+# Without these it looks for updates, or does not start in a container.
 FLAGS = (
     "--no-sandbox",
     "--disable-gpu",
@@ -33,14 +33,14 @@ _READY = "() => window.app?.graph && window.app.extensionManager"
 
 
 class BrowserMissing(RuntimeError):
-    """There is no browser to work with; the message says what to do."""
+    """There is no browser; the message says what to do."""
 
 
 def browser_path() -> str:
-    """Chromium's program: CHROMIUM names it, else the first one on the path.
+    """Chromium's program: CHROMIUM, else the first one on the path.
 
     Raises:
-        BrowserMissing: it, or the package playwright, is not there.
+        BrowserMissing: there is no Chromium, or the package playwright is missing.
     """
     if importlib.util.find_spec("playwright") is None:
         raise BrowserMissing("the package playwright is missing: run `make setup`")
@@ -53,7 +53,7 @@ def browser_path() -> str:
 
 @contextmanager
 def open_page(url: str, width: int = 1900, height: int = 1100) -> Iterator[Any]:
-    """ComfyUI's front end in a fresh profile, ready for use, as a page of playwright."""
+    """ComfyUI's front end in a fresh profile, ready for use, as a playwright page."""
     from playwright.sync_api import sync_playwright
 
     path = browser_path()
@@ -82,7 +82,7 @@ def wait_until_ready(page: Any) -> None:
 
 
 def change_settings(page: Any, values: dict[str, Any]) -> None:
-    """Set the front end's settings, and load it anew."""
+    """Change settings of the front end and reload it."""
     page.evaluate(
         """async values => {
             for (const [name, value] of Object.entries(values))
@@ -95,7 +95,11 @@ def change_settings(page: Any, values: dict[str, Any]) -> None:
 
 
 def install() -> None:
-    """Debian's chromium, if there is none and this user may install it."""
+    """Install Debian's chromium if there is none.
+
+    Raises:
+        BrowserMissing: this user may not install packages, or there is no apt-get.
+    """
     try:
         browser_path()
         return

@@ -93,7 +93,7 @@ def _installed(package: str) -> bool:
 
 
 def make_base_directory(base: Path, extra_nodes: Iterable[Path] = ()) -> Path:
-    """Lay out what ComfyUI's --base-directory expects, this pack linked into custom_nodes."""
+    """Make the folders of ComfyUI's --base-directory, with this pack linked into custom_nodes."""
     base = base.resolve()
     for name in ("custom_nodes", "models/lamp_motion", "input", "output", "temp", "user"):
         (base / name).mkdir(parents=True, exist_ok=True)
@@ -104,7 +104,7 @@ def make_base_directory(base: Path, extra_nodes: Iterable[Path] = ()) -> Path:
 
 
 def make_type_check_directory() -> Path:
-    """A folder in which the repository stands under the name of a package."""
+    """A folder that holds the repository under the name of a package."""
     folder = ROOT / "build" / "typecheck"
     folder.mkdir(parents=True, exist_ok=True)
     _link(ROOT, folder / PACK_MODULE)
@@ -148,13 +148,13 @@ def use_host(base_directory: Path, argv: Sequence[str] = ("--cpu",)) -> Path:
         importlib.import_module("comfy.cli_args")
     finally:
         sys.argv = before
-    # As the host's main.py does: importing its `nodes` puts a second `utils` in front of this one.
+    # As ComfyUI's main.py does. Importing its `nodes` puts another `utils` first on the path.
     importlib.import_module("utils.extra_config")
     return host
 
 
 def _claim_tests() -> None:
-    """Keep `tests` meaning this repository's folder although the host has one, too."""
+    """Let `tests` mean this repository's folder; ComfyUI has one, too."""
     if "tests" not in sys.modules and (ROOT / "tests").is_dir():
         package = ModuleType("tests")
         package.__path__ = [str(ROOT / "tests")]
@@ -164,8 +164,8 @@ def _claim_tests() -> None:
 def load_pack() -> ModuleType:
     """This repository as one package, `comfyui_lamp`, the way ComfyUI loads it.
 
-    `comfyui_lamp.lamp` is the very module `lamp`, not a second copy of it: a Motion made by a
-    caller that wrote `from lamp.method.motion import Motion` is one for the nodes as well.
+    `comfyui_lamp.lamp` is the module `lamp` itself, not a second copy: the nodes accept a Motion
+    that a caller made with `from lamp import Motion`.
     """
     if PACK_MODULE in sys.modules:
         return sys.modules[PACK_MODULE]
@@ -183,7 +183,7 @@ def load_pack() -> ModuleType:
 
 
 class _SameLamp(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Answers an import of `comfyui_lamp.lamp...` with the module `lamp...`."""
+    """Resolves an import of `comfyui_lamp.lamp...` to the module `lamp...`."""
 
     _prefix = PACK_MODULE + "."
 
@@ -201,6 +201,6 @@ class _SameLamp(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        # The import system has just stamped the alias's spec on the module.
+        # The import system has just set the alias's spec on the module.
         if module.__spec__ is not None and module.__spec__.loader is self:
             module.__spec__ = module.__spec__.loader_state

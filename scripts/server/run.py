@@ -1,4 +1,4 @@
-"""What a run of a graph on a ComfyUI server tells: events, outputs, errors."""
+"""The result of running a graph on a ComfyUI server: events, outputs, errors."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from typing import Any
 
 Event = dict[str, Any]
 
-# Binary websocket frames: event number, then its payload.
+# Binary websocket frames: an event number, then the payload.
 _PREVIEWS = (1, 4)
 _TEXT = 3
 
 
 class PromptRejected(RuntimeError):
-    """The server refused a prompt before running it."""
+    """The server refused a graph before running it."""
 
     def __init__(self, answer: Mapping[str, Any]):
         error = answer.get("error", {})
         self.error: dict[str, Any] = error if isinstance(error, dict) else {"message": str(error)}
         self.node_errors: dict[str, Any] = dict(answer.get("node_errors") or {})
-        lines = [_sentence(self.error)]
+        lines = [_describe(self.error)]
         for node, found in self.node_errors.items():
             for one in found["errors"]:
-                lines.append(f"node {node} ({found['class_type']}): {_sentence(one)}")
+                lines.append(f"node {node} ({found['class_type']}): {_describe(one)}")
         super().__init__("\n".join(filter(None, lines)))
 
 
-def _sentence(error: Mapping[str, Any]) -> str:
+def _describe(error: Mapping[str, Any]) -> str:
     parts = [str(error.get(key) or "") for key in ("message", "details")]
     return ": ".join(dict.fromkeys(part for part in parts if part))
 
@@ -44,7 +44,7 @@ class NodeError:
 
 @dataclass
 class RunResult:
-    """What one queued prompt did."""
+    """The result of one queued graph."""
 
     prompt_id: str
     status: str = ""  # success, error or interrupted
@@ -62,7 +62,11 @@ class RunResult:
         return self.status == "success"
 
     def check(self) -> RunResult:
-        """Itself, or RuntimeError if the run did not succeed."""
+        """Returns itself.
+
+        Raises:
+            RuntimeError: the run did not succeed.
+        """
         if self.error is not None:
             where = f"node {self.error.node_id} ({self.error.node_type})"
             raise RuntimeError(f"{where}: {self.error.message}\n{self.error.traceback}")
@@ -71,14 +75,14 @@ class RunResult:
         return self
 
     def files(self, node_id: str | None = None) -> list[dict[str, str]]:
-        """Files that were saved or previewed: dicts for `ComfyServer.view`."""
+        """The files that nodes saved or previewed, as dicts for `ComfyServer.view`."""
         nodes = [node_id] if node_id is not None else list(self.outputs)
         lists = [value for node in nodes for value in self.outputs.get(node, {}).values()]
         items = [item for found in lists if isinstance(found, list) for item in found]
         return [item for item in items if isinstance(item, dict) and "filename" in item]
 
     def record(self, event: Event) -> None:
-        """Take in one websocket event."""
+        """Add one websocket event."""
         kind, data = event["type"], event["data"]
         if kind == "preview":
             self.previews += 1
@@ -112,7 +116,7 @@ class RunResult:
 
 
 def read_binary(message: bytes) -> Event | None:
-    """A binary websocket frame as an event; None for a kind that no caller asks about."""
+    """A binary websocket frame as an event; None for kinds that nobody uses."""
     kind = struct.unpack(">I", message[:4])[0]
     if kind in _PREVIEWS:
         return {"type": "preview", "data": message[8:]}

@@ -1,4 +1,4 @@
-"""A real ComfyUI server for tests and the demo: start it, queue graphs, read what came of them."""
+"""A real ComfyUI server for tests and the demo: start it, queue graphs, read the results."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ __all__ = ["ComfyServer", "NodeError", "PromptRejected", "RunResult", "ServerFai
 
 Prompt = Mapping[str, Mapping[str, Any]]
 
-# Started in front of ComfyUI's main.py: the server ends when our end of its standard input closes,
-# so that no way of dying on our side, SIGKILL included, leaves a server behind.
+# Starts ComfyUI's main.py. The server exits when our end of its standard input closes, so it never
+# outlives this process, even after SIGKILL.
 _LAUNCH = """
 import os, runpy, sys, threading
 def follow():
@@ -46,15 +46,24 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 class ServerFailed(RuntimeError):
-    """The server did not start, or died; the message ends with its last log lines."""
+    """The server did not start, or it died. The message ends with the last lines of its log."""
 
 
 class ComfyServer:
-    """ComfyUI with this pack on a free loopback port, for the length of a `with` block.
+    """ComfyUI with this pack on a free loopback port, inside a `with` block.
 
-    Without `base` it gets a folder of its own, deleted at the end: no model, input or output of
-    another run is seen. `extra_nodes` are further custom node folders to link in, `args` further
-    command-line arguments; `cpu=None` leaves the GPU unused only where there is none.
+    Args:
+        base: its base directory. None makes a temporary one, so that it sees no models, inputs or
+            outputs of other runs, and deletes it at the end.
+        extra_nodes: more custom node folders to link in.
+        args: more command-line arguments.
+        cpu: whether to run on the CPU. None uses the GPU if there is one.
+        log: the log file. None writes `server.log` into the base directory.
+        start_timeout: seconds until it must answer.
+
+    Raises:
+        HostMissing: there is no ComfyUI, or packages that it requires are missing.
+        ServerFailed: it did not start.
     """
 
     def __init__(
@@ -78,7 +87,7 @@ class ComfyServer:
         self._log_file: IO[bytes] | None = None
         self._old_sigterm: Any = None
         self._http = requests.Session()
-        self._http.trust_env = False  # a proxy named in the environment is not for loopback
+        self._http.trust_env = False  # proxies of the environment are not for loopback
         self.url = ""
 
     # --- life -----------------------------------------------------------------------------------
@@ -97,7 +106,7 @@ class ComfyServer:
                     self._wait_until_ready()
                     return self
                 except ServerFailed:
-                    # Between our choice of a port and its use, somebody else may have taken it.
+                    # Another process may take the port after we chose it.
                     if attempt == 2 or "address already in use" not in self.log_text().lower():
                         raise
             raise AssertionError("unreachable")
@@ -121,7 +130,7 @@ class ComfyServer:
 
     @property
     def pid(self) -> int:
-        """The server's process."""
+        """The process id of the server."""
         if self._process is None:
             raise RuntimeError("the server is not running")
         return self._process.pid
@@ -134,7 +143,7 @@ class ComfyServer:
         return self.log_path.read_text(encoding="utf-8", errors="replace")
 
     def stop(self) -> None:
-        """End the server; calling it twice does no harm."""
+        """Stop the server. Calling it again does nothing."""
         process, self._process = self._process, None
         if process is not None:
             process.terminate()
@@ -155,9 +164,9 @@ class ComfyServer:
             self._old_sigterm = None
 
     def _catch_sigterm(self) -> None:
-        """Let `with` blocks end in order when this process is asked to stop."""
+        """Turn SIGTERM into an exit, so that `with` blocks clean up."""
         if threading.current_thread() is not threading.main_thread():
-            return  # only the main thread may set handlers; the launcher still ends the server
+            return  # only the main thread may set handlers; _LAUNCH still ends the server
         if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
             self._old_sigterm = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
 
@@ -172,7 +181,7 @@ class ComfyServer:
         command += ["--base-directory", str(self.base), "--disable-auto-launch"]
         command += ["--disable-api-nodes", "--database-url", "sqlite:///:memory:", *self._args]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-        # The pack has to work from custom_nodes alone, not because the repository is on the path.
+        # The pack must work from custom_nodes alone, without the repository on the path.
         environment.pop("PYTHONPATH", None)
         self._process = subprocess.Popen(
             command,
@@ -181,7 +190,7 @@ class ComfyServer:
             stdin=subprocess.PIPE,
             stdout=self._log_file,
             stderr=subprocess.STDOUT,
-            start_new_session=True,  # Ctrl-C comes to us alone, and we stop the server
+            start_new_session=True,  # only we receive Ctrl-C, and stop the server
         )
 
     def _wait_until_ready(self) -> None:
@@ -205,14 +214,14 @@ class ComfyServer:
         tail = "\n".join(self.log_text().splitlines()[-lines:])
         return f"ComfyUI failed: {what}. The end of its log:\n{tail}"
 
-    # --- questions and requests -----------------------------------------------------------------
+    # --- requests ----------------------------------------------------------------------------
 
     def get(self, path: str, **params: Any) -> Any:
-        """The JSON answer to GET `path`."""
+        """GET `path`: the answer as JSON."""
         return self._request("GET", path, params=params).json()
 
     def fetch(self, path: str) -> bytes:
-        """The bytes of the answer to GET `path`."""
+        """GET `path`: the answer as bytes."""
         return self._request("GET", path).content
 
     def object_info(self, node: str | None = None) -> dict[str, Any]:
@@ -222,11 +231,11 @@ class ComfyServer:
         return self.get(f"/models/{folder}")
 
     def view(self, file: Mapping[str, str]) -> bytes:
-        """The bytes of a file named by a node's output."""
+        """The bytes of a file that a node's output names."""
         return self._request("GET", "/view", params=dict(file)).content
 
     def upload_image(self, path: Path, subfolder: str = "") -> str:
-        """Put a picture into the input folder; its name for LoadImage."""
+        """Upload an image to the input folder. Returns its name for LoadImage."""
         form = {"subfolder": subfolder, "overwrite": "true"}
         with path.open("rb") as stream:
             answer = self._request("POST", "/upload/image", files={"image": stream}, data=form)
@@ -234,14 +243,13 @@ class ComfyServer:
         return "/".join(filter(None, (stored["subfolder"], stored["name"])))
 
     def interrupt(self) -> None:
-        """Press the cancel button."""
+        """Cancel the run in progress, as the front end's button does."""
         self._request("POST", "/interrupt", json={})
 
     def free(self) -> None:
-        """Unload models and forget cached node outputs, and wait until that is done."""
+        """Unload models and drop cached node outputs, and wait until that is done."""
         self._request("POST", "/free", json={"unload_models": True, "free_memory": True})
-        # The server only notes the wish, and fulfils it between two runs: what runs after this one
-        # finds nothing.
+        # The server does it between two runs, so run something.
         self.queue(_ANYTHING).check()
 
     def _request(self, method: str, path: str, **options: Any) -> requests.Response:
@@ -262,14 +270,21 @@ class ComfyServer:
         timeout: float = 300.0,
         canvas: Mapping[str, Any] | None = None,
     ) -> RunResult:
-        """Run an API-format graph to its end. `on_event` sees every event as {"type", "data"};
-        previews and texts under nodes come as types "preview" (data: bytes) and "progress_text".
-        `canvas` is the workflow that the front end sends with a graph, which nodes write into
-        their files.
+        """Run an API-format graph to its end.
+
+        Args:
+            on_event: is called with every event, {"type", "data"}. Previews have the type
+                "preview" (data: bytes), texts under nodes "progress_text".
+            canvas: the workflow that the front end sends with a graph; nodes save it in files.
+
+        Raises:
+            PromptRejected: ComfyUI refused the graph.
+            ServerFailed: the server died.
+            TimeoutError: the run did not end in time; it was cancelled.
         """
         started = time.monotonic()
-        # A new name for each run: the server forgets a name when its former connection ends, also
-        # where a new connection already bears it.
+        # A new id for each run: the server drops an id when the earlier connection with it ends,
+        # even if a new connection uses it already.
         client = uuid.uuid4().hex
         address = f"ws{self.url[4:]}/ws?clientId={client}"
         with contextlib.closing(websocket.create_connection(address, timeout=30)) as channel:
@@ -301,7 +316,7 @@ class ComfyServer:
         if answer.status_code == 400:
             raise PromptRejected(answer.json())
         answer.raise_for_status()
-        # Where a graph has several outputs, the host drops the faulty ones and runs the others.
+        # Of several outputs, ComfyUI drops the faulty ones and runs the others.
         if answer.json().get("node_errors"):
             self._request("POST", "/queue", json={"delete": [answer.json()["prompt_id"]]})
             self.interrupt()

@@ -139,6 +139,25 @@ def test_a_motion_that_would_be_ignored_in_a_guider_is_refused(
         guider.sample(noise, video_latent(FRAMES), None, torch.tensor([1.0, 0.0]))
 
 
+def test_frames_at_different_noise_levels_are_refused(plain: Any, file: MotionFile) -> None:
+    """As Train LoRA calls a MODEL: a batch of images, each with a level of its own."""
+    from comfy.samplers import KSAMPLER, CFGGuider
+
+    def training(model: Any, x: Tensor, sigmas: Tensor, extra_args: Any, **_: Any) -> Tensor:
+        return model(x, torch.linspace(1.0, 7.5, len(x)), **extra_args)
+
+    latent = video_latent(FRAMES)
+    for model in (plain, moving(plain, file)):
+        guider = CFGGuider(model)
+        guider.set_conds(*conditioning())
+        given = (torch.randn_like(latent), latent, KSAMPLER(training), torch.tensor([7.5, 0.0]))
+        if model is plain:
+            assert guider.sample(*given).isfinite().all()
+        else:
+            with pytest.raises(LampError, match=r"1 to 7\.5"):
+                guider.sample(*given)
+
+
 def test_a_model_that_is_split_over_gpus_is_refused(plain: Any, file: MotionFile) -> None:
     model = moving(plain, file)
     split = model.clone()

@@ -24,7 +24,7 @@ from ...motion_file.file import MotionFile
 from ...plain import log
 from .latent import check_latent, check_start, fill_protected
 from .motion_guidance import call_guided, scale_for_guider
-from .other_nodes import check_other_nodes, keep_on_one_gpu
+from .other_nodes import check_one_noise_level, check_other_nodes, keep_on_one_gpu
 from .overflow import find_overflow
 from .run import AD_PARAMS, KEY, PIECE, Run, run_of
 
@@ -285,6 +285,7 @@ def _predict_noise(bound: BoundMotion) -> Callable[..., Tensor]:
             return executor(x, timestep, options, seed)
         model = executor.class_obj.inner_model
         _check_size(run, x)
+        check_one_noise_level(timestep)
         scale = model.model_sampling.calculate_input(timestep[:1], torch.ones_like(x[:1]))
         shown = x
         if run.first is not None:

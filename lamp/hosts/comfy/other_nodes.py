@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
+
 from ...errors import LampError
 from .run import KEY
 
@@ -59,4 +61,19 @@ def check_other_nodes(guider: Any) -> None:
         raise LampError(
             "Dual Model CFG Guider uses the motion of its input model for both models, so the "
             "other motion, on model_negative, would be ignored: connect model_negative without it."
+        )
+
+
+def check_one_noise_level(sigmas: Tensor) -> None:
+    """Refuse a prediction (`sigmas`: `f`) that treats the frames as separate images.
+
+    Raises:
+        LampError: the frames have different noise levels.
+    """
+    low, high = (sigma.item() for sigma in sigmas.aminmax())
+    if low != high:
+        raise LampError(
+            f"A node calls this MODEL with noise levels from {low:.4g} to {high:.4g} at once, and "
+            "a LAMP motion needs one level for all frames. Train LoRA does so: connect the MODEL "
+            "to it without the motion."
         )
