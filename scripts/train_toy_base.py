@@ -29,15 +29,13 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from lamp.files.atomic import write_file  # noqa: E402
 from lamp.toy import base, world  # noqa: E402
 
 
 def save_atomic(path: Path, state: dict[str, Any]) -> None:
-    """Written beside and renamed: a killed run leaves the former checkpoint whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    torch.save(state, part)
-    part.replace(path)
+    """Replace a checkpoint atomically, so that a killed run leaves the old one."""
+    write_file(path, lambda temporary: torch.save(state, temporary))
 
 
 def learning_rate(step: int, steps: int, peak: float, warm: int = 200) -> float:

@@ -28,7 +28,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -42,6 +41,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lamp.errors import LampError
+from lamp.files.atomic import write_file
 from lamp.hosts.diffusers.unet import DiffusersHost
 from lamp.method.architecture import SiteMap, map_unet
 from lamp.method.histogram import match_histograms
@@ -283,9 +283,8 @@ class Kept:
         if self._folder is not None:
             path = self._folder / RESULTS
             told = {"settings": self._settings, "results": self.results}
-            beside = path.with_suffix(".part")
-            beside.write_text(json.dumps(told, indent=1), encoding="utf-8")
-            os.replace(beside, path)
+            text = json.dumps(told, indent=1)
+            write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
     def motion(self, name: str, fresh: Motion, tune: Callable[[], Motion]) -> Motion:
         """The stored motion `name`, or else tuned."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from lamp.clips.load import clips_from_images
+from lamp.files.atomic import write_file
 from lamp.hosts.diffusers.unet import DiffusersHost
 from lamp.method.adain import AdaINSchedule
 from lamp.method.architecture import map_unet
@@ -153,9 +153,8 @@ def kept_motion(path: Path | None, fresh: Motion, tune: Callable[[], Motion]) ->
         return fresh.requires_grad_(False)
     motion = tune().requires_grad_(False)
     if path is not None:
-        beside = path.with_suffix(".part")
-        save_file({k: v.contiguous() for k, v in motion.state_dict().items()}, beside)
-        os.replace(beside, path)
+        tensors = {name: value.contiguous() for name, value in motion.state_dict().items()}
+        write_file(path, lambda temporary: save_file(tensors, temporary))
     return motion
 
 

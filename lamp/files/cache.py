@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from ..plain import log
 from .atomic import write_file
 from .header import check_header
-from .strict_json import read_json
 
 FORMAT = 2
 """Part of every name: raise it when the computation changes, so that older entries are not read."""
@@ -211,9 +210,8 @@ def _decode(name: str, data: bytes) -> dict[str, Tensor] | None:
 
     try:
         length = int.from_bytes(data[:8], "little")
-        check_header(data[8 : 8 + length], length, len(data) - 8 - length)
+        header = check_header(data[8 : 8 + length], length, len(data) - 8 - length)
         tensors = load(data)
-        header = read_json(data[8 : 8 + length])
         about = header["__metadata__"]
         sound = about["lamp.cache"] == name and about["sha256"] == digest(tensors)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, MemoryError):

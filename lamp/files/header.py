@@ -40,8 +40,9 @@ def check_file(path: Path) -> None:
         check_header(file.read(min(length, MAX_HEADER)), length, held)
 
 
-def check_header(header: bytes, length: int, held: int) -> None:
-    """As `check_file`, for a header with the claimed `length`, followed by `held` bytes of data."""
+def check_header(header: bytes, length: int, held: int) -> dict[str, Any]:
+    """As `check_file`, for a header with the claimed `length`, followed by `held` bytes of data.
+    Returns its entries."""
     if length > MAX_HEADER:
         raise HeaderError(f"its header has {length:,} bytes, more than {MAX_HEADER:,}")
     plain = header.replace(rb"\\", b"").replace(rb"\"", b"")
@@ -61,6 +62,7 @@ def check_header(header: bytes, length: int, held: int) -> None:
     for name, entry in entries.items():
         if name != "__metadata__":
             _check_entry(name, entry, held)
+    return entries
 
 
 def _check_entry(name: str, entry: Any, held: int) -> None:
