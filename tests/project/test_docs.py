@@ -10,12 +10,14 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
+import grimp
 import pytest
 
 from lamp.cli import COMMANDS
 from lamp.cli.train_config import TABLES
 from scripts.assets import setting_tables
 from scripts.server.host import ROOT
+from scripts.setup_host import read_toml
 
 PAGES = sorted(
     [
@@ -290,3 +292,46 @@ def test_the_architecture_page_names_every_folder() -> None:
     text = text_of(ROOT / "docs" / "architecture.md")
     tracked = [path.name for path in ROOT.iterdir() if path.is_dir() and path.name[0] not in "._"]
     assert [name for name in tracked if name != "build" and f"`{name}/`" not in text] == []
+
+
+def drawn_imports() -> set[tuple[str, str]]:
+    """Arrows of the drawing, by the first lines of the boxes."""
+    text = text_of(ROOT / "docs" / "architecture.md").split("```mermaid")[1].split("```")[0]
+    names = dict(re.findall(r'(\w+)\["([\w/]+)', text))
+    arrows = re.findall(r"(\w+)(?:\[[^]]*\])? --> (\w+)", text)
+    assert len(arrows) == text.count("-->")
+    return {(names[a], names[b]) for a, b in arrows}
+
+
+def real_imports() -> set[tuple[str, str]]:
+    graph = grimp.build_graph("lamp", cache_dir=None)
+    parts = graph.find_children("lamp") - {"lamp.hosts", "lamp.errors", "lamp.plain"}
+    parts |= graph.find_children("lamp.hosts")
+    for part in parts:
+        graph.squash_module(part)
+    return {
+        (a.removeprefix("lamp.").replace(".", "/"), b.removeprefix("lamp.").replace(".", "/"))
+        for a in parts - {"lamp.__main__"}
+        for b in graph.find_modules_directly_imported_by(a) & parts - {a}
+    }
+
+
+def test_the_drawing_shows_every_import_of_the_packages() -> None:
+    drawn = reachable = drawn_imports()
+    while True:
+        wider = reachable | {(a, d) for a, b in reachable for c, d in drawn if b == c}
+        if wider == reachable:
+            break
+        reachable = wider
+    real = real_imports()
+    assert len(real) > 20 and real - reachable == set()
+    assert {pair for pair in drawn - real if pair[0] != "nodes"} == set()
+
+
+def test_the_drawing_follows_the_enforced_layers() -> None:
+    contracts = read_toml(ROOT / "pyproject.toml")["tool"]["importlinter"]["contracts"]
+    (layers,) = (contract["layers"] for contract in contracts if contract["type"] == "layers")
+    floor = {name: n for n, layer in enumerate(layers) for name in re.findall(r"\w+", layer)}
+    pairs = [(a.split("/")[0], b.split("/")[0]) for a, b in drawn_imports() if a != "nodes"]
+    assert [pair for pair in pairs if floor[pair[0]] >= floor[pair[1]]] == []
+    assert {name for pair in pairs for name in pair} == set(floor) - {"errors", "plain"}

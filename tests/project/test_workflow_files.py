@@ -62,9 +62,8 @@ def test_the_bug_form_asks_for_the_setup() -> None:
 def test_lint_tools_are_pinned_in_one_place() -> None:
     """In pyproject.toml; the pre-commit hooks run them from .venv."""
     dev = read_toml(ROOT / "pyproject.toml")["project"]["optional-dependencies"]["dev"]
-    assert all(
-        any(re.fullmatch(rf"{tool}==[\d.]+", each) for each in dev) for tool in ("ruff", "mypy")
-    )
+    for tool in ("import-linter", "mypy", "ruff"):
+        assert any(re.fullmatch(rf"{tool}==[\d.]+", each) for each in dev), tool
     hooks = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text("utf-8"))["repos"]
     assert {repo["repo"] for repo in hooks} == {"local"}
 
