@@ -1,4 +1,8 @@
-"""Few-shot tuning (paper sec. 3.3 and 4.1): only the motion learns, the image model is frozen."""
+"""Few-shot training (paper sec. 3.3 and 4.1): the motion learns, the image model is frozen.
+
+`Training.advance` is one step. Its loss is paper eq. 4: noise on frames 2..l, frame 1 clean. The
+first-frame attention of eq. 5 is in `lamp.method.attention`, attached with the motion.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,6 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,15 +41,15 @@ from .recipe import PRECISIONS, TrainConfig, learning_rate_factor
 from .validation import Validation, split_clips
 
 PACE = 20
-"""Steps whose mean time is the speed of a run: the first ones are slower, and a machine changes."""
+"""Number of last steps whose mean time is a run's speed. The first steps are slower."""
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """What a listener learns after each step.
+    """The result of a step.
 
-    ``seconds_per_step`` is the mean of the last `PACE` steps, without what is done between them;
-    ``overhead_seconds`` what that will still take: samples and states.
+    ``seconds_per_step``: mean of the last `PACE` steps; ``overhead_seconds``: expected time for the
+    remaining samples, validations and states.
     """
 
     step: int
@@ -70,63 +73,66 @@ def predict_loss(
     min_snr: float = 0.0,
     difference_loss: float = 0.0,
 ) -> Tensor:
-    """Paper eq. 4: frame 1 stays clean, the loss counts frames 2..l.
+    """The training loss (paper eq. 4): frame 1 stays clean, the loss covers frames 2..l.
 
-    The motion must be attached to the host's UNet. Of a model that predicts v it is the
-    loss on that, as in its own training.
+    The motion must be attached to the host's UNet. For a model that predicts v, this is the error
+    of v, the loss it was trained with.
 
     Args:
         latents, noise: `(b f) c h w`.
         timesteps: `b`, one for all frames of a video.
-        text: as `Host.predict` takes it.
-        min_snr: see `TrainConfig`; 0 weighs all timesteps alike.
-        difference_loss: weight of the same loss on the differences of neighbouring frames.
+        text: see `Host.predict`.
+        min_snr, difference_loss: see `TrainConfig`.
     """
     videos = timesteps.shape[0]
     alphas = host.alphas_cumprod[timesteps.cpu()]
-    predicted = host.predict(noise_later_frames(latents, noise, alphas), timesteps, text)
-    target = noise.unflatten(0, (videos, -1))[:, 1:]
-    guess = predicted.float().unflatten(0, (videos, -1))[:, 1:]
+    noisy = noise_later_frames(latents, noise, alphas)
+    predicted = host.predict(noisy, timesteps, text).float()
+    predicted, target = (x.unflatten(0, (videos, -1))[:, 1:] for x in (predicted, noise))
     weights = alphas, host.v_prediction, min_snr
-    loss = noise_error(guess, target, *weights)
+    loss = noise_error(predicted, target, *weights)
     if not difference_loss:
         return loss
-    return loss + difference_loss * noise_error(guess.diff(dim=1), target.diff(dim=1), *weights)
-
-
-def noise_error(
-    guess: Tensor, target: Tensor, alphas: Tensor, v_prediction: bool = False, min_snr: float = 0.0
-) -> Tensor:
-    """How far predicted noise `b f c h w` is off, weighted as `predict_loss` tells.
-
-    Args:
-        alphas: cumulative, `b`.
-        v_prediction: see `Host`.
-    """
-    if not min_snr and not v_prediction:
-        return nn.functional.mse_loss(guess, target)
-    errors = (guess - target).square().flatten(1).mean(1)
-    if not min_snr:
-        # At the same x the noise is off by sqrt(alpha) times what v is off by.
-        return (errors / alphas.to(guess)).mean()
-    # These weights are one and the same for noise and v: they stand for the error of x_0.
-    snr = (alphas / (1 - alphas)).to(guess)
-    return (errors * snr.clamp(max=min_snr) / snr).mean()
+    return loss + difference_loss * noise_error(predicted.diff(dim=1), target.diff(dim=1), *weights)
 
 
 def noise_later_frames(latents: Tensor, noise: Tensor, alphas: Tensor) -> Tensor:
-    """`(b f) c h w` with noise on frames 2.. (paper eq. 2); `alphas`: cumulative, `b`."""
+    """`(b f) c h w` with noise on frames 2..l (paper eq. 2); `alphas`: cumulative, `b`."""
     videos = alphas.shape[0]
     first = latents.unflatten(0, (videos, -1))[:, 0]
     per_frame = alphas.to(latents).repeat_interleave(latents.shape[0] // videos)
     return with_first_frame(add_noise(latents, noise, per_frame[:, None, None, None]), first)
 
 
-class Training:
-    """One tuning run, step by step; `motion` holds what was learned so far.
+def noise_error(
+    predicted: Tensor,
+    target: Tensor,
+    alphas: Tensor,
+    v_prediction: bool = False,
+    min_snr: float = 0.0,
+) -> Tensor:
+    """Mean squared error of predicted noise `b f c h w`, weighted as in `predict_loss`.
 
-    Hooks are on the UNet only while a step is computed. All chance comes from one CPU generator,
-    so that seed and settings fix the run, and its state can be kept (`lamp.training.state`).
+    Args:
+        alphas: cumulative, `b`.
+        v_prediction: see `Host`.
+    """
+    if not min_snr and not v_prediction:
+        return nn.functional.mse_loss(predicted, target)
+    errors = (predicted - target).square().flatten(1).mean(1)
+    if not min_snr:
+        # At the same x, the error of the noise is sqrt(alpha) times the error of v.
+        return (errors / alphas.to(predicted)).mean()
+    # The same weights for noise and v: they make it a capped error of x_0.
+    snr = (alphas / (1 - alphas)).to(predicted)
+    return (errors * snr.clamp(max=min_snr) / snr).mean()
+
+
+class Training:
+    """A training run, step by step; `motion` holds what has been learned so far.
+
+    Hooks are on the UNet only during a step. All random numbers come from one CPU generator, so
+    that seed and settings determine the run, and its state can be saved (`lamp.training.state`).
 
     Args:
         host: the image model, frozen, on the device of `motion`.
@@ -134,7 +140,7 @@ class Training:
         group: other processes that train the same motion on their shares of each batch.
 
     Raises:
-        LampError: the clips' windows have another length, or none would be left to learn from.
+        LampError: the clips have windows of another length, or all of them are held out.
     """
 
     def __init__(
@@ -158,64 +164,66 @@ class Training:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.average = Average(self.trained, config.ema)
         self._gradient_check = GradientCheck(_moving(motion, self.optimizer))
-        self.draw = torch.Generator().manual_seed(config.seed)
-        learned, held_out = split_clips(len(clips.posteriors), config.hold_out, config.seed)
-        self.batches = Batches(clips, learned, self.draw)
+        self.generator = torch.Generator().manual_seed(config.seed)
+        train_clips, held_out = split_clips(len(clips.posteriors), config.hold_out, config.seed)
+        self.batches = Batches(clips, train_clips, self.generator)
         self.losses: list[float] = []
         self.validation: list[tuple[int, float]] = []
         self.updating = False
+        """Whether an update is under way, so that the parameters belong to no step."""
         self._validation = Validation(clips, held_out, config.seed)
-        self._rewind = (self.draw.get_state(), list[int]())
+        self._position = (self.generator.get_state(), list[int]())
         self._seconds: deque[float] = deque(maxlen=PACE)
 
     @property
     def step(self) -> int:
-        """Steps that are done."""
+        """Completed steps."""
         return len(self.losses)
 
     @property
-    def place(self) -> tuple[Tensor, list[int]]:
-        """Generator state and clips left of the pass, before the first step that is not done."""
-        return self._rewind
+    def position(self) -> tuple[Tensor, list[int]]:
+        """Generator state and remaining clips of the epoch, after the last completed step."""
+        return self._position
 
     def resume_at(
         self, random: Tensor, order: list[int], losses: list[float], validation: list[Any]
     ) -> None:
-        """Go on from a kept place."""
-        self.draw.set_state(random)
+        """Continue from a saved `position`."""
+        self.generator.set_state(random)
         self.batches.order = list(order)
         self.losses[:] = losses
         self.validation[:] = [(int(step), float(loss)) for step, loss in validation]
-        self._remember_place()
+        self._save_position()
 
     def advance(self) -> StepReport:
-        """One optimiser step.
+        """One optimizer step.
 
         Raises:
-            LampError: the loss is no longer finite; the parameters are those before the step.
+            LampError: the loss is not finite, or a parameter gets no gradient. The parameters are
+                those before the step.
         """
         begun = time.perf_counter()
-        rate = self.config.learning_rate * learning_rate_factor(self.step, self.config)
+        config = self.config
+        rate = config.learning_rate * learning_rate_factor(self.step, config)
         set_rate(self.optimizer, rate)
-        loss = self._gradients(rate)
-        self.updating = True  # from here to the end of the step the parameters are no whole state
-        clip_norm = self.config.clip_norm
-        apply_gradients(self.optimizer, self.trained, clip_norm, self.scaler, self._decay)
+        mean_loss = self._gradients(rate)
+        self.updating = True
+        apply_gradients(self.optimizer, self.trained, config.clip_norm, self.scaler, self._decay)
         self.average.update()
-        self.losses.append(loss)
-        self._remember_place()
+        self.losses.append(mean_loss)
+        self._save_position()
         self.updating = False
         self._seconds.append(time.perf_counter() - begun)
         seconds = sum(self._seconds) / len(self._seconds)
-        return StepReport(self.step, self.config.steps, loss, rate, seconds)
+        return StepReport(self.step, config.steps, mean_loss, rate, seconds)
 
     def run(self, on_step: Callable[[StepReport], object] = lambda report: None) -> None:
-        """Take all steps that are left; an exception of `on_step` (a cancel) ends the run."""
+        """Take all remaining steps. An exception of `on_step`, such as a cancel, ends the run."""
         while self.step < self.config.steps:
             on_step(self.advance())
 
     def validate(self) -> float | None:
-        """Mean loss on the held-out clips with the averaged parameters; None if none is held."""
+        """Mean loss on the held-out clips with the averaged parameters; None without such clips."""
         if not self._validation.cases:
             return None
         with torch.no_grad(), self.average.shown(), self._attached(1):
@@ -224,19 +232,19 @@ class Training:
         return self.validation[-1][1]
 
     def finish(self) -> None:
-        """Put the averaged parameters, if there are any, in the place of the last ones."""
+        """Replace the parameters by their average, if there is one."""
         self.average.store()
 
-    def _remember_place(self) -> None:
-        self._rewind = (self.draw.get_state(), list(self.batches.order))
+    def _save_position(self) -> None:
+        self._position = (self.generator.get_state(), list(self.batches.order))
 
     def _gradients(self, rate: float) -> float:
-        """Gradients of the whole batch on all processes; returns its loss."""
+        """Compute the gradients over accumulation and all processes; returns the mean loss."""
         self.optimizer.zero_grad(set_to_none=True)
         total = torch.zeros((), device=self.device)
         with self._attached(self.config.batch):
             for _ in range(self.config.accumulate):
-                loss = self._loss(*self._share()) / self.config.accumulate
+                loss = self._loss(*self._next_batch()) / self.config.accumulate
                 self.scaler.scale(loss).backward()
                 total += loss.detach()
         if self._gradient_check.waits and total.isfinite():
@@ -244,34 +252,26 @@ class Training:
         self.group.mean_([total, *(p.grad for p in self.trained if p.grad is not None)])
         return _finite(total, self.step, rate)
 
-    def _share(self) -> tuple[Batch, Tensor, Tensor]:
-        """This process's share of the next batch, with its noise and timesteps. All processes draw
-        the whole batch, so that their number does not change what is learned from."""
-        count, own = self.config.batch * self.group.count, self.config.batch
-        batch = self.batches.next(count)
-        noise = torch.randn(batch.latents.shape, generator=self.draw)
-        timesteps = torch.randint(TRAIN_TIMESTEPS, (count,), generator=self.draw)
-        if count == own:
-            return batch, noise, timesteps
-        rank, frames = self.group.rank, self.config.frames
+    def _next_batch(self) -> tuple[Batch, Tensor, Tensor]:
+        """This process's share of the next batch, noise and timesteps. Every process draws the
+        whole batch, so that the number of processes does not change the data."""
+        own, rank = self.config.batch, self.group.rank
+        videos, frames = own * self.group.count, self.config.frames
+        batch = self.batches.next(videos)
+        noise = torch.randn(batch.latents.shape, generator=self.generator)
+        timesteps = torch.randint(TRAIN_TIMESTEPS, (videos,), generator=self.generator)
+        share = slice(rank * own, (rank + 1) * own)
         rows = slice(rank * own * frames, (rank + 1) * own * frames)
-        videos = slice(rank * own, (rank + 1) * own)
-        return Batch(batch.latents[rows], batch.text[videos]), noise[rows], timesteps[videos]
+        return Batch(batch.latents[rows], batch.text[share]), noise[rows], timesteps[share]
 
     def _loss(self, batch: Batch, noise: Tensor, timesteps: Tensor) -> Tensor:
         latents, text, noise, timesteps = (
             tensor.to(self.device) for tensor in (batch.latents, batch.text, noise, timesteps)
         )
-        with _autocast(self.device, self.config.precision):
-            return predict_loss(
-                self.host,
-                latents,
-                noise,
-                timesteps,
-                text,
-                self.config.min_snr,
-                self.config.difference_loss,
-            )
+        config, dtype = self.config, PRECISIONS[self.config.precision]
+        weights = config.min_snr, config.difference_loss
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
+            return predict_loss(self.host, latents, noise, timesteps, text, *weights)
 
     @contextlib.contextmanager
     def _attached(self, videos: int) -> Iterator[None]:
@@ -306,7 +306,7 @@ def train(
 
 
 def _moving(motion: Motion, optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:
-    """What is learned, by name, without what an own learning rate of 0 holds where it is."""
+    """Trained parameters by name, without those whose learning rate factor is 0."""
     moving = {id(p) for g in optimizer.param_groups if g["factor"] for p in g["params"]}
     return {n: p for n, p in motion.trained_parameters().items() if id(p) in moving}
 
@@ -315,14 +315,7 @@ def _finite(loss: Tensor, step: int, rate: float) -> float:
     value = loss.item()
     if not math.isfinite(value):
         raise LampError(
-            f"The loss became {value} in step {step + 1} at learning rate {rate:g}: nothing "
-            "learned after it would be of use. Lower the learning rate, or choose precision fp32."
+            f"The loss became {value} in step {step + 1} at learning rate {rate:g}. Lower the "
+            "learning rate, or choose precision fp32 or bf16."
         )
     return value
-
-
-def _autocast(device: torch.device, precision: str) -> AbstractContextManager[Any]:
-    dtype = PRECISIONS[precision]
-    if dtype is None:
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, dtype)

@@ -64,7 +64,7 @@ def take_state(training: Training, identity: dict[str, str], run: str = "") -> T
     """
     if training.updating:
         raise StateError("The last update was interrupted: its parameters are no whole state.")
-    random, order = training.place
+    random, order = training.position
     tensors = {f"motion.{name}": value for name, value in training.motion.state_dict().items()}
     tensors |= {f"average.{i}": value for i, value in enumerate(training.average.values)}
     numbers: dict[str, dict[str, Any]] = {}

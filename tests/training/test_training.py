@@ -342,7 +342,7 @@ def test_accumulated_gradients_are_the_mean_over_the_batches(
         motion = Motion(map_unet(host.unet)).initialise(0)
         training = Training(host, motion, clips, config(accumulate=batches))
         for _ in range(skip):
-            training._share()
+            training._next_batch()
         training._gradients(1.0)
         grad = motion.get_parameter(name).grad
         assert grad is not None
@@ -377,7 +377,7 @@ def test_held_out_clips_are_not_learned_from_and_measured_at_fixed_noise(
     assert sorted(learned + held_out) == [0, 1, 2, 3] and len(held_out) == 1
     training = Training(host, motion, clips, config(hold_out=1))
     lengths = {float(len(clips.clips.captions[clip])) for clip in learned}
-    seen = {training._share()[0].text[0, 0, 0].item() for _ in range(9)}
+    seen = {training._next_batch()[0].text[0, 0, 0].item() for _ in range(9)}
     assert seen == lengths
     first = training.validate()
     assert first == training.validate()
