@@ -2,7 +2,7 @@
 # make demo    train a motion on toy clips in ComfyUI and render it
 # make run     ComfyUI with this pack, for a browser
 # make test    all tests, including those against a real ComfyUI server
-# make check   lint, formatting, types and the fast tests
+# make check   lint, formatting, types, import rules and the fast tests
 # make types   mypy alone
 # make test-browser   tests in a real chromium; installs it where apt-get is allowed to
 #
