@@ -17,6 +17,7 @@ NOTE = "MarkdownNote"
 CORE = ("comfy-core", "0.3.75")
 PACK = ("lamp-motion", "0.1.0")
 _WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+DYNAMIC_COMBO = "COMFY_DYNAMICCOMBO_V3"  # newer ComfyUI: each choice may have inputs of its own
 _HOLLOW = 7  # the shape of an optional socket
 
 
@@ -31,6 +32,9 @@ def input_specs(info: Mapping[str, Any]) -> dict[str, Spec]:
             options = dict(rest[0]) if rest else {}
             if isinstance(kind, list):
                 kind, options = "COMBO", {**options, "options": kind}
+            elif kind == DYNAMIC_COMBO:
+                choices = [choice["key"] for choice in options["options"]]
+                kind, options = "COMBO", {**options, "options": choices}
             specs[name] = (kind, options)
     return specs
 

@@ -93,7 +93,7 @@ def canvas_nodes() -> list[tuple[str, dict[str, Any]]]:
 
 
 def test_the_canvas_has_the_servers_sockets_and_widgets(infos: dict[str, Any]) -> None:
-    """The front end reads widget values by their place: the server may only add some behind."""
+    """The front end reads widgets and outputs by their place: newer servers may only append."""
     for name, node in canvas_nodes():
         place, info = f"{name}: {node['type']}", infos[node["type"]]
         specs = input_specs(info)
@@ -105,7 +105,8 @@ def test_the_canvas_has_the_servers_sockets_and_widgets(infos: dict[str, Any]) -
         values = [value for value in node["widgets_values"] if value not in ("fixed", "randomize")]
         assert len(values) == len(widgets) + (node["type"] == "LoadImage"), place
         outputs = [(entry["name"], entry["type"]) for entry in node["outputs"]]
-        assert outputs == list(zip(info["output_name"], info["output"], strict=True)), place
+        known = list(zip(info["output_name"], info["output"], strict=True))
+        assert outputs == known[: len(outputs)], place
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if "toy" not in name])
