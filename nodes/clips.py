@@ -22,7 +22,7 @@ from ..lamp.clips.sources import BatchSource, ClipSource, FileSource
 from ..lamp.errors import ClipError
 from ..lamp.plain import log
 from .common import aliases, named_errors, plain_errors, progress_of
-from .progress import told_with_picture
+from .progress import image_and_text
 
 LampClips = io.Custom("LAMP_CLIPS")
 NO_FOLDER = "(from images)"
@@ -194,7 +194,7 @@ class TrainingClips(io.ComfyNode):
         for warning in clips.warnings:
             log.warning(warning)
         report, sheet = describe_clips(clips), contact_sheet(clips)
-        shown = told_with_picture(sheet, _summary(clips, report), cls)
+        shown = image_and_text(sheet, _summary(clips, report), cls)
         return io.NodeOutput(clips, report, sheet, ui=shown)
 
 

@@ -200,7 +200,7 @@ class LoadMotion(io.ComfyNode):
 
 
 def _given_mask(mask: Any) -> Any:
-    """The mask, or None for the mask that stands for none.
+    """The mask, or None for the black mask that Load Image returns for "no mask".
 
     Raises:
         LampError: the mask is black everywhere.

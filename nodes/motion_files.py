@@ -243,8 +243,8 @@ class ConvertOfficial(io.ComfyNode):
                 io.Combo.Input(
                     "folder",
                     options=list(official_folders()),
-                    tooltip="Folder in models/diffusers that contains "
-                    "unet/diffusion_pytorch_model.bin (or .safetensors) of the official training.",
+                    tooltip="Folder in models/diffusers that contains the folder unet of the "
+                    "official training, with diffusion_pytorch_model.bin (or .safetensors).",
                 ),
                 io.String.Input(
                     "prompt",

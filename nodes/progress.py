@@ -43,7 +43,7 @@ class NodeProgress:
             server.send_progress_text(plain_lines(text), plain(self._node_id))
 
 
-def told_with_picture(picture: Any, text: str, node: type[Any]) -> dict[str, Any]:
+def image_and_text(picture: Any, text: str, node: type[Any]) -> dict[str, Any]:
     """The `ui` of a node that shows an IMAGE and a text; `web/results.js` draws the text."""
     from comfy_api.latest import ui
 

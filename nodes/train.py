@@ -38,7 +38,7 @@ from .common import (
     upstream_name,
     workflow_metadata,
 )
-from .progress import NodeProgress, told_with_picture
+from .progress import NodeProgress, image_and_text
 from .recipe import LampRecipe, setting_input
 from .training_run import Show, find_place, resume_choices
 
@@ -132,17 +132,17 @@ class Trainer(io.ComfyNode):
             )
             config = plan_memory(host, latents, config, checkpointing, progress.announce)
             motion = comfy_training.new_motion(host, config.seed)
-            told = describe_training(config, clips, motion.sites.family)
-            told["base_hash"] = image_model_hash(model)
-            told["base_model"] = upstream_name(cls.hidden.prompt, cls.hidden.unique_id, "model")
+            about = describe_training(config, clips, motion.sites.family)
+            about["base_hash"] = image_model_hash(model)
+            about["base_model"] = upstream_name(cls.hidden.prompt, cls.hidden.unique_id, "model")
             training = Training(host, motion, latents, config)
-            # A run learns beside the LoRAs in front of it, and goes on beside the same ones.
+            # LoRAs before the trainer are part of the base: a resumed run needs the same ones.
             who = identity(base_hash(host.unet), clips)
             if place.state is not None:
                 restore(training, place.state, who)
             place = place.claim()
             mark = mark_of(place.state)
-            outcome = Outcome(place.motion, told, workflow_metadata(cls.hidden), mark)
+            outcome = Outcome(place.motion, about, workflow_metadata(cls.hidden), mark)
             samples = Samples(
                 place.folder,
                 latents,
@@ -161,7 +161,7 @@ class Trainer(io.ComfyNode):
 
 
 def _refuse_early(config: TrainConfig, precision: str, clips: ClipSet, place: Place) -> None:
-    """What needs no model to be refused, before one is loaded and clips are encoded."""
+    """Refuse what can be refused before models are loaded and clips are encoded."""
     check_optimizer(config)
     split_clips(len(clips), config.hold_out, config.seed)
     if place.state is None:
@@ -187,12 +187,12 @@ def _results(
         plot,
         str(path),
         losses,
-        ui=told_with_picture(plot, f"saved {shown(path)}", node),
+        ui=image_and_text(plot, f"saved {shown(path)}", node),
     )
 
 
 def _encoded(model: Any, vae: Any, picture: Tensor, clips: ClipSet) -> Tensor:
-    """Scaled latents `c h w` of the picture `1 h w 3` that the samples start from."""
+    """Scaled latents `c h w` of the image `1 h w 3` that the samples start from."""
     from ..lamp.clips.images import fit_images
     from ..lamp.hosts.comfy.vae import encode_first_frame
 
@@ -235,8 +235,8 @@ def _keeping() -> list[Any]:
         io.String.Input(
             "name",
             default="motion",
-            tooltip="Name of the file, models/lamp_motion/NAME_00001.safetensors. May contain "
-            "folders: horses/run.",
+            tooltip="File name in models/lamp_motion. A number is added. May contain folders, such "
+            "as horses/run.",
         ),
         io.Combo.Input(
             "resume",

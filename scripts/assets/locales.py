@@ -3,8 +3,8 @@
 Needs `make setup`. Run it after every change to a node's schema or to locales/zh.
 
 - locales/en: the front end shows it in place of the schemas' own texts.
-- The tables "Inputs" and "Outputs" of the help pages in web/docs: from the schemas for English,
-  from locales/zh for Chinese. The rest of each page is written by hand.
+- The sections "Inputs" and "Outputs" of the help pages in web/docs: from the schemas in English,
+  from locales/zh in Chinese. The rest of each page is written by hand.
 """
 
 from __future__ import annotations
@@ -86,11 +86,11 @@ def _name(field: Any) -> str:
 
 @dataclass(frozen=True)
 class Words:
-    """What the tables of a language say around the texts."""
+    """The words of a language around the texts."""
 
     inputs: str
     outputs: str
-    columns: tuple[str, str]
+    colon: str
     none: str
     options: str
     between: str
@@ -101,7 +101,7 @@ WORDS = {
     "en": Words(
         "Inputs",
         "Outputs",
-        ("Name", "Description"),
+        colon=": ",
         none="None.",
         options=" Options: {}.",
         between=", ",
@@ -110,7 +110,7 @@ WORDS = {
     "zh": Words(
         "输入",
         "输出",
-        ("名称", "说明"),
+        colon="：",
         none="无。",
         options="选项：{}。",
         between="、",
@@ -127,8 +127,10 @@ def help_pages(node_id: str) -> dict[str, str]:
     return {"en": f"{node_id}.md", "zh": f"{node_id}/zh.md"}
 
 
-def with_tables(page: str, schema: Any, definition: dict[str, Any], language: str) -> str:
-    """A help page with the tables of a node's inputs and outputs, in place of those it has.
+def with_fields(page: str, schema: Any, definition: dict[str, Any], language: str) -> str:
+    """A help page with the lists of a node's inputs and outputs, in place of those it has.
+
+    Lists, because the front end's side panel is too narrow for tables.
 
     Args:
         definition: the node's texts in that language, as in NODES.
@@ -140,7 +142,7 @@ def with_tables(page: str, schema: Any, definition: dict[str, Any], language: st
         for number, field in enumerate(schema.outputs or [])
     ]
     for heading, fields in ((words.inputs, inputs), (words.outputs, outputs)):
-        section = f"## {heading}\n\n{_table(fields, words)}\n"
+        section = f"## {heading}\n\n{_list(fields, words)}\n"
         page, count = re.subn(
             rf"^## {heading}\n.*?(?=^## |\Z)",
             lambda _, s=section: s + "\n",
@@ -152,16 +154,16 @@ def with_tables(page: str, schema: Any, definition: dict[str, Any], language: st
     return page.rstrip("\n") + "\n"
 
 
-def _table(fields: list[tuple[Any, dict[str, str]]], words: Words) -> str:
+def _list(fields: list[tuple[Any, dict[str, str]]], words: Words) -> str:
     if not fields:
         return words.none
-    rows = [f"| {' | '.join(words.columns)} |", "|---|---|"]
+    rows = []
     for field, texts in fields:
         own, name = f"`{_name(field)}`", as_plain(texts["name"])
         label = own if name == _name(field) else f"{name} {own}"
         text = as_plain(texts["tooltip"])
         text += _options(field, text, words) + _default(field, words)
-        rows.append(f"| {label} | {text.replace('|', chr(92) + '|')} |")
+        rows.append(f"- {label}{words.colon}{text}")
     return "\n".join(rows)
 
 
@@ -217,7 +219,7 @@ def main() -> int:
             schema = node.GET_SCHEMA()
             path = HELP / help_pages(schema.node_id)[language]
             page = path.read_text(encoding="utf-8")
-            _write(path, with_tables(page, schema, definitions[schema.node_id], language))
+            _write(path, with_fields(page, schema, definitions[schema.node_id], language))
     return 0
 
 

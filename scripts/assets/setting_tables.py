@@ -1,7 +1,7 @@
 """Write the training settings into docs/command_line: `python -m scripts.assets.setting_tables`.
 
 The rows of the settings are made from `lamp.training.recipe` in English and from locales/zh in
-Chinese. Other rows and cells stay. The help pages have their tables from `scripts.assets.locales`.
+Chinese. Other rows and cells stay. The help pages are filled by `scripts.assets.locales`.
 """
 
 from __future__ import annotations
