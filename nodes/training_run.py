@@ -92,10 +92,8 @@ class Show:
 
     def step(self, report: StepReport) -> None:
         """Move the bar. The last sample plays in the preview, one frame per step."""
-        rate = 1 / max(report.seconds_per_step, 1e-9)
-        speed = f"{rate:.2f} steps/s" if rate >= 0.1 else f"{1 / rate:.1f} s/step"
         self._progress.say(
-            f"loss {report.loss:.4f}, step {report.step} of {report.steps}, {speed}, "
+            f"loss {report.loss:.4f}, step {report.step} of {report.steps}, {report.speed}, "
             f"{duration(report.seconds_left)} left"
         )
         picture = self._frames[report.step % len(self._frames)] if self._frames else None

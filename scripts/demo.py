@@ -21,13 +21,13 @@ import requests
 from numpy.typing import NDArray
 from PIL import Image
 
+from lamp.cli.terminal import Terminal
 from lamp.toy import score
 from lamp.toy.cases import evaluation_cases
 from scripts.demo_pictures import Film, write_pictures
 from scripts.server.host import ROOT, HostMissing
 from scripts.server.run import Event, PromptRejected, RunResult
 from scripts.server.server import ComfyServer, ServerFailed
-from scripts.terminal import StatusLine, bar
 from scripts.workflows import load_api
 
 WORKFLOW = "lamp_toy_train_and_generate"
@@ -63,9 +63,9 @@ def toy_prompt(seed: int, unseen: str, number: int) -> dict[str, Any]:
 
 
 class Watch:
-    """Shows the events of a run on the status line."""
+    """Shows the progress of a run."""
 
-    def __init__(self, line: StatusLine, prompt: dict[str, Any], label: str) -> None:
+    def __init__(self, line: Terminal, prompt: dict[str, Any], label: str) -> None:
         self._line, self._label = line, label
         self._trainer, self._sampler = (
             node_of(prompt, kind) for kind in ("LAMP_Trainer", "LAMP_KSampler")
@@ -79,17 +79,15 @@ class Watch:
             self._told = data["text"] if data["text"].startswith("loss") else ""
         if event["type"] != "progress":
             return
-        share = data["value"] / max(data["max"], 1)
-        if data["node"] == self._trainer and not self._told:
-            self._line.show(f"reading the clips {bar(share)}", share)
-        elif data["node"] == self._trainer:
-            self._line.show(f"learning   {bar(share)} {self._told}", share)
+        done, total = data["value"], max(data["max"], 1)
+        if data["node"] == self._trainer:
+            job = "training" if self._told else "encoding the clips"
+            self._line.progress(job, done, total, self._told)
         elif data["node"] == self._sampler:
-            step = f"step {data['value']} of {data['max']}"
-            self._line.show(f"{self._label} {bar(share)} {step}", share)
+            self._line.progress(self._label, done, total)
 
 
-def run_objects(server: ComfyServer, args: argparse.Namespace, line: StatusLine) -> list[Film]:
+def run_objects(server: ComfyServer, args: argparse.Namespace, line: Terminal) -> list[Film]:
     """Train once, move every object; also fetches the loss plot and the motion file."""
     cases = evaluation_cases(args.seed, args.unseen)[: args.objects]
     films = []
@@ -173,13 +171,14 @@ def _shown(path: Path) -> Path:
 
 def run(args: argparse.Namespace) -> int:
     _clear(args.out)
-    line = StatusLine(sys.stdout)
+    line = Terminal(sys.stdout)
     started = time.monotonic()
     print(f"LAMP demo: learn a motion from 8 clips, then move {args.objects} unseen objects.")
-    line.show("starting ComfyUI", 0.0)
+    line.say("starting ComfyUI")
     with ComfyServer(log=args.out / "server.log") as server:
         line.say(f"ComfyUI answers at {server.url} ({time.monotonic() - started:.0f} s)")
-        films = run_objects(server, args, line)
+        with line:
+            films = run_objects(server, args, line)
     write_pictures(films, args.out)
     line.say(f"all done in {time.monotonic() - started:.0f} s")
     motions = sorted(args.out.glob(f"{MOTION}*.safetensors"))

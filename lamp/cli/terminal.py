@@ -1,129 +1,80 @@
-"""What a person sees of a long job: rich's moving bars in a terminal, plain lines elsewhere."""
+"""Progress of long jobs: tqdm's bar on a screen, some lines elsewhere."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from datetime import timedelta
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 from ..plain import plain, plain_lines
 from ..training.loop import StepReport
 
-# Plain lines of progress for one job, and where a long one tells that it has begun.
+# Lines for one job, and the early steps of a long one that get a line.
 _LINES, _EARLY = 40, (1, 10, 100)
+_BAR = "{desc} |{bar:24}| {n_fmt}/{total_fmt} {postfix}"
 
 
-class Terminal(Protocol):
-    """Where a job tells how it goes; used as a context, since bars have to be taken down."""
+class Terminal:
+    """Shows texts and progress on `stream`, None: nowhere. A context, which closes the last bar."""
 
-    def __enter__(self) -> Terminal: ...
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream, self._bar, self._new_bar = stream, None, None
+        if stream is not None and stream.isatty():
+            with contextlib.suppress(ImportError):
+                from tqdm import tqdm
 
-    def __exit__(self, *error: object) -> None: ...
+                self._new_bar = tqdm
+        self._job = ""
+
+    def __enter__(self) -> Terminal:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._close_bar()
 
     def say(self, text: str) -> None:
-        """Text that stays, plain: what it tells of files is shown, not obeyed."""
-        ...
+        """Write lines that stay. Whatever files put into them is escaped."""
+        if self._stream is None:
+            return
+        if self._bar is not None:
+            self._bar.clear()
+        self._stream.write(f"{plain_lines(text)}\n")
+        self._stream.flush()
+        if self._bar is not None:
+            self._bar.refresh()
 
     def progress(self, job: str, done: int, total: int, detail: str = "") -> None:
-        """How far a job is, `detail` being what there is to say about it."""
-        ...
+        """Show how far a job is."""
+        if self._stream is None:
+            return
+        if self._new_bar is None:
+            if done in _EARLY or (done and done * _LINES // total > (done - 1) * _LINES // total):
+                self.say(f"{job} {done} of {total}{', ' if detail else ''}{detail}")
+            return
+        if job != self._job:
+            self._close_bar()
+            self._job = job
+            options = {"file": self._stream, "dynamic_ncols": True, "bar_format": _BAR}
+            self._bar = self._new_bar(desc=plain(job), total=total, **options)
+        bar: Any = self._bar
+        bar.n, bar.total = done, total
+        bar.set_postfix_str(plain(detail))
 
-
-def open_terminal(stream: TextIO | None = None) -> Terminal:
-    """The best that `stream` (by default stdout) can show."""
-    stream = stream or sys.stdout
-    if stream.isatty():
-        try:
-            return RichTerminal(stream)
-        except ImportError:
-            pass
-    return PlainTerminal(stream)
+    def _close_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self._bar, self._job = None, ""
 
 
 def beside_the_result() -> Terminal:
-    """For a command whose result goes to stdout: stderr, if somebody looks at it."""
-    return open_terminal(sys.stderr) if sys.stderr.isatty() else Silence()
-
-
-class PlainTerminal:
-    """Lines, not too many of them."""
-
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
-
-    def __enter__(self) -> PlainTerminal:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Nothing is to be taken down."""
-
-    def say(self, text: str) -> None:
-        """See `Terminal.say`."""
-        self._stream.write(f"{plain_lines(text)}\n")
-        self._stream.flush()
-
-    def progress(self, job: str, done: int, total: int, detail: str = "") -> None:
-        """See `Terminal.progress`."""
-        if done in _EARLY or (done and done * _LINES // total > (done - 1) * _LINES // total):
-            self.say(f"{job} {done} of {total}{', ' if detail else ''}{detail}")
-
-
-class RichTerminal:
-    """One bar for each job, below what is said.
-
-    Raises ImportError if rich is not installed.
-    """
-
-    def __init__(self, stream: TextIO) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-
-        self._progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[detail]}", markup=False),
-            console=Console(file=stream, highlight=False, soft_wrap=True),
-        )
-        self._jobs: dict[str, Any] = {}
-
-    def __enter__(self) -> RichTerminal:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._progress.stop()
-
-    def say(self, text: str) -> None:
-        """See `Terminal.say`."""
-        self._progress.console.print(plain_lines(text), markup=False)
-
-    def progress(self, job: str, done: int, total: int, detail: str = "") -> None:
-        """See `Terminal.progress`."""
-        if job not in self._jobs:
-            self._jobs[job] = self._progress.add_task(plain(job), detail="")
-        self._progress.update(self._jobs[job], completed=done, total=total, detail=plain(detail))
-
-
-class Silence:
-    """For the processes beside the main one."""
-
-    def __enter__(self) -> Silence:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Nothing is to be taken down."""
-
-    def say(self, text: str) -> None:
-        """Not here."""
-
-    def progress(self, job: str, done: int, total: int, detail: str = "") -> None:
-        """Not here."""
+    """For a command that prints its result to stdout: progress on stderr, if it is a screen."""
+    return Terminal(sys.stderr if sys.stderr.isatty() else None)
 
 
 class LogLines(logging.Handler):
-    """Brings the warnings of `lamp` to a terminal."""
+    """Shows the warnings of `lamp` on a terminal."""
 
     def __init__(self, terminal: Terminal) -> None:
         super().__init__(logging.WARNING)
@@ -136,7 +87,5 @@ class LogLines(logging.Handler):
 
 def describe_step(report: StepReport) -> str:
     """`loss 0.1234, 1.52 steps/s, 0:03:05 left`"""
-    rate = 1 / max(report.seconds_per_step, 1e-9)
-    speed = f"{rate:.2f} steps/s" if rate >= 0.1 else f"{report.seconds_per_step:.1f} s a step"
     left = timedelta(seconds=round(report.seconds_left))
-    return f"loss {report.loss:.4f}, {speed}, {left} left"
+    return f"loss {report.loss:.4f}, {report.speed}, {left} left"

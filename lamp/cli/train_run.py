@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -34,7 +35,7 @@ from ..training.state import check_state, restore
 from ..training.validation import split_clips
 from .place import find_place
 from .stopping import StopRequest
-from .terminal import LogLines, Silence, Terminal, describe_step, open_terminal
+from .terminal import LogLines, Terminal, describe_step
 from .train_config import RunSettings
 
 
@@ -49,7 +50,8 @@ def train(settings: RunSettings) -> None:
     group = AccelerateGroup(settings.choices.device, lambda: stop.asked) if is_launched() else None
     done = False
     try:
-        with open_terminal() if _is_main(group) else Silence() as terminal, _warnings(terminal):
+        stream = sys.stdout if _is_main(group) else None
+        with Terminal(stream) as terminal, _warnings(terminal):
             if group is not None:
                 clips = settings.config.batch * settings.config.accumulate * group.count
                 terminal.say(

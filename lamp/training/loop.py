@@ -60,6 +60,12 @@ class StepReport:
     overhead_seconds: float = 0.0
 
     @property
+    def speed(self) -> str:
+        """`1.52 steps/s`, or `12.0 s/step` for slow steps."""
+        rate = 1 / max(self.seconds_per_step, 1e-9)
+        return f"{rate:.2f} steps/s" if rate >= 0.1 else f"{self.seconds_per_step:.1f} s/step"
+
+    @property
     def seconds_left(self) -> float:
         return (self.steps - self.step) * self.seconds_per_step + self.overhead_seconds
 

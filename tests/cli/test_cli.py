@@ -17,7 +17,7 @@ from benchmarks.samples.small_training import small_host
 from lamp.cli import COMMANDS, main
 from lamp.cli.place import find_place
 from lamp.cli.stopping import StopRequest
-from lamp.cli.terminal import LogLines, PlainTerminal, RichTerminal, describe_step, open_terminal
+from lamp.cli.terminal import LogLines, Terminal, describe_step
 from lamp.cli.train_config import TABLES, RunSettings, read_settings
 from lamp.errors import LampError
 from lamp.method.architecture import map_unet
@@ -309,8 +309,7 @@ class Screen(io.StringIO):
 
 def test_plain_lines_are_few_but_tell_the_begin_and_the_end() -> None:
     stream = io.StringIO()
-    with open_terminal(stream) as terminal:
-        assert isinstance(terminal, PlainTerminal)
+    with Terminal(stream) as terminal:
         for done in range(1001):
             terminal.progress("training", done, 1000, "loss 0.5")
     lines = stream.getvalue().splitlines()
@@ -323,7 +322,7 @@ def test_plain_lines_are_few_but_tell_the_begin_and_the_end() -> None:
 def test_a_short_job_tells_every_step() -> None:
     stream = io.StringIO()
     for done in range(4):
-        PlainTerminal(stream).progress("reading", done, 3)
+        Terminal(stream).progress("reading", done, 3)
     assert stream.getvalue() == "reading 1 of 3\nreading 2 of 3\nreading 3 of 3\n"
 
 
@@ -332,7 +331,7 @@ def test_warnings_of_the_method_are_shown() -> None:
 
     stream = io.StringIO()
     logger = logging.getLogger("lamp.tests")
-    handler = LogLines(PlainTerminal(stream))
+    handler = LogLines(Terminal(stream))
     logger.addHandler(handler)
     logger.warning("the clip %s is short", "a.mp4")
     logger.info("nothing")
@@ -341,28 +340,34 @@ def test_warnings_of_the_method_are_shown() -> None:
 
 
 def test_a_screen_gets_a_bar_with_loss_speed_and_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("rich")
-    monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "120")
     screen = Screen()
     report = StepReport(3, 4, 0.125, 1e-3, 2.0)
-    with open_terminal(screen) as terminal:
-        assert isinstance(terminal, RichTerminal)
-        terminal.say("[clips] are no markup")
+    with Terminal(screen) as terminal:
+        terminal.progress("encoding clips", 8, 8)
+        terminal.say("a text between")
         terminal.progress("training", 3, 4, describe_step(report))
+        terminal.say("another")
     shown = screen.getvalue()
-    assert "[clips] are no markup" in shown
-    assert "3/4" in shown and "loss 0.1250, 0.50 steps/s, 0:00:02 left" in shown
+    assert "a text between\n" in shown and "another\n" in shown
+    assert "8/8" in shown and "3/4" in shown
+    assert "0.1250" in shown and "0.50 steps/s" in shown and "0:00:02" in shown
 
 
-def test_a_screen_without_rich_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("rich", "rich.console", "rich.progress"):
-        monkeypatch.setitem(sys.modules, name, None)
-    assert isinstance(open_terminal(Screen()), PlainTerminal)
+def test_a_screen_without_tqdm_gets_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    screen = Screen()
+    Terminal(screen).progress("reading", 1, 1)
+    assert screen.getvalue().endswith("\n") and "\r" not in screen.getvalue()
+
+
+def test_other_processes_show_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with Terminal(None) as terminal:
+        terminal.say("text")
+        terminal.progress("reading", 1, 1)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_slow_steps_are_told_in_seconds() -> None:
-    assert (
-        describe_step(StepReport(1, 3, 0.5, 1e-3, 40.0))
-        == "loss 0.5000, 40.0 s a step, 0:01:20 left"
-    )
+    told = describe_step(StepReport(1, 3, 0.5, 1e-3, 40.0))
+    assert "0.5000" in told and "40.0 s" in told and "0:01:20" in told

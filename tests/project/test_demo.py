@@ -9,11 +9,11 @@ import av
 import pytest
 from PIL import Image
 
+from lamp.cli.terminal import Terminal
 from lamp.toy import score, world
 from lamp.toy.cases import Case, evaluation_cases
 from scripts import demo
 from scripts.demo_pictures import VIDEO_ROUNDS, Film, write_pictures
-from scripts.terminal import StatusLine, bar
 
 
 @pytest.fixture(scope="module")
@@ -82,42 +82,13 @@ def test_a_missing_host_is_a_sentence(
     assert "no ComfyUI in" in capsys.readouterr().err
 
 
-def test_the_status_line_tells_reading_from_learning() -> None:
+def test_encoding_and_training_are_shown_apart() -> None:
     prompt = demo.toy_prompt(0, "hard", 0)
     trainer = demo.node_of(prompt, "LAMP_Trainer")
-    watch = demo.Watch(StatusLine(stream := io.StringIO()), prompt, "object 1/1")
+    watch = demo.Watch(Terminal(stream := io.StringIO()), prompt, "object 1/1")
     for text, value in (("clip 1 of 8 encoded", 1), ("loss 0.1234, step 60 of 300", 60)):
         watch({"type": "progress_text", "data": {"node": trainer, "text": text}})
         watch({"type": "progress", "data": {"node": trainer, "value": value, "max": 300}})
-    reading, learning = stream.getvalue().splitlines()
-    assert "reading the clips" in reading and "clip 1 of 8" not in reading
-    assert "learning" in learning and "loss 0.1234, step 60 of 300" in learning
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_a_terminal_shows_one_line_that_is_written_over() -> None:
-    line = StatusLine(stream := Terminal())
-    for step in range(5):
-        line.show(f"step {step}", step / 4)
-    line.say("done")
-    assert stream.getvalue().count("\n") == 1
-    assert stream.getvalue().endswith("\r\033[K  done\n")
-
-
-def test_elsewhere_few_plain_lines_are_written() -> None:
-    line = StatusLine(stream := io.StringIO())
-    for job in range(2):
-        for step in range(1001):
-            line.show(f"job {job}", step / 1000)
-    text = stream.getvalue()
-    assert "\r" not in text and "\033" not in text
-    assert 10 <= text.count("job 0") <= 12 and 10 <= text.count("job 1") <= 12
-
-
-@pytest.mark.parametrize(("share", "marks"), [(-1.0, 0), (0.0, 0), (0.5, 12), (1.0, 24), (2.0, 24)])
-def test_the_bar_fills_up(share: float, marks: int) -> None:
-    assert bar(share).count("#") == marks and len(bar(share)) == 26
+    encoding, training = stream.getvalue().splitlines()
+    assert "clips" in encoding and "clip 1 of 8" not in encoding
+    assert "clips" not in training and "loss 0.1234, step 60 of 300" in training
