@@ -111,8 +111,8 @@ def test_a_failed_rename_leaves_the_old_file(
         patch.setattr(os, "replace", refuse)
         site.write(tmp_path / site.name, 2)
     right = number == errno.EROFS
-    assert f"write permission for the folder {tmp_path}" in str(refused.value) or not right
-    assert ("Free some disk space" in str(refused.value)) is not right
+    assert (str(tmp_path) in str(refused.value).partition("permission")[2]) is right
+    assert ("disk space" in str(refused.value)) is not right
     assert kept(tmp_path) == before
 
 
@@ -184,7 +184,7 @@ def test_a_broken_log_is_warned_of_once_and_read_up_to_there(
             run.log(_report(step))
     run.close()
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
-    assert "not logged any more" in caplog.text
+    assert tmp_path.name in caplog.text
     again = RunFolder(tmp_path, {})
     again.forget_after(3)
     again.log(_report(4))
@@ -206,9 +206,8 @@ def test_a_broken_tensorboard_does_not_stop_training(
     run.close()
     lines = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2]
-    assert [record.message for record in caplog.records] == [
-        "TensorBoard cannot be used, log.jsonl holds the same: Descriptors cannot be created"
-    ]
+    (record,) = caplog.records
+    assert "TensorBoard" in record.message and "Descriptors cannot be created" in record.message
 
 
 def test_a_log_that_cannot_be_rewritten_stays_unchanged(
