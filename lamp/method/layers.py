@@ -38,7 +38,7 @@ def causal_conv1d(y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         out = _MapProducts.apply(y.flatten(3), *cast)
         return out.unflatten(3, (h, w))
     rows = y.permute(1, 0, 3, 4, 2).flatten(1, 3).contiguous()
-    out = _RowProducts.apply(rows, *cast)
+    out = _row_products(rows, *cast)
     return out.unflatten(1, (b, h, w)).permute(1, 0, 4, 2, 3)
 
 
@@ -96,46 +96,15 @@ def _add_windows(out: Tensor, matrix: Tensor, x: Tensor, ahead: bool = False) ->
         whole.baddbmm_(matrix.expand(f - 2, -1, -1), windows)
 
 
-class _RowProducts(torch.autograd.Function):
-    """One product a tap for all videos, added in place: with frames outermost, a shift in time is a
-    slice, so nothing is padded or unfolded, and only the input is kept."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        """x: `f m c`."""
-        ctx.save_for_backward(x, weight)
-        taps = _taps(weight)
-        out = bias.expand(*x.shape[:2], -1).contiguous()
-        for past in range(3):
-            now, then = _apart(out, x, past)
-            now.addmm_(then, taps[2 - past])
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        for_x, for_weight, for_bias = ctx.needs_input_grad
-        gradient, taps = gradient.contiguous(), _taps(weight)
-        grad_x = torch.zeros_like(x) if for_x else None
-        grad_taps = torch.empty_like(taps) if for_weight else None
-        for past in range(3):
-            if grad_x is not None:
-                now, then = _apart(gradient, grad_x, past)
-                then.addmm_(now, taps[2 - past].t())
-            if grad_taps is not None:
-                now, then = _apart(gradient, x, past)
-                torch.mm(then.t(), now, out=grad_taps[2 - past])
-        return (
-            grad_x,
-            None if grad_taps is None else grad_taps.permute(2, 1, 0),
-            gradient.sum((0, 1)) if for_bias else None,
-        )
-
-
-def _apart(now: Tensor, then: Tensor, frames: int) -> tuple[Tensor, Tensor]:
-    """Rows of `now` and of what was `frames` before, both `f m c`, as matrices on their memory."""
-    return now[frames:].flatten(0, 1), then[: max(len(then) - frames, 0)].flatten(0, 1)
+def _row_products(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`f m c` -> `f m c_out`: one product per tap for all videos, added in place. With frames
+    outermost a shift in time is a slice, so nothing is padded, and only the input is kept."""
+    taps = _taps(weight)
+    out = torch.addmm(bias, x.flatten(0, 1), taps[2]).unflatten(0, x.shape[:2])
+    for past in range(1, min(len(x), 3)):
+        now, then = out[past:].flatten(0, 1), x[:-past].flatten(0, 1)
+        now.addmm_(then, taps[2 - past])
+    return out
 
 
 def _taps(weight: Tensor) -> Tensor:
