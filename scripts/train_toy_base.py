@@ -17,15 +17,18 @@ seconds, so that a slow machine does as much as a fast one.
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -163,7 +166,7 @@ def base_scenes(rng: np.random.Generator, count: int) -> tuple[np.ndarray, list[
     """Images (n, h, w, 3) and captions: every fifth scene has two objects."""
     two = count // 5
     one = world.sample_scenes(rng, count - two, varied=0.4)
-    first, second = world.sample_two(rng, two)
+    first, second = sample_two(rng, two)
     images = np.concatenate([world.draw(one)[0], world.draw(first, second)[0]])
     return images, one.captions() + world.captions_of_two(first, second)
 
@@ -206,7 +209,7 @@ def compact_tokens(
     texts: list[str], rng: np.random.Generator, strange: float = 0.01
 ) -> torch.Tensor:
     """Rows of the small embedding table; now and then a word becomes row 0, 'any other token'."""
-    rows = {token: row + 1 for row, token in enumerate(base.compact_ids(base.WORDS))}
+    rows = {token: row + 1 for row, token in enumerate(compact_ids(base.WORDS))}
     ids = base.tokenize(texts, base.WORDS)
     table = torch.tensor([rows[int(i)] for i in ids.reshape(-1)]).reshape(ids.shape)
     lost = torch.from_numpy(rng.random(table.shape) < strange)
@@ -218,7 +221,7 @@ class Models(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        rows = 1 + len(base.compact_ids(base.WORDS))
+        rows = 1 + len(compact_ids(base.WORDS))
         small = {**base.TEXT_CONFIG, "vocab_size": rows}
         small |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
         self.unet = base.build_unet()
@@ -336,8 +339,68 @@ def pack(args: argparse.Namespace) -> None:
         parts[part][key] = value
     parts["vae"] = finish_vae(args).state_dict()
     about = {"steps": state["step"], "samples": state["step"] * args.batch * args.workers}
-    base.write_toy_state(args.pack_to, parts, about)
+    write_toy_state(args.pack_to, parts, about)
     print(f"{args.pack_to}: {args.pack_to.stat().st_size / 1e6:.2f} MB, {about}")
+
+
+def sample_two(
+    rng: np.random.Generator, count: int, pairs: NDArray[np.int64] | None = None
+) -> tuple[world.Scenes, world.Scenes]:
+    """Two small objects on one ground, one in each half of the picture: they never touch.
+
+    Their colours can be told apart from each other as well as from the ground. ``pairs`` (n, 2)
+    fixes shape and colour of the first; the second is free.
+    """
+    first = world.sample_scenes(rng, count, pairs)
+    scores = rng.random((count, len(world.OBJECT_COLOURS)))
+    scores[~world.contrast_table().T[first.ground]] = -1.0
+    scores[~world.far_apart(world.OBJECT_COLOURS, world.OBJECT_COLOURS)[first.colour]] -= 1.0
+    radius = rng.uniform(*world.SMALL_RADIUS, size=(2, count))
+    half = world.SIZE / 2
+    room = half / 2 - radius - 0.5
+    across = half + (half - radius) * rng.uniform(-1.0, 1.0, size=(2, count))
+    along = half + np.array([[-1.0], [1.0]]) * rng.choice([-1.0, 1.0], size=count) * half / 2
+    along = along + room * rng.uniform(-1.0, 1.0, size=(2, count))
+    stacked = rng.random(count) < 0.5
+    x, y = np.where(stacked, across, along), np.where(stacked, along, across)
+    one = replace(first, x=x[0], y=y[0], radius=radius[0], angle=np.zeros(count))
+    other = replace(
+        one,
+        shape=rng.integers(len(world.SHAPES), size=count),
+        colour=scores.argmax(axis=1),
+        x=x[1],
+        y=y[1],
+        radius=radius[1],
+    )
+    return one, other
+
+
+def compact_ids(words: dict[str, int]) -> list[int]:
+    """Token ids that own an embedding row in the file; row 0 before them is every other token."""
+    return [base.START, base.END, *sorted(set(words.values()))]
+
+
+def write_toy_state(
+    path: Path | str, parts: dict[str, dict[str, torch.Tensor]], about: dict[str, Any]
+) -> None:
+    """Pack trained state dicts; the text encoder's table has one row per ``compact_ids`` + 1."""
+    from safetensors.torch import save_file
+
+    tensors = {
+        f"{part}.{name}": value.detach().half().contiguous()
+        for part in base.PARTS
+        for name, value in parts[part].items()
+        if not name.endswith("position_ids")
+    }
+    metadata = {
+        "unet": base.UNET_CONFIG,
+        "vae": base.VAE_CONFIG,
+        "text_encoder": base.TEXT_CONFIG,
+        "words": base.WORDS,
+        "tokens": compact_ids(base.WORDS),
+        **about,
+    }
+    save_file(tensors, str(path), metadata={"format": "pt", "lamp.toy": json.dumps(metadata)})
 
 
 def main() -> None:

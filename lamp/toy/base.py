@@ -131,11 +131,6 @@ def tokenize(texts: list[str], words: dict[str, int]) -> torch.Tensor:
     return ids
 
 
-def compact_ids(words: dict[str, int]) -> list[int]:
-    """Token ids that own an embedding row in the file; row 0 before them is every other token."""
-    return [START, END, *sorted(set(words.values()))]
-
-
 def expand_embedding(rows: torch.Tensor, ids: list[int]) -> torch.Tensor:
     """Row 0 for every token, the further rows for ``ids``: the full table (49408, width)."""
     table = rows[:1].repeat(VOCABULARY_SIZE, 1)
@@ -164,29 +159,6 @@ def toy_state(path: Path | str = PATH) -> dict[str, Any]:
     text = parts["text_encoder"]
     text[TABLE] = expand_embedding(text[TABLE], metadata["tokens"])
     return {**parts, "metadata": metadata}
-
-
-def write_toy_state(
-    path: Path | str, parts: dict[str, dict[str, torch.Tensor]], about: dict[str, Any]
-) -> None:
-    """Pack trained state dicts; the text encoder's table has one row per ``compact_ids`` + 1."""
-    from safetensors.torch import save_file
-
-    tensors = {
-        f"{part}.{name}": value.detach().half().contiguous()
-        for part in PARTS
-        for name, value in parts[part].items()
-        if not name.endswith("position_ids")
-    }
-    metadata = {
-        "unet": UNET_CONFIG,
-        "vae": VAE_CONFIG,
-        "text_encoder": TEXT_CONFIG,
-        "words": WORDS,
-        "tokens": compact_ids(WORDS),
-        **about,
-    }
-    save_file(tensors, str(path), metadata={"format": "pt", "lamp.toy": json.dumps(metadata)})
 
 
 def load_text_weights(model: CLIPTextModel, state: dict[str, torch.Tensor]) -> None:

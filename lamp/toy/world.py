@@ -7,7 +7,7 @@ source. Lengths are pixels, angles radians, colours RGB bytes. Randomness comes 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -157,37 +157,6 @@ def sample_scenes(
         angle=angle,
         phase=rng.uniform(0.0, 8.0, size=(count, 2)),
     )
-
-
-def sample_two(
-    rng: np.random.Generator, count: int, pairs: NDArray[np.int64] | None = None
-) -> tuple[Scenes, Scenes]:
-    """Two small objects on one ground, one in each half of the picture: they never touch.
-
-    Their colours can be told apart from each other as well as from the ground. ``pairs`` (n, 2)
-    fixes shape and colour of the first; the second is free.
-    """
-    first = sample_scenes(rng, count, pairs)
-    scores = rng.random((count, len(OBJECT_COLOURS)))
-    scores[~contrast_table().T[first.ground]] = -1.0
-    scores[~far_apart(OBJECT_COLOURS, OBJECT_COLOURS)[first.colour]] -= 1.0
-    radius = rng.uniform(*SMALL_RADIUS, size=(2, count))
-    room = SIZE / 4 - radius - 0.5
-    across = SIZE / 2 + (SIZE / 2 - radius) * rng.uniform(-1.0, 1.0, size=(2, count))
-    along = SIZE / 2 + np.array([[-1.0], [1.0]]) * rng.choice([-1.0, 1.0], size=count) * SIZE / 4
-    along = along + room * rng.uniform(-1.0, 1.0, size=(2, count))
-    stacked = rng.random(count) < 0.5
-    x, y = np.where(stacked, across, along), np.where(stacked, along, across)
-    one = replace(first, x=x[0], y=y[0], radius=radius[0], angle=np.zeros(count))
-    other = replace(
-        one,
-        shape=rng.integers(len(SHAPES), size=count),
-        colour=scores.argmax(axis=1),
-        x=x[1],
-        y=y[1],
-        radius=radius[1],
-    )
-    return one, other
 
 
 # --- drawing --------------------------------------------------------------------------------

@@ -250,7 +250,6 @@ _TRIED = {
     "lamp/files/lock.py": "here and tests/files/test_run_lock.py",
     "lamp/training/samples.py": "here",
     "lamp/training/session.py": "here and tests/training/test_faults.py",
-    "lamp/toy/base.py": "by scripts alone",
     "lamp/training/state.py": "here and tests/training/test_faults.py",
     "nodes/model_paths.py": "tests/nodes/test_nodes_motion.py",
 }
