@@ -194,7 +194,7 @@ class LoadMotion(io.ComfyNode):
             start_percent=start_percent,
             end_percent=end_percent,
             motion_guidance=motion_guidance,
-            motion_mask=None if motion_mask.is_whole else motion_mask,
+            motion_mask=None if motion_mask.is_identity else motion_mask,
         )
         return io.NodeOutput(bind(model, bound), file)
 

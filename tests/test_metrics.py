@@ -85,18 +85,18 @@ def test_video_similarity_is_the_cosine_of_the_videos_means() -> None:
     assert video_similarity(videos) == pytest.approx(100 * np.mean(pairs), rel=1e-6)
     assert video_similarity([videos[0]] * 3) == pytest.approx(100)
     assert diversity([videos[0]] * 3) < 100
-    with pytest.raises(LampError, match="at least 2"):
+    with pytest.raises(LampError, match="2"):
         video_similarity(videos[:1])
 
 
 def test_a_measure_of_pairs_needs_a_pair_and_numbers() -> None:
-    with pytest.raises(LampError, match="at least 2, not 1"):
+    with pytest.raises(LampError, match="2.*1"):
         frame_consistency(embeddings(1, 12))
-    with pytest.raises(LampError, match="at least 2, not 1"):
+    with pytest.raises(LampError, match="2.*1"):
         diversity(embeddings(1, 5, 12))
     broken = embeddings(3, 12)
     broken[1, 4] = float("nan")
-    with pytest.raises(LampError, match="embeddings with NaN"):
+    with pytest.raises(LampError, match="NaN"):
         frame_consistency(broken)
 
 
@@ -237,7 +237,7 @@ def test_each_video_has_its_prompt_or_all_have_one(opencv: None) -> None:
         alone[0].videos[0].text_alignment,
         alone[1].videos[0].text_alignment,
     ]
-    with pytest.raises(LampError, match="2 prompts for 3 videos: give one for all, or one each"):
+    with pytest.raises(LampError, match="2 prompts.*3 videos"):
         measure([videos[0]] * 3, list("abc"), ["red", "green"], see, read)
 
 
@@ -280,9 +280,9 @@ def test_what_is_missing_is_told(opencv: None) -> None:
 
 def test_videos_that_are_none_are_refused() -> None:
     video = moving_square(48, 64, 0)
-    with pytest.raises(LampError, match="'b' has one frame"):
+    with pytest.raises(LampError, match="'b'"):
         measure([video, video[:1]], ["a", "b"])
     broken = video.clone()
     broken[3, 0, 0, 0] = float("inf")
-    with pytest.raises(LampError, match="'b' has NaN or Inf"):
+    with pytest.raises(LampError, match="'b'.*NaN"):
         measure([video, broken], ["a", "b"])

@@ -1,8 +1,8 @@
-"""The map of a UNet: where a motion attaches, and what each host calls that place.
+"""The map of a UNet: where a motion attaches, and the name of each site in each host.
 
-A motion speaks canonical (diffusers-style) names. ComfyUI keeps the original LDM layout
-(`input_blocks.1.0.in_layers.2`); diffusers has its own (`down_blocks.0.resnets.0.conv1`). Both
-are read off the UNet itself, so that any depth, width or number of attention blocks maps.
+A motion uses canonical (diffusers) names such as `down_blocks.0.resnets.0.conv1`. ComfyUI keeps the
+original LDM layout (`input_blocks.1.0.in_layers.2`). Names are derived from the UNet itself, so any
+depth, width and number of attention blocks can be mapped.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ..errors import IncompatibleModelError
 
 @dataclass(frozen=True)
 class ConvSite:
-    """A convolution that gains a temporal branch (paper fig. 3b): its output has `channels`."""
+    """A convolution that gets a temporal branch (paper fig. 3b); `channels` of its output."""
 
     name: str
     module: str
@@ -28,7 +28,7 @@ class ConvSite:
 
 @dataclass(frozen=True)
 class BlockSite:
-    """A transformer block: first-frame self-attention, tuned query, temporal attention."""
+    """A transformer block: first-frame self-attention, trained query, temporal attention."""
 
     name: str
     module: str
@@ -38,7 +38,7 @@ class BlockSite:
 
 @dataclass(frozen=True)
 class NormSite:
-    """A GroupNorm whose statistics run over all frames of a video."""
+    """A GroupNorm whose statistics are computed over all frames of a video."""
 
     name: str
     module: str
@@ -46,9 +46,9 @@ class NormSite:
 
 @dataclass(frozen=True)
 class SiteMap:
-    """All places of one UNet at which a motion attaches, sorted by canonical name.
+    """All sites of one UNet at which a motion attaches, sorted by canonical name.
 
-    `resnets` are the host's names of the residual blocks.
+    `resnets`: the residual blocks by their names in the host.
     """
 
     convs: tuple[ConvSite, ...]
@@ -75,7 +75,7 @@ _LDM_TOP = {
     "out.0": "conv_norm_out",
     "out.2": "conv_out",
 }
-_LDM_SIZE_WIDTH = 256  # of each number about the picture's size; fixed in the LDM layout
+_LDM_SIZE_WIDTH = 256  # of the embedding of each size value; fixed in the LDM layout
 _FAMILY_OF_TEXT_WIDTH = {768: "sd1", 1024: "sd2", 2048: "sdxl"}
 _FAMILY_LABEL = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SD-XL"}
 
@@ -83,11 +83,11 @@ _FAMILY_LABEL = {"sd1": "SD 1.x", "sd2": "SD 2.x", "sdxl": "SD-XL"}
 def map_unet(unet: nn.Module) -> SiteMap:
     """Find every motion site of a UNet.
 
-    The convolutions are all those of the UNet but the transformers' `proj_in`/`proj_out`; SD 1.x
-    has 66 of them, 16 transformer blocks and 45 pooled norms.
+    The sites include every convolution except `proj_in` and `proj_out` of the transformers. SD 1.x
+    has 66 convolutions, 16 transformer blocks and 45 pooled norms.
 
     Raises:
-        IncompatibleModelError: the module is not a UNet of the Stable Diffusion 1/2/XL kind.
+        IncompatibleModelError: the module is not a UNet of SD 1.x, 2.x or SD-XL.
     """
     names = canonical_names(unet)
     modules = dict(unet.named_modules())
@@ -114,7 +114,7 @@ def map_unet(unet: nn.Module) -> SiteMap:
 
 
 def canonical_names(unet: nn.Module) -> dict[str, str]:
-    """Map the host name of every module that owns parameters to its canonical name."""
+    """Map the host name of every module with parameters to its canonical name."""
     if hasattr(unet, "down_blocks"):
         return {host: host for host in _parameter_owners(unet)}
     if hasattr(unet, "input_blocks") and hasattr(unet, "output_blocks"):
@@ -137,8 +137,9 @@ def to_host_state(unet: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor
 
 
 def base_hash(unet: nn.Module, weights: Mapping[str, Tensor] | None = None) -> str:
-    """A fingerprint of the image model: of its self-attention queries, to which a motion holds
-    the deltas. The same for ComfyUI and diffusers, and for fp16 and fp32 copies.
+    """A hash of the image model's self-attention queries, which a motion changes.
+
+    It is the same in ComfyUI and diffusers, and for fp16 and fp32 copies.
 
     Args:
         weights: the UNet's own weights by name, if patches may be applied to it now
@@ -158,16 +159,16 @@ def family_of_text(width: int) -> str:
 
 
 def unet_family(unet: nn.Module) -> str:
-    """`family_of_text` of the text that the UNet attends to.
+    """The family of a UNet, from the width of the text that it attends to.
 
     Raises:
-        IncompatibleModelError: it attends to none.
+        IncompatibleModelError: it has no text cross-attention.
     """
     return family_of_text(text_width(unet))
 
 
 def describe_family(family: str) -> str:
-    """The family's name for people."""
+    """The display name of a family."""
     return _FAMILY_LABEL.get(family, f"'{family[:40]}' (a small model, not SD 1.x)")
 
 
@@ -175,7 +176,7 @@ def text_width(unet: nn.Module) -> int:
     """Width of the text embeddings that the UNet attends to: 768 in SD 1.x, 2048 in SD-XL.
 
     Raises:
-        IncompatibleModelError: it attends to no text.
+        IncompatibleModelError: it has no text cross-attention.
     """
     for name, module in unet.named_modules():
         if name.endswith(".attn2.to_k"):
@@ -186,8 +187,9 @@ def text_width(unet: nn.Module) -> int:
 
 
 def pooled_width(unet: nn.Module) -> int:
-    """Width of the pooled text embedding that the UNet takes beside the text: 1280 in SD-XL, 0 in
-    SD 1.x and 2.x. Six numbers about the picture's size stand behind it in the same input."""
+    """Width of the pooled text embedding that the UNet takes: 1280 in SD-XL, 0 in SD 1.x and 2.x.
+
+    The same input also holds six embedded size values, which do not count."""
     for name, module in unet.named_modules():
         if name in ("add_embedding.linear_1", "label_emb.0.0"):
             config = getattr(unet, "config", None)
@@ -203,8 +205,8 @@ def _parameter_owners(unet: nn.Module) -> Iterator[str]:
 
 
 def _is_pooled(name: str) -> bool:
-    """The norms of the residual blocks and before conv_out pool over frames; the entry norm of a
-    spatial transformer (`attentions.N.norm`) does not (official code)."""
+    """As in the official code, the norms of residual blocks and before conv_out are pooled over
+    frames; the first norm of a spatial transformer (`attentions.N.norm`) is not."""
     return ".resnets." in name or name == "conv_norm_out"
 
 
@@ -227,7 +229,7 @@ def _rename(host_name: str, places: dict[str, str]) -> str:
 
 
 def _ldm_places(unet: nn.Module) -> Iterator[tuple[str, str]]:
-    """Yield (LDM place, canonical place) for each resnet, attention and resampler."""
+    """Yield (LDM name, canonical name) of each resnet, attention and resampler."""
     level, resnet = 0, 0
     for i, block in enumerate(list(unet.input_blocks)[1:], start=1):
         for j, kind in enumerate(_kinds(block)):
@@ -254,7 +256,7 @@ def _place(block: str, kind: str, index: int) -> str:
 
 
 def _kinds(block: nn.Module | tuple) -> list[str]:
-    """What each child of an LDM block is, told by its parts rather than by its class."""
+    """The kind of each child of an LDM block, recognised by its parts rather than by its class."""
     kinds = []
     for child in block:
         if hasattr(child, "in_layers"):

@@ -2,8 +2,8 @@
 
     Attention(Q^i, K^1, V^1) = softmax(Q^i (K^1)^T / sqrt(d)) V^1
 
-The projections `attn1.to_k` and `attn1.to_v` see frame 1 only and their output is expanded to all
-frames: computed once a video, with the host's own attention left as it is.
+The projections `attn1.to_k` and `attn1.to_v` get frame 1 only, and their output is expanded to all
+frames. They run once per video, and the host's attention itself is unchanged.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from .layout import FrameLayout
 
 
 def first_frame_kv(attn1: nn.Module, layout: FrameLayout, stack: ExitStack) -> None:
-    """Make the self-attention `attn1` take its keys and values from frame 1 of each video."""
+    """Let the self-attention `attn1` take its keys and values from frame 1 (paper eq. 5)."""
 
     def keep_first(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
-        # Token-tiling patches put their tiles behind the frame axis: ((b f t) n c).
+        # Patches that tile tokens put the tiles after the frame axis: ((b f t) n c).
         return (layout.split(args[0])[:, 0].flatten(0, 1),)
 
     def expand(_: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
@@ -45,8 +45,9 @@ def torch_attention(
     skip_output_reshape: bool = False,
     **___: Any,
 ) -> Tensor:
-    """PyTorch's own attention as ComfyUI's `optimized_attention_override`: it has a gradient on
-    every device, which the kernels that a host may choose for sampling have not.
+    """PyTorch's attention as ComfyUI's `optimized_attention_override`.
+
+    It has a gradient on every device, unlike some kernels that ComfyUI selects for sampling.
 
     Args:
         q, k, v: `b n (h d)`, with `skip_reshape` `b h n d`.

@@ -1,4 +1,4 @@
-"""Going on from the last frame of a clip, with the first clip's colours."""
+"""Extend a video from its last frame and keep the colours of its first frame."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from .adain import adain
 def extend(
     video: Tensor, draw: Callable[[Tensor, int], Tensor], times: int = 1, hold: float = 1.0
 ) -> Tensor:
-    """Append pieces to a video, each begun by the last frame so far, which is not doubled.
+    """Append pieces to a video. Each piece starts from the last frame, which is not repeated.
 
-    A piece takes the statistics of its own first frame, so colours would wander from piece to
-    piece. So each begins with the statistics (AdaIN) of the video's very first frame.
+    AdaIN gives the frames of a piece the statistics of its first frame, so colours would drift from
+    piece to piece. The start of each piece therefore takes those of the video's first frame.
 
     Args:
         video: `f c h w`, clean latents.
-        draw: from a piece's first frame `1 c h w` and its number (from 0) to the piece `p c h w`.
-        times: how many pieces.
-        hold: from the last frame's own statistics (0) to the first frame's (1).
+        draw: (first frame `1 c h w` of a piece, number of the piece from 0) -> piece `p c h w`.
+        times: number of pieces.
+        hold: 0 keeps the last frame's own statistics, 1 takes the first frame's.
 
     Raises:
-        LampError: no piece, or `hold` outside 0..1.
+        LampError: `times` is below 1, or `hold` outside 0..1.
     """
     if times < 1:
-        raise LampError(f"times is {times}: a video is extended at least once.")
+        raise LampError(f"times is {times}: set it to 1 or more.")
     if not 0.0 <= hold <= 1.0:
         raise LampError(f"hold_colors must lie between 0 and 1, not {hold:g}.")
     for number in range(times):

@@ -1,4 +1,4 @@
-"""Histogram matching of decoded frames to a reference image, on the frames' own device."""
+"""Histogram matching of decoded frames to a reference image, on the device of the frames."""
 
 import torch
 from torch import Tensor
@@ -11,11 +11,11 @@ LEVELS = 256
 def match_histograms(frames: Tensor, reference: Tensor, strength: float = 1.0) -> Tensor:
     """Give every frame the colour distribution of ``reference`` (supplement alg. 1, last loop).
 
-    ``frames`` is ``f h w c``, ``reference`` ``h w c`` (any size), both in 0..1. Per channel each
-    of 256 levels moves to the lowest level at which the reference's cumulated share of pixels is
-    at least as large, as in the official code, to the byte; ``strength`` blends from unchanged
-    (0) to matched (1). A frame equal to the reference comes back as it is. Frames are worked on
-    one by one, so that the memory needed beside the result does not grow with their number.
+    ``frames`` is ``f h w c``, ``reference`` ``h w c`` (any size), both in 0..1. In each channel,
+    each of 256 levels maps to the lowest level at which the reference's cumulative distribution is
+    at least as large; the bytes equal those of the official code. ``strength`` blends from
+    unchanged (0) to matched (1). A frame equal to the reference is returned unchanged. Frames are
+    processed one at a time, so that the working memory does not grow with their number.
     Raises LampError for other shapes, a strength outside 0..1, or values that are not finite.
     """
     _check(frames, reference, strength)
@@ -29,7 +29,7 @@ def match_histograms(frames: Tensor, reference: Tensor, strength: float = 1.0) -
 
 
 def _move(frame: Tensor, level_map: Tensor, reference: Tensor, strength: float) -> Tensor:
-    """One frame ``h w c`` with its levels moved by ``level_map`` ``c 256``."""
+    """One frame ``h w c`` with its levels mapped by ``level_map`` ``c 256``."""
     if frame.shape == reference.shape and torch.equal(frame, reference):
         return frame
     moved = level_map.gather(1, _levels(frame)).T.reshape(frame.shape)
@@ -52,13 +52,13 @@ def _counts(levels: Tensor) -> Tensor:
 def _level_maps(counts: Tensor, reference: Tensor) -> Tensor:
     """``f c 256`` maps from the frames' levels to the reference's (counts ``1 c 256``).
 
-    Always on the CPU and in float64: where two shares are equal, the official result hangs on
-    the rounding of a running sum taken in order, which a parallel device adds up differently.
+    Always on the CPU in float64: where two shares are equal, the official result depends on the
+    rounding of a sequential running sum, and a parallel device adds in another order.
     """
     shares = _cumulated_shares(counts)
     target = _cumulated_shares(reference).expand_as(shares).contiguous()
-    # A running sum may end a little above the reference's: the search then runs past the end, and
-    # a frame's brightest level turns white, in the official results too.
+    # A running sum may end slightly above the reference's. The search then runs past the end and
+    # the brightest level of a frame becomes white, as in the official results.
     return torch.searchsorted(target, shares, side="left").clamp_(max=LEVELS - 1)
 
 
@@ -84,5 +84,5 @@ def _check(frames: Tensor, reference: Tensor, strength: float) -> None:
         if not torch.isfinite(images).all():
             raise LampError(
                 f"The {name} for histogram matching contain NaN or infinite values: decoding or "
-                "sampling went wrong. Try the VAE in float32 or lower the guidance."
+                "sampling failed. Run the VAE in float32 or lower the guidance."
             )

@@ -1,4 +1,4 @@
-"""The two hosts of a motion: ComfyUI's own UNet, and diffusers' UNet2DConditionModel."""
+"""The protocol between the method and the hosts: ComfyUI's UNet and diffusers' UNet."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from torch import Tensor, nn
 
 
 class Host(Protocol):
-    """An image diffusion model as tuning and sampling see it.
+    """An image diffusion model, as training and sampling use it.
 
-    `v_prediction`: its UNet was trained to predict v (SD 2.x at 768 pixels), and not noise.
+    - ``unet``: the module to which motions attach;
+    - ``alphas_cumprod``: the noise schedule, one value per timestep (alpha-bar of paper eq. 2);
+    - ``v_prediction``: the UNet was trained to predict v, as SD 2.x at 768 pixels, not the noise.
     """
 
     unet: nn.Module
@@ -18,11 +20,11 @@ class Host(Protocol):
     v_prediction: bool
 
     def predict(self, x: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
-        """Predicted noise, whatever the UNet itself predicts.
+        """Predict the noise; a host converts the output of a v-prediction UNet.
 
         Args:
             x: `(b f) c h w` latents in DDPM scale (x_t of paper eq. 2).
-            timesteps: `b`, 0..999; all frames of a video share one, the clean frame 1 too.
-            text: `b n d`, one prompt a video; for SD-XL `b n d+p`, see `lamp.method.prompts`.
+            timesteps: `b`, 0..999; all frames of a video share one, including the clean frame 1.
+            text: `b n d`, one prompt per video; for SD-XL `b n d+p`, see `lamp.method.prompts`.
         """
         ...

@@ -1,4 +1,4 @@
-"""DDIM inversion: from a clean video back to the noise it could have come from (paper sec. 5.2)."""
+"""DDIM inversion of a video to noise, for editing (paper sec. 5.2)."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from .schedule import ddim_step, ddim_timesteps, next_alpha
 
 
 def inversion_timesteps(steps: int, strength: float = 1.0) -> list[int]:
-    """The timesteps on the way up: 1, 21, ..., 981 for 50 steps.
+    """Ascending timesteps: 1, 21, ..., 981 for 50 steps.
 
     Args:
-        strength: how far up, as a share of the steps; 0.6 of 50 steps ends at 581.
+        strength: share of the steps to take; 0.6 of 50 steps ends at 581.
 
     Raises:
-        LampError: the strength lies outside 0..1, or leaves no step.
+        LampError: the strength is outside 0..1 or leaves no step.
     """
     if not 0.0 <= strength <= 1.0:
         raise LampError(f"The editing strength must lie between 0 and 1, not {strength:g}.")
@@ -45,20 +45,20 @@ def invert(
     groupnorm: str = "pooled",
     callback: StepCallback | None = None,
 ) -> Tensor:
-    """Invert videos under the tuned model without guidance, as the official code does.
+    """Invert videos with the motion and without guidance, as the official code does.
 
-    Unlike in sampling no frame is kept clean: frame 1 takes its noise with the others, and gives
-    them its keys and values as it is at each step. For editing, the edited frame 1 takes its place.
+    Unlike in sampling, frame 1 is noised like all others; its keys and values at each step serve
+    all frames. For editing, replace frame 1 with the edited picture afterwards.
 
     Args:
         video: `(b f) c h w`, clean latents.
-        text: `b n d`, the embedding of the empty prompt.
+        text: `b n d`, embedding of the empty prompt.
         strength: see `inversion_timesteps`.
         callback: called with the step's index and the latents after it.
 
     Returns:
-        `(b f) c h w` latents of the last timestep, starting noise for `sample` if the strength is
-        1; it is shared between the frames by its nature, and never mixed.
+        `(b f) c h w` latents at the last timestep: at strength 1, starting noise for `sample`. The
+        frames already share it, so do not mix it again.
 
     Raises:
         LampError: as `inversion_timesteps`.
@@ -66,7 +66,7 @@ def invert(
     x, videos = video, text.shape[0]
     with motion.attached(host.unet, FrameLayout(len(x) // videos, videos), groupnorm=groupnorm):
         for step, timestep in enumerate(inversion_timesteps(steps, strength)):
-            # The noise is predicted at the level that the step leads to, from the one before it.
+            # The UNet gets the latents of the lower level with the timestep of the higher one.
             eps = host.predict(x, torch.full((videos,), timestep), text)
             before = next_alpha(host.alphas_cumprod, timestep, steps)
             x = ddim_step(x, eps, before, host.alphas_cumprod[timestep])

@@ -1,6 +1,6 @@
-"""The learned layers of LAMP, frames lying in the batch dimension: `(b f) c h w`.
+"""The learned layers of LAMP. Frames are in the batch dimension: `(b f) c h w`.
 
-Layers are built from an `ops` namespace (`torch.nn`, or a host's own layer classes that cast and
+Layers are built from an `ops` namespace (`torch.nn`, or ComfyUI's layer classes that cast and
 stream weights), so that one definition serves every host.
 """
 
@@ -14,24 +14,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-# CUDA's attention kernels put the heads on a grid axis of at most 65,535.
+# CUDA attention kernels put the heads on a grid axis of at most 65,535.
 _MAX_SEQUENCES = 32768
-# Up to here the maps of a frame are a matrix that is wide enough for quick products; beyond, the
-# frames together are quicker, though they have to be copied for it.
+# Up to this ratio the feature map of one frame is a matrix wide enough for a fast product. Beyond
+# it one product over all frames is faster, although the input has to be copied.
 _CHANNELS_A_POSITION = 4
 
 
 def causal_conv1d(y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Temporal convolution in the manner of video prediction (paper fig. 3a).
+    """Causal convolution over time, as in video prediction (paper fig. 3a).
 
     out[i] = w0 y[i-2] + w1 y[i-1] + w2 y[i] + bias, with zeros before frame 1.
 
     Args:
-        y: `b f c h w`; the result need not lie in memory as it does.
-        weight: `c_out c 3`, best lying in memory as `_taps` has it.
+        y: `b f c h w`; the result may have another memory layout.
+        weight: `c_out c 3`, fastest in the memory layout of `_taps`.
     """
     b, _, c, h, w = y.shape
-    # One type for all: under autocast `y` comes from a convolution, so it has the low precision.
+    # Under autocast `y` comes from a convolution and has the low precision.
     cast = weight.to(y.dtype), bias.to(y.dtype)
     out: Tensor
     if y.is_contiguous() and c <= _CHANNELS_A_POSITION * h * w:
@@ -43,8 +43,8 @@ def causal_conv1d(y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 class _MapProducts(torch.autograd.Function):
-    """One product a frame: the channels of three frames in a row are one matrix in memory, so
-    nothing is padded, moved or copied, and only the input is kept."""
+    """One product per frame: the channels of three consecutive frames are one matrix in memory, so
+    nothing is padded or copied, and only the input is kept for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class _MapProducts(torch.autograd.Function):
 def _add_windows(out: Tensor, matrix: Tensor, x: Tensor, ahead: bool = False) -> None:
     """out[i] += matrix (x[i-2], x[i-1], x[i]), or `ahead` matrix (x[i], x[i+1], x[i+2]).
 
-    Both are `f c n` and have nothing before their first frame and after their last one.
+    Both are `f c n`; frames before the first and after the last count as zero.
     """
     f, c, n = x.shape
     for seen in range(1, min(f, 2) + 1):
@@ -97,8 +97,8 @@ def _add_windows(out: Tensor, matrix: Tensor, x: Tensor, ahead: bool = False) ->
 
 
 def _row_products(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """`f m c` -> `f m c_out`: one product per tap for all videos, added in place. With frames
-    outermost a shift in time is a slice, so nothing is padded, and only the input is kept."""
+    """One product per tap for all videos, `f m c` -> `f m c_out`. With frames outermost, a shift in
+    time is a slice, so nothing is padded, and only the input is kept for the backward pass."""
     taps = _taps(weight)
     out = torch.addmm(bias, x.flatten(0, 1), taps[2]).unflatten(0, x.shape[:2])
     for past in range(1, min(len(x), 3)):
@@ -108,17 +108,17 @@ def _row_products(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def _taps(weight: Tensor) -> Tensor:
-    """`c_out c 3` -> `3 c c_out`, each tap a matrix and all three together one."""
+    """`c_out c 3` -> `3 c c_out`: each tap is a matrix, and so are all three together."""
     return weight.permute(2, 1, 0).contiguous()
 
 
 def _causal_conv_class(ops: Any) -> type[nn.Conv1d]:
-    """`ops.Conv1d` computing `causal_conv1d`, with the casting of weights that `ops` brings."""
+    """`ops.Conv1d` with `causal_conv1d` as its computation and the weight casting of `ops`."""
 
     class CausalConv1d(ops.Conv1d):
         def __init__(self, channels: int, **factory: Any) -> None:
             super().__init__(channels, channels, 3, **factory)
-            # The shape stays, the order in memory does not: so `_taps` need not copy.
+            # Same shape, other memory layout, so that `_taps` need not copy.
             self.weight.data = _taps(self.weight.data).permute(2, 1, 0)
 
         def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -128,15 +128,15 @@ def _causal_conv_class(ops: Any) -> type[nn.Conv1d]:
 
 
 def _gate_conv_class(ops: Any) -> type[nn.Conv2d]:
-    """`ops.Conv2d`, 3x3 to one channel, as one product for all nine places and their sum: the
-    convolution kernels are made for many output channels."""
+    """`ops.Conv2d`, 3x3 to one channel, computed as one matrix product and a sum over the nine
+    taps: convolution kernels are tuned for many output channels."""
 
     class GateConv(ops.Conv2d):
         def __init__(self, channels: int, **factory: Any) -> None:
             super().__init__(channels, 1, 3, padding=1, **factory)
 
         def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-            # `fold` adds up what each position gives to its neighbours, so the kernel is turned.
+            # `fold` adds what each position contributes to its neighbours, so flip the kernel.
             turned = weight[0].flip(1, 2).flatten(1).t()
             maps = torch.bmm(turned.expand(len(input), -1, -1), input.flatten(2))
             gate = F.fold(maps, input.shape[-2:], 3, padding=1)
@@ -146,10 +146,10 @@ def _gate_conv_class(ops: Any) -> type[nn.Conv2d]:
 
 
 class MotionConv(nn.Module):
-    """The residual of a temporal-spatial motion layer (paper sec. 3.4, fig. 3b).
+    """The temporal-spatial motion layer (paper sec. 3.4, fig. 3b).
 
-    out = y + conv1d(y) * sigmoid(conv_gate(y)); both branches read the output y of the image
-    model's convolution. Zero-initialised: a fresh layer returns y.
+    out = y + conv1d(y) * sigmoid(conv_gate(y)), where y is the output of the image model's
+    convolution. Zero-initialised: a new layer returns y.
     """
 
     def __init__(self, channels: int, ops: Any = nn, **factory: Any) -> None:
@@ -164,7 +164,7 @@ class MotionConv(nn.Module):
         strength: float | Tensor = 1.0,
         onto: Tensor | None = None,
     ) -> Tensor:
-        """y: `(b f) c h w` -> the same shape: the residual added to `onto`, without to y."""
+        """Add the residual for y, `(b f) c h w`, to `onto` (by default to y itself)."""
         gate = (torch.sigmoid(self.conv_gate(y)) * strength).unflatten(0, (-1, frames))
         temporal = self.conv1d(y.unflatten(0, (-1, frames)))
         onto = (y if onto is None else onto).unflatten(0, (-1, frames))
@@ -172,19 +172,19 @@ class MotionConv(nn.Module):
 
 
 def add_residual(x: Tensor, residual: Tensor, factor: float | Tensor) -> Tensor:
-    """x + factor * residual, which lies in memory as `x` does.
+    """x + factor * residual, in the memory layout of `x`.
 
-    Where no gradient is wanted, `residual` may be overwritten: no further memory is asked for.
+    Without gradients the result may overwrite `residual`, which saves memory.
     """
     alike = residual.stride() == x.stride() and residual.dtype == x.dtype
-    room = residual if alike and not torch.is_grad_enabled() else None
+    out = residual if alike and not torch.is_grad_enabled() else None
     if isinstance(factor, Tensor):
-        return torch.addcmul(x, residual, factor, out=room)
-    return torch.add(x, residual, alpha=factor, out=room)
+        return torch.addcmul(x, residual, factor, out=out)
+    return torch.add(x, residual, alpha=factor, out=out)
 
 
 class TemporalAttention(nn.Module):
-    """Bidirectional self-attention over the frames at each position; no positional encoding."""
+    """Bidirectional self-attention over frames at each position, without positional encoding."""
 
     def __init__(self, channels: int, heads: int, ops: Any = nn, **factory: Any) -> None:
         super().__init__()
@@ -196,8 +196,8 @@ class TemporalAttention(nn.Module):
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """x: `(b f) n c` -> the same shape."""
-        # A head at a position is one sequence. They lie beside each other as the tokens do, so
-        # nothing is moved: `b (n heads) f d` is another view of what the projections give.
+        # One sequence per position and head. `b (n heads) f d` is a view of the projections, so
+        # nothing is copied.
         q, k, v = (
             layer(x).unflatten(0, (-1, frames)).unflatten(-1, (self.heads, -1)).flatten(2, 3)
             for layer in (self.to_q, self.to_k, self.to_v)
@@ -215,7 +215,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def initialise(conv: MotionConv) -> None:
-    """Zero everything: the gate starts at 0.5, the temporal branch at 0."""
+    """Zero all parameters: the gate starts at 0.5, the temporal branch at 0."""
     for parameter in conv.parameters():
         nn.init.zeros_(parameter)
 
@@ -223,9 +223,9 @@ def initialise(conv: MotionConv) -> None:
 def initialise_attention(
     attention: TemporalAttention, norm: nn.LayerNorm, generator: torch.Generator
 ) -> None:
-    """Zero the output projection (weight and bias, as the paper says; the official code leaves the
-    bias random). q, k and v keep the usual linear initialisation: with zeros no gradient would
-    ever reach them."""
+    """Zero the output projection, weight and bias, as in the paper (the official code leaves the
+    bias random). q, k and v keep the usual initialisation of linear layers: if they were zero, no
+    gradient would ever reach them."""
     for layer in (attention.to_q, attention.to_k, attention.to_v):
         bound = 1 / math.sqrt(layer.in_features)
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""How frames lie in the batch: `(b f) ...`, b videos of f frames each."""
+"""The layout of frames in a batch: `(b f) ...`, b videos of f frames each."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from ..errors import LampError
 
 @dataclass
 class FrameLayout:
-    """The batch of the forward pass under way; hooks read it, whoever runs the UNet sets it."""
+    """The layout of the current forward pass. The caller of the UNet sets it; hooks read it."""
 
     frames: int
     videos: int = 1
-    # Of a window of a longer video: where its frames stand (from 0), and how many there are in all.
+    # For a window of a longer video: the indices of its frames, and the total number of frames.
     frame_indices: tuple[int, ...] | None = None
     total: int | None = None
     # A factor on the motion for each video: see `motion_guidance`. None is 1 for all.
     motion_scales: tuple[float, ...] | None = None
 
     def check(self, x: Tensor) -> None:
-        """Raises LampError if the batch `x` does not hold whole videos."""
+        """Raises LampError if the batch `x` does not consist of whole videos."""
         if x.shape[0] % (self.videos * self.frames):
             raise LampError(
-                f"A batch of {x.shape[0]} does not hold {self.videos} videos of {self.frames} "
-                "frames: another patch on this MODEL changes the batch; take it off."
+                f"A batch of {x.shape[0]} is not {self.videos} videos of {self.frames} frames: "
+                "another patch on this MODEL changes the batch. Remove that patch."
             )
 
     def split(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Where in the picture, and in which frames of a video, a motion acts."""
+"""Restrict a motion to a part of the picture or to some frames."""
 
 from __future__ import annotations
 
@@ -15,22 +15,21 @@ from .layout import FrameLayout
 
 
 class MotionMask:
-    """A factor on every residual of a motion, place by place and frame by frame.
+    """A factor on the residuals of a motion at each position and frame.
 
-    The residuals also hold the ground still, so taking them away there makes it flicker. Hence what
-    lies outside the mask is held, too: the prediction of the clean frames is frame 1 there, as
-    frame 1's own prediction always is.
+    The residuals also keep the background still; without them it flickers. Outside the mask the
+    predicted clean frames are therefore replaced by frame 1 (`hold`).
 
     Args:
-        mask: `h w` or `n h w` in 0..1, of any size: one for all frames, or one for each. A mask of
-            ones is the same as none.
-        feather: how far the mask's edges fade to both sides, as a share of its shorter side.
-        hold: how firmly the picture outside the mask stays frame 1's; 0 leaves it to the image
-            model.
-        strengths: factors for the frames; fewer than frames are interpolated linearly.
+        mask: `h w` or `n h w` in 0..1, of any size: one for all frames, or one per frame. A mask of
+            ones equals no mask.
+        feather: width of the soft edge on both sides, as a share of the mask's shorter side.
+        hold: how strongly the picture outside the mask is held to frame 1; 0 leaves it to the
+            image model.
+        strengths: a factor per frame; if there are fewer than frames, they are interpolated.
 
     Raises:
-        LampError: the mask is empty or has NaN, or there is no strength or an infinite one.
+        LampError: the mask is empty or has NaN, or the strengths are missing or not finite.
     """
 
     def __init__(
@@ -41,28 +40,28 @@ class MotionMask:
         hold: float = 1.0,
         strengths: Sequence[float] = (1.0,),
     ) -> None:
-        self.mask = None if mask is None else _whole_mask(mask, feather)
+        self.mask = None if mask is None else _prepare_mask(mask, feather)
         self.hold = hold
         self.strengths = torch.tensor(strengths, dtype=torch.float32)
         if not len(strengths) or not self.strengths.isfinite().all():
             raise LampError(
-                f"The strengths of the frames are {list(strengths)[:8]}: give plain numbers such "
-                "as 1, 1, 0.5."
+                f"The strengths of the frames are {list(strengths)[:8]}: give finite numbers, "
+                "such as 1, 1, 0.5."
             )
-        self._made: dict[tuple[object, ...], Tensor] = {}
+        self._cache: dict[tuple[object, ...], Tensor] = {}
 
     @property
-    def is_whole(self) -> bool:
-        """Whether the motion acts everywhere and always, as without an motion_mask."""
+    def is_identity(self) -> bool:
+        """Whether it changes nothing: the factor is 1 everywhere."""
         return self.mask is None and bool((self.strengths == 1).all())
 
     @property
     def holds(self) -> bool:
-        """Whether the picture outside the mask is held."""
+        """Whether the picture outside the mask is held to frame 1."""
         return self.mask is not None and self.hold > 0.0
 
     def check(self, frames: int) -> None:
-        """Raises LampError if masks or strengths do not fit a video of `frames` frames."""
+        """Raises LampError if masks or strengths do not match a video of `frames` frames."""
         if self.mask is not None and len(self.mask) not in (1, frames):
             raise LampError(
                 f"There are {len(self.mask)} masks for a video of {frames} frames: give one mask "
@@ -71,39 +70,39 @@ class MotionMask:
         if len(self.strengths) > frames:
             raise LampError(
                 f"There are {len(self.strengths)} strengths for a video of {frames} frames: give "
-                "at most one a frame."
+                "at most one per frame."
             )
 
-    def of_pixels(self, y: Tensor, layout: FrameLayout) -> Tensor:
+    def for_features(self, y: Tensor, layout: FrameLayout) -> Tensor:
         """The factor for features `(b f) c h w`, as `(b f) 1 h w` or `(b f) 1 1 1`."""
         return self._factor(layout, (y.shape[-2], y.shape[-1]), y)
 
-    def of_tokens(self, x: Tensor, layout: FrameLayout, size: tuple[int, int]) -> Tensor:
-        """The factor for tokens `(b f) n c` of a grid of `size`, as `(b f) n 1` or `(b f) 1 1`.
+    def for_tokens(self, x: Tensor, layout: FrameLayout, size: tuple[int, int]) -> Tensor:
+        """The factor for tokens `(b f) n c` on a grid of `size`, as `(b f) n 1` or `(b f) 1 1`.
 
         Raises:
-            LampError: there is a mask, and another patch has cut or merged the tokens.
+            LampError: there is a mask, and another patch has split or merged the tokens.
         """
         if self.mask is not None and x.shape[1] != size[0] * size[1]:
             raise LampError(
-                "A mask on the motion does not go with patches that cut the picture into tiles or "
-                "merge its tokens (HyperTile, Token Merging): take them off, or the mask."
+                "A mask on the motion does not work with patches that split the picture into tiles "
+                "or merge tokens (HyperTile, Token Merging): remove the patch or the mask."
             )
         factor = self._factor(layout, size, x).flatten(2).transpose(1, 2)
         return factor.repeat_interleave(len(x) // len(factor), dim=0)
 
     def forget(self) -> None:
-        """Let go of what was made for a run: it lies on the device."""
-        self._made.clear()
+        """Drop the factors cached for a run; they are on the device."""
+        self._cache.clear()
 
     def free(self, size: tuple[int, int]) -> Tensor:
-        """How far the picture is left to the motion, `n 1 h w` (n is 1 or frames) in 0..1."""
+        """1 where the motion acts freely, 0 where frame 1 is held: `n 1 h w`, n is 1 or frames."""
         if self.mask is None:
             return torch.ones(1, 1, *size)
         return 1 - self.hold * (1 - resize_masks(self.mask, size).clamp(0, 1))
 
     def _factor(self, layout: FrameLayout, size: tuple[int, int], like: Tensor) -> Tensor:
-        """The same in every layer of a size and in every step, so each is made once."""
+        """Layers of one size share a factor in all steps, so it is computed once."""
         size = (1, 1) if self.mask is None else size
         total = layout.frames if layout.total is None else layout.total
         key = (
@@ -115,7 +114,7 @@ class MotionMask:
             like.dtype,
             like.device,
         )
-        if key not in self._made:
+        if key not in self._cache:
             self.check(total)
             every = F.interpolate(
                 self.strengths[None, None], total, mode="linear", align_corners=True
@@ -123,12 +122,12 @@ class MotionMask:
             if self.mask is not None:
                 every = every * resize_masks(self.mask, size).clamp(0, 1)
             shown = every if layout.frame_indices is None else every[list(layout.frame_indices)]
-            self._made[key] = shown.to(like).repeat(layout.videos, 1, 1, 1)
-        return self._made[key]
+            self._cache[key] = shown.to(like).repeat(layout.videos, 1, 1, 1)
+        return self._cache[key]
 
 
 class Masked(Protocol):
-    """A motion, as far as masks go."""
+    """Anything with a motion's strength and mask."""
 
     @property
     def strength(self) -> float: ...
@@ -138,7 +137,7 @@ class Masked(Protocol):
 
 
 def motion_masks_of(motions: Sequence[Masked]) -> list[MotionMask | None]:
-    """Where each motion acts. One of strength 0 has no say in what is held where others act."""
+    """The mask of each motion. Motions of strength 0 are left out if others act."""
     acting = [each for each in motions if each.strength] or motions
     return [each.motion_mask for each in acting]
 
@@ -156,7 +155,7 @@ def hold_first_frame(
     motion_masks: Sequence[MotionMask | None],
     frame_indices: Sequence[int] | None = None,
 ) -> Tensor:
-    """Predicted clean latents `(b f) c h w`, held to `first` (b c h w) where every mask holds.
+    """Predicted clean latents `(b f) c h w`, replaced by `first` (b c h w) where all masks hold.
 
     Args:
         frame_indices: indices (from 0) of the frames in the longer video that the masks cover.
@@ -165,7 +164,7 @@ def hold_first_frame(
         return predicted
     video = predicted.unflatten(0, (len(first), -1))
     free = _free(video, motion_masks, frame_indices)
-    # lerp and no sum of products: exact where the mask is 0 or 1
+    # lerp is exact where the mask is 0 or 1, a sum of products is not
     return torch.lerp(first[:, None].to(predicted), video, free).flatten(0, 1)
 
 
@@ -176,10 +175,10 @@ def restore_held(
     frame_indices: Sequence[int] | None = None,
     videos: int = 1,
 ) -> Tensor:
-    """Finished videos `(b f) c h w` that are their last held prediction where every mask holds.
+    """Finished videos `(b f) c h w`, replaced by the last held prediction where all masks hold.
 
-    A schedule may leave some noise in its last step, and AdaIN moves whole frames; both would be
-    seen where the picture has to stand still.
+    A schedule may leave noise after its last step, and AdaIN changes whole frames; both would show
+    where the picture has to stand still.
     """
     if not all_hold(motion_masks):
         return x
@@ -190,7 +189,7 @@ def restore_held(
 def _free(
     video: Tensor, motion_masks: Sequence[MotionMask | None], frame_indices: Sequence[int] | None
 ) -> Tensor:
-    """How far each frame of `b f c h w` is left to the motions, `1 f 1 h w`."""
+    """`MotionMask.free` of all masks together for `b f c h w`, as `1 f 1 h w`."""
     size = (video.shape[-2], video.shape[-1])
     areas = []
     for motion_mask in motion_masks:
@@ -204,22 +203,22 @@ def _free(
 
 
 def parse_strengths(text: str) -> list[float]:
-    """Numbers between commas, blanks or line breaks.
+    """Parse numbers separated by commas, semicolons or white space.
 
     Raises:
-        LampError: something else stands there.
+        LampError: the text is not a list of numbers.
     """
     words = text.replace(",", " ").replace(";", " ").split()
     try:
         return [float(word) for word in words]
     except ValueError as error:
         raise LampError(
-            f"'{text[:60]}' is no list of strengths: write numbers such as 1, 1, 0.5."
+            f"'{text[:60]}' is not a list of strengths: write numbers such as 1, 1, 0.5."
         ) from error
 
 
 def feather_masks(masks: Tensor, feather: float) -> Tensor:
-    """`n h w`, blurred by a Gaussian that reaches `feather` of the shorter side."""
+    """Blur masks `n h w` with a Gaussian that reaches `feather` of the shorter side."""
     reach = round(feather * min(masks.shape[-2:]))
     if reach == 0:
         return masks
@@ -232,12 +231,12 @@ def feather_masks(masks: Tensor, feather: float) -> Tensor:
     return masks.clamp(0, 1)
 
 
-def _whole_mask(mask: Tensor, feather: float) -> Tensor | None:
-    """`n 1 h w` on the CPU, or None if it leaves everything as it is."""
+def _prepare_mask(mask: Tensor, feather: float) -> Tensor | None:
+    """`n 1 h w` on the CPU, or None if the mask is 1 everywhere."""
     if mask.ndim < 2 or not mask.numel() or not mask.isfinite().all():
         raise LampError(
-            f"The mask of shape {tuple(mask.shape)} is empty or holds NaN: connect a mask of the "
-            "picture, white where motion may happen."
+            f"The mask of shape {tuple(mask.shape)} is empty or has NaN values: connect a mask of "
+            "the picture, white where the motion may act."
         )
     masks = mask.detach().reshape(-1, *mask.shape[-2:]).float().cpu().clamp(0, 1)
     if (masks == 1).all():
@@ -246,5 +245,5 @@ def _whole_mask(mask: Tensor, feather: float) -> Tensor | None:
 
 
 def resize_masks(maps: Tensor, size: tuple[int, int]) -> Tensor:
-    """`n 1 h w` at another size: each value the soft mean of the place it stands for."""
+    """Resize `n 1 h w` with antialiasing, so that each value is a mean over its area."""
     return F.interpolate(maps, size, mode="bilinear", antialias=True)

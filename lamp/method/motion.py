@@ -1,4 +1,4 @@
-"""A motion: everything LAMP learns, as one module, and how motions attach to a UNet."""
+"""A motion, everything that LAMP learns, as one module; and attaching motions to a UNet."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .layers import MotionConv, TemporalAttention, add_residual, initialise, ini
 from .layout import FrameLayout
 from .masks import MotionMask
 
-# What is tuned (paper sec. 4.1); norm_temp is new as well, but stays at its initial value.
+# The trained parameters (paper sec. 4.1); norm_temp is new too, but keeps its initial values.
 TRAINED = ("conv1d", "conv_gate", "attn_temp", "attn1.to_q")
 GROUPNORM_MODES = ("pooled", "frame")
 
@@ -26,11 +26,11 @@ class Motion(nn.Module):
 
     State dict keys are canonical: `SITE.conv1d.weight`, `SITE.conv_gate.bias`,
     `BLOCK.attn_temp.to_q.weight`, `BLOCK.norm_temp.weight`, and `BLOCK.attn1.to_q.weight`, which is
-    the DELTA to the image model's query, so that a motion carries over to other checkpoints.
+    the CHANGE of the image model's query, so that a motion transfers to other checkpoints.
 
     Args:
         sites: the map of the UNet.
-        ops: layer classes, `torch.nn` or a host's own.
+        ops: layer classes: `torch.nn`, or those of ComfyUI.
         factory: `dtype` and `device` of the parameters.
     """
 
@@ -38,16 +38,16 @@ class Motion(nn.Module):
         super().__init__()
         self.sites = sites
         for site in sites.convs:
-            _adopt(self, site.name, MotionConv(site.channels, ops, **factory))
+            _add_at(self, site.name, MotionConv(site.channels, ops, **factory))
         for block in sites.blocks:
             attention = TemporalAttention(block.channels, block.heads, ops, **factory)
             query = ops.Linear(block.channels, block.channels, bias=False, **factory)
-            _adopt(self, f"{block.name}.attn_temp", attention)
-            _adopt(self, f"{block.name}.norm_temp", ops.LayerNorm(block.channels, **factory))
-            _adopt(self, f"{block.name}.attn1.to_q", query)
+            _add_at(self, f"{block.name}.attn_temp", attention)
+            _add_at(self, f"{block.name}.norm_temp", ops.LayerNorm(block.channels, **factory))
+            _add_at(self, f"{block.name}.attn1.to_q", query)
 
     def initialise(self, seed: int = 0) -> Motion:
-        """Zero-initialise (paper sec. 3.4): a fresh motion adds exactly nothing."""
+        """Zero-initialise (paper sec. 3.4): a new motion changes nothing, bit for bit."""
         generator = torch.Generator().manual_seed(seed)
         for site in self.sites.convs:
             initialise(self.get_submodule(site.name))
@@ -58,7 +58,7 @@ class Motion(nn.Module):
         return self
 
     def trained_parameters(self) -> dict[str, nn.Parameter]:
-        """The parameters that tuning changes, by canonical name."""
+        """The parameters that training changes, by canonical name (paper sec. 4.1)."""
         return {
             name: parameter
             for name, parameter in self.named_parameters()
@@ -76,19 +76,19 @@ class Motion(nn.Module):
         first_frame: bool = True,
         motion_mask: MotionMask | None = None,
     ) -> Iterator[None]:
-        """Let this motion alone act in `unet`; see `attached`."""
-        acting = ActiveMotion(self, strength, motion_mask)
-        with attached(unet, [acting], layout, groupnorm=groupnorm, first_frame=first_frame):
+        """Attach this motion alone to `unet`; see `attached`."""
+        active = ActiveMotion(self, strength, motion_mask)
+        with attached(unet, [active], layout, groupnorm=groupnorm, first_frame=first_frame):
             yield
 
 
 @dataclass(frozen=True)
 class ActiveMotion:
-    """A motion at work.
+    """A motion as it acts in a UNet.
 
     Args:
         strength: factor on every residual; 0 is the image model, 1 the motion as trained.
-        motion_mask: a further factor, place by place and frame by frame; without, 1 everywhere.
+        motion_mask: a further factor per position and frame; None is 1 everywhere.
     """
 
     motion: Motion
@@ -96,7 +96,7 @@ class ActiveMotion:
     motion_mask: MotionMask | None = None
 
 
-# The layers of one site, each with the motion that they belong to; its factor at given tokens.
+# The layers of one site, each with its motion; and the factor of a motion on given tokens.
 Layers = list[tuple[ActiveMotion, nn.Module]]
 Factor = Callable[[ActiveMotion, Tensor], float | Tensor]
 
@@ -110,25 +110,26 @@ def attached(
     groupnorm: str = "pooled",
     first_frame: bool = True,
 ) -> Iterator[None]:
-    """Attach motions to `unet` by forward hooks; all are gone when the block ends, however it ends.
+    """Attach motions to `unet` by forward hooks (paper sec. 3.4), removed when the block ends.
 
-    Several motions act side by side: each reads what the image model's own layer gives, as in its
-    training, and their residuals add up.
+    With several motions, each reads the output of the image model's own layer, as in its training,
+    and their residuals are added.
 
     Args:
-        unet: the host's own UNet, whose site map equals that of the motions.
+        unet: a UNet with the same site map as the motions.
         motions: at least one.
-        layout: frames and videos of the batches to come; may be changed in between.
-        groupnorm: `pooled` (statistics over all frames of a video, official) or `frame`.
+        layout: the layout of the batches to come; it may be changed between calls.
+        groupnorm: `pooled` (statistics over all frames of a video, as the official code) or
+            `frame`.
         first_frame: keys and values from frame 1 (paper eq. 5).
     """
     sites = motions[0].motion.sites
-    # Looked up by name many times: one table is a good deal quicker than as many searches.
+    # One table of modules is much faster than a search for every name.
     host = dict(unet.named_modules())
     active = [(each, dict(each.motion.named_modules())) for each in motions if each.strength]
 
     def layers(site: str) -> Layers:
-        return [(acting, parts[site]) for acting, parts in active]
+        return [(motion, parts[site]) for motion, parts in active]
 
     with ExitStack() as stack:
         if groupnorm == "pooled":
@@ -150,10 +151,10 @@ def _add_conv(conv: nn.Module, layers: Layers, layout: FrameLayout, stack: ExitS
         if layout.without_motion:
             return y
         out = y
-        for acting, layer in layers:
-            factor = acting.strength * layout.motion_scale(y)
-            if acting.motion_mask is not None:
-                factor = acting.motion_mask.of_pixels(y, layout) * factor
+        for active, layer in layers:
+            factor = active.strength * layout.motion_scale(y)
+            if active.motion_mask is not None:
+                factor = active.motion_mask.for_features(y, layout) * factor
             out = layer(y, layout.frames, factor, out)
         return out
 
@@ -166,17 +167,17 @@ def _add_block(
     def tuned_query(_: nn.Module, args: tuple[Any, ...], q: Tensor) -> Tensor:
         if layout.without_motion:
             return q
-        for acting, parts in layers:
-            q = add_residual(q, parts.attn1.to_q(args[0]), factor(acting, q))
+        for active, parts in layers:
+            q = add_residual(q, parts.attn1.to_q(args[0]), factor(active, q))
         return q
 
     def temporal_attention(_: nn.Module, args: tuple[Any, ...], x: Tensor) -> Tensor:
         if layout.without_motion:
             return x
         out = x
-        for acting, parts in layers:
+        for active, parts in layers:
             residual = parts.attn_temp(parts.norm_temp(x), layout.frames)
-            out = add_residual(out, residual, factor(acting, x))
+            out = add_residual(out, residual, factor(active, x))
         return out
 
     stack.callback(block.attn1.to_q.register_forward_hook(tuned_query).remove)
@@ -184,24 +185,24 @@ def _add_block(
 
 
 def _token_factor(transformer: nn.Module, layout: FrameLayout, stack: ExitStack) -> Factor:
-    """The factor for tokens of a spatial transformer, whose input tells how they lie."""
+    """The factor for tokens of a spatial transformer; its input shows the size of their grid."""
     size: list[int] = []
 
     def see(_: nn.Module, args: tuple[Any, ...]) -> None:
         size[:] = args[0].shape[-2:]
 
-    def factor(acting: ActiveMotion, x: Tensor) -> float | Tensor:
-        scaled = acting.strength * layout.motion_scale(x)
-        if acting.motion_mask is None:
+    def factor(active: ActiveMotion, x: Tensor) -> float | Tensor:
+        scaled = active.strength * layout.motion_scale(x)
+        if active.motion_mask is None:
             return scaled
-        return acting.motion_mask.of_tokens(x, layout, (size[0], size[1])) * scaled
+        return active.motion_mask.for_tokens(x, layout, (size[0], size[1])) * scaled
 
     stack.callback(transformer.register_forward_pre_hook(see).remove)
     return factor
 
 
 def _pool_norm(norm: nn.Module, layout: FrameLayout, stack: ExitStack) -> None:
-    """Let a GroupNorm see `b c f h w`: mean and variance over f, h, w (official code)."""
+    """Give a GroupNorm `b c f h w`: mean and variance over f, h, w (official code)."""
 
     def gather(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
         layout.check(args[0])
@@ -214,8 +215,8 @@ def _pool_norm(norm: nn.Module, layout: FrameLayout, stack: ExitStack) -> None:
     stack.callback(norm.register_forward_hook(scatter).remove)
 
 
-def _adopt(root: nn.Module, name: str, module: nn.Module) -> None:
-    """Put `module` at the dotted `name` below `root`, so that state dict keys are canonical."""
+def _add_at(root: nn.Module, name: str, module: nn.Module) -> None:
+    """Add `module` at the dotted `name` below `root`, so that state dict keys are canonical."""
     *path, last = name.split(".")
     for part in path:
         if not hasattr(root, part):

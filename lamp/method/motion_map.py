@@ -1,4 +1,4 @@
-"""Where a motion is at work: the activity of its gated residuals, as a picture and as a mask."""
+"""Where a motion acts: the activity of its gated residuals, as a heat map and as a mask."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from .layers import MotionConv
 from .masks import resize_masks
 from .motion import Motion
 
-# A temporal convolution looks two frames back, and sees zeros before frame 1: what it adds to
-# frames 1 and 2 differs from the rest wherever something moves or not.
+# A temporal convolution looks two frames back and sees zeros before frame 1, so its residuals of
+# frames 1 and 2 differ from the others everywhere, moving or not.
 _SETTLED = 2
-# Otsu's threshold parts the moving from the still; below this share of it nothing moves.
+# Otsu's threshold separates moving from still; below this share of it the mask is 0.
 _RAMP = 0.8
-# In the corners the layers see their padding, and what they add varies several times more than
-# anywhere else: a few places that must rule neither the threshold (hence logarithms) nor the
+# In the corners the layers see their padding, and their residuals vary several times more than
+# elsewhere. These few positions must determine neither the threshold (hence logarithms) nor the
 # colours.
 _BRIGHTEST = 0.97
 _LEAST = 1e-6
-# Of the heat-map, from still to moving.
+# Of the heat map, from still to moving.
 _COLOURS = (
     (0.0, 0.0, 0.02),
     (0.34, 0.06, 0.43),
@@ -37,34 +37,34 @@ _COLOURS = (
 
 
 class Activity:
-    """What was seen of a motion by `record_activity`."""
+    """The activity of a motion, recorded by `record_activity`."""
 
     def __init__(self) -> None:
         self._sums: dict[tuple[int, int], Tensor] = {}
         self._seen = 0
 
     def add(self, residual: Tensor, frames: int) -> None:
-        """Note how much a layer's residual `(b f) c h w` changes from frame to frame."""
+        """Record how much a layer's residual `(b f) c h w` changes over the frames."""
         video = residual.unflatten(0, (-1, frames))[:, _SETTLED:].float()
         change = video.var(1, correction=0).mean((0, 1)).sqrt()
         if not change.mean() > 0:
             return
         size = (change.shape[0], change.shape[1])
-        # Layers differ in scale; each counts alike.
+        # Layers differ in scale; weigh them equally.
         share = change / change.mean()
         self._sums[size] = self._sums[size] + share if size in self._sums else share
         self._seen += 1
 
     def map(self, height: int, width: int) -> Tensor:
-        """`height width`: the mean over layers and calls, 1 on average.
+        """The mean over layers and calls, `height width`, 1 on average.
 
         Raises:
-            LampError: nothing changed from frame to frame.
+            LampError: no residual changed over the frames.
         """
         if not self._seen:
             raise LampError(
-                "The motion does nothing here, so there is nothing to show: give it a strength "
-                "other than 0, and a video of at least 4 frames."
+                "The motion has no effect here, so there is no activity to show: use a strength "
+                "other than 0 and a video of at least 4 frames."
             )
         maps = [
             resize_masks(part[None, None].cpu(), (height, width)) for part in self._sums.values()
@@ -74,7 +74,7 @@ class Activity:
 
 @contextmanager
 def record_activity(*motions: Motion) -> Iterator[Activity]:
-    """Watch the temporal convolutions of motions at work; their hooks go when the block ends."""
+    """Record the temporal convolutions of motions by hooks, removed when the block ends."""
     activity = Activity()
 
     def see(_: nn.Module, args: tuple[Any, ...], out: Tensor) -> None:
@@ -91,12 +91,12 @@ def record_activity(*motions: Motion) -> Iterator[Activity]:
 
 
 def mask_from_activity(activity: Tensor, sensitivity: float = 1.0, margin: float = 0.1) -> Tensor:
-    """A mask `h w` in 0..1 of where a motion is at work, for `MotionMask`.
+    """A mask `h w` in 0..1 of where a motion acts, for `MotionMask`.
 
     Args:
         activity: `h w`.
-        sensitivity: more than 1 takes in fainter activity.
-        margin: how far the mask reaches beyond it, as a share of the shorter side.
+        sensitivity: above 1 includes fainter activity.
+        margin: how far the mask extends beyond the activity, as a share of the shorter side.
     """
     whole = math.exp(otsu_threshold(activity.clamp(min=_LEAST).log())) / sensitivity
     mask = ((activity / whole - _RAMP) / (1 - _RAMP)).clamp(0, 1)
@@ -106,7 +106,7 @@ def mask_from_activity(activity: Tensor, sensitivity: float = 1.0, margin: float
 
 
 def otsu_threshold(values: Tensor) -> float:
-    """The threshold that parts values into two groups of least spread (Otsu 1979)."""
+    """The threshold that splits values into two groups of least variance (Otsu 1979)."""
     ordered = values.flatten().double().sort().values
     sums, count = ordered.cumsum(0), len(ordered)
     below = torch.arange(1, count, dtype=torch.float64)
@@ -116,7 +116,7 @@ def otsu_threshold(values: Tensor) -> float:
 
 
 def heat_map(activity: Tensor) -> Tensor:
-    """Colours `h w 3` in 0..1 of an activity `h w`: dark where it is least, bright where most."""
+    """Colours `h w 3` in 0..1 of an activity `h w`, from dark (least) to bright (most)."""
     values = activity.flatten()  # torch.quantile takes no more than 16 million
     low, high = values.min(), values.kthvalue(math.ceil(_BRIGHTEST * len(values))).values
     share = ((activity - low) / (high - low).clamp(min=_LEAST)).clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Starting noise of a video: one seeded draw, then shared between the frames."""
+"""Starting noise of a video: a seeded draw, then shared between frames (paper eq. 6)."""
 
 import torch
 from torch import Tensor
@@ -14,8 +14,8 @@ def draw_noise(
 ) -> Tensor:
     """Independent standard normal noise ``(b f) c h w`` in float32 on the CPU.
 
-    The values are drawn as one tensor ``b c f h w`` from a CPU generator of its own, so that
-    a seed gives the same noise as the official code, whatever the device.
+    The values are drawn as one tensor ``b c f h w`` from a CPU generator, so that a seed gives
+    the same noise as in the official code, on every device.
     Raises LampError if a size is not positive.
     """
     sizes = {
@@ -34,10 +34,9 @@ def share_noise(
 ) -> Tensor:
     """Mix frame 1's noise into the others: ``n_f <- alpha n_1 + (1 - alpha) n_f`` (paper eq. 6).
 
-    ``noise`` is ``(b f) c h w`` with ``frames`` frames a video (default: all are one video).
-    Frame 1 is unchanged: its slot will hold the clean first frame, so that its own draw is free
-    to serve as the shared noise. The result is not renormalised; at alpha 0.2 the variance of
-    the other frames is 0.68, on purpose.
+    ``noise`` is ``(b f) c h w`` with ``frames`` frames per video (default: one video). Frame 1 is
+    unchanged: the clean first frame will replace it, so its draw serves as the shared noise. As in
+    the paper the result is not renormalised; at alpha 0.2 the other frames have variance 0.68.
     Raises LampError for an alpha outside 0..1, fewer than two frames, or an incomplete video.
     """
     if not 0.0 <= alpha <= 1.0:
@@ -56,7 +55,7 @@ def split_videos(x: Tensor, frames: int) -> Tensor:
     """View of ``(b f) ...`` as ``b f ...``; raises LampError if the videos are not complete."""
     if frames < 1 or x.shape[0] % frames:
         raise LampError(
-            f"A batch of {x.shape[0]} images cannot be cut into videos of {frames} frames. "
+            f"A batch of {x.shape[0]} images cannot be split into videos of {frames} frames. "
             "Use the same number of frames everywhere."
         )
     return x.reshape(x.shape[0] // frames, frames, *x.shape[1:])

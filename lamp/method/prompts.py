@@ -1,7 +1,7 @@
-"""A prompt as one tensor, also where the UNet takes a pooled embedding beside the text (SD-XL).
+"""A prompt as one tensor, also for SD-XL, whose UNet takes a pooled embedding too.
 
-The pooled embedding follows each token's, `b n d+p`: so a prompt is cached, batched and repeated as
-any other.
+The pooled embedding is appended to each token, `b n d+p`, so that prompts of all families are
+cached, batched and repeated in the same way.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def split_pooled(prompt: Tensor, width: int) -> tuple[Tensor, Tensor]:
 
 
 def stack_prompts(prompts: Sequence[Tensor]) -> Tensor:
-    """Prompts `b n d` of any lengths as one batch.
+    """Batch prompts `b n d` of any length.
 
-    Long prompts come in several chunks of 77 tokens; repeating them changes nothing.
+    Long prompts have several chunks of 77 tokens. Repeating tokens does not change attention.
     """
     length = math.lcm(*(prompt.shape[1] for prompt in prompts))
     return torch.cat([prompt.repeat(1, length // prompt.shape[1], 1) for prompt in prompts])

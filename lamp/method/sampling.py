@@ -1,4 +1,4 @@
-"""The LAMP sampler: DDIM on frames 2.. under guidance, with AdaIN (supplement alg. 1)."""
+"""Sampling (supplement alg. 1): DDIM with guidance and a clean frame 1, AdaIN after each step."""
 
 from __future__ import annotations
 
@@ -39,17 +39,18 @@ def sample(
     others: Sequence[ActiveMotion] = (),
     callback: StepCallback | None = None,
 ) -> Tensor:
-    """Predict frames 2..f of videos from their first frames.
+    """Generate frames 2..f of videos from their first frames (supplement alg. 1).
 
     Args:
         first: `b c h w`, clean latents of frame 1.
-        noise: `(b f) c h w`, already shared (paper eq. 6); frame 1's slot is replaced by `first`.
-        cond, uncond: `b n d` text embeddings; `uncond` is not needed at guidance 1.
+        noise: `(b f) c h w`, already shared (paper eq. 6); `first` replaces its frame 1.
+        cond, uncond: `b n d` text embeddings; `uncond` may be None at guidance 1.
         motion_guidance: amplifies the motion (`lamp.method.motion_guidance`); 1 is off.
-        windows: show the model a long video in pieces; without, all frames at once.
-        motion_mask: where and in which frames the motion acts; without, everywhere.
-        others: further motions, which act beside it.
-        callback: called with the step's index and the latents after it, AdaIN included.
+        schedule: of AdaIN.
+        windows: process a long video in windows; None processes all frames at once.
+        motion_mask: where and in which frames the motion acts; None is everywhere.
+        others: further motions that act at the same time.
+        callback: called with the index of a step and the latents after its AdaIN.
 
     Returns:
         `(b f) c h w`; frame 1 is `first`, bit for bit.
@@ -94,7 +95,7 @@ def sample(
 
 
 def _predicted(x: Tensor, eps: Tensor, alpha: Tensor) -> Tensor:
-    """The clean latents that `x` is made of, if `eps` is its noise (paper eq. 2)."""
+    """The clean latents of `x` if `eps` is its noise (paper eq. 2)."""
     return (x - (1 - alpha).sqrt() * eps) / alpha.sqrt()
 
 

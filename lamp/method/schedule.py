@@ -1,4 +1,4 @@
-"""Stable Diffusion's noise schedule and the DDIM step (paper eq. 2; official scheduler)."""
+"""Stable Diffusion's noise schedule and the DDIM step (paper eq. 2), as the official scheduler."""
 
 from __future__ import annotations
 
@@ -13,49 +13,49 @@ TRAIN_TIMESTEPS = 1000
 def scaled_linear_alphas(
     start: float = 0.00085, end: float = 0.012, steps: int = TRAIN_TIMESTEPS
 ) -> Tensor:
-    """Cumulative alphas (alpha-bar of paper eq. 2), float32, one per timestep."""
+    """Alpha-bar of paper eq. 2, float32, one value per timestep."""
     betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float32) ** 2
     return torch.cumprod(1.0 - betas, dim=0)
 
 
 def ddim_timesteps(steps: int) -> list[int]:
-    """`steps` timesteps, descending, offset 1: 981, 961, ..., 1 for 50.
+    """`steps` descending timesteps with offset 1: 981, 961, ..., 1 for 50.
 
     Raises:
         LampError: fewer than 1 or more than 1000 steps.
     """
     if not 1 <= steps <= TRAIN_TIMESTEPS:
-        raise LampError(f"steps is {steps}: choose between 1 and {TRAIN_TIMESTEPS}.")
+        raise LampError(f"steps is {steps}: choose a number from 1 to {TRAIN_TIMESTEPS}.")
     stride = TRAIN_TIMESTEPS // steps
     return [min(i * stride + 1, TRAIN_TIMESTEPS - 1) for i in reversed(range(steps))]
 
 
 def nearest_timestep(sigma: Tensor) -> int:
-    """The timestep of Stable Diffusion's own schedule whose noise level is nearest to `sigma`, the
-    ratio of noise to signal in a latent."""
+    """The timestep of Stable Diffusion's schedule whose noise level is nearest to `sigma`, which is
+    the ratio of noise to signal."""
     alphas = scaled_linear_alphas().double()
     levels = ((1 - alphas) / alphas).sqrt().log()
     return int((levels - sigma.double().cpu().log()).abs().argmin())
 
 
 def next_alpha(alphas: Tensor, timestep: int, steps: int) -> Tensor:
-    """Cumulative alpha after a step; below timestep 0 it is alphas[0] (set_alpha_to_one False)."""
+    """Alpha-bar after a step; below timestep 0 it is alphas[0] (set_alpha_to_one False)."""
     return alphas[max(timestep - TRAIN_TIMESTEPS // steps, 0)]
 
 
 def ddim_step(x: Tensor, eps: Tensor, alpha: Tensor, alpha_next: Tensor) -> Tensor:
-    """One DDIM step, eta 0, from cumulative `alpha` to `alpha_next`, in either direction."""
+    """One DDIM step with eta 0 from alpha-bar `alpha` to `alpha_next`, in either direction."""
     x0 = (x - (1 - alpha).sqrt() * eps) / alpha.sqrt()
     return alpha_next.sqrt() * x0 + (1 - alpha_next).sqrt() * eps
 
 
 def noise_from_v(v: Tensor, x: Tensor, alphas: Tensor) -> Tensor:
-    """The noise in `x` according to a model that predicts v, as SD 2.x at 768 pixels does:
+    """The noise in `x` from a v-prediction (SD 2.x at 768 pixels):
     v = sqrt(alpha) noise - sqrt(1 - alpha) x_0 (Salimans and Ho 2022).
 
     Args:
         v, x: `(b f) c h w`.
-        alphas: cumulative, `b`.
+        alphas: alpha-bar, `b`.
     """
     frames = x.shape[0] // alphas.shape[0]
     alpha = alphas.to(v).repeat_interleave(frames)[:, None, None, None]
@@ -63,5 +63,5 @@ def noise_from_v(v: Tensor, x: Tensor, alphas: Tensor) -> Tensor:
 
 
 def add_noise(x0: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
-    """Paper eq. 2; `alpha` broadcasts against `x0`."""
+    """x_t of paper eq. 2; the alpha-bar `alpha` broadcasts against `x0`."""
     return alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise

@@ -1,4 +1,4 @@
-"""Anchored windows: a long video in pieces of the trained length, each of which sees frame 1."""
+"""Anchored windows: a long video in windows of the trained length that all begin with frame 1."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Windows:
     after it come `length - 1` frames in a row, `overlap` of which it weights with the next window.
 
     Raises:
-        LampError: fewer than 2 frames, or an overlap that leaves a window nothing of its own.
+        LampError: fewer than 2 frames, or an overlap that leaves a window no frames of its own.
     """
 
     length: int = 16
@@ -27,21 +27,21 @@ class Windows:
 
     def __post_init__(self) -> None:
         if self.length < 2:
-            raise LampError(f"A window of {self.length} frames is too short: use 16, for instance.")
+            raise LampError(f"A window of {self.length} frames is too short: use 16, for example.")
         if not 0 <= self.overlap < self.length - 1:
             raise LampError(
-                f"Windows of {self.length} frames cannot overlap by {self.overlap}: frame 1 stands "
-                f"in all of them, so the most is {self.length - 2}."
+                f"Windows of {self.length} frames cannot overlap by {self.overlap}: use at most "
+                f"{self.length - 2}, because frame 1 is in every window."
             )
 
     def frame_indices(self, frames: int) -> list[list[int]]:
-        """The frames (from 0) of each window, all of one length; the last ends with the video."""
+        """Frame indices (from 0) of each window; all have one length, the last ends the video."""
         size = min(self.length, frames) - 1
         starts = [*range(1, frames - size, self.length - 1 - self.overlap), frames - size]
         return [[0, *range(start, start + size)] for start in starts]
 
     def weights(self, frames: int) -> list[Tensor]:
-        """How much each frame of each window counts: linear in the overlaps, 1 in all."""
+        """Blending weights of the frames of each window: linear in the overlaps, with sum 1."""
         windows, whole = self.frame_indices(frames), torch.zeros(frames)
         ramp = torch.arange(1, len(windows[0]))
         ramp = torch.minimum(ramp, ramp.flip(0)).clamp(max=self.overlap + 1)
@@ -54,14 +54,14 @@ class Windows:
 def predict_in_windows(
     predict: Callable[[Tensor], Tensor], x: Tensor, windows: Windows | None, frames: int
 ) -> Tensor:
-    """Predict for a batch of videos window by window, blended where windows overlap.
+    """Predict a batch of videos window by window and blend the overlaps.
 
-    The memory that a prediction takes does not grow with the number of frames. Without windows,
-    or if one holds all frames, this is a single call.
+    Memory use does not grow with the number of frames. Without windows, or if one window holds all
+    frames, this is a single call.
 
     Args:
-        predict: from the rows of a window in the batch, `(b w)`, to the prediction for them.
-        x: `(b f) c h w`, the batch; the prediction has its shape.
+        predict: (rows `(b w)` of a window in the batch) -> prediction for these rows.
+        x: `(b f) c h w`, the batch; the prediction has the same shape.
     """
     if windows is None or windows.length >= frames:
         return predict(torch.arange(len(x), device=x.device))

@@ -318,7 +318,7 @@ def test_motions_on_one_model_act_side_by_side(plain: Any, file: MotionFile) -> 
 def test_motions_of_other_norms_do_not_go_together(plain: Any, file: MotionFile) -> None:
     from lamp.errors import LampError
 
-    with pytest.raises(LampError, match="groupnorm 'pooled', this one with 'frame'"):
+    with pytest.raises(LampError, match="pooled.*frame"):
         moving(moving(plain, file), file, groupnorm="frame")
 
 
@@ -327,7 +327,7 @@ def test_context_windows_are_refused(plain: Any, file: MotionFile) -> None:
 
     model = moving(plain, file)
     model.model_options["context_handler"] = object()
-    with pytest.raises(LampError, match="remove the Context Windows node"):
+    with pytest.raises(LampError, match="Context Windows"):
         ksampler(model)
 
 
@@ -335,7 +335,7 @@ def test_another_familys_model_is_refused(plain: Any, file: MotionFile) -> None:
     from lamp.errors import IncompatibleModelError
 
     sd1 = dataclasses.replace(file, config=dataclasses.replace(file.config, family="sd1"))
-    with pytest.raises(IncompatibleModelError, match="SD 1.x; the connected MODEL is SD-XL.*only"):
+    with pytest.raises(IncompatibleModelError, match="SD 1.x.*SD-XL"):
         moving(tiny_patcher(text_width=2048), sd1)
-    with pytest.raises(IncompatibleModelError, match="SD 1.x; the connected MODEL is SD 2.x"):
+    with pytest.raises(IncompatibleModelError, match="SD 1.x.*SD 2.x"):
         moving(tiny_patcher(text_width=1024), sd1)

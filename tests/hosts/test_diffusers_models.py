@@ -193,7 +193,7 @@ def test_the_toy_base_needs_nothing() -> None:
     mean, _ = model.encode_posterior(frames)
     assert worst(mean * SCALE, toy.encode(frames)) < 1e-6
     assert worst(decode(model.vae, mean * SCALE), toy.decode(mean * SCALE)) < 1e-6
-    with pytest.raises(LampError, match="'a horse' the toy model does not know the word 'horse'"):
+    with pytest.raises(LampError, match="'a horse'.*'horse'"):
         model.encode_prompts(["a horse"])
 
 
@@ -295,7 +295,7 @@ def test_a_damaged_file_and_a_pickle_are_refused(tokenizer: Path, tmp_path: Path
 def test_a_folder_without_safetensors_is_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "unet").mkdir()
     (tmp_path / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(LampError, match=r"unet holds no \.safetensors file"):
+    with pytest.raises(LampError, match=r"unet.*\.safetensors"):
         load_image_model(tmp_path)
 
 
@@ -307,7 +307,7 @@ def predicting(folder: Path, kind: str) -> Path:
 
 
 def test_a_folder_that_predicts_something_else_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(IncompatibleModelError, match="predicts 'sample'"):
+    with pytest.raises(IncompatibleModelError, match="'sample'"):
         load_image_model(predicting(tmp_path, "sample"))
 
 
@@ -335,7 +335,7 @@ def test_sd_xl_is_sent_to_comfyui(folder: Path, tmp_path: Path) -> None:
     for name in ("vae", "text_encoder", "tokenizer"):
         (tmp_path / name).symlink_to(folder / name)
     UNet2DConditionModel(**{**UNET, "cross_attention_dim": 2048}).save_pretrained(tmp_path / "unet")
-    with pytest.raises(IncompatibleModelError, match="is SD-XL: the command line.*LAMP Trainer"):
+    with pytest.raises(IncompatibleModelError, match="SD-XL"):
         load_image_model(tmp_path)
 
 
@@ -354,7 +354,7 @@ def test_the_vocabulary_is_that_of_the_comfyui_beside(
     assert find_tokenizer() == tokenizer
     assert find_tokenizer(tokenizer) == tokenizer
     monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
-    with pytest.raises(LampError, match=r"set tokenizer in \[base\]"):
+    with pytest.raises(LampError, match=r"tokenizer.*COMFYUI_PATH"):
         find_tokenizer()
-    with pytest.raises(LampError, match=re.escape(f"{tmp_path} holds no vocab.json")):
+    with pytest.raises(LampError, match=f"{re.escape(str(tmp_path))}.*vocab.json"):
         find_tokenizer(tmp_path)

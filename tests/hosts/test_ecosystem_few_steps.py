@@ -146,10 +146,10 @@ def test_the_official_levels_are_refused_for_lcm_by_name(plain: Any, file: Motio
     from lamp.hosts.comfy.inversion import invert_video
 
     model, video = LCM(moving(plain, file)), torch.randn(FRAMES, 4, 8, 8)
-    sentence = "1000 noise levels, and this MODEL has 50.*sgm_uniform"
-    with pytest.raises(LampError, match=sentence):
+    named = "1000.*50.*sgm_uniform"
+    with pytest.raises(LampError, match=named):
         lamp_ksampler(model, video_latent(FRAMES))
-    with pytest.raises(LampError, match=sentence):
+    with pytest.raises(LampError, match=named):
         invert_video(model, conditioning()[0], {"samples": video}, steps=4)
 
 
@@ -180,5 +180,5 @@ def test_compiling_is_refused_with_the_cure(plain: Any, file: MotionFile) -> Non
         host_node(*node, model=moving(plain, file), backend="inductor"),
         moving(host_node(*node, model=plain, backend="inductor"), file),
     ):
-        with pytest.raises(LampError, match="remove TorchCompileModel"):
+        with pytest.raises(LampError, match="TorchCompileModel"):
             sample(model)

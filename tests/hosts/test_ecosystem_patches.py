@@ -79,7 +79,7 @@ def test_what_cuts_or_merges_tokens_is_refused_beside_a_mask(
     mask = torch.zeros(8, 8)
     mask[2:6, 2:6] = 1.0
     masked = moving(plain, file, motion_mask=MotionMask(mask))
-    with pytest.raises(LampError, match="HyperTile, Token Merging.*take them off, or the mask"):
+    with pytest.raises(LampError, match="HyperTile"):
         sample(PATCHES[kind](masked))
 
 
@@ -124,7 +124,7 @@ def test_the_hosts_context_windows_are_refused_with_the_cure(plain: Any, file: M
         host_node(*node, model=moving(plain, file), **WINDOWS),
         moving(host_node(*node, model=plain, **WINDOWS), file),
     ):
-        with pytest.raises(LampError, match="use LAMP Anchored Windows"):
+        with pytest.raises(LampError, match="LAMP Anchored Windows"):
             sample(model)
 
 

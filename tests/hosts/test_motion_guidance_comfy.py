@@ -117,7 +117,7 @@ def test_several_motions_are_guided_together(plain: Any, file: MotionFile) -> No
     runs = [one_step(twice(strength=s)) for s in (0.0, 0.5)]
     guided = one_step(twice(strength=0.5, motion_guidance=2.0))
     assert worst(guided, torch.lerp(*runs, 2.0)) < 1e-4
-    with pytest.raises(LampError, match="motion_guidance is 2 .* 1 for this"):
+    with pytest.raises(LampError, match="motion_guidance.*2"):
         moving(moving(plain, file, motion_guidance=2.0), file)
 
 
@@ -175,5 +175,5 @@ def test_a_cache_that_answers_for_the_unet_is_refused(plain: Any, file: MotionFi
 
     model = moving(plain, file, motion_guidance=2.0)
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "cache", cached)
-    with pytest.raises(LampError, match="motion_guidance is 2"):
+    with pytest.raises(LampError, match="motion_guidance.*2"):
         sample(model, cfg=1.0)

@@ -68,14 +68,14 @@ def test_sd_2_has_no_pooled_embedding(prepare: Any) -> None:
 @pytest.mark.parametrize(
     ("kind", "clip", "words"),
     [
-        ("sdxl", "sd2", "the MODEL, which is SD-XL and takes 2048 numbers a token and 24 a prompt"),
-        ("sd2", "sdxl", "the MODEL, which is SD 2.x and takes 1024 numbers a token, not 2048"),
+        ("sdxl", "sd2", "SD-XL.*2048.*24"),
+        ("sd2", "sdxl", "SD 2.x.*1024.*2048"),
     ],
 )
 def test_the_text_encoder_of_another_family_is_named(
     prepare: Any, kind: str, clip: str, words: str
 ) -> None:
-    with pytest.raises(IncompatibleModelError, match=f"CLIP does not fit {words}"):
+    with pytest.raises(IncompatibleModelError, match=words):
         prepare(kind, SmallClip(clip))
 
 
@@ -83,7 +83,7 @@ def test_a_text_encoder_without_pooled_embedding_is_named(prepare: Any) -> None:
     clip = SmallClip("sdxl")
     encode = clip.encode_from_tokens_scheduled
     clip.encode_from_tokens_scheduled = lambda tokens: [[encode(tokens)[0][0], {}]]
-    with pytest.raises(IncompatibleModelError, match="gives no pooled embedding.*SD-XL"):
+    with pytest.raises(IncompatibleModelError, match="pooled.*SD-XL"):
         prepare("sdxl", clip)
 
 
@@ -100,7 +100,7 @@ def test_the_vae_of_another_family_is_found_out_by_the_clips(
         comfy_clips, "encode_posterior", lambda _, frames: (encode(frames), encode(frames) * 0)
     )
     pictures = painting(64, 64).expand(FRAMES, -1, -1, -1)
-    with pytest.raises(IncompatibleModelError, match="encodes for SD"):
+    with pytest.raises(IncompatibleModelError, match="VAE.*SD"):
         prepare(kind, SmallClip(kind), clips_from_images([pictures], ["one"], FRAMES, 64, 64))
 
 
@@ -115,7 +115,7 @@ def test_models_that_predict_something_else_are_named(comfy: ModuleType, node: s
         (other,) = ModelSamplingContinuousEDM().patch(patcher, "edm", 80.0, 0.002)
     else:
         (other,) = ModelSamplingDiscrete().patch(patcher, node, False)
-    with pytest.raises(IncompatibleModelError, match="The MODEL samples by .*without ModelSamp"):
+    with pytest.raises(IncompatibleModelError, match="ModelSampling"):
         check_trainable(other)
     (usual,) = ModelSamplingDiscrete().patch(patcher, "v_prediction", True)
     check_trainable(usual)

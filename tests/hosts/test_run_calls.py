@@ -86,7 +86,7 @@ def test_a_batch_of_tiles_is_as_many_videos(plain: Any, file: MotionFile, batch:
 
 def test_tiles_that_are_mixed_among_the_frames_are_refused(plain: Any, file: MotionFile) -> None:
     model = wrapped(moving(plain, file), tiled(2, "frame first"))
-    with pytest.raises(LampError, match="not the frame"):
+    with pytest.raises(LampError, match="Image 1?[0-9] of"):
         sample(model, samples=video_latent(FRAMES, 16, 16))
 
 
@@ -116,14 +116,14 @@ def chosen(rows: list[int], chunked: bool) -> Callable[..., Tensor]:
 def test_pieces_of_the_video_are_refused(
     plain: Any, file: MotionFile, rows: list[int], chunked: bool
 ) -> None:
-    with pytest.raises(LampError, match="LAMP Anchored Windows|not the frame"):
+    with pytest.raises(LampError, match="LAMP Anchored Windows|Image [0-9]+ of"):
         sample(wrapped(moving(plain, file), chosen(rows, chunked)))
 
 
 def test_two_windows_in_a_batch_of_the_usual_size_are_refused(plain: Any, file: MotionFile) -> None:
     """Frames 1 2 and 3 4 of either half, one half a call: as many images as the video has."""
     order = [0, 2, 1, 3]
-    with pytest.raises(LampError, match="not the frame"):
+    with pytest.raises(LampError, match="Image 1?[0-9] of"):
         sample(wrapped(moving(plain, file), chosen(order, True)))
 
 
@@ -140,7 +140,7 @@ def test_frames_that_change_places_in_a_later_step_are_refused(
             x = x[[half * FRAMES + row for half in range(len(x) // FRAMES) for row in order]]
         return unet(x, args["timestep"], **args["c"])
 
-    with pytest.raises(LampError, match="not the frame"):
+    with pytest.raises(LampError, match="Image 1?[0-9] of"):
         sample(wrapped(moving(plain, file), call), steps=3)
     assert len(calls) == 2
 
@@ -186,12 +186,12 @@ def test_blocks_that_another_node_runs_by_itself_are_refused(plain: Any, file: M
             h = network.input_blocks[1][0](h, emb)
             return args["input"] + 0 * h.mean()
 
-        with pytest.raises(LampError, match="by itself"):
+        with pytest.raises(LampError, match="another node|Another node"):
             sample(wrapped(moving(plain, file), call))
 
 
 def test_an_engine_in_place_of_the_unet_is_refused(plain: Any, file: MotionFile) -> None:
-    with pytest.raises(LampError, match="by itself"):
+    with pytest.raises(LampError, match="another node|Another node"):
         sample(wrapped(moving(plain, file), lambda unet, args: args["input"] * 0.5))
 
 
@@ -224,7 +224,7 @@ def test_a_model_that_is_called_without_a_sampler_is_refused(plain: Any, file: M
     model = moving(plain, file)
     x, context = video_latent(), text(1).repeat(6, 1, 1)
     options = {"wrappers": model.wrappers}
-    with pytest.raises(LampError, match="outside"):
+    with pytest.raises(LampError, match="LAMP KSampler"):
         model.model.apply_model(x, torch.ones(6), c_crossattn=context, transformer_options=options)
 
 
@@ -406,7 +406,7 @@ def test_masks_for_each_frame_count_those_of_the_whole_extended_video(
     out = extended(model, conditioning()[0], clip)
     assert worst(out[4][..., 5:], out[2][..., 5:]) < 1e-4  # held to the piece's first frame
     assert worst(out[3][..., 5:], out[2][..., 5:]) > 0.05
-    with pytest.raises(LampError, match="3 masks for a video of 7"):
+    with pytest.raises(LampError, match="3 masks.*7"):
         extended(moving(plain, file, motion_mask=MotionMask(masks[2:5])), conditioning()[0], clip)
 
 

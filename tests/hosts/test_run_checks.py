@@ -286,7 +286,7 @@ def test_smooth_frames_behind_a_textured_frame_1_are_no_noise_in_it(model: Any) 
 def test_a_run_without_any_noise_is_named_as_such(model: Any) -> None:
     from comfy_extras.nodes_custom_sampler import DisableNoise
 
-    with pytest.raises(LampError, match="no noise"):
+    with pytest.raises(LampError, match="add_noise"):
         advanced(model, sampler(), levels(model), core(DisableNoise)[0])
 
 
@@ -324,9 +324,9 @@ def test_several_videos_in_one_latent_are_refused(model: Any) -> None:
     clip = {"samples": torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(6))}
     twice = nodes.RepeatLatentBatch().repeat(clip, 2)[0]
     for latent in (repeated, joined, twice):
-        with pytest.raises(LampError, match="frame 5"):
+        with pytest.raises(LampError, match="frame 5|Frame 5"):
             ksampler(model, **latent)
-        with pytest.raises(LampError, match="frame 5"):
+        with pytest.raises(LampError, match="frame 5|Frame 5"):
             lamp_ksampler(model, latent["samples"])
     still = nodes.RepeatLatentBatch().repeat({"samples": video_latent()[:1]}, 6)[0]
     assert lamp_ksampler(model, still["samples"]).isfinite().all()
@@ -336,5 +336,5 @@ def test_a_sampler_that_changes_the_size_is_refused(model: Any) -> None:
     from comfy_extras.nodes_advanced_samplers import SamplerLCMUpscale
 
     grows = core(SamplerLCMUpscale, 2.0, 1, "nearest-exact")[0]
-    with pytest.raises(LampError, match="size"):
+    with pytest.raises(LampError, match="SamplerLCMUpscale"):
         advanced(model, grows, levels(model))

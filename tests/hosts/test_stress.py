@@ -136,7 +136,7 @@ def test_activations_that_overflow_name_their_layer(
     else:
         plain.model.diffusion_model.state_dict()[unet].fill_(3e38)
     model = moving(plain, MotionFile(state, file.config, name="large.safetensors"))
-    with pytest.raises(LampError, match=f"NaN or infinite in {named}.*computed in torch.float32"):
+    with pytest.raises(LampError, match=f"{named}.*torch.float32"):
         lamp_ksampler(model, video_latent(3), steps=2)
     assert count_hooks(plain) == 0 == hook_count(model.get_attachment("lamp_motion").motion)
 
@@ -152,6 +152,6 @@ def test_a_weight_too_large_for_the_models_precision_is_named(
     large = torch.full_like(file.state[name], 1e30 if dtype == torch.float16 else 3.4e38)
     extreme = MotionFile({**file.state, name: large}, file.config, name="large.safetensors")
     monkeypatch.setattr(plain.model, "manual_cast_dtype", dtype)
-    with pytest.raises(MotionFileError, match=f"large.safetensors: '{name}' .*{dtype}"):
+    with pytest.raises(MotionFileError, match=f"large.safetensors.*'{name}'.*{dtype}"):
         load_motion(plain, extreme)
     load_motion(plain, file)

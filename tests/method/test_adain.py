@@ -145,9 +145,9 @@ def test_half_precision_does_not_divide_by_zero():
 
 
 def test_bad_settings_are_named():
-    with pytest.raises(LampError, match="Unknown AdaIN mode 'late'"):
+    with pytest.raises(LampError, match="'late'"):
         AdaINSchedule("late")
-    with pytest.raises(LampError, match="switch must lie between 0 and 1, not 1.2"):
+    with pytest.raises(LampError, match="switch.*1.2"):
         AdaINSchedule("custom", switch=1.2)
-    with pytest.raises(LampError, match="batch of 6 images"):
+    with pytest.raises(LampError, match="6"):
         AdaINSchedule().after_step(random_video(), 0, 50, 4)

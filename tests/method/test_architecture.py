@@ -173,14 +173,14 @@ def test_state_is_renamed_for_comfyui(comfy: ModuleType) -> None:
 
 
 def test_something_else_is_named() -> None:
-    with pytest.raises(IncompatibleModelError, match="Linear is not a Stable Diffusion UNet"):
+    with pytest.raises(IncompatibleModelError, match="Linear"):
         map_unet(nn.Linear(2, 2))
 
 
 def test_a_unet_without_text_is_named() -> None:
     unet = nn.Module()
     unet.down_blocks = nn.ModuleList([nn.Conv2d(4, 4, 3)])
-    with pytest.raises(IncompatibleModelError, match="no text cross-attention"):
+    with pytest.raises(IncompatibleModelError, match="cross-attention"):
         map_unet(unet)
 
 

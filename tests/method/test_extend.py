@@ -52,7 +52,7 @@ def test_each_piece_starts_with_the_statistics_of_frame_1() -> None:
 
 @pytest.mark.parametrize(("times", "hold"), [(0, 1.0), (1, 1.5), (1, -0.1)])
 def test_an_extension_that_cannot_be_is_refused(times: int, hold: float) -> None:
-    with pytest.raises(LampError, match="times is 0|hold_colors must lie"):
+    with pytest.raises(LampError, match="times.*0|hold_colors"):
         extend(noise(2, 4, 3, 3), drifting, times, hold)
 
 
@@ -101,5 +101,5 @@ def test_the_largest_seed_counts_on(node_classes: dict[str, Any], model: Any) ->
 
 
 def test_an_empty_last_frame_is_refused(node_classes: dict[str, Any], model: Any) -> None:
-    with pytest.raises(LampError, match="^LAMP Extend Video: There is no last frame to go on"):
+    with pytest.raises(LampError, match="^LAMP Extend Video: .*last frame"):
         run(node_classes, model, video_latent())

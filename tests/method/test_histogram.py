@@ -114,11 +114,11 @@ def test_keeps_the_type(dtype):
 
 def test_bad_input_is_named():
     frames, reference = torch.zeros(2, 8, 8, 3), torch.zeros(8, 8, 3)
-    with pytest.raises(LampError, match="frames f h w c and one reference image"):
+    with pytest.raises(LampError, match="f h w c"):
         match_histograms(frames, reference[None])
-    with pytest.raises(LampError, match="3 channels, the reference has 4"):
+    with pytest.raises(LampError, match="3 channels.*4"):
         match_histograms(frames, torch.zeros(8, 8, 4))
-    with pytest.raises(LampError, match="between 0 and 1, not 2"):
+    with pytest.raises(LampError, match="strength.*2"):
         match_histograms(frames, reference, strength=2)
     with pytest.raises(LampError, match="frames .* NaN"):
         match_histograms(frames.clone().fill_(float("nan")), reference)

@@ -60,11 +60,11 @@ def test_the_way_up_is_the_way_down_reversed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("steps", "strength", "words"),
-    [(0, 1.0, "steps is 0"), (10, 1.5, "between 0 and 1, not 1.5"), (4, 0.1, "leave no step")],
+    ("steps", "strength", "named"),
+    [(0, 1.0, "0"), (10, 1.5, "1.5"), (4, 0.1, "0.1")],
 )
-def test_an_inversion_that_cannot_be_is_refused(steps: int, strength: float, words: str) -> None:
-    with pytest.raises(LampError, match=words):
+def test_an_inversion_that_cannot_be_is_refused(steps: int, strength: float, named: str) -> None:
+    with pytest.raises(LampError, match=named):
         inversion_timesteps(steps, strength)
 
 
@@ -155,18 +155,18 @@ def test_a_start_at_another_level_is_refused(node_classes: Nodes, model: Any) ->
     noise = invert_node(node_classes, model, clip(), steps=6, strength=0.5)[0]
     positive, negative = conditioning()
     latent = {"samples": video_latent()}
-    with pytest.raises(LampError, match="^LAMP KSampler: .*connect the outputs steps and denoise"):
+    with pytest.raises(LampError, match="^LAMP KSampler: .*steps and denoise"):
         node_classes["LAMP_KSampler"].execute(
             model, positive, negative, latent, 0, steps=6, noise=noise
         )
 
 
 def test_inversion_says_what_is_wrong(node_classes: Nodes, plain: Any, model: Any) -> None:
-    with pytest.raises(LampError, match="^LAMP DDIM Inversion: The MODEL has no LAMP motion"):
+    with pytest.raises(LampError, match="^LAMP DDIM Inversion: .*LAMP motion"):
         invert_node(node_classes, plain, clip())
-    with pytest.raises(LampError, match="Frame 2 of the video's latent is empty.*VAE Encode"):
+    with pytest.raises(LampError, match="Frame 2 .*VAE Encode"):
         invert_node(node_classes, model, video_latent())
-    with pytest.raises(LampError, match="at least 2 frames"):
+    with pytest.raises(LampError, match="2 frames"):
         invert_node(node_classes, model, clip(1))
 
 

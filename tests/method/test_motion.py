@@ -153,7 +153,7 @@ def test_a_batch_that_holds_no_whole_videos_is_named(host: Host) -> None:
     before, plain = hook_count(host.unet), predict(host, None, 3)
     motion = random_motion(host.unet)
     with (
-        pytest.raises(LampError, match="A batch of 3 does not hold 2 videos of 3 frames"),
+        pytest.raises(LampError, match="3.*2 videos of 3 frames"),
         motion.attached(host.unet, FrameLayout(3, 2)),
     ):
         host.predict(*inputs(3))

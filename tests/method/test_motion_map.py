@@ -92,7 +92,7 @@ def test_nothing_to_see_is_a_sentence() -> None:
     for frames, still in ((6, torch.ones(6, 1, 4, 4)), (3, torch.randn(3, 1, 4, 4))):
         with record_activity(motion) as activity, torch.no_grad():
             motion.layer(still, frames)
-        with pytest.raises(LampError, match="The motion does nothing here.*at least 4 frames"):
+        with pytest.raises(LampError, match="4 frames"):
             activity.map(4, 4)
 
 
@@ -192,7 +192,7 @@ def test_the_stock_sampler_holds_the_picture_outside_of_the_mask(
 
 def test_masks_that_do_not_fit_the_video_are_refused(plain: Any, file: MotionFile) -> None:
     model = moving(plain, file, motion_mask=MotionMask(random_masks(5)))
-    with torch.inference_mode(), pytest.raises(LampError, match="5 masks for a video of 6 frames"):
+    with torch.inference_mode(), pytest.raises(LampError, match="5 masks.*6 frames"):
         ksampler(model)
 
 
@@ -258,9 +258,9 @@ def test_a_mask_that_lets_nothing_move_is_refused_but_for_the_hosts_stand_in(loa
 
 
 def test_load_says_what_is_wrong(loaded: Any) -> None:
-    with pytest.raises(LampError, match="^Load LAMP Motion: 'slow' is no list of strengths"):
+    with pytest.raises(LampError, match="^Load LAMP Motion: 'slow'"):
         loaded(frame_strengths="slow")
-    with pytest.raises(LampError, match="^Load LAMP Motion: The mask of shape"):
+    with pytest.raises(LampError, match="^Load LAMP Motion: .*mask"):
         loaded(mask=torch.full((1, 4, 4), float("nan")))
 
 
@@ -278,7 +278,7 @@ def test_the_map_makes_a_picture_and_a_mask_for_the_loader(
     assert hook_count(model.get_attachment("lamp_motion").motion) == 0
     with torch.inference_mode():
         ksampler(loaded(mask=mask), samples=latent["samples"])
-        with pytest.raises(LampError, match="^LAMP Motion Map: The motion does nothing here"):
+        with pytest.raises(LampError, match="^LAMP Motion Map: .*strength"):
             node.execute(loaded(strength=0.0), positive, negative, latent, SEED, steps=1)
-        with pytest.raises(LampError, match="^LAMP Motion Map: The MODEL has no LAMP motion"):
+        with pytest.raises(LampError, match="^LAMP Motion Map: .*LAMP motion"):
             node.execute(plain, positive, negative, latent, SEED)

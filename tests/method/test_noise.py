@@ -68,22 +68,22 @@ def test_share_does_not_write_to_its_input():
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.5, float("nan")])
 def test_alpha_outside_its_range(alpha):
-    with pytest.raises(LampError, match=f"between 0 and 1, not {alpha:g}"):
+    with pytest.raises(LampError, match=f"alpha.*{alpha:g}"):
         share_noise(torch.zeros(2, 4, 8, 8), alpha)
 
 
 def test_one_frame_cannot_share():
-    with pytest.raises(LampError, match="at least 2 frames, not 1"):
+    with pytest.raises(LampError, match="2 frames.*1"):
         share_noise(torch.zeros(1, 4, 8, 8))
 
 
 def test_incomplete_videos_are_named():
-    with pytest.raises(LampError, match="batch of 7 images .* videos of 3 frames"):
+    with pytest.raises(LampError, match="7 .* 3 frames"):
         split_videos(torch.zeros(7, 4, 8, 8), 3)
 
 
 @pytest.mark.parametrize("name", ["frames", "height", "videos"])
 def test_sizes_must_be_positive(name):
     sizes = {"frames": 2, "channels": 4, "height": 8, "width": 8, "seed": 0} | {name: 0}
-    with pytest.raises(LampError, match=f"positive number of {name}, not 0"):
+    with pytest.raises(LampError, match=f"{name}.*0"):
         draw_noise(**sizes)

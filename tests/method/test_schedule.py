@@ -82,5 +82,5 @@ def test_noise_is_added_as_the_scheduler_does() -> None:
 
 @pytest.mark.parametrize("steps", [0, -3, 1001])
 def test_a_wrong_number_of_steps_is_named(steps: int) -> None:
-    with pytest.raises(LampError, match=f"steps is {steps}: choose between 1 and 1000"):
+    with pytest.raises(LampError, match=f"steps.*{steps}.*1000"):
         ddim_timesteps(steps)

@@ -58,7 +58,7 @@ def test_a_prediction_that_needs_no_neighbours_is_not_changed() -> None:
 
 @pytest.mark.parametrize(("length", "overlap"), [(1, 0), (8, 7), (8, -1), (2, 1)])
 def test_windows_that_cannot_be_are_refused(length: int, overlap: int) -> None:
-    with pytest.raises(LampError, match="Windows of|too short"):
+    with pytest.raises(LampError, match="[Ww]indow"):
         Windows(length, overlap)
 
 
@@ -194,7 +194,7 @@ def test_a_second_node_takes_the_place_of_the_first(
 
 
 def test_windows_say_what_is_wrong(node_classes: Any, plain: Any, file: MotionFile) -> None:
-    with pytest.raises(LampError, match="^LAMP Anchored Windows: The MODEL has no LAMP motion"):
+    with pytest.raises(LampError, match="^LAMP Anchored Windows: .*LAMP motion"):
         windowed(node_classes, plain, 6, 2)
-    with pytest.raises(LampError, match="^LAMP Anchored Windows: .*cannot overlap by 5"):
+    with pytest.raises(LampError, match="^LAMP Anchored Windows: .*5"):
         windowed(node_classes, moving(plain, file), 6, 5)

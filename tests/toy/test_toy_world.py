@@ -151,8 +151,8 @@ def test_another_number_of_frames_is_a_sentence(
     node_classes: dict[str, Any], right: list[cases.Case]
 ) -> None:
     images = torch.zeros(3, 32, 32, 3)
-    sentence = "^LAMP Toy Score: The images are .*8 frames of 32 x 32 in RGB. Give all"
-    with pytest.raises(LampError, match=sentence):
+    named = r"^LAMP Toy Score: .*3, 32, 32, 3.*8 frames"
+    with pytest.raises(LampError, match=named):
         node_classes["LAMP_ToyScore"].execute(images, right[0])
 
 
@@ -202,7 +202,7 @@ def test_noise_on_the_picture_does_not_hide_the_motion(right: list[cases.Case]) 
 
 
 def test_sizes_must_agree(right: list[cases.Case]) -> None:
-    with pytest.raises(LampError, match=r"of the shape \(4, 32, 32, 3\)"):
+    with pytest.raises(LampError, match=r"\(4, 32, 32, 3\)"):
         score.score_clip(right[0].frames[:4], right[0])
 
 
