@@ -268,21 +268,21 @@ def test_nothing_is_left_after_a_cancel(plain: Any, file: MotionFile) -> None:
 # --- bad input ----------------------------------------------------------------------------------
 
 
-def refused(model: Any, samples: Tensor, sentence: str) -> None:
+def refused(model: Any, samples: Tensor, named: str) -> None:
     from lamp.errors import LampError
 
-    with pytest.raises(LampError, match=sentence):
+    with pytest.raises(LampError, match=named):
         ksampler(model, samples=samples)
 
 
 def test_a_latent_that_is_no_video_is_refused(plain: Any, file: MotionFile) -> None:
     model = moving(plain, file)
-    refused(model, video_latent(1), r"at least 2 frames, not of shape \(1, 4, 8, 8\)")
-    refused(model, torch.zeros(6, 4, 8, 8), "Frame 1 of the latent is empty")
-    refused(model, torch.ones(6, 16, 8, 8), "The latent has 16 channels, the MODEL needs 4")
+    refused(model, video_latent(1), r"2 frames.*\(1, 4, 8, 8\)")
+    refused(model, torch.zeros(6, 4, 8, 8), "Frame 1")
+    refused(model, torch.ones(6, 16, 8, 8), "16 channels.*4")
     broken = video_latent()
     broken[0, 0, 0, 0] = float("nan")
-    refused(model, broken, "NaN or infinite")
+    refused(model, broken, "NaN")
 
 
 def test_motions_on_one_model_add_up(plain: Any, file: MotionFile) -> None:

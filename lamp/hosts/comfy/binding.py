@@ -1,8 +1,8 @@
-"""ComfyUI's own UNet as host: a motion bound to a MODEL by wrappers and scoped hooks.
+"""ComfyUI's UNet as host: a motion bound to a MODEL by wrappers and scoped hooks.
 
-Only public means of the host are used: a `ModelPatcher` clone, wrappers, and an additional model
-under its memory manager. The forward hooks live for one UNet call each, so nothing is left behind
-after a success, an error or a cancel.
+Only ComfyUI's public means are used: a `ModelPatcher` clone, wrappers, and an additional model
+under its memory manager. Forward hooks exist for one UNet call only, so none remain after a
+success, an error or a cancel.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from .other_nodes import check_one_noise_level, check_other_nodes, keep_on_one_g
 from .overflow import find_overflow
 from .run import AD_PARAMS, KEY, PIECE, Run, run_of
 
-# Set on a noise tensor that has been mixed already (paper eq. 6), so that it is never mixed twice.
+# Marks a noise tensor that is shared already (paper eq. 6), so that it is never mixed twice.
 SHARED_NOISE = "lamp_shared_noise"
-# In the options of a call that shows a window only: the rows of the run that it shows.
+# In the options of a call that processes one window: the rows of the run in that window.
 WINDOW = "lamp_window"
 
 
 @dataclass(frozen=True)
 class BoundMotion:
-    """A motion and how it acts, as `bind` attaches it to a MODEL.
+    """A motion and its settings, as `bind` attaches it to a MODEL.
 
-    Of several on one MODEL, `others` are the earlier ones; `alpha` is that of the last.
+    With several motions on one MODEL, `others` are the earlier ones and `alpha` is the last one's.
     """
 
     motion: Motion
@@ -54,12 +54,12 @@ class BoundMotion:
 
     @property
     def all(self) -> tuple[BoundMotion, ...]:
-        """Every motion on the MODEL, in the order of their nodes."""
+        """All motions on the MODEL, in the order of their nodes."""
         return *self.others, self
 
     @property
     def motion_masks(self) -> list[MotionMask | None]:
-        """Those of the motions on the MODEL."""
+        """The masks of the motions on the MODEL."""
         return motion_masks_of(self.all)
 
 
@@ -67,7 +67,7 @@ def unet_of(patcher: Any) -> torch.nn.Module:
     """The UNet inside a MODEL.
 
     Raises:
-        IncompatibleModelError: the MODEL is no Stable Diffusion UNet.
+        IncompatibleModelError: the MODEL is not a Stable Diffusion UNet.
     """
     unet = patcher.model.diffusion_model
     map_unet(unet)
@@ -75,8 +75,8 @@ def unet_of(patcher: Any) -> torch.nn.Module:
 
 
 def unpatched_weights(patcher: Any, part: str = "") -> dict[str, Tensor]:
-    """The weights of a model by name, or of a `part` of it, without patches: also while those of a
-    clone, such as a LoRA of another run, stand in them."""
+    """The weights of a model, or of a `part` of it, by name and without patches, even while patches
+    of a clone (such as a LoRA of another run) are applied."""
     prefix = part and f"{part}."
     return {
         name.removeprefix(prefix): patcher.backup[name].weight if name in patcher.backup else weight
@@ -86,24 +86,24 @@ def unpatched_weights(patcher: Any, part: str = "") -> dict[str, Tensor]:
 
 
 def image_model_hash(patcher: Any) -> str:
-    """`base_hash` of a MODEL as its file has it, without the LoRAs on it: what a motion tells of
-    its training, and what it is compared with. Empty where the weights cannot be read (GGUF): it
-    is a hint, and no reason to fail."""
+    """`base_hash` of a MODEL without its LoRAs. A motion file stores it, and loading compares it.
+
+    Empty if the weights cannot be read (GGUF): the hash is a hint and no reason to fail."""
     try:
         return base_hash(
             patcher.model.diffusion_model, unpatched_weights(patcher, "diffusion_model")
         )
     except Exception as error:  # other packs' weights fail in ways of their own
-        log.info("the checkpoint of this MODEL cannot be told: %s", error)
+        log.info("cannot identify the checkpoint of this MODEL: %s", error)
         return ""
 
 
 def load_motion(patcher: Any, file: MotionFile) -> Motion:
-    """Build the motion of `file` from the host's own layer classes, which cast and stream weights.
+    """Build the motion of `file` from ComfyUI's layer classes, which cast and stream weights.
 
     Raises:
         IncompatibleModelError: the motion was trained for another family of models.
-        MotionFileError: a value is too large for the precision in which the MODEL computes.
+        MotionFileError: a value is too large for the dtype in which the MODEL computes.
     """
     import comfy.ops
 
@@ -115,14 +115,14 @@ def load_motion(patcher: Any, file: MotionFile) -> Motion:
     for name, tensor in motion.state_dict().items():
         if tensor.dtype != file.state[name].dtype and not tensor.isfinite().all():
             raise MotionFileError(
-                f"{file.name}: '{name}' holds values too large for {tensor.dtype}, in which the "
+                f"{file.name}: '{name}' has values too large for {tensor.dtype}, in which the "
                 "MODEL computes: start ComfyUI with --force-fp32."
             )
     return motion.requires_grad_(False).eval()
 
 
 def bind(patcher: Any, bound: BoundMotion) -> Any:
-    """Clone a MODEL and let `bound` act in it, with any sampler, beside motions that it has.
+    """Clone a MODEL and attach `bound`, in addition to motions that it has. Works with any sampler.
 
     Raises:
         LampError: motion guidance is below 1, or a motion on the MODEL normalises in another way.
@@ -131,9 +131,9 @@ def bind(patcher: Any, bound: BoundMotion) -> Any:
     from comfy.patcher_extension import WrappersMP
 
     check_motion_guidance(bound.motion_guidance)
-    bound = _beside(patcher.get_attachment(KEY), bound)
+    bound = _stack_on(patcher.get_attachment(KEY), bound)
     model = patcher.clone()
-    # Newer hosts stream the weights of core models through a patcher class of their own.
+    # Newer versions stream the weights of core models through their own patcher class.
     patcher_class = getattr(
         comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher
     )
@@ -152,14 +152,14 @@ def bind(patcher: Any, bound: BoundMotion) -> Any:
     return model
 
 
-def _beside(present: BoundMotion | None, bound: BoundMotion) -> BoundMotion:
+def _stack_on(present: BoundMotion | None, bound: BoundMotion) -> BoundMotion:
     if present is None:
         return bound
     if (present.groupnorm, present.first_frame) != (bound.groupnorm, bound.first_frame):
         raise LampError(
             f"The motion on this MODEL was trained with groupnorm '{present.groupnorm}', this one "
-            f"with '{bound.groupnorm}', and a video is drawn one way: use one of them, or train "
-            "one again."
+            f"with '{bound.groupnorm}'. A video can use only one: load one of the motions, or "
+            "train one again with the other's groupnorm."
         )
     if present.motion_guidance != bound.motion_guidance:
         raise LampError(
@@ -174,7 +174,7 @@ def bound_motion(patcher: Any) -> BoundMotion:
     """The motion of a MODEL.
 
     Raises:
-        LampError: the MODEL carries none.
+        LampError: the MODEL has none.
     """
     bound = patcher.get_attachment(KEY)
     if bound is None:
@@ -196,7 +196,7 @@ def _outer_sample(bound: BoundMotion) -> Callable[..., Tensor]:
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        """Begin a run: see that it can work, and give back the very frame 1 that came in."""
+        """Start a run: check its inputs, and return frame 1 as it came in."""
         guider = executor.class_obj
         options = guider.model_options.setdefault("transformer_options", {})
         check_other_nodes(guider)
@@ -219,7 +219,7 @@ def _outer_sample(bound: BoundMotion) -> Callable[..., Tensor]:
             for motion_mask in bound.motion_masks:
                 if motion_mask is not None:
                     motion_mask.forget()
-        # Some samplers stop above sigma 0: frame 1 is the given latent, whatever they return.
+        # Some samplers stop above sigma 0. Frame 1 is always the given latent.
         return torch.cat([latent_image[:1].to(out), out[1:]])
 
     return outer_sample
@@ -237,8 +237,8 @@ def _sampler_sample(bound: BoundMotion) -> Callable[..., Tensor]:
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        """Keep the clean frame 1 for the run, and mix the noise where it is used: nodes behind this
-        one may have drawn it anew."""
+        """Store the clean frame 1 for the run, and share the noise here, because nodes after this
+        one may have drawn it again."""
         options = extra_args["model_options"].setdefault("transformer_options", {})
         run: Run = options[KEY]
         run.first, run.latent = latent_image[:1].clone(), latent_image
@@ -258,10 +258,10 @@ def _sampler_sample(bound: BoundMotion) -> Callable[..., Tensor]:
 
 
 def ends_clean(sigmas: Tensor, sampling: Any) -> bool:
-    """Whether a schedule ends with a finished video, and is no part that another one goes on from.
+    """Whether a schedule ends with a finished video rather than with latents to continue from.
 
-    It does at sigma 0; and where the official DDIM schedule does, with the step from timestep 1 to
-    the lowest noise level of all.
+    It does at sigma 0, and at the end of the official DDIM schedule, whose last step leads from
+    timestep 1 to the lowest noise level.
     """
     if sigmas[-1] == 0:
         return True
@@ -277,8 +277,8 @@ def _predict_noise(bound: BoundMotion) -> Callable[..., Tensor]:
         model_options: dict[str, Any] | None = None,
         seed: int | None = None,
     ) -> Tensor:
-        """Show the model the clean frame 1 (paper sec. 3.3), and keep it: its prediction is
-        itself. So is that of all frames where the masks hold them."""
+        """Give the model the clean frame 1 (paper sec. 3.3) and return it as its own prediction. So
+        are all frames where the masks hold them."""
         options = model_options or {}
         run = run_of(options.get("transformer_options", {}))
         if run is None:
@@ -314,15 +314,15 @@ def _predict_noise(bound: BoundMotion) -> Callable[..., Tensor]:
 def _check_size(run: Run, x: Tensor) -> None:
     if len(x) != run.frames or (run.first is not None and x.shape[1:] != run.first.shape[1:]):
         raise LampError(
-            f"The sampler goes on with {tuple(x.shape)} in place of the run's {run.frames} frames "
+            f"The sampler changed the latent to {tuple(x.shape)}; the run has {run.frames} frames "
             f"of {tuple(x.shape if run.first is None else run.first.shape)[1:]}: a motion needs "
-            "the same frames and the same size in every step. Choose another sampler, and upscale "
-            "the finished video (SamplerLCMUpscale grows it on the way)."
+            "the same frames and size in every step. Choose another sampler than "
+            "SamplerLCMUpscale and its like, and upscale the finished video."
         )
 
 
 def _diffusion_model(bound: BoundMotion) -> Callable[..., Tensor]:
-    """Attach the motions for one UNet call; each acts from its start to its end percent."""
+    """Attach the motions for one UNet call; each acts between its start and end percent."""
 
     def diffusion_model(
         executor: Any,
@@ -338,8 +338,8 @@ def _diffusion_model(bound: BoundMotion) -> Callable[..., Tensor]:
         run = run_of(options)
         if run is None:
             raise LampError(
-                "The MODEL with a LAMP motion was called outside of a sampler's run, so its video "
-                "is not known: use it with LAMP KSampler or ComfyUI's own samplers."
+                "The MODEL with a LAMP motion was called outside a sampling run, so the layout of "
+                "its video is unknown: use it with LAMP KSampler or ComfyUI's samplers."
             )
         layout = run.layout(x, options, options.get(WINDOW))
         _check_whole_picture(bound.motion_masks, x, run)
@@ -385,7 +385,7 @@ def _diffusion_model(bound: BoundMotion) -> Callable[..., Tensor]:
 def _overflow(found: list[str], dtype: torch.dtype) -> str:
     place = f"in {found[0]}" if found else "on the way to the MODEL"
     return (
-        f"The video became NaN or infinite {place}, computed in {dtype}, and would be black: lower "
+        f"The video became NaN or infinite {place}, computed in {dtype}, and would be black. Lower "
         "cfg and the strength of the motion, or start ComfyUI with --force-fp32."
     )
 
@@ -396,14 +396,14 @@ def _check_whole_picture(motion_masks: list[MotionMask | None], x: Tensor, run: 
     )
     if masked and run.shown is not None and x.shape[-2:] != run.shown.shape[-2:]:
         raise LampError(
-            "A mask on the motion needs the whole picture in every call, and a prompt for an area "
-            "or a tiling node shows the model a part of it: use Conditioning (Set Mask) in place "
-            "of Conditioning (Set Area), remove the tiling, or take the mask off."
+            "A mask on the motion needs the whole picture in every call, but a prompt for an area "
+            "or a tiling node gives the model only a part: use Conditioning (Set Mask) instead of "
+            "Conditioning (Set Area), remove the tiling, or remove the mask."
         )
 
 
 def _within(bound: BoundMotion, run: Run, options: dict[str, Any]) -> bool:
-    """Whether the noise level of this call lies where the motion acts; always without one."""
+    """Whether the motion acts at the noise level of this call; True if there is none."""
     sigmas = options.get("sigmas")
     if run.sampling is None or sigmas is None:
         return True

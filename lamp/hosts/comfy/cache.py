@@ -1,4 +1,4 @@
-"""Where ComfyUI keeps encoded clips and prompts between runs, and what its models are known by."""
+"""The cache of encoded clips and prompts in ComfyUI, and digests that identify its models."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .binding import unpatched_weights
 
 
 def latent_cache(vae: Any, clip: Any, pooled: bool = False) -> LatentCache:
-    """The cache for what a VAE and a CLIP of the host make; neither is loaded for it.
+    """The cache for the outputs of a VAE and a CLIP of ComfyUI; neither is loaded for it.
 
     Args:
-        pooled: the embeddings hold the pooled one, too (`lamp.method.prompts`).
+        pooled: embeddings include the pooled one (`lamp.method.prompts`).
     """
     text_encoder = clip_digest(clip)
     if pooled and text_encoder is not None:
@@ -30,10 +30,9 @@ def latent_cache(vae: Any, clip: Any, pooled: bool = False) -> LatentCache:
 def cache_folder() -> Path:
     """`user/__lamp_cache` below ComfyUI's base folder.
 
-    `temp` is emptied when the server starts, `output` is where people look for their results, and
-    a model folder would list it as models. The user folder outlasts restarts and updates and moves
-    with --base-directory and --user-directory; `__` is how the host marks folders in it that no
-    browser may read.
+    ComfyUI empties `temp` at start, `output` is for results, and model folders are listed as
+    models. The user folder survives restarts and updates and follows --base-directory and
+    --user-directory. The prefix `__` hides a folder in it from browsers.
     """
     import folder_paths
 
@@ -41,21 +40,21 @@ def cache_folder() -> Path:
 
 
 def vae_digest(vae: Any) -> str | None:
-    """A digest of what a VAE's posteriors depend on; None where that cannot be told."""
+    """A digest of everything that a VAE's posteriors depend on; None if it cannot be determined."""
     return _model_digest(vae.patcher, vae.vae_dtype, vae.downscale_ratio)
 
 
 def clip_digest(clip: Any) -> str | None:
-    """A digest of what a CLIP's embeddings depend on besides the tokens: weights, LoRAs, clip
-    skip; None where that cannot be told."""
+    """A digest of what a CLIP's embeddings depend on besides tokens: weights, LoRAs, clip skip;
+    None if it cannot be determined."""
     return _model_digest(clip.patcher, type(clip.tokenizer).__qualname__, clip.layer_idx)
 
 
 def prompt_digest(clip: Any, prompt: str, text_encoder: str | None) -> str | None:
-    """A digest of a prompt's tokens and the text encoder's own, see `clip_digest`.
+    """A digest of a prompt's tokens and of the text encoder (`clip_digest`).
 
-    The tokens hold what the text alone does not tell: the vectors of `embedding:name`, read from
-    files that may change under their names.
+    The tokens include what the text does not show: the vectors of `embedding:name`, read from
+    files whose content may change.
     """
     if text_encoder is None:
         return None
@@ -75,21 +74,21 @@ def _model_digest(patcher: Any, *settings: Any) -> str | None:
     )
     try:
         if any(foreign):
-            raise TypeError("code is hooked into it")
-        # CPU and GPU round differently: what one made is not what the other would.
+            raise TypeError("other code is hooked into it")
+        # CPU and GPU round differently.
         device = patcher.load_device.type
-        # Some hosts set precisions by object patches.
+        # Some versions set precisions by object patches.
         parts = _plain([*settings, patcher.object_patches, patcher.patches])
         return digest(kind, device, parts, unpatched_weights(patcher))
     except (TypeError, RuntimeError) as reason:  # the latter of weights that cannot be read
-        log.info("what %s encodes is not kept for the next run: %s", kind, reason)
+        log.info("encodings of %s are not cached: %s", kind, reason)
         return None
 
 
 def _plain(patch: Any) -> Any:
-    """A patch or a setting as lists, numbers, texts and tensors.
+    """A patch or setting as lists, numbers, strings and tensors.
 
-    The host's adapters (LoRA and its kin) are objects with `weights`.
+    ComfyUI's adapters (LoRA and others) are objects with `weights`.
     """
     import torch
 

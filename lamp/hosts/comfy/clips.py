@@ -1,4 +1,4 @@
-"""Training clips through ComfyUI's VAE and CLIP: posteriors, prompts, and what fits together."""
+"""Encode training clips and prompts with ComfyUI's VAE and CLIP, and check that they match."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ...training.latents import LatentClips, cache_latents
 from .cache import latent_cache
 from .vae import check_image_vae, check_latent_family, name_family
 
-# Part of the device's memory that the frames under way in the VAE may take.
+# Share of the device's memory that the frames in the VAE may take.
 _VAE_SHARE = 0.25
 
 
@@ -28,18 +28,17 @@ def prepare_clips(
     on_clip: Callable[[int, int], None],
     say: Callable[[str], None],
 ) -> LatentClips:
-    """Encode clips and prompts, then take all models off the device: the UNet needs the room.
+    """Encode clips and prompts, then unload all models, because the UNet needs the memory.
 
-    What an earlier run encoded comes from the disk. VAE and CLIP are put on the device only when
-    something is missing there.
+    Encodings of earlier runs come from the cache. VAE and CLIP are loaded only for what is missing.
 
     Args:
-        patcher: the MODEL that they are for.
-        on_clip: called with (clips done, clips in all).
-        say: called with a line of text for each clip, which tells whether it was encoded.
+        patcher: the MODEL to train on.
+        on_clip: called with (clips done, number of clips).
+        say: called with a progress message for each clip.
 
     Raises:
-        IncompatibleModelError: VAE or CLIP are of another family than the MODEL.
+        IncompatibleModelError: VAE or CLIP belong to another family than the MODEL.
     """
     import comfy.model_management as management
 
@@ -79,7 +78,7 @@ def encode_posterior(vae: Any, frames: Tensor) -> tuple[Tensor, Tensor]:
         two tensors `f 4 h/8 w/8`.
 
     Raises:
-        IncompatibleModelError: the VAE is no image model's VAE.
+        IncompatibleModelError: the VAE is not the VAE of an image model.
     """
     import comfy.model_management as management
 
@@ -94,7 +93,7 @@ def encode_posterior(vae: Any, frames: Tensor) -> tuple[Tensor, Tensor]:
     except management.OOM_EXCEPTION:
         if count == 1:
             raise
-    if moments is None:  # out here, where the error no longer holds on to the tensors
+    if moments is None:  # outside the handler, where the error no longer references the tensors
         management.soft_empty_cache()
         moments = _moments(vae, pixels, 1)
     mean, log_variance = moments.chunk(2, dim=1)
@@ -102,22 +101,22 @@ def encode_posterior(vae: Any, frames: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _frames_at_once(vae: Any, pixels: Tensor) -> int:
-    """How many frames `f c h w` the VAE takes at a time.
+    """Number of frames `f c h w` per call of the VAE.
 
-    Chosen by the device's whole memory and not by what is free at the moment: another number may
-    round differently in the last bit, and the same clips shall give the same latents.
+    It depends on the device's total memory, not on free memory: another batch size may round the
+    last bit differently, and the same clips should give the same latents.
     """
     import comfy.model_management as management
 
     if vae.device.type == "cpu":
-        return 1  # nothing is gained there
+        return 1  # larger batches are not faster
     each = vae.memory_used_encode((1, *pixels.shape[1:]), vae.vae_dtype)
     share = management.get_total_memory(vae.device) * _VAE_SHARE
     return min(max(1, int(share / each)), len(pixels))
 
 
 def _moments(vae: Any, pixels: Tensor, count: int) -> Tensor:
-    """Mean and log variance `f 8 h/8 w/8`, of `count` frames `f c h w` at a time."""
+    """Mean and log variance `f 8 h/8 w/8`, computed for `count` frames `f c h w` at a time."""
     import comfy.model_management as management
 
     model, moments = vae.first_stage_model, []
@@ -129,10 +128,10 @@ def _moments(vae: Any, pixels: Tensor, count: int) -> Tensor:
 
 
 def check_vae(vae: Any, family: str = "sd1") -> None:
-    """See that a VAE is an image model's, with 4 latent channels and a posterior.
+    """Check that a VAE belongs to an image model, with 4 latent channels and a posterior.
 
     Raises:
-        IncompatibleModelError: it is not; the commonest is a Flux, SD 3 or video VAE.
+        IncompatibleModelError: it does not, such as a Flux, SD 3 or video VAE.
     """
     check_image_vae(vae, family)
     if not hasattr(vae.first_stage_model, "quant_conv"):
@@ -143,14 +142,14 @@ def check_vae(vae: Any, family: str = "sd1") -> None:
 
 
 def encode_prompts(clip: Any, prompts: list[str], pooled: bool = False) -> dict[str, Tensor]:
-    """One embedding `1 n d` for each different prompt.
+    """One embedding `1 n d` per distinct prompt.
 
     Args:
-        pooled: with the pooled embedding, `1 n d+p` (`lamp.method.prompts`), which SD-XL needs.
+        pooled: append the pooled embedding that SD-XL needs, `1 n d+p` (`lamp.method.prompts`).
 
     Raises:
         LampError: the checkpoint has no text encoder.
-        IncompatibleModelError: the text encoder gives no pooled embedding.
+        IncompatibleModelError: the text encoder returns no pooled embedding.
     """
     _check_clip(clip)
     embeddings = {}
@@ -166,7 +165,7 @@ def _pooled(about: dict[str, Any]) -> Tensor:
     pooled: Tensor | None = about.get("pooled_output")
     if pooled is None:
         raise IncompatibleModelError(
-            "The connected CLIP gives no pooled embedding, which the SD-XL MODEL needs: connect "
+            "The connected CLIP returns no pooled embedding, which the SD-XL MODEL needs: connect "
             "the CLIP of the same SD-XL checkpoint."
         )
     return pooled
@@ -181,13 +180,13 @@ def _check_clip(clip: Any, family: str = "sd1") -> None:
 
 
 def _check_text(latents: LatentClips, unet: nn.Module) -> None:
-    """The text encoder of another family is told by the width of what it makes."""
+    """Recognise the text encoder of another family by the width of its embeddings."""
     text, pooled = text_width(unet), pooled_width(unet)
     found = next(iter(latents.text.values())).shape[-1]
     if found != text + pooled:
-        wanted = f"{text} numbers a token" + (f" and {pooled} a prompt" if pooled else "")
+        wanted = f"{text} numbers per token" + (f" and {pooled} per prompt" if pooled else "")
         raise IncompatibleModelError(
-            f"The connected CLIP does not fit the MODEL, which is "
-            f"{describe_family(unet_family(unet))} and takes {wanted}, not {found} in all: "
-            "connect the CLIP of the same checkpoint."
+            f"The connected CLIP does not match the MODEL, which is "
+            f"{describe_family(unet_family(unet))} and needs {wanted}; the CLIP gives {found} in "
+            "all. Connect the CLIP of the same checkpoint."
         )

@@ -1,4 +1,4 @@
-"""Extending a video inside ComfyUI, piece by piece, by the LAMP sampler."""
+"""Extend a video in ComfyUI piece by piece with the LAMP sampler."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .noise import describe_latent
 from .run import Piece
 from .sampler import sample_video
 
-_SEEDS = 2**64 - 1  # the host itself adds one to a seed, which must not overflow
+_SEEDS = 2**64 - 1  # ComfyUI adds one to a seed, which must not overflow
 
 
 def extend_video(
@@ -29,29 +29,29 @@ def extend_video(
     hold: float = 1.0,
     **sampling: Any,
 ) -> dict[str, Any]:
-    """Go on from the last frame of a LATENT (`lamp.method.extend.extend`).
+    """Continue a LATENT from its last frame (`lamp.method.extend.extend`).
 
-    What holds one thing for each frame (hints, prompts, masks, strengths, patches of other packs)
-    counts the frames of the whole video, those that are there already included.
+    Inputs with one entry per frame (hints, prompts, masks, strengths, patches of other packs) refer
+    to the frames of the whole video, including those that exist already.
 
     Args:
         model: a MODEL with a motion.
-        seed: of the first piece; each further piece takes the next number.
-        frames: of each piece, its first frame included, which is the last one so far.
-        sampling: `sample_video`'s settings.
+        seed: seed of the first piece; each further piece uses the next number.
+        frames: length of a piece including its first frame, the last frame so far.
+        sampling: settings of `sample_video`.
 
     Returns:
         The whole LATENT, `times * (frames - 1)` frames longer, without masks.
 
     Raises:
-        LampError: the latent ends in an empty frame, or as `sample_video` and `extend`.
+        LampError: the latent ends with an empty frame; see also `sample_video` and `extend`.
     """
     video = latent["samples"]
     if video.ndim != 4 or not video[-1].any():
         raise LampError(
-            "There is no last frame to go on from: connect the finished video (LAMP KSampler, or "
-            f"VAE Encode of all frames); this latent is {describe_latent(video)}, its last frame "
-            "empty."
+            "The video has no last frame to continue from: connect a finished video (LAMP "
+            f"KSampler, or VAE Encode of all frames). This latent is {describe_latent(video)}, and "
+            "its last frame is empty."
         )
 
     total = len(video) + times * (frames - 1)

@@ -1,4 +1,4 @@
-"""Conditioning that holds one thing for each frame, cut to a piece of a longer video."""
+"""Cut conditioning with one entry per frame to a piece of a longer video."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from .run import PIECE, Piece
 
 
 def model_for_piece(model: Any, piece: Piece) -> Any:
-    """Clone a MODEL that samples a piece of a longer video next."""
+    """Clone a MODEL to sample a piece of a longer video."""
     model = model.clone()
     model.model_options.setdefault("transformer_options", {})[PIECE] = piece
     return model
 
 
 def conditioning_for_piece(conditioning: Any, piece: Piece, made: dict[int, Any]) -> Any:
-    """The CONDITIONING of a piece: prompts, masks and ControlNet hints of its own frames.
+    """The CONDITIONING of a piece: prompts, masks and ControlNet hints of its frames.
 
-    Where there are fewer than frames they start anew, as everywhere in the host.
+    If there are fewer entries than frames they repeat, as everywhere in ComfyUI.
 
     Args:
-        made: the ControlNets made so far, by the identity of the given ones: prompts that share one
-            go on sharing it.
+        made: ControlNets copied so far, by the id of the original, so that prompts that share one
+            still share it.
     """
     return [
         [_rows(text, piece), {key: _part(key, value, piece, made) for key, value in more.items()}]
@@ -49,7 +49,7 @@ def _control(control: Any, piece: Piece, made: dict[int, Any]) -> Any:
     if id(control) in made:
         return made[id(control)]
     part = control.copy()
-    if hasattr(control, "sub_idxs"):  # Advanced-ControlNet cuts by itself
+    if hasattr(control, "sub_idxs"):  # Advanced-ControlNet selects the frames itself
         for name, value in zip(
             ("full_latent_length", "context_length", "sub_idxs"),
             piece.published().values(),

@@ -1,4 +1,4 @@
-"""DDIM inversion inside ComfyUI: the host's own sampling loop, run uphill."""
+"""DDIM inversion in ComfyUI: its sampling loop with ascending noise levels."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from .sampler import sigmas_at
 
 @dataclass(frozen=True)
 class Inverted:
-    """A video brought back to noise.
+    """A video inverted to noise.
 
     Attributes:
-        latents: `f c h w`, the DDPM sample of the last timestep.
-        noise: `f c h w`, what a sampler of the host takes as starting noise to begin there.
-        level: the host's noise level (sigma) of that timestep.
-        steps, denoise: with these a sampler visits the same timesteps on the way down.
+        latents: `f c h w`, the DDPM sample at the last timestep.
+        noise: `f c h w`, starting noise with which a sampler of ComfyUI begins there.
+        level: ComfyUI's noise level (sigma) of that timestep.
+        steps, denoise: settings with which a sampler visits the same timesteps in reverse.
     """
 
     latents: Tensor
@@ -52,11 +52,11 @@ def invert_video(
     Args:
         model: a MODEL with a motion.
         conditioning: the empty prompt, as CONDITIONING.
-        strength: how far, as a share of the steps.
+        strength: share of the steps to take.
         on_step: called with the step's index and the DDPM sample after it.
 
     Raises:
-        LampError: the model has no motion, the latent is no whole video, or no step is left.
+        LampError: the model has no motion, a frame of the latent is empty, or no step is left.
     """
     import comfy.sample
     import comfy.samplers
@@ -79,7 +79,7 @@ def invert_video(
         model,
         mark_shared(torch.zeros_like(video)),
         1.0,
-        comfy.samplers.KSAMPLER(_uphill(keep)),
+        comfy.samplers.KSAMPLER(_ascending(keep)),
         sigmas,
         conditioning,
         conditioning,
@@ -87,14 +87,14 @@ def invert_video(
         callback=show_middle_frame(model, count),
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
     )
-    # What the loop itself returns has the clean frame 1 and the scale of clean latents.
+    # The loop returns the clean frame 1 and the scale of clean latents instead.
     latents = states[0].float().cpu()
     return Inverted(
         latents,
         noise=mark_shared(latents * (1.0 if count == steps else _noise_scale(sigmas))),
         level=sigmas[-1].item(),
         steps=count,
-        # A hair less, so that the host's whole number of steps / denoise is not one too few.
+        # Slightly less, so that ComfyUI's int(steps / denoise) is not one too few.
         denoise=1.0 if count == steps else count / steps * (1 - 1e-9),
     )
 
@@ -110,14 +110,14 @@ def _check_whole(video: Tensor) -> None:
 
 
 def _noise_scale(sigmas: Tensor) -> float:
-    """The host starts from noise * sigma, a DDPM sample being x = host's / sqrt(1 + sigma^2).
+    """ComfyUI starts from noise * sigma; the DDPM sample is its latent / sqrt(1 + sigma^2).
 
-    Only where the whole official schedule begins does it take noise for the sample itself.
+    Only at the start of the whole official schedule is the noise the sample itself.
     """
     return (1 + sigmas[-1].item() ** -2) ** 0.5
 
 
-def _uphill(keep: StepCallback) -> Callable[..., Tensor]:
+def _ascending(keep: StepCallback) -> Callable[..., Tensor]:
     def sample(
         model: Any,
         x: Tensor,
@@ -126,9 +126,9 @@ def _uphill(keep: StepCallback) -> Callable[..., Tensor]:
         callback: Callable[..., Any] | None = None,
         **_: Any,
     ) -> Tensor:
-        # Without it frame 1 is shown as it is, and not replaced.
+        # Without it, frame 1 is not replaced by the clean one.
         extra_args["model_options"]["transformer_options"][KEY].first = None
-        # The official code takes the clean latents for the sample at the lowest level.
+        # The official code treats the clean latents as the sample at the lowest level.
         alphas = 1 / (1 + sigmas.to(x.device) ** 2)
         for step, sigma in enumerate(sigmas[1:].to(x.device)):
             shown = x * (1 + sigma**2).sqrt()

@@ -1,4 +1,4 @@
-"""What a latent must be when a motion begins to sample: one video with a clean frame 1."""
+"""Checks before sampling: the latent must be one video with a clean frame 1."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from torch import Tensor
 
 from ...errors import LampError
 
-# A standard deviation, in the model's scale, that no picture has from pixel to pixel.
+# A std from pixel to pixel, in the model's scale, that no picture reaches.
 _ROUGHEST = 8.0
-# Below this noise level, noise in frame 1 cannot be told from texture.
+# Below this noise level, noise in frame 1 cannot be distinguished from texture.
 _LEAST_SIGMA = 0.7
 
 
 def check_latent(latent: Tensor, latent_format: Any) -> None:
-    """See that a latent `f c h w` is one video for a MODEL.
+    """Check that a latent `f c h w` is one video that fits a MODEL.
 
     Raises:
         LampError: it is not.
@@ -39,36 +39,36 @@ def check_latent(latent: Tensor, latent_format: Any) -> None:
         )
     if not latent[0].any():
         raise LampError(
-            "Frame 1 of the latent is empty: a LAMP motion moves a picture that you give it. "
-            "Connect LAMP First-Frame Condition in place of an empty latent."
+            "Frame 1 of the latent is empty, but a LAMP motion animates a given picture: connect "
+            "LAMP First-Frame Condition instead of an empty latent."
         )
     check_one_video(latent)
 
 
 def check_one_video(latent: Tensor, batch_index: list[int] | None = None) -> None:
-    """See that a latent holds one video and not several behind each other.
+    """Check that a latent contains one video, not several in a row.
 
     Args:
-        batch_index: the numbers that the host's batch nodes give to the images of a LATENT.
+        batch_index: the numbers that ComfyUI's batch nodes give to the images of a LATENT.
 
     Raises:
-        LampError: it holds several.
+        LampError: it contains several.
     """
     second = _second_video(latent, batch_index)
     if second is not None:
         raise LampError(
-            f"The latent of {len(latent)} frames holds several videos or pictures: another one "
-            f"begins with frame {second + 1}. A motion draws one video from its frame 1: remove "
-            "Repeat Latent Batch or Latent Batch, and queue once for each first frame or seed."
+            f"The latent of {len(latent)} frames contains several videos or pictures: another one "
+            f"begins with frame {second + 1}. A motion generates one video from its frame 1: "
+            "remove Repeat Latent Batch or Latent Batch, and queue once per first frame or seed."
         )
 
 
 def _second_video(latent: Tensor, batch_index: list[int] | None) -> int | None:
-    """The frame (from 0) with which a second video begins."""
+    """The index of the frame with which a second video begins, if any."""
     filled = [bool(frame.any()) for frame in latent]
     if not all(filled):
         return next((i for i, full in enumerate(filled) if i and full), None)
-    if not torch.equal(latent[1:], latent[:-1]):  # no still picture, all frames alike
+    if not torch.equal(latent[1:], latent[:-1]):  # not a still picture
         for length in range(2, len(latent) // 2 + 1):
             if len(latent) % length == 0 and torch.equal(latent[length:], latent[:-length]):
                 return length
@@ -77,23 +77,22 @@ def _second_video(latent: Tensor, batch_index: list[int] | None) -> int | None:
 
 
 def check_start(noise: Tensor, latent: Tensor, sigmas: Tensor, model: Any, sampling: Any) -> None:
-    """See that frame 1 is a clean picture, whatever noise the frames after it hold already.
+    """Check that frame 1 is a clean picture; the other frames may contain noise already.
 
     Args:
-        noise: what is added to the latent at the first noise level; all zeros if the frames hold
-            their noise already.
-        model: the host's model, which knows the scale of its latents.
+        noise: the noise added to the latent at the first level; zeros if the frames contain it.
+        model: ComfyUI's model, which knows the scale of its latents.
 
     Raises:
-        LampError: frame 1 holds noise, too, or there is none for the frames after it.
+        LampError: frame 1 contains noise, or there is no noise for the other frames.
     """
     if not len(sigmas):
         return
     sigma = min(float(sigmas[0]), float(sampling.sigma_max))
     if sigma >= _LEAST_SIGMA and not noise.any() and not latent[1:].any():
         raise LampError(
-            "There is no noise to draw the video from: the frames after frame 1 are empty, and the "
-            "sampler adds none. Set add_noise to enable, or connect RandomNoise in place of "
+            "There is no noise to generate the video from: the frames after frame 1 are empty, and "
+            "the sampler adds none. Set add_noise to enable, or connect RandomNoise instead of "
             "DisableNoise."
         )
     if min(latent.shape[-2:]) < 2:
@@ -102,33 +101,33 @@ def check_start(noise: Tensor, latent: Tensor, sigmas: Tensor, model: Any, sampl
     rest = sum(others) / len(others)
     noisy = min(first, rest) > _ROUGHEST**2
     if sigma >= _LEAST_SIGMA and not noise.any() and first > 0.75 * sigma**2:
-        # Rough enough to hold noise of this level; a clean frame 1 that is as rough by itself lies
-        # below frames with noise by its variance.
+        # Rough enough to contain noise of this level. A clean frame 1 that is as rough by itself
+        # is smoother than the frames with noise by the variance of that noise.
         noisy |= rest - first < 0.25 * sigma**2
     if noisy:
         raise LampError(
-            f"Frame 1 of the latent holds noise, and sampling begins at the level {sigma:.2f}: a "
-            "motion shows frame 1 as a clean picture and gives it back as it came. Sample all "
-            "steps with the motion on the MODEL, and let the sampler add the noise to the latent "
-            "of LAMP First-Frame Condition (no Add Noise, no steps of a MODEL without the motion)."
+            f"Frame 1 of the latent contains noise, and sampling begins at level {sigma:.2f}. A "
+            "motion needs a clean frame 1 and returns it unchanged. Sample all steps with the "
+            "motion on the MODEL, and let the sampler add the noise to the latent of LAMP "
+            "First-Frame Condition (no Add Noise, no steps of a MODEL without the motion)."
         )
 
 
 def _roughness(frame: Tensor) -> float:
-    """Variance from pixel to pixel of a latent `c h w`: white noise keeps its own, and of a
-    picture little but texture is left."""
+    """Variance from pixel to pixel of a latent `c h w`. It equals the variance of white noise, and
+    is small for a picture, where only texture contributes."""
     x = frame.float()
     across = x[:, 1:] - x[:, :-1]
     return ((across[..., 1:] - across[..., :-1]).square().mean() / 4).item()
 
 
 def fill_protected(latent: Tensor, mask: Tensor | None) -> Tensor:
-    """A latent `f c h w` whose empty frames hold frame 1's picture where a mask protects them.
+    """Fill the empty frames of a latent `f c h w` with frame 1 where a mask protects them.
 
-    Where the mask leaves them free they stay empty: the host adds the latent to the noise.
+    Elsewhere they stay empty, because ComfyUI adds the latent to the noise.
 
     Args:
-        mask: 1 where the sampler may draw, 0 where it keeps the latent; of any size.
+        mask: 1 where the sampler may change the latent, 0 where it keeps it; of any size.
     """
     import comfy.sampler_helpers
 

@@ -1,4 +1,4 @@
-"""ComfyUI's CLIP and CLIP_VISION as the two halves of one CLIP model, for `lamp.metrics`."""
+"""ComfyUI's CLIP and CLIP_VISION as the encoders of one CLIP model, for `lamp.metrics`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small models of the shapes of SD 1.x, 2.x and SD-XL, of ComfyUI's own classes, without a file."""
+"""Small models in the shapes of SD 1.x, 2.x and SD-XL, from ComfyUI's classes."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from torch import Tensor
 from ...errors import IncompatibleModelError
 from ...method.architecture import family_of_text, to_host_state
 
-_HOST_CLASSES = {"sd2": "SD20", "sdxl": "SDXL"}  # of comfy.supported_models; SD15 for all others
+_HOST_CLASSES = {"sd2": "SD20", "sdxl": "SDXL"}  # of comfy.supported_models; SD15 for others
 _SIZE_WIDTH = 256
 
 
 def build_patcher(
     config: dict[str, Any], state: dict[str, Tensor], *, v_prediction: bool = False
 ) -> Any:
-    """A MODEL from a diffusers UNet config and weights in canonical names.
+    """A MODEL from a diffusers UNet config and weights with canonical names.
 
-    The width of its text tells which of the host's model classes it gets.
+    The width of its text embeddings selects ComfyUI's model class.
 
     Args:
-        v_prediction: the UNet predicts v, as SD 2.x at 768 pixels does, and not noise.
+        v_prediction: the UNet predicts v, as SD 2.x at 768 pixels, not the noise.
 
     Raises:
-        IncompatibleModelError: ComfyUI's UNet cannot take the shape; its GroupNorms have 32 groups.
+        IncompatibleModelError: ComfyUI's UNet cannot have this shape.
     """
     import comfy.model_base
     import comfy.model_management as management
@@ -59,16 +59,16 @@ def build_patcher(
 def _check_shape(config: dict[str, Any]) -> None:
     if (groups := config.get("norm_num_groups", 32)) != 32:
         raise IncompatibleModelError(
-            f"ComfyUI's UNet fixes GroupNorm at 32 groups; this model has {groups}."
+            f"ComfyUI's UNet has GroupNorms of 32 groups; this model has {groups}."
         )
     widths = config["block_out_channels"]
     if any(width % widths[0] for width in widths):
         raise IncompatibleModelError(
-            f"ComfyUI's UNet takes widths that are multiples of the first; this model has {widths}."
+            f"In ComfyUI's UNet all widths are multiples of the first; this model has {widths}."
         )
     if _takes_pooled(config) and (size := config["addition_time_embed_dim"]) != _SIZE_WIDTH:
         raise IncompatibleModelError(
-            f"ComfyUI's SD-XL embeds sizes in {_SIZE_WIDTH} numbers each; this model has {size}."
+            f"ComfyUI's SD-XL embeds each size in {_SIZE_WIDTH} numbers; this model has {size}."
         )
 
 
@@ -77,14 +77,14 @@ def _takes_pooled(config: dict[str, Any]) -> bool:
 
 
 def _heads(config: dict[str, Any]) -> dict[str, int]:
-    """One number of heads for all levels (SD 1.x), or one width of a head (SD 2.x, SD-XL)."""
+    """One number of heads for all levels (SD 1.x), or one head width (SD 2.x, SD-XL)."""
     heads, widths = config["attention_head_dim"], config["block_out_channels"]
     if isinstance(heads, int):
         return {"num_heads": heads, "num_head_channels": -1}
     sizes = {width // count for width, count in zip(widths, heads, strict=True)}
     if len(sizes) > 1:
         raise IncompatibleModelError(
-            f"ComfyUI's UNet has heads of one width; this model has {sorted(sizes)}."
+            f"In ComfyUI's UNet all heads have one width; this model has {sorted(sizes)}."
         )
     return {"num_heads": -1, "num_head_channels": sizes.pop()}
 
@@ -93,7 +93,7 @@ def _ldm_shape(config: dict[str, Any]) -> dict[str, Any]:
     """The LDM parameters of a diffusers UNet config."""
     widths = config["block_out_channels"]
     levels, layers = len(widths), config["layers_per_block"]
-    # The default of diffusers: attention at every level but the deepest.
+    # diffusers' default: attention at every level except the deepest.
     down = config.get("down_block_types") or ["CrossAttn"] * (levels - 1) + [""]
     blocks = config.get("transformer_layers_per_block", 1)
     blocks = [blocks] * levels if isinstance(blocks, int) else blocks

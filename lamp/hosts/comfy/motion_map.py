@@ -1,4 +1,4 @@
-"""Where a motion is at work inside ComfyUI, found by a few steps of sampling."""
+"""Where a motion acts, measured in ComfyUI by a few sampling steps."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ def motion_activity(
     steps: int = 4,
     cfg: float = 12.5,
 ) -> Tensor:
-    """Draw a LATENT's video roughly, and see where the gated residuals change over its frames.
+    """Sample a LATENT's video in few steps and record where the gated residuals change over time.
 
     One call of the UNet is not enough: at its noise level the object has not moved yet.
 
     Returns:
-        `h w` at the latent's size, on the CPU.
+        Activity `h w` at the latent's size, on the CPU.
 
     Raises:
-        LampError: the model has no motion, the latent is no video, or the motion does nothing.
+        LampError: the model has no motion, the latent is not a video, or the motion has no effect.
     """
     height, width = latent["samples"].shape[-2:]
     with record_activity(*(each.motion for each in bound_motion(model).all)) as activity:

@@ -1,4 +1,4 @@
-"""Starting noise for ComfyUI's samplers, marked so that it is never mixed a second time."""
+"""Starting noise for ComfyUI's samplers, marked so that it is never mixed twice."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from ...errors import LampError
 from ...method.noise import draw_noise, share_noise
 from .binding import SHARED_NOISE
 
-# Beside a LATENT of noise that is not meant for the beginning: the level (sigma) it belongs to.
+# Key in a LATENT of noise for a part of the schedule: its noise level (sigma).
 NOISE_LEVEL = "lamp_noise_level"
-_LEVEL_MARGIN = 1.25  # neighbouring levels of the usual schedules lie closer
+_LEVEL_MARGIN = 1.25  # neighbouring levels of common schedules are closer
 
 
 @dataclass(frozen=True)
 class SharedNoise:
-    """A NOISE of the host: one seeded draw, shared between the frames (paper eq. 6)."""
+    """A NOISE of ComfyUI: a seeded draw, shared between the frames (paper eq. 6)."""
 
     seed: int
     alpha: float
 
     def generate_noise(self, input_latent: dict[str, Any]) -> Tensor:
-        """Noise `f c h w` for a LATENT of that shape."""
+        """Noise `f c h w` for a LATENT of this shape."""
         return shared_noise(input_latent["samples"], self.seed, self.alpha)
 
 
 def shared_noise(latent: Tensor, seed: int, alpha: float) -> Tensor:
-    """Noise for a latent `f c h w`, drawn as the official code draws it, and mixed.
+    """Noise for a latent `f c h w`, drawn as in the official code and shared (paper eq. 6).
 
     Raises:
-        LampError: the latent is no video of at least two frames.
+        LampError: the latent is not a video of at least two frames.
     """
     if latent.ndim != 4 or latent.shape[0] < 2:
         raise LampError(
@@ -45,7 +45,7 @@ def shared_noise(latent: Tensor, seed: int, alpha: float) -> Tensor:
 
 @dataclass(frozen=True)
 class GivenNoise:
-    """A NOISE of the host that is there already, taken as it is."""
+    """A NOISE of ComfyUI that returns given noise unchanged."""
 
     noise: Tensor
     seed: int = 0
@@ -56,43 +56,44 @@ class GivenNoise:
 
 
 def mark_shared(noise: Tensor) -> Tensor:
-    """A view of the noise that a bound MODEL takes as it is."""
+    """A view of the noise that a MODEL with a motion uses unchanged."""
     noise = noise.view_as(noise)
     setattr(noise, SHARED_NOISE, True)
     return noise
 
 
 def given_noise(noise: Tensor, latent: Tensor) -> Tensor:
-    """Noise that somebody else made, taken as it is.
+    """Noise from another source, to be used unchanged.
 
     Raises:
-        LampError: it is not of the latent's shape.
+        LampError: its shape differs from the latent's.
     """
     if noise.shape != latent.shape:
         raise LampError(
-            f"The noise is {describe_latent(noise)}, the latent is {describe_latent(latent)}: make "
-            "the noise from the same latent (Shared Noise Latents), with the same number of frames."
+            f"The noise is {describe_latent(noise)}, the latent is {describe_latent(latent)}: "
+            "create the noise from the same latent (Shared Noise Latents), with the same number "
+            "of frames."
         )
     return mark_shared(noise)
 
 
 def check_level(level: float, sigmas: Tensor) -> None:
-    """See that sampling begins at the noise level that a noise was made for.
+    """Check that sampling begins at the noise level that the noise was made for.
 
     Raises:
-        LampError: it begins elsewhere.
+        LampError: it begins at another level.
     """
     if len(sigmas) and not 1 / _LEVEL_MARGIN < sigmas[0].item() / level < _LEVEL_MARGIN:
         raise LampError(
-            f"The noise was inverted to the noise level {level:.2f}, but sampling begins at "
-            f"{sigmas[0].item():.2f}: connect the outputs steps and denoise of LAMP DDIM "
-            "Inversion, too, and leave the scheduler at ddim (official)."
+            f"The noise was inverted to level {level:.2f}, but sampling begins at "
+            f"{sigmas[0].item():.2f}: also connect the outputs steps and denoise of LAMP DDIM "
+            "Inversion, and keep the scheduler ddim (official)."
         )
 
 
 def describe_latent(latent: Tensor) -> str:
-    """The shape of a latent batch for people."""
+    """The shape of a latent batch, for messages."""
     if latent.ndim != 4:
-        return f"of the shape {tuple(latent.shape)}"
+        return f"of shape {tuple(latent.shape)}"
     frames, channels, height, width = latent.shape
     return f"{frames} frame{'s' * (frames != 1)} of {channels} x {height} x {width}"

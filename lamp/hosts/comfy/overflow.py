@@ -1,4 +1,4 @@
-"""Where a network's numbers stop being numbers."""
+"""Find the layer in which the values of a network become NaN or infinite."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 @contextmanager
 def find_overflow(networks: Mapping[str, nn.Module]) -> Iterator[list[str]]:
-    """Watch networks, by name, at work: the list gets the first layer that makes NaN or infinite
-    values of finite ones, as `NETWORK.LAYER`. The hooks go when the block ends."""
+    """Hook networks, given by name, while the block lasts. The list gets the first layer that turns
+    finite values into NaN or infinite ones, as `NETWORK.LAYER`."""
     found: list[str] = []
 
     def see(name: str, _: nn.Module, given: tuple[Any, ...], out: Any) -> None:

@@ -1,4 +1,4 @@
-"""Pictures of latents on the way: while a video is sampled, and while the UNet is being tuned."""
+"""Previews of latents during sampling and training."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-_SPARE = 1.1  # of a model's size, as the host reckons
+_SPARE = 1.1  # of a model's size, as ComfyUI estimates
 
 
 def show_middle_frame(patcher: Any, steps: int) -> Callable[[int, Tensor, Tensor, int], None]:
-    """A callback for a sampler of the host, with progress and previews.
+    """A callback for a sampler of ComfyUI, with progress and previews.
 
-    The host's own previews show the first image of a batch, which never moves here, so they get
-    another one. Those of other packs get the whole video: they play it.
+    ComfyUI's previews show the first image of a batch, which never changes here, so they get the
+    middle frame. Previewers of other packs play the whole video and get all of it.
     """
     import comfy.utils
     import latent_preview
@@ -36,10 +36,9 @@ def show_middle_frame(patcher: Any, steps: int) -> Callable[[int, Tensor, Tensor
 
 @torch.no_grad()
 def decode_for_preview(patcher: Any, vae: Any, latents: Tensor) -> Tensor:
-    """Decode a video's latents without moving the UNet of `patcher` off its device.
+    """Decode a video's latents while the UNet of `patcher` stays on its device.
 
-    With the VAE where its memory is to be had, and otherwise by the rough colours that the host
-    shows as a preview.
+    With the VAE if its memory is available, otherwise with ComfyUI's preview colours.
 
     Args:
         latents: `f c h w`, scaled.
@@ -53,20 +52,20 @@ def decode_for_preview(patcher: Any, vae: Any, latents: Tensor) -> Tensor:
     plain = latent_format.process_out(latents.float())
     device = patcher.load_device
     on_cpu = management.is_device_cpu(device)
-    if not on_cpu and management.get_free_memory(device) < _asked_for(vae, plain[:1].shape):
+    if not on_cpu and management.get_free_memory(device) < _needed_to_decode(vae, plain[:1].shape):
         return latents_to_rgb(latents, latent_format)
     try:
         pictures = torch.cat([vae.decode(frame).cpu() for frame in plain.split(1)])
     finally:
         if not on_cpu:
-            # The UNet of the run is none of the host's, see `resident_patcher`.
+            # ComfyUI does not manage the UNet of the run, see `resident_patcher`.
             management.free_memory(float("inf"), device)
             management.soft_empty_cache()
     return pictures[..., :3].float().clamp(0.0, 1.0)
 
 
-def _asked_for(vae: Any, shape: torch.Size) -> float:
-    """Bytes that the host wants free on the device before it decodes a latent of that shape."""
+def _needed_to_decode(vae: Any, shape: torch.Size) -> float:
+    """Bytes that ComfyUI wants free on the device before it decodes a latent of this shape."""
     import comfy.model_management as management
 
     decoding = vae.memory_used_decode(shape, vae.vae_dtype) + management.extra_reserved_memory()
@@ -75,7 +74,7 @@ def _asked_for(vae: Any, shape: torch.Size) -> float:
 
 
 def latents_to_rgb(latents: Tensor, latent_format: Any) -> Tensor:
-    """The host's map from latent channels to colours, `f c h w` -> `f h w 3` in 0..1."""
+    """ComfyUI's linear map from latent channels to colours, `f c h w` -> `f h w 3` in 0..1."""
     factors = torch.tensor(latent_format.latent_rgb_factors, device=latents.device)
     colours = latents.float().movedim(1, -1) @ factors
     bias = latent_format.latent_rgb_factors_bias

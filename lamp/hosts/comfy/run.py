@@ -1,8 +1,7 @@
-"""One sampling run under way: what it shows the UNet, and whether the motion acts in every call.
+"""The state of one sampling run, and checks that the motion acts in every call of the UNet.
 
-Other nodes may cut a batch, reorder it, or compute the UNet's layers by themselves. A motion that
-trusted the shape of a batch would then give a wrong video without a word, so the run keeps its own
-number of frames and compares every call with it.
+Other nodes may split or reorder a batch, or compute the UNet's layers themselves. The video would
+then be wrong without an error, so the run knows its number of frames and checks every call.
 """
 
 from __future__ import annotations
@@ -19,28 +18,28 @@ from ...errors import LampError
 from ...method.layout import FrameLayout
 
 KEY = "lamp_motion"
-# In the options of a MODEL that samples a piece of a longer video: see `Piece`.
+# Key in the options of a MODEL that samples a piece of a longer video, see `Piece`.
 PIECE = "lamp_piece"
-# The key under which packs for AnimateDiff publish which frames a call shows; others read it.
+# The key under which packs for AnimateDiff publish the frames of a call for other packs.
 AD_PARAMS = "ad_params"
 
 
 @dataclass(frozen=True)
 class Piece:
-    """Which frames of a longer video a batch shows.
+    """The frames of a longer video in a batch.
 
-    `frame_indices` are their numbers, from 0; `total` is the number of frames of the whole video.
+    `frame_indices` count from 0; `total` is the number of frames of the whole video.
     """
 
     frame_indices: tuple[int, ...]
     total: int
 
     def part(self, rows: list[int]) -> Piece:
-        """The piece made of some rows of this one."""
+        """The piece with the given rows of this one."""
         return Piece(tuple(self.frame_indices[row] for row in rows), self.total)
 
     def published(self) -> dict[str, Any]:
-        """What AnimateDiff-Evolved writes for a window, in its words."""
+        """The entry that AnimateDiff-Evolved publishes for a window, with its keys."""
         indices = list(self.frame_indices)
         return {"full_length": self.total, "context_length": len(indices), "sub_idxs": indices}
 
@@ -72,18 +71,18 @@ class Run:
 
     @property
     def whole(self) -> Piece:
-        """The frames of the run, which may be a piece of a longer video itself."""
+        """The frames of the run, which may be a piece of a longer video."""
         return self.piece or Piece(tuple(range(self.frames)), self.frames)
 
     def layout(self, x: Tensor, options: dict[str, Any], window: list[int] | None) -> FrameLayout:
-        """How the frames lie in the batch `x` of a call of the UNet, `(b f) c h w`.
+        """The layout of frames in the batch `x`, `(b f) c h w`, of a UNet call.
 
         Args:
             options: the call's transformer options.
-            window: the rows of the run that the call shows; None for all.
+            window: the rows of the run in this call; None for all.
 
         Raises:
-            LampError: the batch does not hold these frames in their order.
+            LampError: the batch does not contain these frames in order.
         """
         rows = list(range(self.frames)) if window is None else window
         videos = self.videos_in(len(x), len(rows))
@@ -94,21 +93,21 @@ class Run:
         return FrameLayout(len(rows), videos, piece.frame_indices, piece.total)
 
     def videos_in(self, rows: int, frames: int) -> int:
-        """How many videos of `frames` frames a batch of `rows` images holds."""
+        """The number of videos of `frames` frames in a batch of `rows` images."""
         if rows % frames:
             raise LampError(
-                f"A call of the model shows {rows} images, which are no whole videos of {frames} "
-                "frames: another node on this MODEL cuts the video or changes the batch (context "
+                f"A call of the model has {rows} images, which are not whole videos of {frames} "
+                "frames: another node on this MODEL splits the video or changes the batch (context "
                 "windows, batch splitting, reference images). Remove it; for long videos use "
                 "LAMP Anchored Windows."
             )
         return rows // frames
 
     def _check_order(self, x: Tensor, rows: list[int], options: dict[str, Any]) -> None:
-        """See that row number i of each video in the batch shows the frame that the run expects.
+        """Check that each row of each video in the batch is the expected frame of the run.
 
-        A batch of the usual size may hold altered frames (self-attention guidance blurs them), but
-        no other frames. One of another size, such as a batch of tiles, must show the run's own.
+        A batch of the usual size may contain altered frames (self-attention guidance blurs them),
+        but not other frames. A batch of another size, such as tiles, must contain the run's own.
         """
         if self.shown is None:
             return
@@ -119,14 +118,13 @@ class Run:
             if usual and not _shows(x[number].expand(len(rows), -1, -1, -1), frames).any():
                 continue
             raise LampError(
-                f"Image {number + 1} of {len(x)} in a call of the model is not the frame of the "
-                "video that belongs there: another node on this MODEL reorders or replaces the "
-                "frames. Remove it."
+                f"Image {number + 1} of {len(x)} in a call of the model is not the expected frame "
+                "of the video: another node on this MODEL reorders or replaces frames. Remove it."
             )
 
     @contextmanager
     def attending(self) -> Iterator[None]:
-        """One call of the UNet in which the motion acts."""
+        """Mark one call of the UNet in which the motion acts."""
         self.acting = True
         self.acted += 1
         try:
@@ -136,14 +134,14 @@ class Run:
 
     @contextmanager
     def watched(self, unet: nn.Module, ends: tuple[str, str], wrapper: Any) -> Iterator[None]:
-        """See that the motion acts wherever the UNet's layers run in one prediction.
+        """Check that the motion acts whenever the UNet's layers run in one prediction.
 
         Args:
             ends: names of the UNet's first and last convolution.
-            wrapper: the function that another node put around the calls of the UNet, if any.
+            wrapper: a function of another node that wraps calls of the UNet, if any.
 
         Raises:
-            LampError: they ran without the motion, or the UNet has not been called at all.
+            LampError: layers ran without the motion, or the UNet was never called.
         """
 
         def count(_: nn.Module, args: Any) -> None:
@@ -156,23 +154,23 @@ class Run:
         finally:
             for handle in handles:
                 handle.remove()
-        # A cache may leave out later calls altogether, but then the first one has been made.
+        # A cache may skip later calls, but never the first one.
         if self.bypassed or not self.acted:
             culprit = "" if wrapper is None else f" ({_origin(wrapper)})"
             raise LampError(
-                f"Another node on this MODEL{culprit} computes the UNet by itself, so the motion "
-                "does not act: remove that node. Caches of this kind are DeepCache and compiled "
-                "engines such as TensorRT."
+                f"Another node on this MODEL{culprit} computes the UNet itself, so the motion does "
+                "not act: remove that node. DeepCache and compiled engines such as TensorRT do "
+                "this."
             )
 
 
 def run_of(options: dict[str, Any]) -> Run | None:
-    """The run under way, from its transformer options; None outside of one."""
+    """The current run, from its transformer options; None outside of a run."""
     return options.get(KEY)
 
 
 def _origin(function: Any) -> str:
-    """Where a function of another node comes from, for a message."""
+    """The module and name of another node's function, for messages."""
     kind = function if hasattr(function, "__qualname__") else type(function)
     return f"{kind.__module__}.{kind.__qualname__}".rsplit("custom_nodes.", 1)[-1]
 
@@ -181,11 +179,11 @@ _PROBES = ((0.5, 0.5), (0.2, 0.3), (0.7, 0.1), (0.4, 0.8))  # positions in a pic
 
 
 def _shows(x: Tensor, frames: Tensor) -> Tensor:
-    """Which images of `x` show the frames that belong there, by four pixels: booleans.
+    """Whether each image of `x` is the expected frame, judged by four pixels.
 
     Args:
-        x: `(b f) c+ h w`; channels beyond those of the frames are conditions. Of another size than
-            the frames, they are parts of them, from any place.
+        x: `(b f) c+ h w`; channels beyond those of the frames are conditions. Images of another
+            size are parts of the frames from any position.
         frames: `f c H W`.
     """
     count, channels = frames.shape[:2]

@@ -1,7 +1,7 @@
-"""The LAMP sampler inside ComfyUI: any of the host's samplers, with AdaIN between its steps.
+"""The LAMP sampler in ComfyUI: any of its samplers, with AdaIN between the steps.
 
-The host samples in its own scale, x = x_0 + sigma n; AdaIN (supplement alg. 1) is defined on the
-DDPM sample x / sqrt(1 + sigma^2), where the clean frame 1 stands as it is.
+ComfyUI samples in the scale x = x_0 + sigma n. AdaIN (supplement alg. 1) is defined on the DDPM
+sample x / sqrt(1 + sigma^2), in which the clean frame 1 is unscaled.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OFFICIAL_SCHEDULER = "ddim (official)"
 
 
 def scheduler_names() -> list[str]:
-    """The official DDIM timesteps first, then all schedulers of the host."""
+    """The official DDIM timesteps, then all schedulers of ComfyUI."""
     import comfy.samplers
 
     return [OFFICIAL_SCHEDULER, *comfy.samplers.SCHEDULER_NAMES]
@@ -35,15 +35,15 @@ def scheduler_names() -> list[str]:
 def make_sigmas(
     patcher: Any, scheduler: str, steps: int, denoise: float = 1.0, sampler: str = ""
 ) -> Tensor:
-    """Noise levels of a run, descending; none at denoise 0.
+    """Descending noise levels of a run; none at denoise 0.
 
     `ddim (official)` visits the timesteps 981, 961, ..., 1 (for 50 steps) and ends at
-    alphas_cumprod[0], which is not quite zero noise, as the official scheduler does. The host
-    leaves out the last level but one for some samplers; tell their name for the same levels.
+    alphas_cumprod[0], which is not quite zero noise, as the official scheduler. ComfyUI drops the
+    second to last level for some samplers; pass the sampler's name to do the same.
 
     Raises:
-        LampError: the scheduler is unknown, or the official one does not have that many steps or
-            is not for this MODEL.
+        LampError: the scheduler is unknown, or the official one cannot have that many steps or
+            does not fit this MODEL.
     """
     import comfy.samplers
 
@@ -55,8 +55,8 @@ def make_sigmas(
     if scheduler == OFFICIAL_SCHEDULER:
         if total > TRAIN_TIMESTEPS:
             raise LampError(
-                f"{steps} steps at denoise {denoise:g} would need {total} noise levels, the "
-                f"official schedule has {TRAIN_TIMESTEPS}: use fewer steps."
+                f"{steps} steps at denoise {denoise:g} need {total} noise levels, but the official "
+                f"schedule has {TRAIN_TIMESTEPS}: use fewer steps."
             )
         sigmas = _mark_start(sigmas_at(patcher, [*ddim_timesteps(total), 0]))
     elif sampler in comfy.samplers.KSampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS:
@@ -64,15 +64,15 @@ def make_sigmas(
         sigmas = torch.cat([sigmas[:-2], sigmas[-1:]])
     else:
         sigmas = comfy.samplers.calculate_sigmas(sampling, scheduler, total).cpu()
-    # At full denoise some schedulers of the host give a level more than steps: all are taken.
+    # At full denoise some schedulers return more levels than asked for: use all of them.
     return sigmas if denoise >= 1.0 else sigmas[-(steps + 1) :]
 
 
 def _mark_start(sigmas: Tensor) -> Tensor:
-    """The official schedule begins one float higher than the model's own level.
+    """Mark the official schedule: it begins one float above the model's own level.
 
-    ddim_uniform of the host has the same levels, but takes other noise (see `_BetweenSteps.start`);
-    the mark tells the two apart also in a part of the schedule, and moves no timestep.
+    ComfyUI's ddim_uniform has the same levels but scales its noise (see `_BetweenSteps.start`). The
+    mark distinguishes the two even in a part of the schedule, and changes no timestep.
     """
     return torch.cat([torch.nextafter(sigmas[:1], torch.tensor(torch.inf)), sigmas[1:]])
 
@@ -87,14 +87,14 @@ def sigmas_at(patcher: Any, timesteps: list[int]) -> Tensor:
     """The noise levels of timesteps 0 .. 999.
 
     Raises:
-        LampError: the MODEL has other timesteps, such as the 50 of LCM's.
+        LampError: the MODEL has other timesteps, such as the 50 of LCM.
     """
     levels = patcher.get_model_object("model_sampling").sigmas
     if len(levels) != TRAIN_TIMESTEPS:
         raise LampError(
-            f"'{OFFICIAL_SCHEDULER}' takes its steps among {TRAIN_TIMESTEPS} noise levels, and "
-            f"this MODEL has {len(levels)}, as ModelSamplingDiscrete gives it for LCM: choose "
-            "another scheduler, such as sgm_uniform (BasicScheduler in place of LAMP Scheduler)."
+            f"'{OFFICIAL_SCHEDULER}' needs {TRAIN_TIMESTEPS} noise levels, but this MODEL has "
+            f"{len(levels)}, as set by ModelSamplingDiscrete for LCM: choose another scheduler, "
+            "such as sgm_uniform (BasicScheduler instead of LAMP Scheduler)."
         )
     return levels[timesteps].float().cpu()
 
@@ -115,15 +115,16 @@ def sample_video(
     noise: Tensor | None = None,
     noise_level: float | None = None,
 ) -> dict[str, Any]:
-    """Predict frames 2.. of a LATENT from its first frame (supplement alg. 1), with previews.
+    """Generate frames 2.. of a LATENT from its first frame (supplement alg. 1), with previews.
 
     Args:
         model: a MODEL with a motion.
-        noise: starting noise, used as it is; without it the seed's, shared as the motion says.
-        noise_level: the level (sigma) at which sampling has to begin with that noise, if any.
+        noise: starting noise, used unchanged; by default drawn from the seed and shared with the
+            motion's alpha.
+        noise_level: the level (sigma) at which sampling must begin with that noise, if any.
 
     Raises:
-        LampError: the model has no motion, or latent, noise and sampler do not fit.
+        LampError: the model has no motion, or latent, noise and sampler do not match.
     """
     import comfy.sample
     import comfy.utils
@@ -157,7 +158,7 @@ def sample_video(
 
 
 def _only_first(frames: Tensor) -> Tensor:
-    """At denoise 1 the host adds the latent to the noise: whatever frames 2.. hold would leak."""
+    """At denoise 1 ComfyUI adds the latent to the noise, so frames 2.. would leak into it."""
     if not frames[1:].any():
         return frames
     log.info("LAMP: at denoise 1 the video starts from frame 1 alone; other frames are ignored.")
@@ -165,10 +166,10 @@ def _only_first(frames: Tensor) -> Tensor:
 
 
 def make_sampler(name: str, schedule: AdaINSchedule, done: int | None = None) -> Any:
-    """A SAMPLER of the host under an AdaIN schedule.
+    """A SAMPLER of ComfyUI with an AdaIN schedule.
 
     Args:
-        done: how many steps of the whole schedule come before the sampler's own, where it is known.
+        done: number of steps of the whole schedule before the sampler's first one, if known.
 
     Raises:
         LampError: the sampler is unknown.
@@ -180,7 +181,7 @@ def make_sampler(name: str, schedule: AdaINSchedule, done: int | None = None) ->
 
 
 def _check_name(kind: str, name: str, known: list[str]) -> None:
-    # Not every version of the host checks the menus of a graph that comes over its API.
+    # Not every version of ComfyUI checks menu values that come over its API.
     if name not in known:
         raise LampError(f"Unknown {kind} '{name[:50]}'. Choose one of: {', '.join(known)}.")
 
@@ -188,9 +189,9 @@ def _check_name(kind: str, name: str, known: list[str]) -> None:
 def with_adain(
     sampler: Any, schedule: AdaINSchedule, name: str = "sampler", done: int | None = None
 ) -> Any:
-    """Wrap a SAMPLER (KSAMPLER) so that AdaIN acts on its state after each step.
+    """Wrap a SAMPLER (KSAMPLER) so that AdaIN is applied to its state after each step.
 
-    The wrapped one raises LampError before its first step where AdaIN cannot follow the sampler.
+    The wrapper raises LampError before its first step if AdaIN cannot follow the sampler.
     """
     import comfy.samplers
 
@@ -205,7 +206,7 @@ def with_adain(
                 "The LAMP sampler needs a MODEL with a motion: connect the MODEL output of Load "
                 "LAMP Motion or of LAMP Trainer."
             )
-        # uni_pc of the host writes into its noise levels.
+        # ComfyUI's uni_pc writes into its noise levels.
         position = _SchedulePosition(sigmas.clone(), run.sampling, schedule, done)
         starts = [] if schedule.mode == "off" else step_starts(name, sampler, model, sigmas)
         watched = _BetweenSteps(model, run, position, schedule, starts, kwargs["extra_args"])
@@ -220,13 +221,13 @@ def with_adain(
 
 
 class _SchedulePosition:
-    """Where the steps of a run stand in AdaIN's schedule, told by their noise levels.
+    """The position of a run's steps in the AdaIN schedule, from their noise levels.
 
-    A run may be a part of a schedule (Split Sigmas, KSampler (Advanced), denoise below 1), and a
-    part has to do what the whole does there.
+    A run may be a part of a schedule (Split Sigmas, KSampler (Advanced), denoise below 1) and has
+    to give the same result there as the whole schedule.
 
     Raises:
-        LampError: the schedule counts steps, and how many came before is not known.
+        LampError: the mode counts steps, and the number of earlier steps is unknown.
     """
 
     def __init__(
@@ -243,20 +244,20 @@ class _SchedulePosition:
         self._done = done
         if schedule.mode == "official" and done is None and self.steps:
             raise LampError(
-                "The AdaIN schedule 'official' counts the steps from the beginning, and sampling "
-                f"begins at the level {float(sigmas[0]):.2f}, after an unknown number of them: "
-                "choose the schedule paper or custom, which go by noise levels."
+                "The AdaIN mode 'official' counts steps from the start of the schedule, but "
+                f"sampling begins at level {float(sigmas[0]):.2f}, after an unknown number of "
+                "steps: choose paper or custom, which use noise levels."
             )
 
     def of(self, step: int) -> tuple[int, int]:
-        """A step's number among how many, for `AdaINSchedule.after_step`."""
+        """The arguments (step, steps) of `AdaINSchedule.after_step` for a step of this run."""
         done = self._done or 0
         timestep = nearest_timestep(self.sigmas[step])
         return self._schedule.position(done + step, done + self.steps, timestep)
 
 
 class _LastOfAll:
-    """Lets the callback's last prediction be the finished video, which AdaIN has changed since."""
+    """Delays the callback's last call and passes it the finished video, after AdaIN."""
 
     def __init__(self, callback: Any, steps: int) -> None:
         self._callback, self._steps = callback, steps
@@ -277,10 +278,10 @@ class _LastOfAll:
 
 
 class _BetweenSteps:
-    """Stands in for the model that a sampler calls.
+    """Replaces the model that a sampler calls.
 
-    A sampler hands its state to the model at the beginning of each step. That is the moment after
-    the step before, so the state is adapted there, in place: the sampler goes on from it.
+    A sampler passes its state to the model at the beginning of each step, that is, after the
+    previous step. AdaIN is applied to the state there in place, and the sampler continues with it.
     """
 
     def __init__(
@@ -294,7 +295,7 @@ class _BetweenSteps:
     ) -> None:
         self._model, self._position, self._schedule = model, position, schedule
         self._guider = run.guider
-        # Both are there: the run has begun, and it shows frame 1.
+        # Both are set once the run has begun.
         self._first, self._latent = cast(Tensor, run.first), cast(Tensor, run.latent)
         self._step_of = {call: step for step, call in enumerate(starts) if step}
         self._calls = 0
@@ -312,8 +313,8 @@ class _BetweenSteps:
         return self._denoised
 
     def start(self, x: Tensor) -> Tensor:
-        """The official sampler takes plain noise as x_T at its first timestep, where the host,
-        knowing that this is not the very highest level, would scale it down: by 0.3 % at 981 of 50
+        """Rescale the initial latent of the official schedule. It uses plain noise as x_T, while
+        ComfyUI scales the noise down below the highest level: by 0.3 % at timestep 981 of 50
         steps, by half at 501 of 2."""
         if not self._position.starts_official or self._position.scaled_by_host:
             return x
@@ -327,10 +328,10 @@ class _BetweenSteps:
             return x
         x = self._adapt(x, position.steps - 1)
         if not position.ends:
-            return x  # another sampler goes on from here
+            return x  # another sampler continues
         x = x / (1 + position.sigmas[-1] ** 2) ** 0.5
         last = position.steps - 1
-        if position.sigmas[-1] > 0:  # what a mask protects holds none of the noise that is left
+        if position.sigmas[-1] > 0:  # what a mask protects has no noise left
             x = self._within_mask(self._denoised, x, last)
         if self._schedule.mode == "off":
             return x
@@ -347,12 +348,12 @@ class _BetweenSteps:
         return self._within_mask(x, adapted, step)
 
     def _within_mask(self, kept: Tensor, x: Tensor, step: int) -> Tensor:
-        """`x`, but `kept` where the latent's mask protects it."""
+        """`x`, or `kept` where the latent's mask protects it."""
         mask = self._mask
         if mask is None:
             return x
         function = self._options.get("denoise_mask_function")
-        if function is not None:  # Differential Diffusion's, which goes by the noise level
+        if function is not None:  # of Differential Diffusion, which depends on the noise level
             told = {"model": self._guider, "sigmas": self._position.sigmas}
             mask = function(self._position.sigmas[step : step + 1], mask, extra_options=told)
         return torch.lerp(kept, x, mask.to(x))

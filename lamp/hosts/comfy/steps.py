@@ -1,8 +1,8 @@
-"""Where the steps of a sampler begin among its calls of the model, found by a rehearsal.
+"""Find the calls of the model with which the steps of a sampler begin, by a rehearsal.
 
-AdaIN changes the state between two steps, and all it sees of a sampler are calls of the model: one
-a step (euler), several (heun), or as many as the sampler likes (dpm_adaptive). So the sampler first
-runs on a handful of numbers in place of a model, which takes milliseconds.
+AdaIN changes the state between two steps, but sees only the sampler's calls of the model: one per
+step (euler), several (heun), or any number (dpm_adaptive). So the sampler first runs on a few
+numbers with a trivial model, which takes milliseconds.
 """
 
 from __future__ import annotations
@@ -19,53 +19,52 @@ _TOLERANCE = 1e-3
 
 
 def step_starts(name: str, sampler: Any, model: Any, sigmas: Tensor) -> list[int]:
-    """The numbers (from 0) of the calls with which the steps begin.
+    """The indices (from 0) of the calls with which the steps begin.
 
     Args:
         name: of the sampler, for messages.
-        sampler: a KSAMPLER of the host.
-        model: what the sampler calls; here only asked for attributes.
-        sigmas: noise levels of the run, descending.
+        sampler: a KSAMPLER of ComfyUI.
+        model: the model of the run; only its attributes are read.
+        sigmas: descending noise levels of the run.
 
     Raises:
-        LampError: the sampler chooses its own noise levels, or does not go on from a state that is
-            changed between its steps.
+        LampError: the sampler chooses its own noise levels, or does not continue from a state that
+            is changed between its steps.
     """
     if len(sigmas) < 2:
         return []
     sigmas = sigmas.detach().cpu().float()
-    # With a constant prediction, or a constant derivative, a change of the state is passed on from
-    # step to step by one factor, whenever it was made. Samplers with memory keep past predictions
-    # or past derivatives, so that one of the two holds; a state rebuilt from memory fails in both.
+    # With a constant prediction, or a constant derivative, each step multiplies every earlier
+    # change of the state by the same factor. Samplers with memory keep past predictions or past
+    # derivatives, so one of the two holds; a state rebuilt from memory fails in both.
     with torch.random.fork_rng(devices=[]):
         runs = [_Rehearsal(sampler, model, sigmas, world) for world in (_zero, _no_slope)]
     if not all(run.follows_levels for run in runs):
         raise LampError(
-            f"The sampler '{name}' chooses its own noise levels, so AdaIN has no steps to follow: "
-            "choose another sampler (ddim or euler is the paper's) or set AdaIN to off."
+            f"The sampler '{name}' chooses its own noise levels, so AdaIN cannot follow its steps: "
+            "choose another sampler (ddim and euler equal the paper's) or set AdaIN to off."
         )
-    if not any(run.goes_on for run in runs):
+    if not any(run.keeps_changes for run in runs):
         raise LampError(
-            f"The sampler '{name}' rebuilds its state from earlier steps, so what AdaIN changes "
-            "between them would be lost: choose another sampler (ddim or euler is the paper's) or "
-            "set AdaIN to off."
+            f"The sampler '{name}' rebuilds its state from earlier steps, which would undo AdaIN: "
+            "choose another sampler (ddim and euler equal the paper's) or set AdaIN to off."
         )
     return runs[0].starts
 
 
 def _zero(x: Tensor, sigma: Tensor) -> Tensor:
-    """A model that always predicts the same."""
+    """A model with a constant prediction."""
     return torch.zeros_like(x)
 
 
 def _no_slope(x: Tensor, sigma: Tensor) -> Tensor:
-    """A model whose derivative (x - prediction) / sigma is always the same."""
+    """A model with a constant derivative (x - prediction) / sigma."""
     return x - sigma[:, None, None, None]
 
 
 class _Rehearsal:
-    """Two runs of a sampler: as it is, and with the state changed at the beginning of every step,
-    each time in a component of its own."""
+    """Two runs of a sampler: unchanged, and with the state changed at the beginning of every step,
+    each time in another component."""
 
     def __init__(
         self, sampler: Any, model: Any, sigmas: Tensor, world: Callable[[Tensor, Tensor], Tensor]
@@ -76,10 +75,10 @@ class _Rehearsal:
         levels = torch.tensor([calls.levels[call] for call in self.starts])
         same_number = len(levels) == len(sigmas) - 1
         self.follows_levels = same_number and torch.allclose(levels, sigmas[:-1], rtol=1e-4)
-        self.goes_on = False
+        self.keeps_changes = False
         if self.follows_levels:
             changed, _ = self._run({call: step for step, call in enumerate(self.starts)})
-            self.goes_on = _by_one_factor(
+            self.keeps_changes = _by_one_factor(
                 [(b - a).flatten() for a, b in zip(plain, changed, strict=True)]
             )
 
@@ -103,16 +102,16 @@ class _Rehearsal:
 
 
 def _by_one_factor(changes: list[Tensor]) -> bool:
-    """Whether a step passes on all changes of the state alike, those made just before it, too.
+    """Whether each step multiplies all changes of the state by one factor, including the newest.
 
     Args:
-        changes: of the state at the beginning of each step and at the end, each `steps`: component
-            i was changed at the beginning of step i.
+        changes: difference of the states at the beginning of each step and at the end, `steps`
+            numbers each; component i was changed at the beginning of step i.
     """
     for step, (now, then) in enumerate(zip(changes, changes[1:], strict=False)):
         reached = slice(step + 1)
         if not now[0]:
-            return False  # nothing is left to compare with
+            return False  # nothing to compare with
         error = then[reached] - then[0] / now[0] * now[reached]
         if (error.abs() > _TOLERANCE * now[reached].abs()).any():
             return False
@@ -120,7 +119,7 @@ def _by_one_factor(changes: list[Tensor]) -> bool:
 
 
 class _Calls:
-    """Stands in for the model, and writes down when it is called."""
+    """Replaces the model and records its calls."""
 
     def __init__(
         self, model: Any, world: Callable[[Tensor, Tensor], Tensor], changes: dict[int, int]
@@ -142,7 +141,7 @@ class _Calls:
         self.states.append(x.clone())
         self.levels.append(sigma.flatten()[0].item())
         denoised = self._world(x, sigma)
-        # CFG++ samplers take the prediction without guidance from here.
+        # CFG++ samplers get the prediction without guidance here.
         for function in (model_options or {}).get("sampler_post_cfg_function", []):
             denoised = function(
                 {
@@ -159,5 +158,5 @@ class _Calls:
         return denoised
 
     def note_step(self, _: dict[str, Any]) -> None:
-        """A sampler reports a step after the call with which the step begins."""
+        """Callback of the sampler, which reports a step after the call that begins it."""
         self.starts.append(len(self.states) - 1)

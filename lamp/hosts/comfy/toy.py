@@ -1,4 +1,4 @@
-"""The toy base as ComfyUI's own MODEL, CLIP and VAE, so that everything runs without a download."""
+"""The toy base as MODEL, CLIP and VAE of ComfyUI, so that everything runs without a download."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .models import build_patcher
 
 
 class ToyModels(NamedTuple):
-    """MODEL, CLIP and VAE of the host."""
+    """MODEL, CLIP and VAE of ComfyUI."""
 
     model: Any
     clip: Any
@@ -19,7 +19,7 @@ class ToyModels(NamedTuple):
 
 
 def load_toy_models(state: dict[str, Any]) -> ToyModels:
-    """Build the host's models from `lamp.toy.base.toy_state()`."""
+    """Build ComfyUI's models from `lamp.toy.base.toy_state()`."""
     config = state["metadata"]
     return ToyModels(
         build_patcher(config["unet"], _floats(state["unet"])),
@@ -41,7 +41,7 @@ def _build_clip(config: dict[str, Any], state: dict[str, Tensor]) -> Any:
         ClipTarget(SD1Tokenizer, SD1ClipModel),
         model_options={"clip_l_model_config": config, "dtype": torch.float32},
     )
-    # SD 1.x never reads the pooled projection; left out, it would stay uninitialised memory.
+    # SD 1.x never uses the projection, but without a value it would be uninitialised memory.
     projection = {"text_projection.weight": torch.eye(config["hidden_size"])}
     clip.load_sd({**state, **projection})
     return clip
@@ -70,7 +70,7 @@ def _build_vae(config: dict[str, Any], state: dict[str, Tensor]) -> Any:
 
 
 def _ldm_vae_state(state: dict[str, Tensor], levels: int) -> dict[str, Tensor]:
-    """The host's own conversion counts the decoder's levels down from the 4 of SD 1.x."""
+    """ComfyUI's conversion counts the decoder's levels down from the 4 of SD 1.x."""
     from comfy.diffusers_convert import convert_vae_state_dict
 
     converted = convert_vae_state_dict(dict(state))

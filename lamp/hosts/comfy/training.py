@@ -1,4 +1,4 @@
-"""Tuning on ComfyUI's own UNet: made ready for gradients, and run as `Host` asks."""
+"""Train on ComfyUI's UNet: prepare it for gradients, and run it as a `Host`."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ class ComfyHost:
         return noise_from_v(predicted, x, self.alphas_cumprod[timesteps.cpu()])
 
     def _conditions(self, text: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The text `b n d` and, for SD-XL, the vector `(b f) v` of its pooled embedding and the
-        picture's size, which the host makes itself as it does when it samples."""
+        """The text `b n d` and, for SD-XL, ComfyUI's vector `(b f) v` of the pooled embedding
+        and the size of the picture."""
         if self._text_width is None:
             return text, None
         text, pooled = split_pooled(text, self._text_width)
@@ -72,43 +72,42 @@ class ComfyHost:
 
 @contextmanager
 def tuning_host(patcher: Any) -> Iterator[ComfyHost]:
-    """A MODEL's UNet ready to carry gradients, its own weights frozen; see `resident_patcher`.
+    """A MODEL's UNet, ready for gradients and with frozen weights; see `resident_patcher`.
 
-    The executor runs nodes in inference mode, in which no gradient exists: the block runs outside
-    of it.
+    ComfyUI runs nodes in inference mode, which has no gradients; the block runs outside of it.
     """
     with torch.inference_mode(False), torch.enable_grad():
         yield ComfyHost(resident_patcher(patcher))
 
 
 def new_motion(host: ComfyHost, seed: int) -> Motion:
-    """A fresh motion for the host's UNet: fp32 masters on its device."""
+    """A new motion for the host's UNet, in fp32 on its device."""
     return Motion(map_unet(host.unet), device=host.device).initialise(seed)
 
 
 def check_trainable(patcher: Any) -> None:
-    """See that a motion can be trained on a MODEL.
+    """Check that a motion can be trained on a MODEL.
 
     Raises:
-        LampError: it carries a motion already, or lies on a device without a backward pass.
-        IncompatibleModelError: it is no Stable Diffusion UNet, or predicts something unusual.
+        LampError: it has a motion already, or its device has no backward pass.
+        IncompatibleModelError: it is not a Stable Diffusion UNet, or predicts something unusual.
     """
     if patcher.get_attachment(KEY) is not None:
         raise LampError(
-            "This MODEL already carries a LAMP motion: connect the MODEL of the checkpoint itself."
+            "This MODEL already has a LAMP motion: connect the MODEL of the checkpoint itself."
         )
     if patcher.load_device.type == "privateuseone":
         raise LampError(
-            "DirectML has no backward pass for what a UNet computes, so nothing can be trained on "
-            "it: start ComfyUI with --cpu, or use PyTorch for ROCm, CUDA or XPU."
+            "DirectML has no backward pass for the layers of a UNet, so it cannot train: start "
+            "ComfyUI with --cpu, or use PyTorch for ROCm, CUDA or XPU."
         )
     map_unet(patcher.model.diffusion_model)
     predicts_v(patcher)
 
 
 def warn_of_ignored_patches(patcher: Any) -> None:
-    """Name what is put on a MODEL and has no effect in training, which calls the UNet itself. LoRAs
-    act, being in the weights."""
+    """Warn of patches on a MODEL that have no effect in training, which calls the UNet directly.
+    LoRAs have one, because they are in the weights."""
     options = patcher.model_options
     inside = options.get("transformer_options", {})
     found = [f"{name}" for name in options if name != "transformer_options" and options[name]]
@@ -122,35 +121,34 @@ def warn_of_ignored_patches(patcher: Any) -> None:
     found += [f"injection ({key})" for key, each in patcher.injections.items() if each]
     if found:
         log.warning(
-            "LAMP Trainer: what is put on the MODEL with %s has no effect in training, only LoRAs "
-            "have: the motion is learned without it.",
+            "LAMP Trainer: patches on the MODEL have no effect in training, except LoRAs. Found: %s",
             ", ".join(dict.fromkeys(found)),
         )
 
 
 def _origin(patch: Any) -> str:
-    """The module that a patch comes from, such as `nodes_freelunch`."""
+    """The module of a patch, such as `nodes_freelunch`."""
     return str(getattr(patch, "__module__", type(patch).__module__)).rsplit(".", 1)[-1]
 
 
 def predicts_v(patcher: Any) -> bool:
-    """Whether a MODEL predicts v (SD 2.x at 768 pixels), and not noise.
+    """Whether a MODEL predicts v (SD 2.x at 768 pixels) rather than the noise.
 
     Raises:
-        IncompatibleModelError: it predicts neither, or not at the 1000 timesteps of training.
+        IncompatibleModelError: it predicts neither, or does not have 1000 timesteps.
     """
     from comfy.model_sampling import EPS, V_PREDICTION, ModelSamplingDiscrete
 
     sampling = patcher.get_model_object("model_sampling")
-    # Other kinds inherit from these two and predict something else.
+    # Subclasses of these two predict something else.
     denoise = type(sampling).calculate_denoised
     v_prediction = denoise is V_PREDICTION.calculate_denoised
     usual = isinstance(sampling, ModelSamplingDiscrete) and len(sampling.sigmas) == TRAIN_TIMESTEPS
     if not usual or not (v_prediction or denoise is EPS.calculate_denoised):
         kinds = " with ".join(kind.__name__ for kind in type(sampling).__bases__)
         raise IncompatibleModelError(
-            f"The MODEL samples by {kinds}: a motion is trained on models that predict noise or "
-            f"v at {TRAIN_TIMESTEPS} timesteps. Connect the checkpoint's own MODEL, without "
-            "ModelSampling nodes; LCM and EDM models cannot be trained on."
+            f"The sampling of this MODEL is {kinds}. Training needs a model that predicts noise or "
+            f"v at {TRAIN_TIMESTEPS} timesteps: connect the checkpoint's own MODEL without "
+            "ModelSampling nodes. LCM and EDM models cannot be trained on."
         )
     return v_prediction

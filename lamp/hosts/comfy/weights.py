@@ -1,8 +1,8 @@
-"""The UNet of a MODEL as training needs it: plain weights, all of them on the device at once.
+"""The UNet of a MODEL for training: plain weights that all stay on the device.
 
-A host may hold weights in another type than the model's own, stream them layer by layer through
-buffers that it uses again (`--lowvram`, `--novram`, Dynamic VRAM), or take them off the device
-while other models need room. None of that goes with a backward pass.
+ComfyUI may keep weights in another dtype than the model's, stream them layer by layer through
+reused buffers (`--lowvram`, `--novram`, Dynamic VRAM), or unload them while other models need
+memory. A backward pass allows none of this.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from ...errors import LampError
 from ...training.memory.estimate import gigabytes
 from ...training.twins import twin
 
-# What the host's memory management leaves on layers and models: how a weight is to be fetched, and
-# how much of the model is loaded.
+# Attributes that ComfyUI's memory management leaves on layers and models: how to fetch a weight,
+# and how much of the model is loaded.
 _LEFT_BY_LOADING = ("_v", "_pin", "_prefetch", "comfy_", "prev_comfy_", "dynamic_", "model_loaded_")
 _LEFT_BY_NAME = {
     "weight_function",
@@ -33,14 +33,13 @@ _LEFT_BY_NAME = {
 
 
 def resident_patcher(patcher: Any) -> Any:
-    """A MODEL of its own with the patched weights of another one, all on the device.
+    """A new MODEL with the patched weights of another one, all on the device.
 
-    The host's memory manager does not know it: nothing is taken off the device while it lives, and
-    the given MODEL, which gives its place up, is never changed. Weights that are on the right
-    device in the right type are shared with it.
+    ComfyUI's memory manager does not know it, so nothing is unloaded while it exists. The given
+    MODEL is unloaded, but never changed. Weights with the right device and dtype are shared.
 
     Raises:
-        LampError: a weight cannot be had as a plain tensor, or the device has no room.
+        LampError: a weight is not available as a plain tensor, or the device lacks memory.
     """
     import comfy.model_management as management
     import comfy.model_patcher
@@ -58,16 +57,16 @@ def resident_patcher(patcher: Any) -> Any:
             plain.patch_model(patcher.load_device)
     except management.OOM_EXCEPTION:
         raise LampError(
-            f"The MODEL's weights take {gigabytes(plain.model_size())} and {gigabytes(free)} are "
-            f"free on {patcher.load_device}: training needs all of them there at once. Close other "
+            f"The MODEL's weights take {gigabytes(plain.model_size())}, but {gigabytes(free)} are "
+            f"free on {patcher.load_device}, and training needs all of them there. Close other "
             "programs that use the device, or train on one with more memory."
         ) from None
     return plain
 
 
 class _Plain:
-    """Gives each weight without patches, as a tensor that autograd can work with and in the type
-    that the model is to have (newer hosts keep that of the file)."""
+    """Returns each weight without patches, as a tensor that works with autograd, in the model's
+    dtype (newer versions of ComfyUI keep that of the file)."""
 
     def __init__(self, patcher: Any) -> None:
         weights = dict(patcher.model.named_parameters())
@@ -87,7 +86,7 @@ class _Plain:
             return value.to(kind)
         if not value.is_inference():
             return value
-        # The same memory as a normal tensor: what is read only needs no copy.
+        # A normal tensor on the same memory: frozen weights need no copy.
         shared = torch.empty(0, dtype=kind, device=value.device)
         return shared.set_(
             value.untyped_storage(), value.storage_offset(), value.shape, value.stride()
@@ -99,9 +98,9 @@ def _check_plain(weight: Tensor, owner: nn.Module) -> None:
     if not plain or weight.is_meta or not weight.is_floating_point():
         kind = str(weight.dtype) if plain else type(weight).__name__
         raise LampError(
-            f"The MODEL's weights are packed ({kind} in its layers of type "
-            f"{type(owner).__qualname__}), as in GGUF files, and cannot be trained on: connect the "
-            "MODEL of the same checkpoint as .safetensors in fp16, bf16, fp32 or fp8."
+            f"The MODEL's weights are packed ({kind} in layers of type "
+            f"{type(owner).__qualname__}), as in GGUF files, and cannot be used for training: "
+            "connect the MODEL of the same checkpoint as .safetensors in fp16, bf16, fp32 or fp8."
         )
 
 

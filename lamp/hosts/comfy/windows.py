@@ -1,4 +1,4 @@
-"""Anchored windows inside ComfyUI: the UNet sees a long video piece by piece, with any sampler."""
+"""Anchored windows in ComfyUI: the UNet processes a long video in windows, with any sampler."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _KEY = "lamp_windows"
 
 
 def with_windows(patcher: Any, windows: Windows) -> Any:
-    """Clone a MODEL with a motion and let it see a video in `windows`; they replace earlier ones.
+    """Clone a MODEL with a motion to process videos in `windows`, which replace earlier ones.
 
-    The host's own context windows leave frame 1 out and cut prompts and hints by themselves. Here
-    everything is cut after the host has laid it out frame by frame, prompts and ControlNets too.
+    ComfyUI's context windows leave out frame 1 and split prompts and hints themselves. Here
+    everything is split after ComfyUI has expanded it to frames, including prompts and ControlNets.
 
     Raises:
         LampError: the MODEL has no motion.
@@ -42,7 +42,7 @@ def _prepare_sampling(windows: Windows) -> Callable[..., Any]:
     def prepare_sampling(
         executor: Any, model: Any, noise_shape: Any, *args: Any, **kwargs: Any
     ) -> Any:
-        """Ask for the memory of one window only."""
+        """Reserve memory for one window only."""
         frames, *rest = noise_shape
         if frames > windows.length:
             _check_memories(model.model_options)
@@ -52,10 +52,10 @@ def _prepare_sampling(windows: Windows) -> Callable[..., Any]:
 
 
 def _check_memories(options: dict[str, Any]) -> None:
-    """Refuse a patch that writes down what it sees in a call of the UNet and reads it after the
-    prediction, as self-attention guidance does: it would find the last window only.
+    """Refuse a patch that stores data in a call of the UNet and reads it after the prediction, as
+    self-attention guidance does: it would find the data of the last window only.
 
-    Both functions share a variable that holds nothing, or what has been written down.
+    Such functions share a closure variable that is empty or holds a tensor.
 
     Raises:
         LampError: there is one.
@@ -65,14 +65,14 @@ def _check_memories(options: dict[str, Any]) -> None:
     for reader in options.get("sampler_post_cfg_function", []):
         if any(id(cell) in written for cell in _variables(reader)):
             raise LampError(
-                f"LAMP Anchored Windows does not go with {reader.__qualname__.split('.')[0]} on "
-                "this MODEL: it reads the attention of a whole prediction, and finds that of the "
-                "last window only. Remove that node, or sample without windows."
+                f"LAMP Anchored Windows does not work with {reader.__qualname__.split('.')[0]} on "
+                "this MODEL, which reads the attention of a whole prediction and would find that "
+                "of the last window only. Remove that node, or sample without windows."
             )
 
 
 def _variables(function: Any) -> list[Any]:
-    """The cells that a function shares with others and in which there is nothing or a tensor."""
+    """The closure cells of a function that are empty or hold a tensor."""
     cells = getattr(function, "__closure__", None) or ()
     return [cell for cell in cells if _is_memory(cell)]
 
@@ -110,7 +110,7 @@ def _apply_model(windows: Windows) -> Callable[..., Tensor]:
             told = {
                 **options,
                 WINDOW: window,
-                # Caches of other nodes keep what they know of a prompt under its number.
+                # Other nodes cache data of a prompt under its number.
                 "uuids": [uuid5(number, str(window)) for number in options.get("uuids", [])],
                 AD_PARAMS: run.whole.part(window).published(),
                 "patches": _whole_middle(options.get("patches", {}), rows, len(x)),
@@ -123,8 +123,8 @@ def _apply_model(windows: Windows) -> Callable[..., Tensor]:
 
 
 def _whole_middle(patches: dict[str, Any], rows: Tensor, batch: int) -> dict[str, Any]:
-    """The middle patches of a prompt (GLIGEN's boxes) were made for a whole batch, one set for each
-    image, and know nothing of windows: they see a whole batch, and its rows in the window count."""
+    """Middle patches (GLIGEN's boxes) were made for a whole batch, one set per image. Give them a
+    whole batch and use the rows of the window."""
 
     def whole(patch: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def middle_patch(x: Tensor, extra_options: dict[str, Any]) -> Tensor:
@@ -139,7 +139,7 @@ def _whole_middle(patches: dict[str, Any], rows: Tensor, batch: int) -> dict[str
 
 
 def _rows_of(value: Any, rows: Tensor, batch: int) -> Any:
-    """The rows of whatever goes along with each frame, however it is packed."""
+    """The rows of everything with one entry per frame, in any nesting."""
     if isinstance(value, Tensor):
         return value[rows.to(value.device)] if value.ndim and len(value) == batch else value
     if isinstance(value, dict):
