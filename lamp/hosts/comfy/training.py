@@ -121,7 +121,7 @@ def warn_of_ignored_patches(patcher: Any) -> None:
     found += [f"injection ({key})" for key, each in patcher.injections.items() if each]
     if found:
         log.warning(
-            "LAMP Trainer: patches on the MODEL have no effect in training, except LoRAs. Found: %s",
+            "LAMP Trainer: patches on the MODEL (except LoRAs) have no effect in training: %s",
             ", ".join(dict.fromkeys(found)),
         )
 
