@@ -1,4 +1,4 @@
-"""Errors meant for the person at the keyboard."""
+"""Errors with messages for users."""
 
 from __future__ import annotations
 
@@ -6,21 +6,21 @@ from .plain import plain
 
 
 class LampError(ValueError):
-    """A sentence for the user: what is wrong, with which value, and what to do about it.
+    """A message for users: what is wrong, with which value, and what to do.
 
-    The values come from outside: see `plain`.
+    Messages contain values from outside, so they are sanitised by `plain`.
     """
 
-    def __init__(self, sentence: object) -> None:
-        super().__init__(plain(sentence))
+    def __init__(self, message: object) -> None:
+        super().__init__(plain(message))
 
 
 class MotionFileError(LampError):
-    """A motion file cannot be read, is damaged, or is not a motion file."""
+    """A motion file cannot be read or is damaged, or the file is not a motion file."""
 
 
 class IncompatibleModelError(LampError):
-    """A motion and a base model do not belong together."""
+    """A motion does not fit the base model."""
 
 
 class ClipError(LampError):
@@ -28,8 +28,8 @@ class ClipError(LampError):
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device, or the machine itself, had no memory left."""
-    # Told by its name, since this module does not import PyTorch.
+    """Whether a device or the machine ran out of memory."""
+    # By its name, because this module does not import PyTorch.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
     return isinstance(error, RuntimeError) and "alloc" in str(error) and "memory" in str(error)

@@ -1,8 +1,8 @@
-"""How good videos are: the paper's three measures (section 4.2), and two by optical flow.
+"""Metrics of videos: the paper's three (section 4.2), and two from optical flow.
 
-The paper's are made of CLIP embeddings and stand in its table 1 times 100, as here. It calls the
-third a distance, but what is lower for more diverse videos, and what the table shows, is a
-similarity. `video_similarity` is not the paper's.
+The paper's metrics use CLIP embeddings and are multiplied by 100, as in its table 1. It calls the
+third one a distance, but its values, lower for more diverse videos, are similarities.
+`video_similarity` is not in the paper.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from .errors import LampError
 from .plain import plain
 
 UNCHANGED = 80.0
-"""Decibels of a ground that does not change at all; more is not told apart from it."""
+"""Decibels of a background that does not change, and the highest value of the metric."""
 _GRAIN = 12
 _MARGIN = 5
-# Frames that are embedded together: enough to keep a device busy, few enough to fit on it.
+# Frames per call of the encoder.
 _CHUNK = 16
 
 ImageEncoder = Callable[[Tensor], Tensor]
@@ -32,7 +32,7 @@ TextEncoder = Callable[[str], Tensor]
 """CLIP's text encoder: a prompt -> its embedding ``d``, in the same space."""
 
 
-# --- the paper's ----------------------------------------------------------------------------
+# --- from the paper --------------------------------------------------------------------------
 
 
 def text_alignment(frames: Tensor, text: Tensor) -> float:
@@ -46,8 +46,8 @@ def text_alignment(frames: Tensor, text: Tensor) -> float:
 def frame_consistency(frames: Tensor) -> float:
     """100 x the mean cosine over all pairs of frames, of embeddings ``f d``.
 
-    Higher is better; a still video has 100. Section 4.2: "the mean cosine similarity of CLIP image
-    embedding across all frame pairs", which are not only the neighbours.
+    Higher is better; a still video scores 100. Section 4.2: "the mean cosine similarity of CLIP
+    image embedding across all frame pairs", not only neighbours.
 
     Raises:
         LampError: there is only one frame.
@@ -60,12 +60,12 @@ def frame_consistency(frames: Tensor) -> float:
 def diversity(videos: Sequence[Tensor]) -> float:
     """100 x the mean product over all pairs of videos, of embeddings ``f d`` each (or ``n f d``).
 
-    A video is the mean of its frames' embeddings, each of unit length; the mean itself is shorter
-    and, as in the published code, stays so. It is the mean cosine over all pairs of frames of two
+    A video is the mean of its frames' embeddings of unit length. As in the published code, this
+    mean is not normalised again, so the value is the mean cosine over all pairs of frames of two
     videos. Lower is better: the videos differ more. Section 4.2: "the average CLIP image embedding
     of all frames to represent a video, subsequently computing and averaging the cosine distance
-    across all video pairs". The paper's second version does so for the videos of each motion, so
-    give those of one motion.
+    across all video pairs". The paper's second version does so for each motion, so pass the videos
+    of one motion.
 
     Raises:
         LampError: there is only one video.
@@ -76,8 +76,8 @@ def diversity(videos: Sequence[Tensor]) -> float:
 def video_similarity(videos: Sequence[Tensor]) -> float:
     """100 x the mean cosine over all pairs of videos: `diversity` with means of unit length.
 
-    Two equal videos have 100 whatever they show, so it does not fall where the frames of a video
-    differ among themselves. The paper's numbers are not made this way.
+    Two equal videos score 100 whatever they show, so it does not fall if the frames of a video
+    differ. The paper's values are not computed in this way.
 
     Raises:
         LampError: there is only one video.
@@ -95,87 +95,86 @@ def _unit(embeddings: Tensor) -> Tensor:
     vectors = embeddings.detach().cpu().double()
     if not vectors.isfinite().all():
         raise LampError(
-            "CLIP gave embeddings with NaN or Inf: its weights are damaged, or fp16 is too coarse "
-            "for it. Load it anew, in fp32 if it can be chosen."
+            "CLIP returned embeddings with NaN or Inf: its weights are damaged, or it overflows in "
+            "fp16. Load it again, in fp32 if possible."
         )
     return F.normalize(vectors, dim=-1)
 
 
 def _mean_over_pairs(vectors: Tensor) -> float:
-    """Mean product of any two different ones of ``n d``; the sum of all less that with itself."""
+    """Mean dot product over all pairs of different rows of ``n d``."""
     count = len(vectors)
     products = vectors.sum(0).square().sum() - vectors.square().sum()
     return products.item() / (count * (count - 1))
 
 
-# --- by optical flow ------------------------------------------------------------------------
+# --- from optical flow ----------------------------------------------------------------------
 
 
 def motion_amount(frames: Tensor) -> float | None:
-    """Pixels by which the fastest tenth of the picture moves from frame to frame.
+    """Pixels per frame by which the fastest tenth of the picture moves.
 
-    Of frames ``f h w 3`` in 0..1, or bytes. Steps across cuts do not count. None without OpenCV.
+    For frames ``f h w 3`` in 0..1 or bytes. Cuts do not count. None without OpenCV.
     """
     height, width = frames.shape[1:3]
     meter = MotionMeter(width, height, 1)
-    for picture in _looked_at(frames):
+    for picture in _downscaled(frames):
         meter.see(picture)
     return meter.result().flow
 
 
 def background_stability(frames: Tensor) -> float | None:
-    """How well the ground stays as it is in frame 1, in dB; `UNCHANGED` at the most.
+    """PSNR of the background against frame 1, in dB, at most `UNCHANGED`.
 
-    The ground is the stillest half of the picture: the places where the flow between neighbouring
-    frames, there and back, is never large. There the frames from the second on are compared with
-    the first: 10 log10 (1 / mean squared difference). Noise with std s in those frames gives
-    -20 log10 s; a ground that drifts or changes its colour is told, too. An object that fills more
-    than half of the picture counts in part.
+    The background is the stillest half of the picture, where the flow between neighbouring frames,
+    in both directions, is never large. There, frames 2.. are compared with frame 1:
+    10 log10 (1 / mean squared difference). Noise with std s gives -20 log10 s. Drift and changes of
+    colour count too. An object that fills more than half of the picture counts in part.
 
-    Of frames ``f h w 3`` in 0..1, or bytes. None without OpenCV.
+    For frames ``f h w 3`` in 0..1 or bytes. None without OpenCV.
 
     Raises:
         LampError: there is only one frame.
     """
     if len(frames) < 2:
         raise LampError("Background stability compares frames: a video needs at least 2, not 1.")
-    ground = _ground(frames)
-    if ground is None:
+    background = _background(frames)
+    if background is None:
         return None
-    first = _floats(frames[0])[ground]
-    errors = [(_floats(frame)[ground] - first).square().mean() for frame in frames[1:]]
+    first = _floats(frames[0])[background]
+    errors = [(_floats(frame)[background] - first).square().mean() for frame in frames[1:]]
     error = torch.stack(errors).double().mean().clamp(min=10 ** (-UNCHANGED / 10))
     return -10 * error.log10().item()
 
 
-def _ground(frames: Tensor) -> Tensor | None:
-    """Where the stillest half of the picture is, ``h w``; a little more where many places tie."""
+def _background(frames: Tensor) -> Tensor | None:
+    """The stillest half of the picture as booleans ``h w``; slightly more if values tie."""
     engine = flow_engine()
     if engine is None:
         return None
     speed, before = torch.zeros(()), None
-    for picture in _looked_at(frames):
+    for picture in _downscaled(frames):
         after = grey(_with_grain(picture))
         if before is not None:
             for pair in ((before, after), (after, before)):
                 flow = torch.from_numpy(engine.calc(*pair, None))
                 speed = torch.maximum(speed, flow.norm(dim=-1))
         before = after
-    # The flow's edges are blurred, and an object's shadow goes with it.
+    # The edges of the flow are blurred, and an object's shadow moves with it.
     speed = F.max_pool2d(speed[None, None], _MARGIN, 1, _MARGIN // 2)
     full = F.interpolate(speed, tuple(frames.shape[1:3]), mode="nearest")[0, 0]
     return full <= full.flatten().kthvalue((full.numel() + 1) // 2).values
 
 
 def _with_grain(picture: Tensor) -> Tensor:
-    """Faint grain, the same in every frame: without it the flow takes flicker on plain ground,
-    which it has nothing to hold on to, for motion."""
+    """Add faint grain, the same in every frame. Without it the flow mistakes flicker of a plain
+    background, which has no texture to track, for motion."""
     seeded = torch.Generator().manual_seed(0)
     grain = torch.rand(picture.shape[:2], generator=seeded)[..., None] * 2 * _GRAIN
     return (picture * (1 - 2 * _GRAIN / 255) + grain).round().byte()
 
 
-def _looked_at(frames: Tensor) -> list[Tensor]:
+def _downscaled(frames: Tensor) -> list[Tensor]:
     height, width = frames.shape[1:3]
     size = look_size(width, height)
     small = (fit_small(_floats(frame)[None], *size, "stretch")[0] for frame in frames)
@@ -197,13 +196,13 @@ MEASURES = {
     "motion": "motion {:.2f} px",
     "background": "background {:.1f} dB",
 }
-"""The measures of a video by their names in `VideoScore`, as text."""
-SIMILARITY = "not the paper's: equal videos have 100"
+"""Names of the metrics in `VideoScore`, and their text in reports."""
+SIMILARITY = "not in the paper: equal videos score 100"
 
 
 @dataclass(frozen=True)
 class VideoScore:
-    """Measures of one video; None is one that could not be taken."""
+    """Metrics of one video; None if not available."""
 
     name: str
     text_alignment: float | None
@@ -214,8 +213,8 @@ class VideoScore:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Measures of some videos; ``missing`` tells of each that could not be taken what it needs, or
-    of which videos it lacks."""
+    """Metrics of several videos. ``missing`` says for each unavailable metric what it needs, or for
+    which videos it is missing."""
 
     videos: tuple[VideoScore, ...]
     diversity: float | None
@@ -223,13 +222,13 @@ class Metrics:
     missing: dict[str, str]
 
     def mean(self, measure: str) -> float | None:
-        """Over the videos, of one of `MEASURES`."""
+        """The mean of one of `MEASURES` over the videos."""
         values = [getattr(video, measure) for video in self.videos]
         known = [value for value in values if value is not None]
         return sum(known) / len(known) if known else None
 
     def report(self) -> str:
-        """All of it in words, a line for each video."""
+        """A text with one line per video."""
         lines = [
             f"{plain(video.name)}: {_in_words({name: getattr(video, name) for name in MEASURES})}"
             for video in self.videos
@@ -251,15 +250,15 @@ def measure(
     encode_text: TextEncoder | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Metrics:
-    """All measures of videos ``f h w 3`` (in 0..1, or bytes) for which there is what they need.
+    """Compute all available metrics of videos ``f h w 3`` in 0..1 or bytes.
 
     Args:
-        names: what the videos are called.
-        prompts: one for all videos, or one for each; a video whose own is empty has no alignment.
+        names: display names of the videos.
+        prompts: one for all videos, or one each; a video with an empty one gets no alignment.
         encode_image, encode_text: CLIP's image and text encoder.
 
     Raises:
-        LampError: a video has one frame, or NaN in it, or the prompts are as many as neither.
+        LampError: a video has one frame or NaN values, or the number of prompts is wrong.
     """
     _check(videos, names, prompts)
     given = [prompt.strip() for prompt in prompts]
@@ -303,11 +302,13 @@ def _check(videos: Sequence[Tensor], names: Sequence[str], prompts: Sequence[str
     for video, name in zip(videos, names, strict=True):
         if len(video) < 2:
             raise LampError(
-                f"'{name}' has one frame: a video has at least 2. Is it a picture, or a batch that "
-                "was taken apart?"
+                f"'{name}' has one frame, but a video needs at least 2: connect all frames as one "
+                "batch."
             )
         if not video.isfinite().all():
-            raise LampError(f"'{name}' has NaN or Inf in it: make it anew, with the VAE in fp32.")
+            raise LampError(
+                f"'{name}' contains NaN or Inf: generate it again with the VAE in fp32."
+            )
 
 
 @torch.no_grad()
@@ -330,9 +331,7 @@ def _missing(
     unasked = [score.name for score in scores if score.text_alignment is None]
     if 0 < len(unasked) < len(scores):
         which = ", ".join(map(plain, unasked))
-        missing["text_alignment"] = (
-            f"Text alignment is of the videos with a prompt, without {which}."
-        )
+        missing["text_alignment"] = f"Text alignment covers the videos with a prompt, not {which}."
     elif unasked:
         both = "Text alignment needs CLIP's image and text encoder."
         missing["text_alignment"] = (

@@ -1,11 +1,9 @@
-"""Texts that carry a value from outside, made fit to be shown: in an error, a log, a terminal, a
-node.
+"""Sanitise texts with values from outside for errors, logs, terminals and nodes.
 
-A name or a prompt may hold half a character, which ends whatever encodes it; escape sequences,
-which move a terminal's cursor or fill its clipboard; marks that turn the direction of the text
-behind them; or a megabyte. `plain` is the one place that deals with all of them, and it stands
-where such texts pass: errors when they are made (`LampError`), records of `log`, what the nodes
-show (`nodes.common`) and what the command line prints (`cli.terminal`).
+A name or prompt may contain lone surrogates, which cannot be encoded; escape sequences, which
+control a terminal; marks that reverse the direction of text; or a megabyte. `plain` handles all of
+these. It is applied to errors (`LampError`), records of `log`, texts of nodes (`nodes.common`) and
+the output of the command line (`cli.terminal`).
 """
 
 from __future__ import annotations
@@ -16,9 +14,9 @@ import traceback
 import unicodedata
 
 LONGEST = 2000
-"""Characters of a line that are shown."""
+"""The most characters of a line that are shown."""
 _LEFT_OUT = " ... "
-# Drawn as nothing, though Unicode counts them among letters and marks (Default_Ignorable).
+# Invisible, though Unicode counts them as letters and marks (Default_Ignorable).
 _UNSEEN = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0"
     "\U000e0000-\U000e0fff]"
@@ -26,10 +24,10 @@ _UNSEEN = re.compile(
 
 
 def plain(value: object, most: int = LONGEST) -> str:
-    """One line: characters that cannot be encoded or seen are written as in Python's source
-    (`\\ud800`, `\\x1b`, `\\u202e`), line breaks too; of a longer text the middle is left out.
+    """One line in which characters that cannot be encoded or seen, and line breaks, are escaped as
+    in Python (`\\ud800`, `\\x1b`, `\\u202e`). The middle of a long text is left out.
 
-    A text that is plain already stays as it is.
+    A text that is plain already is returned unchanged.
     """
     text = _cut(str(value), most)
     if text.isprintable() and not _UNSEEN.search(text):
@@ -39,15 +37,15 @@ def plain(value: object, most: int = LONGEST) -> str:
 
 
 def plain_lines(value: object, most: int = LONGEST) -> str:
-    """As `plain`, of each line of a text that may have several."""
+    """Apply `plain` to each line of a text."""
     return "\n".join(plain(line, most) for line in str(value).split("\n"))
 
 
 def plain_error(error: BaseException) -> BaseException:
-    """The error with plain texts, also of those that it came from: whoever logs it prints them all.
+    """The error with plain texts, including its causes, because loggers print them all.
 
-    What cannot be made plain in its place (an error's class may put its text together as it likes)
-    becomes a `RuntimeError` that says the same.
+    An error that cannot be changed in place (its class may build its text in any way) is replaced
+    by a `RuntimeError` with the same text.
     """
     return _plain_error(error, {})
 
@@ -61,12 +59,12 @@ class _PlainRecords(logging.Filter):
 
 
 log = logging.getLogger("lamp")
-"""The only logger: what goes through it is plain."""
+"""The package's only logger; its records are plain."""
 log.addFilter(_PlainRecords())
 
 
 def _cut(text: str, most: int) -> str:
-    """The end stays, where sentences tell what to do."""
+    """Leave out the middle; the end says what to do."""
     if len(text) <= most:
         return text
     end = most // 4
@@ -74,7 +72,7 @@ def _cut(text: str, most: int) -> str:
 
 
 def _shown(letter: str) -> str:
-    # Spaces other than the common one count as not printable, and are harmless.
+    # Spaces other than U+0020 count as not printable, but are harmless.
     seen = letter.isprintable() or unicodedata.category(letter) == "Zs"
     if seen and not _UNSEEN.match(letter):
         return letter
@@ -90,25 +88,25 @@ def _plain_error(error: BaseException, known: dict[int, BaseException]) -> BaseE
         None if each is None else _plain_error(each, known)
         for each in (error.__cause__, error.__context__)
     ]
-    found = error if _is_plain(error) or _made_plain(error) else _stand_in(error)
+    found = error if _is_plain(error) or _made_plain(error) else _replacement(error)
     known[id(error)] = found
     found.__cause__, found.__context__ = behind
     found.__suppress_context__ = hidden
     return found
 
 
-def _told(error: BaseException) -> str:
-    """What a traceback prints of it."""
+def _traceback_text(error: BaseException) -> str:
+    """The text of an error in a traceback."""
     try:
         own = "".join(traceback.format_exception_only(type(error), error))
     except Exception:  # its class may do anything
         own = "\x00"
-    return own + "".join(_told(each) for each in getattr(error, "exceptions", ()))
+    return own + "".join(_traceback_text(each) for each in getattr(error, "exceptions", ()))
 
 
 def _is_plain(error: BaseException) -> bool:
-    told = _told(error).replace("\t", " ")
-    return told == plain_lines(told)
+    text = _traceback_text(error).replace("\t", " ")
+    return text == plain_lines(text)
 
 
 def _made_plain(error: BaseException) -> bool:
@@ -121,9 +119,9 @@ def _made_plain(error: BaseException) -> bool:
     return _is_plain(error)
 
 
-def _stand_in(error: BaseException) -> RuntimeError:
+def _replacement(error: BaseException) -> RuntimeError:
     try:
         text = plain_lines(error)
     except Exception:  # as above
-        text = "it cannot be told"
+        text = "no message"
     return RuntimeError(f"{type(error).__name__}: {text}").with_traceback(error.__traceback__)

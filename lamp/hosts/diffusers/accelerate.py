@@ -1,4 +1,4 @@
-"""Several processes that train one motion, started by `accelerate launch`."""
+"""Train one motion in several processes, started by `accelerate launch`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A whole CLIP from a folder, without ComfyUI: of transformers or of open_clip.
+"""A CLIP model from a folder of transformers or open_clip, without ComfyUI.
 
-Never from the network, and never from a pickle.
+Never from the network or a pickle.
 """
 
 from __future__ import annotations
@@ -18,34 +18,33 @@ from ...files.strict_json import read_json
 from ...metrics import ImageEncoder, TextEncoder
 
 _OPEN_CLIP = "open_clip_config.json"
-# Those that open_clip takes before any other.
+# The files that open_clip prefers to all others.
 _OPEN_CLIP_WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors")
 
 
 class ClipModel(NamedTuple):
-    """Both halves of a CLIP model, for `lamp.metrics.measure`."""
+    """Both encoders of a CLIP model, for `lamp.metrics.measure`."""
 
     encode_image: ImageEncoder
     encode_text: TextEncoder
 
 
 def load_clip(folder: Path) -> ClipModel:
-    """The CLIP of a folder with transformers' `config.json`, or open_clip's `open_clip_config.json`
-    where that is missing; on the GPU if there is one.
+    """Load CLIP from a folder with transformers' `config.json` or, if that is missing, open_clip's
+    `open_clip_config.json`; on the GPU if there is one.
 
-    Pictures are prepared by the library and the folder's own settings. Of a long prompt the
-    beginning counts.
+    The library prepares pictures with the settings of the folder. Long prompts are truncated.
 
     Raises:
-        LampError: something is missing or cannot be read.
-        IncompatibleModelError: it is no CLIP model.
+        LampError: a file is missing or cannot be read.
+        IncompatibleModelError: it is not a CLIP model.
     """
     if (folder / "config.json").is_file():
         return _of_transformers(folder)
     if (folder / _OPEN_CLIP).is_file():
         return _of_open_clip(folder)
     raise LampError(
-        f"{folder} holds no CLIP model: give a folder with config.json and model.safetensors, such "
+        f"{folder} has no CLIP model: give a folder with config.json and model.safetensors, such "
         f"as a download of openai/clip-vit-large-patch14, or with {_OPEN_CLIP} for open_clip."
     )
 
@@ -54,12 +53,12 @@ def _of_transformers(folder: Path) -> ClipModel:
     import transformers.utils.logging as notes
     from transformers import AutoImageProcessor, CLIPModel, CLIPTokenizer
 
-    notes.set_verbosity_error()  # what matters is said here, in one sentence
+    notes.set_verbosity_error()
     notes.disable_progress_bar()
     kind = _json(folder / "config.json").get("model_type")
     if kind != "clip":
         raise IncompatibleModelError(
-            f"{folder.name} is a model of type '{kind}', and the measures need a whole CLIP model "
+            f"{folder.name} is a model of type '{kind}', but the metrics need a whole CLIP model "
             "(type 'clip'), such as openai/clip-vit-large-patch14."
         )
     local: dict[str, Any] = {"local_files_only": True}
@@ -70,7 +69,7 @@ def _of_transformers(folder: Path) -> ClipModel:
         processor = AutoImageProcessor.from_pretrained(folder, **local)
         tokenizer = CLIPTokenizer.from_pretrained(folder, **local)
     if lost := sorted(loaded["missing_keys"]):
-        raise _not_whole(folder, f"it has no {lost[0]}")
+        raise _damaged(folder, f"{lost[0]} is missing")
     device = _device()
     model.float().eval().requires_grad_(False).to(device)
     room = model.config.text_config.max_position_embeddings
@@ -94,19 +93,19 @@ def _of_open_clip(folder: Path) -> ClipModel:
         import open_clip
     except ImportError as error:
         raise LampError(
-            f"{folder.name} is a model of open_clip, which is not installed: pip install "
+            f"{folder.name} is an open_clip model, and open_clip is not installed: pip install "
             "open_clip_torch, or give a folder of transformers."
         ) from error
     if not any((folder / name).is_file() for name in _OPEN_CLIP_WEIGHTS):
         raise LampError(
-            f"{folder.name} holds no {_OPEN_CLIP_WEIGHTS[0]}: download it, too (files of other "
-            "formats are not opened, they can run code)."
+            f"{folder.name} has no {_OPEN_CLIP_WEIGHTS[0]}: download it too. Other formats are "
+            "never opened, because they can run code."
         )
     text = _json(folder / _OPEN_CLIP).get("model_cfg", {}).get("text_cfg", {})
     if "hf_model_name" in text:
         raise IncompatibleModelError(
-            f"{folder.name} takes its text encoder from {text['hf_model_name']}, which would have "
-            "to be downloaded: give a CLIP model that is whole."
+            f"{folder.name} uses the text encoder {text['hf_model_name']}, which would have to be "
+            "downloaded: give a CLIP model that includes its text encoder."
         )
     name = f"local-dir:{folder.resolve()}"
     with _loading(folder):
@@ -135,28 +134,28 @@ def _json(file: Path) -> dict[str, Any]:
     try:
         content = read_json(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise _not_whole(file.parent, error) from error
+        raise _damaged(file.parent, error) from error
     if not isinstance(content, dict):
-        raise _not_whole(file.parent, f"{file.name} holds no settings")
+        raise _damaged(file.parent, f"{file.name} is not a JSON object")
     return content
 
 
 @contextlib.contextmanager
 def _loading(folder: Path) -> Iterator[None]:
-    """Turn what the libraries throw at a damaged folder into a sentence."""
+    """Turn the libraries' errors for damaged folders into a LampError."""
     from safetensors import SafetensorError
 
     try:
         yield
     except (OSError, ValueError, RuntimeError, LookupError, TypeError, SafetensorError) as error:
-        raise _not_whole(folder, error) from error
+        raise _damaged(folder, error) from error
 
 
 def _device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def _not_whole(folder: Path, error: Exception | str) -> LampError:
+def _damaged(folder: Path, error: Exception | str) -> LampError:
     return LampError(
         f"{folder.name} cannot be loaded as a CLIP model ({str(error)[:300].strip()}): download it "
         "again, with its tokenizer and preprocessor_config.json."

@@ -1,7 +1,7 @@
 """A whole image model without ComfyUI: UNet, VAE, text encoder and tokenizer of SD 1.x or 2.x.
 
-From a diffusers folder, from one .safetensors file in the original layout, or the toy base; never
-from the network, and never from a pickle.
+From a diffusers folder, a .safetensors checkpoint, or the toy base; never from the network or a
+pickle.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from ...training.latents import SCALE, LatentCache
 from .single_file import load_single_file
 
 TOY = "toy"
-"""In place of a path: the toy base that comes with the pack."""
+"""Instead of a path: the toy base of this package."""
 
 Tokens = Callable[[str], Tensor]
 
 _PACK = Path(__file__).resolve().parents[3]
-_TOKENS = 77  # of a chunk, its first and last token included
+_TOKENS = 77  # per chunk, including its first and last token
 
 
 @dataclass
 class ImageModel:
-    """SD 1.x or 2.x as diffusers and transformers build it, in fp32, frozen, on the CPU.
+    """SD 1.x or 2.x from diffusers and transformers, in fp32, frozen, on the CPU.
 
-    - ``name``: what a motion's file calls it;
-    - ``tokens``: a text's token ids, `k 77` in as many chunks as it takes;
-    - ``v_prediction``: the UNet predicts v, and not noise.
+    - ``name``: as stored in motion files;
+    - ``tokens``: text -> token ids `k 77` in k chunks;
+    - ``v_prediction``: the UNet predicts v, not the noise.
     """
 
     name: str
@@ -53,7 +53,7 @@ class ImageModel:
     def encode_posterior(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and std of the VAE's posterior `f c h w`, unscaled, of `f h w 3` in 0..1.
 
-        Frame by frame, so that the numbers do not depend on how many there are.
+        Frame by frame, so that the result does not depend on their number.
         """
         device = _device(self.vae)
         pixels = (frames.movedim(-1, 1).contiguous() * 2.0 - 1.0).split(1)
@@ -63,7 +63,7 @@ class ImageModel:
 
     @torch.no_grad()
     def encode_prompts(self, prompts: list[str]) -> dict[str, Tensor]:
-        """One embedding `1 n d` for each different prompt."""
+        """One embedding `1 n d` per distinct prompt."""
         device = _device(self.text_encoder)
         found = {}
         for prompt in dict.fromkeys(prompts):
@@ -72,9 +72,9 @@ class ImageModel:
         return found
 
     def cache(self, folder: Path) -> LatentCache:
-        """Where posteriors and embeddings of this model are kept between runs."""
+        """The cache of posteriors and embeddings of this model in `folder`."""
         device = _device(self.vae).type  # CPU and GPU round differently
-        heads = self.text_encoder.config.num_attention_heads  # shows in no weight
+        heads = self.text_encoder.config.num_attention_heads  # not visible in the weights
         text = digest("diffusers", device, heads, dict(self.text_encoder.state_dict()))
         return LatentCache(
             TensorCache(folder),
@@ -85,7 +85,7 @@ class ImageModel:
 
 @contextlib.contextmanager
 def on_device(device: torch.device, *models: nn.Module) -> Iterator[None]:
-    """The models on `device` while the block lasts, then back on the CPU."""
+    """Move models to `device` for the block, then back to the CPU."""
     try:
         for model in models:
             model.to(device)
@@ -99,24 +99,24 @@ def on_device(device: torch.device, *models: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def decode(vae: Any, latents: Tensor) -> Tensor:
-    """Pictures `f h w 3` in 0..1 of scaled latents `f c h w`, on the CPU."""
+    """Decode scaled latents `f c h w` to pictures `f h w 3` in 0..1, on the CPU."""
     scaled = (latents.float() / SCALE).to(_device(vae)).split(1)
     pictures = torch.cat([vae.decode(one).sample.cpu() for one in scaled])
     return (pictures / 2.0 + 0.5).clamp(0.0, 1.0).movedim(1, -1)
 
 
 def load_image_model(path: str | Path, tokenizer: str | Path = "") -> ImageModel:
-    """The models of a diffusers folder, a .safetensors file, or `TOY`.
+    """Load a diffusers folder, a .safetensors checkpoint, or `TOY`.
 
     Args:
-        tokenizer: a folder with CLIP's `vocab.json` and `merges.txt`, for a single file; by default
-            that of the ComfyUI beside.
+        tokenizer: a folder with CLIP's `vocab.json` and `merges.txt` for a single file; by default
+            ComfyUI's, see `find_tokenizer`.
 
     Raises:
         LampError: something is missing or cannot be read.
-        IncompatibleModelError: it is neither SD 1.x nor, in a folder, SD 2.x.
+        IncompatibleModelError: it is not SD 1.x or, as a folder, SD 2.x.
     """
-    _be_quiet()
+    _silence_libraries()
     if str(path) == TOY:
         toy = load_toy_base()
         model = ImageModel(TOY, toy.unet, toy.vae, toy.text_encoder, _toy_tokens(toy.config))
@@ -127,8 +127,8 @@ def load_image_model(path: str | Path, tokenizer: str | Path = "") -> ImageModel
     family = map_unet(model.unet).family
     if family == "sdxl":
         raise IncompatibleModelError(
-            f"{model.name} is {describe_family(family)}: the command line trains on SD 1.x and "
-            "2.x, give such a model, or train in ComfyUI with LAMP Trainer."
+            f"{model.name} is {describe_family(family)}, but the command line trains on SD 1.x and "
+            "2.x: give such a model, or train in ComfyUI with LAMP Trainer."
         )
     for part in (model.unet, model.vae, model.text_encoder):
         part.float().eval().requires_grad_(False)
@@ -136,7 +136,7 @@ def load_image_model(path: str | Path, tokenizer: str | Path = "") -> ImageModel
 
 
 def load_unet(path: str | Path) -> tuple[str, nn.Module]:
-    """The UNet alone of what `load_image_model` takes, and the model's name.
+    """The model's name and only the UNet of what `load_image_model` loads.
 
     Raises:
         LampError: something is missing or cannot be read.
@@ -144,7 +144,7 @@ def load_unet(path: str | Path) -> tuple[str, nn.Module]:
     """
     from diffusers import UNet2DConditionModel
 
-    _be_quiet()
+    _silence_libraries()
     place = Path(path)
     if str(path) == TOY:
         return TOY, load_toy_base().unet
@@ -155,7 +155,8 @@ def load_unet(path: str | Path) -> tuple[str, nn.Module]:
 
 
 def find_tokenizer(folder: str | Path = "") -> Path:
-    """The folder of CLIP's vocabulary: the given one, else that of the ComfyUI beside.
+    """The folder of CLIP's vocabulary: the given one, or that of a ComfyUI at COMFYUI_PATH or
+    around this pack.
 
     Raises:
         LampError: there is none.
@@ -163,14 +164,14 @@ def find_tokenizer(folder: str | Path = "") -> Path:
     if folder:
         return _with_vocabulary(Path(folder))
     named = os.environ.get("COMFYUI_PATH")
-    # The pack lies in ComfyUI/custom_nodes, or a ComfyUI was fetched into it.
+    # The pack is in ComfyUI/custom_nodes, or `make` fetched a ComfyUI into it.
     hosts = [Path(named).expanduser()] if named else [_PACK.parents[1], _PACK / ".comfyui"]
     for host in hosts:
         if (host / "comfy/sd1_tokenizer/vocab.json").is_file():
             return host / "comfy/sd1_tokenizer"
     raise LampError(
-        "A single checkpoint file has no vocabulary, and there is no ComfyUI beside to take CLIP's "
-        "from: set tokenizer in [base] to a folder with vocab.json and merges.txt (tokenizer in "
+        "A single checkpoint file has no vocabulary, and no ComfyUI with CLIP's vocabulary was "
+        "found: set tokenizer in [base] to a folder with vocab.json and merges.txt (tokenizer in "
         "any diffusers folder of SD 1.x), or COMFYUI_PATH to a ComfyUI."
     )
 
@@ -179,8 +180,8 @@ def _with_vocabulary(folder: Path) -> Path:
     for name in ("vocab.json", "merges.txt"):
         if not (folder / name).is_file():
             raise LampError(
-                f"The tokenizer folder {folder} holds no {name}: give one that does, such as "
-                "tokenizer in a diffusers folder of SD 1.x."
+                f"The tokenizer folder {folder} has no {name}: give a folder with vocab.json and "
+                "merges.txt, such as tokenizer in a diffusers folder of SD 1.x."
             )
     return folder
 
@@ -201,8 +202,8 @@ def _load_folder(path: Path, tokenizer: str | Path) -> ImageModel:
     if channels != 4 or models["vae"].config.scaling_factor != SCALE:
         raise IncompatibleModelError(
             f"{path.name} is not SD 1.x or 2.x: its UNet takes {channels} channels and its VAE "
-            f"scales by {models['vae'].config.scaling_factor} (theirs: 4, {SCALE}). Give such a "
-            "model, or train in ComfyUI with LAMP Trainer."
+            f"scales by {models['vae'].config.scaling_factor} (SD 1.x: 4 and {SCALE}). Give an "
+            "SD 1.x or 2.x model, or train in ComfyUI with LAMP Trainer."
         )
     tokens = _clip_tokens(_with_vocabulary(Path(tokenizer or path / "tokenizer")))
     return ImageModel(path.name, tokens=tokens, v_prediction=v_prediction, **models)
@@ -213,10 +214,10 @@ def _load_part(folder: Path, name: str, kind: Any) -> Any:
     files = list(place.glob("*.safetensors"))
     if not files:
         raise LampError(
-            f"{place} holds no .safetensors file: give a diffusers folder of SD 1.x with unet, vae "
-            "and text_encoder (files of other formats are not opened, they can run code)."
+            f"{place} has no .safetensors file: give a diffusers folder of SD 1.x with unet, vae "
+            "and text_encoder. Other formats are never opened, because they can run code."
         )
-    # Folders that were downloaded for fp16 hold NAME.fp16.safetensors only.
+    # Folders downloaded for fp16 have NAME.fp16.safetensors only.
     half = all(".fp16." in file.name for file in files)
     options = {"variant": "fp16"} if half else {}
     try:
@@ -237,8 +238,8 @@ def _predicts_v(folder: Path) -> bool:
         raise LampError(f"{file} is damaged ({error}): download it again.") from error
     if predicts not in ("epsilon", "v_prediction"):
         raise IncompatibleModelError(
-            f"{folder.name} predicts '{predicts}', a motion is trained on a model that predicts "
-            "noise (epsilon), as SD 1.x does, or v (v_prediction): give such a model."
+            f"{folder.name} predicts '{predicts}', but training needs a model that predicts the "
+            "noise (epsilon), such as SD 1.x, or v (v_prediction): give such a model."
         )
     return bool(predicts == "v_prediction")
 
@@ -266,7 +267,7 @@ def _toy_tokens(config: dict[str, Any]) -> Tokens:
             return tokenize([text], config["words"])
         except ValueError as error:
             raise LampError(
-                f"In the caption '{text}' {error}; it knows {', '.join(sorted(config['words']))}."
+                f"Caption '{text}': {error}. It knows {', '.join(sorted(config['words']))}."
             ) from error
 
     return tokens
@@ -276,8 +277,8 @@ def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def _be_quiet() -> None:
-    """No bars and notes of the libraries between ours."""
+def _silence_libraries() -> None:
+    """Hide progress bars and notes of the libraries."""
     import diffusers.utils.logging as diffusers_logging
     import transformers.utils.logging as transformers_logging
 

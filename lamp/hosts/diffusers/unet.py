@@ -1,4 +1,4 @@
-"""diffusers' UNet2DConditionModel as host: headless tuning, and the second witness."""
+"""diffusers' UNet2DConditionModel as host: training from the command line, and a reference."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class DiffusersHost:
     """Runs a `UNet2DConditionModel` on batches of frames `(b f) c h w`.
 
     Args:
-        v_prediction: the UNet predicts v, and not noise.
+        v_prediction: the UNet predicts v, not the noise.
     """
 
     def __init__(self, unet: nn.Module, v_prediction: bool = False) -> None:
@@ -43,7 +43,7 @@ class DiffusersHost:
 
 
 def _sizes(x: Tensor) -> Tensor:
-    """What SD-XL is told of a picture: its size, no cropping, the size asked for; as ComfyUI."""
+    """SD-XL's size conditioning: size, no cropping, target size; the same as ComfyUI."""
     height, width = (side * LATENT_STRIDE for side in x.shape[-2:])
     sizes = torch.tensor([height, width, 0, 0, height, width], device=x.device)
     return sizes.float().expand(x.shape[0], -1)
@@ -57,9 +57,9 @@ def shadow_host(unet: nn.Module, dtype: torch.dtype | None = None) -> DiffusersH
 def build_host(
     config: dict[str, Any], state: dict[str, Tensor], *, v_prediction: bool = False
 ) -> DiffusersHost:
-    """The UNet of a diffusers config with `state` (canonical names) as its weights, frozen.
+    """The frozen UNet of a diffusers config with the weights `state` (canonical names).
 
-    `attention_head_dim` of SD 1.x configs is the NUMBER of heads, as diffusers reads it.
+    diffusers reads `attention_head_dim` of SD 1.x configs as the NUMBER of heads.
     """
     from diffusers import UNet2DConditionModel
 
