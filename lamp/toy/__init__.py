@@ -1,1 +1,1 @@
-"""A small model of Stable Diffusion 1.x's shape, and the procedural world that it was taught."""
+"""A miniature Stable Diffusion 1.x, and the procedural world on which it was trained."""

@@ -1,9 +1,9 @@
 """The toy base model: Stable Diffusion 1.x in miniature, on 32x32 pixels and 16x16 latents.
 
-Every part is the ordinary class with ordinary key names, so what works here works on the real
-model. Widths are multiples of 32 because ComfyUI's UNet and VAE fix GroupNorm at 32 groups.
-One file holds everything: ``unet.``, ``vae.`` and ``text_encoder.`` keys in fp16, and the configs
-and the vocabulary as JSON in its header.
+Every part is the usual class with the usual key names, so what works here works on the real model.
+Widths are multiples of 32, because ComfyUI's UNet and VAE have GroupNorms of 32 groups. One file
+contains ``unet.``, ``vae.`` and ``text_encoder.`` keys in fp16, and the configs and the vocabulary
+as JSON in its header.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ UNET_CONFIG: dict[str, Any] = {
     "sample_size": 16,
     "in_channels": 4,
     "out_channels": 4,
-    "block_out_channels": [64, 64, 64],  # ComfyUI takes INTEGER multiples of the first only
+    "block_out_channels": [64, 64, 64],  # for ComfyUI, INTEGER multiples of the first
     "layers_per_block": 1,
     "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
     "mid_block_type": "UNetMidBlock2DCrossAttn",
@@ -42,8 +42,8 @@ UNET_CONFIG: dict[str, Any] = {
     "norm_eps": 1e-5,
     "use_linear_projection": False,
 }
-# No residual blocks outside the middle on the way down (layers_per_block 0): half the cost of
-# one, and the decoder still has one per level.
+# layers_per_block 0: no residual blocks in the encoder's levels, one per level in the decoder, for
+# half the cost.
 VAE_CONFIG: dict[str, Any] = {
     "in_channels": 3,
     "out_channels": 3,
@@ -71,7 +71,7 @@ TEXT_CONFIG: dict[str, Any] = {
     "pad_token_id": END,
 }
 
-# The world's vocabulary with the ids that CLIP's tokenizer gives: one token a word.
+# The world's vocabulary with CLIP's token ids: one token per word.
 WORDS: dict[str, int] = {
     "a": 320, "an": 550, "and": 537, "beige": 26677, "big": 1205, "black": 1449, "blue": 1746,
     "brown": 2866, "checked": 10387, "cross": 3417, "diamond": 6235, "disc": 10712,
@@ -93,7 +93,7 @@ def build_unet(config: dict[str, Any] | None = None) -> UNet2DConditionModel:
     widths = (config or UNET_CONFIG)["block_out_channels"]
     # ComfyUI's UNet has channel_mult as integers: 1.5 x 64 raises TypeError in its UNetModel.
     if any(width % widths[0] for width in widths):
-        raise ValueError(f"widths {widths} are no multiples of the first: ComfyUI cannot load them")
+        raise ValueError(f"widths {widths} are not multiples of the first, as ComfyUI needs")
     return UNet2DConditionModel(**(config or UNET_CONFIG))
 
 
@@ -113,10 +113,10 @@ def build_text_encoder(config: dict[str, Any] | None = None) -> CLIPTextModel:
 
 
 def tokenize(texts: list[str], words: dict[str, int]) -> torch.Tensor:
-    """CLIP token ids (n, 77) of lower-case, space-separated words that are one token each.
+    """CLIP token ids (n, 77) of lower-case words that are one token each.
 
-    Equal to CLIP's own tokenizer on the world's vocabulary; any other word is refused, because
-    guessing its pieces would quietly differ from what ComfyUI feeds the same model.
+    Equal to CLIP's tokenizer on the world's vocabulary. Raises ValueError for other words, whose
+    tokens would silently differ from those of ComfyUI.
     """
     ids = torch.full((len(texts), POSITIONS), END)
     ids[:, 0] = START
@@ -132,7 +132,7 @@ def tokenize(texts: list[str], words: dict[str, int]) -> torch.Tensor:
 
 
 def expand_embedding(rows: torch.Tensor, ids: list[int]) -> torch.Tensor:
-    """Row 0 for every token, the further rows for ``ids``: the full table (49408, width)."""
+    """The full table (49408, width): row 0 for every token, the other rows for ``ids``."""
     table = rows[:1].repeat(VOCABULARY_SIZE, 1)
     table[torch.tensor(ids)] = rows[1:]
     return table
@@ -162,19 +162,22 @@ def toy_state(path: Path | str = PATH) -> dict[str, Any]:
 
 
 def load_text_weights(model: CLIPTextModel, state: dict[str, torch.Tensor]) -> None:
-    """Strictly, under either naming: newer transformers dropped the ``text_model.`` level."""
+    """Load strictly with either naming: newer transformers dropped the level ``text_model.``.
+
+    Raises ValueError if a tensor is missing or unknown.
+    """
     prefix = "text_model."
     if not any(name.startswith(prefix) for name in model.state_dict()):
         state = {name.removeprefix(prefix): value for name, value in state.items()}
     missing, foreign = model.load_state_dict(state, strict=False)
     missing = [name for name in missing if not name.endswith("position_ids")]
     if missing or foreign:
-        raise ValueError(f"text encoder does not fit: missing {missing}, foreign {foreign}")
+        raise ValueError(f"text encoder does not match: missing {missing}, unknown {foreign}")
 
 
 @dataclass
 class ToyBase:
-    """The loaded model on the diffusers side, frozen. ``config`` is the file's metadata."""
+    """The loaded diffusers models, frozen. ``config`` is the file's metadata."""
 
     unet: UNet2DConditionModel
     vae: AutoencoderKL
@@ -196,7 +199,7 @@ class ToyBase:
         """Latents (n, 4, h/2, w/2) times 0.18215, so with unit standard deviation.
 
         ``images`` (n, h, w, 3): bytes or floats in 0..1, array or tensor. With a generator the
-        posterior is sampled, without one its mode is taken.
+        posterior is sampled, otherwise its mode is used.
         """
         pixels = torch.as_tensor(images)
         bytes_given = pixels.dtype == torch.uint8
@@ -218,7 +221,7 @@ def load_toy_base(
     dtype: torch.dtype = torch.float32,
     path: Path | str = PATH,
 ) -> ToyBase:
-    """Build the three models from the file, in evaluation mode and without gradients."""
+    """Build the three models of the file, in evaluation mode and frozen."""
     state = toy_state(path)
     config = state["metadata"]
     unet, vae = build_unet(config["unet"]), build_vae(config["vae"])

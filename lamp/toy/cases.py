@@ -1,4 +1,4 @@
-"""What the toy motions are learned from, and on which unseen objects they are tested."""
+"""Training clips of the toy motions, and test cases with unseen objects."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from .world import (
 
 @dataclass(frozen=True)
 class Clips:
-    """Clips of one motion: frames (n, f, h, w, 3) bytes, a caption each, the motion's words."""
+    """Clips of one motion: bytes (n, f, h, w, 3), one caption each, the motion's prompt."""
 
     frames: NDArray[np.uint8]
     captions: list[str]
@@ -35,20 +35,20 @@ class Clips:
 
 @dataclass(frozen=True)
 class Target:
-    """The truth about one object: its colour, its scene and mask in every frame, and its field."""
+    """Ground truth of one object: colour, scene and mask in every frame, and field."""
 
     colour: tuple[int, int, int]
     scenes: Scenes  # f
     masks: NDArray[np.bool_]  # (f, h, w)
-    field: NDArray[np.bool_]  # (h, w), where it may be: of two objects each has its half
+    field: NDArray[np.bool_]  # (h, w), where it may be; each of two objects has one half
 
 
 @dataclass(frozen=True)
 class Case:
-    """One test: its first frame and prompt, and the truth. ``ground`` (h, w, 3) has no object."""
+    """One test: first frame, prompt and ground truth. ``ground`` (h, w, 3) is the background."""
 
     frames: NDArray[np.uint8]  # (f, h, w, 3)
-    targets: tuple[Target, ...]  # one an object
+    targets: tuple[Target, ...]  # one per object
     caption: str
     kind: str  # which of MOTIONS
     ground: Array
@@ -68,7 +68,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Split:
-    """Pairs (shape, colour) as (n, 2) indices. ``clips``: each row one clip's object."""
+    """Pairs (shape, colour) as (n, 2) indices. ``clips``: one row per clip."""
 
     clips: NDArray[np.int64]
     combination: NDArray[np.int64]
@@ -76,18 +76,18 @@ class Split:
 
 
 def split_pairs(seed: int, clips: int = 8, motion: str = "moves_right") -> Split:
-    """Which objects the clips show. Half as many shapes and colours as clips, each in two clips.
+    """The objects of clips and tests. Half as many shapes and colours as clips, each in two clips.
 
-    ``combination``: a shape and a colour that the clips show, but not together (none with four
-    clips, which show them all). ``hard``: neither occurs in any clip.
+    ``combination``: shape and colour occur in the clips, but not together (none with four clips,
+    which show all combinations). ``hard``: neither occurs in the clips.
     Raises LampError for a number of clips that leaves no shape or colour for ``hard``.
     """
     allowed = np.array([SHAPES.index(name) for name in MOTIONS[motion].shapes])
     half, most = clips // 2, min(len(allowed), len(OBJECT_COLOURS)) - 1
     if clips % 2 or not 2 <= half <= most:
         raise LampError(
-            f"{clips} clips of the motion '{motion}' cannot be made: choose an even number from 4 "
-            f"to {2 * most}, so that some shapes and colours stay unseen."
+            f"{clips} clips of the motion '{motion}' are not possible: choose an even number from "
+            f"4 to {2 * most}, so that some shapes and colours stay unseen."
         )
     rng = np.random.default_rng([seed, 101])
     shapes = allowed[rng.permutation(len(allowed))]
@@ -99,8 +99,8 @@ def split_pairs(seed: int, clips: int = 8, motion: str = "moves_right") -> Split
 
 
 def _start(rng: np.random.Generator, motion: str, pairs: NDArray[np.int64]) -> Objects:
-    """Upright objects where the motion begins: ``pairs``. Of two parts each moves one of two that
-    look alike: the small base mixes up two that do not, whatever moves them."""
+    """Upright objects ``pairs`` at the start of the motion. In a motion of two parts both objects
+    look alike, because the small base model confuses two different ones."""
     scenes = sample_scenes(rng, len(pairs), pairs)
     return tuple(_place(rng, scenes, part) for part in MOTIONS[motion].parts)
 
@@ -127,9 +127,9 @@ def training_clips(
     frames: int = FRAMES,
     fade: float = 0.0,
 ) -> Clips:
-    """The few shots: every clip moves at its own speed, within a tenth of the nominal one.
+    """Training clips; the speed of each differs from the nominal one by at most a tenth.
 
-    ``fade`` is the share of the ground's light that is gone in the last frame.
+    ``fade`` is the share of the background's brightness that is lost until the last frame.
     Raises LampError as ``split_pairs`` does.
     """
     rng = np.random.default_rng([seed, 103])
@@ -156,7 +156,7 @@ def evaluation_cases(
     split = split_pairs(seed, clips, motion)
     pairs = {"combination": split.combination, "hard": split.hard}[which]
     if not len(pairs):
-        raise LampError(f"{clips} clips show every combination: make six or more, or take 'hard'.")
+        raise LampError(f"{clips} clips show every combination: use six or more, or choose 'hard'.")
     rng = np.random.default_rng([seed, 107 if which == "combination" else 109])
     order = np.concatenate([rng.permutation(len(pairs)) for _ in range(-(-count // len(pairs)))])
     objects = _start(rng, motion, pairs[order[:count]])
@@ -184,6 +184,6 @@ def _target(scenes: Scenes, field: NDArray[np.bool_]) -> Target:
 
 
 def _fields(objects: int) -> list[NDArray[np.bool_]]:
-    """For each object, from the top, its equal share of the picture's rows."""
+    """An equal share of the picture's rows for each object, from the top."""
     owner = np.arange(SIZE) * objects // SIZE
     return [np.repeat((owner == i)[:, None], SIZE, axis=1) for i in range(objects)]

@@ -1,7 +1,7 @@
-"""Where a toy object is in generated frames, how large, and how far turned.
+"""Position, size and angle of a toy object in generated frames.
 
-The true colour and ground are known, so pixels can be told apart. Lengths are pixels, angles
-radians.
+The true colour and background are known, so pixels can be classified. Lengths are in pixels, angles
+in radians.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ Colour = tuple[int, int, int]
 Array = NDArray[np.float64]
 Masks = NDArray[np.bool_]
 
-ANGLE_STEPS = np.deg2rad([6.0, 1.0])  # a coarse search, then a fine one around its best
+ANGLE_STEPS = np.deg2rad([6.0, 1.0])  # a coarse search, then a fine one
 
 
 def object_mask(frames: NDArray[np.uint8], colour: Colour, ground: Array) -> Masks:
-    """Pixels nearer to the object's colour than to the ground's, (..., h, w).
+    """Pixels (..., h, w) closer to the object's colour than to the background.
 
-    ``ground`` is the true ground without objects, (h, w, 3), so a texture counts as ground. A
-    further colour (a smear, a foreign object) far from both is not the object.
+    ``ground`` is the true background (h, w, 3) with its texture. A colour far from both (a smear,
+    another object) does not count as the object.
     """
     to_object, to_ground = _distance(frames, colour), _distance(frames, ground)
     return (to_object < to_ground) & (to_object < 0.6 * _distance(ground, colour))
 
 
 def object_cover(frames: NDArray[np.uint8], colour: Colour, ground: Array) -> Array:
-    """Share of each pixel that the object covers, (f, h, w) in 0..1, by its blend of colours.
+    """Share (f, h, w) in 0..1 of each pixel that the object covers, from the blend of colours.
 
-    Only in and around the mask of a single object: elsewhere a blend is the ground's own flicker.
+    Only in and around the mask of a single object; elsewhere a blend is flicker of the background.
     """
     to_object, to_ground = _distance(frames, colour), _distance(frames, ground)
     share = to_ground / np.maximum(to_object + to_ground, 1e-6)
@@ -48,7 +48,7 @@ def _distance(pixels: NDArray[np.uint8] | Array, other: Colour | Array) -> Array
 
 
 def _widened(masks: Masks) -> Masks:
-    """By one pixel to all eight sides."""
+    """Dilated by one pixel in all eight directions."""
     height, width = masks.shape[-2:]
     padded = np.pad(masks, ((0, 0), (1, 1), (1, 1)))
     shifted = [padded[:, y : y + height, x : x + width] for y in range(3) for x in range(3)]
@@ -56,7 +56,7 @@ def _widened(masks: Masks) -> Masks:
 
 
 def centroids(cover: Masks | Array) -> Array:
-    """Centres (f, 2) as x, y; NaN where there is no object."""
+    """Centres (f, 2) as x, y; NaN without an object."""
     rows, columns = np.mgrid[: cover.shape[-2], : cover.shape[-1]] + 0.5
     area = cover.sum((-2, -1))
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -66,24 +66,24 @@ def centroids(cover: Masks | Array) -> Array:
 
 
 def overlap(cover: Masks | Array, truth: Masks | Array) -> Array:
-    """Intersection over union, frame by frame; empty against empty is 1."""
+    """Intersection over union per frame; 1 if both are empty."""
     union = np.maximum(cover, truth).sum((-2, -1))
     both = np.minimum(cover, truth).sum((-2, -1))
     return np.where(union == 0, 1.0, both / np.where(union == 0, 1, union))
 
 
 def radii(cover: Array, target: Target) -> Array:
-    """Radius (f,) that the covered area stands for; NaN without object."""
+    """Radius (f,) from the covered area; NaN without an object."""
     area = cover.sum((-2, -1))
     unit = coverage(target.scenes).sum((-2, -1)).mean() / (target.scenes.radius**2).mean()
     return np.sqrt(np.where(area > 0, area, np.nan) / unit)
 
 
 def angles(cover: Array, target: Target) -> Array:
-    """Angle (f,) at which the true shape fits the cover best; NaN without object.
+    """Angle (f,) at which the true shape fits the cover best; NaN without an object.
 
-    The shape is laid over the cover's own centre, so that a wrong place is no wrong angle. Where a
-    symmetric shape fits at several angles, the one nearest to the truth counts.
+    The shape is centred on the cover, so that a wrong position does not change the angle. If a
+    symmetric shape fits at several angles, the one closest to the truth counts.
     """
     found = np.full(len(cover), np.nan)
     half = np.deg2rad(TURN_PERIODS[SHAPES[target.scenes.shape[0]]]) / 2.0
@@ -101,7 +101,7 @@ def angles(cover: Array, target: Target) -> Array:
 
 
 def _turned_shapes(target: Target, angles: Array, place: Array) -> Array:
-    """Coverage (n, h, w) of the object in frame 1, turned, its centre that of ``place``."""
+    """Coverage (n, h, w) of the object of frame 1, rotated and centred as ``place``."""
     one = target.scenes[:1]
     (lever_x, lever_y) = centroids(coverage(one))[0] - np.array([one.x[0], one.y[0]])
     cos, sin = np.cos(angles - one.angle), np.sin(angles - one.angle)

@@ -1,8 +1,8 @@
-"""The motions of the sprite world: where they start, and what becomes of a scene on the way.
+"""The motions of the sprite world: where they start, and how they change a scene.
 
-``amount`` counts in the motion's own unit (pixels, radians, hops, swings) and grows by ``pace``
-times the clip's speed with every frame. At every speed from 0.9 to 1.1 the objects of the motions
-other than 'moves right' stay wholly inside the picture, and what they show differs from frame 1.
+``amount`` is in the unit of the motion (pixels, radians, hops, swings) and grows by ``pace`` times
+the clip's speed per frame. At every speed from 0.9 to 1.1 the objects of all motions except 'moves
+right' stay inside the picture and visibly differ from frame 1.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ Range = tuple[float, float]
 HOP_HEIGHT = 8.0  # pixels
 SWING_REACH = 5.5  # pixels to either side
 
-# Angle in degrees after which a shape looks as before; 0: it looks the same at every angle.
+# Angle in degrees after which a shape looks the same; 0 for every angle.
 TURN_PERIODS = {
     "disc": 0, "ring": 0, "star": 72, "moon": 360, "heart": 360, "square": 90, "triangle": 120,
     "diamond": 180, "cross": 90, "drop": 360,
 }  # fmt: skip
-# 7 steps of 5.8 degrees at speed 1.1 stay below half of a square's period, so that a turn to the
-# right never looks like one to the left. A star's is shorter still.
+# 7 steps of 5.8 degrees at speed 1.1 stay below half of a square's period, so that a clockwise turn
+# never looks like the opposite one. A star's period is too short.
 TURN_PACE = np.deg2rad(5.8)
 TURNING = tuple(name for name in SHAPES if TURN_PERIODS[name] >= 90)
 
 
 @dataclass(frozen=True)
 class Part:
-    """One object of a motion: where it may start, how large, and what an amount does to it."""
+    """One object of a motion: range of start positions and radius, and its change by an amount."""
 
     x: Range
     y: Range
@@ -45,7 +45,7 @@ class Part:
 
 @dataclass(frozen=True)
 class MotionKind:
-    """A motion of the world. ``seen_in``: which property of the object's mask shows it."""
+    """A motion of the world. ``seen_in``: the property of the object's mask that shows it."""
 
     prompt: str
     pace: float  # nominal amount per frame
@@ -72,7 +72,7 @@ def _grow(scenes: Scenes, amount: Array) -> Scenes:
 
 
 def _hop(scenes: Scenes, amount: Array) -> Scenes:
-    """Parabolas above the floor, one a hop; whole numbers are touchdowns."""
+    """Parabolas above the floor, one per hop; integers are touchdowns."""
     share = amount % 1.0
     return replace(scenes, y=scenes.y - HOP_HEIGHT * 4.0 * share * (1.0 - share))
 
@@ -92,7 +92,7 @@ MOTIONS: dict[str, MotionKind] = {
     ),
     "bounce": MotionKind("jumps", 1.0 / 6.0, (Part((9.0, 23.0), (17.5, 22.5), _hop),)),
     "wave": MotionKind("waves", 1.0 / 8.0, (Part((14.5, 17.5), (9.0, 23.0), _swing),)),
-    # The upper one slides to the right, the lower one to the left, each in its half.
+    # The upper object slides to the right, the lower one to the left.
     "two_objects": MotionKind(
         "slides",
         2.0,
@@ -107,7 +107,7 @@ MOTIONS: dict[str, MotionKind] = {
 def perform(
     objects: Objects, motion: str, frames: int = FRAMES, speed: Array | None = None
 ) -> Objects:
-    """Each object's scenes of all frames, (n f); ``speed`` (n,) multiplies the pace."""
+    """The scenes (n f) of each object in all frames; ``speed`` (n,) multiplies the pace."""
     kind = MOTIONS[motion]
     speed = np.ones(len(objects[0])) if speed is None else speed
     amount = (kind.pace * speed[:, None] * np.arange(frames)[None]).reshape(-1)

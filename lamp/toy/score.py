@@ -1,11 +1,11 @@
-"""Was the motion learned? Measures on generated frames against the world's own truth.
+"""Scores of generated frames against the ground truth: was the motion learned?
 
-Masks, positions and areas are in pixels; frame 1 is given, so everything is measured on frames
-2..F. A static video must fail, whatever its picture quality, and so must an untuned model.
+Masks, positions and areas are in pixels. Frame 1 is given, so frames 2..f are measured. A static
+video and an untrained model must fail, whatever their picture quality.
 
-What shows the motion is turned into a path in pixels, so that one error serves all kinds: places
-are centroids; sizes the radius that the area stands for; angles the arc at the object's radius,
-by the turned shape that fits best. With size and angle goes the place, which must stay.
+Every motion is converted to a path in pixels, so that one error serves all: positions are
+centroids, sizes radii from the area, and angles the arc at the object's radius for the best fitting
+rotation. For sizes and angles the path includes the position, which must not change.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ GAIN = (0.7, 1.3)
 MOST_ERROR = 0.35
 AREA = (0.6, 1.6)
 LEAST_GROUND = 20.0  # dB
-LEAST_KEPT = 0.5  # share of the object's place that still shows its colour and shape
+LEAST_KEPT = 0.5  # share of the object's area that still has its colour and shape
 
 
 def paths(
     frames: NDArray[np.uint8], masks: NDArray[np.bool_], case: Case, target: Target
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Found and true path of one object, both (f, d) in pixels; see this module's beginning."""
+    """Measured and true path of one object, both (f, d) in pixels; see the module's docstring."""
     seen_in = MOTIONS[case.kind].seen_in
     if seen_in == "place":
         return centroids(masks), centroids(target.masks)
-    # Sizes and angles need more than whole pixels: on masks they are off by a tenth.
+    # Sizes and angles need subpixel coverage: with masks they are off by a tenth.
     cover, scenes = object_cover(frames, target.colour, case.ground), target.scenes
     if seen_in == "size":
         found, wanted = radii(cover, target), scenes.radius
@@ -48,9 +48,9 @@ def paths(
 def trajectory_error(found: NDArray[np.float64], truth: NDArray[np.float64]) -> tuple[float, float]:
     """(nRMSE, gain) of a path (f, d) relative to frame 1, over the true displacement.
 
-    nRMSE: root mean square distance between the paths over that of the true displacement, so a
-    static video scores 1. A frame without object counts as one that never moved. Gain: the share
-    of the true displacement that was covered, by least squares.
+    nRMSE: RMS distance between the paths divided by the RMS of the true displacement; a static
+    video scores 1. A frame without object counts as unmoved. Gain: least-squares share of the true
+    displacement.
     Raises ValueError if the truth does not move.
     """
     start = found[0] if np.isfinite(found[0]).all() else truth[0]
@@ -58,7 +58,7 @@ def trajectory_error(found: NDArray[np.float64], truth: NDArray[np.float64]) -> 
     wanted = truth[1:] - truth[0]
     scale = float((wanted**2).sum())
     if scale == 0.0:
-        raise ValueError("the true object does not move, so there is no displacement to compare")
+        raise ValueError("the true object does not move: there is no displacement to compare with")
     return (
         float(np.sqrt(((moved - wanted) ** 2).sum() / scale)),
         float((moved * wanted).sum() / scale),
@@ -68,17 +68,17 @@ def trajectory_error(found: NDArray[np.float64], truth: NDArray[np.float64]) -> 
 def ground_psnr(
     frames: NDArray[np.uint8], truth: NDArray[np.uint8], outside: NDArray[np.bool_]
 ) -> float:
-    """Decibels over the pixels where neither truth nor result shows the object."""
+    """PSNR over the pixels in which neither truth nor result has the object."""
     error = (frames.astype(float) - truth.astype(float))[outside]
     return float(10.0 * np.log10(255.0**2 / max(float((error**2).mean()), 1e-3)))
 
 
 @dataclass(frozen=True)
 class Score:
-    """One clip. ``kept``: how well colour and shape agree when the shift is taken out.
+    """Score of one clip. ``kept``: agreement of colour and shape without the shift.
 
-    Of two objects, ``iou`` is the mean, ``worst`` the lower one, and all other measures are those
-    of the worse object; both must be followed.
+    With two objects, ``iou`` is the mean, ``worst`` the lower value, and all other values are those
+    of the worse object; ``followed`` requires both.
     """
 
     iou: float
@@ -95,7 +95,7 @@ class Score:
 def aligned_overlap(
     masks: NDArray[np.bool_], truth: NDArray[np.bool_], reach: int = 2
 ) -> NDArray[np.float64]:
-    """Best overlap per frame with the truth shifted to about the found place: shape, not place."""
+    """Best overlap per frame with the truth shifted to about the measured position."""
     best = np.zeros(len(masks))
     for index, (found, wanted) in enumerate(zip(masks, truth, strict=True)):
         if not found.any() or not wanted.any():
@@ -109,7 +109,7 @@ def aligned_overlap(
 
 
 def _shift(mask: NDArray[np.bool_], dx: int, dy: int) -> NDArray[np.bool_]:
-    """Moved without wrapping round."""
+    """Shift without wrapping around."""
     height, width = mask.shape
     out = np.zeros_like(mask)
     ys, xs = np.nonzero(mask)
@@ -156,8 +156,8 @@ def score_clip(frames: NDArray[np.uint8], case: Case) -> Score:
     if frames.shape != case.frames.shape:
         count, height, width, _ = case.frames.shape
         raise LampError(
-            f"The images are of the shape {frames.shape}: the toy object's video has {count} "
-            f"frames of {width} x {height} in RGB. Give all of its frames, and no others."
+            f"The images have shape {frames.shape}, but the toy object's video has {count} frames "
+            f"of {width} x {height} in RGB: connect all of its frames and no others."
         )
     parts, outside = [], np.ones(frames.shape[:3], dtype=bool)
     for target in case.targets:
@@ -184,12 +184,12 @@ def _farthest_from_one(values: list[float]) -> float:
 
 
 def static_video(case: Case) -> NDArray[np.uint8]:
-    """The first frame, repeated: what a model without motion would give at best."""
+    """The repeated first frame: the best result without motion."""
     return np.repeat(case.frames[:1], len(case.frames), axis=0)
 
 
 def summarise(scores: list[Score]) -> dict[str, float]:
-    """Means over a set, but the median of nRMSE: one lost object would rule its mean."""
+    """Means over a set; the median for nRMSE, because one lost object would dominate its mean."""
     columns = {name: [asdict(score)[name] for score in scores] for name in asdict(scores[0])}
     summary = {name: round(float(np.mean(values)), 4) for name, values in columns.items()}
     summary["nrmse"] = round(float(np.median(columns["nrmse"])), 4)

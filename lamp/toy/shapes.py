@@ -1,7 +1,7 @@
 """The shapes of the sprite world, as signed distances.
 
 Each function takes unit coordinates (u right, v down; the object has about radius 1) and returns a
-distance that is negative inside. Areas are balanced so that shapes weigh about the same.
+distance that is negative inside. All shapes have about the same area.
 """
 
 from __future__ import annotations

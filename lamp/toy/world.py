@@ -1,8 +1,8 @@
-"""Sprite world: one coloured object on a coloured, textured ground, 32x32 pixels.
+"""Sprite world: one coloured object on a coloured, textured background, 32x32 pixels.
 
-Every scene is a handful of numbers, so captions, true frames and true masks come from the same
-source. Lengths are pixels, angles radians, colours RGB bytes. Randomness comes only from the
-``numpy.random.Generator`` or seed that the caller hands in.
+A scene is a few numbers, from which captions, true frames and true masks are made. Lengths are in
+pixels, angles in radians, colours RGB bytes. Randomness comes only from the caller's
+``numpy.random.Generator`` or seed.
 """
 
 from __future__ import annotations
@@ -43,17 +43,17 @@ MOTION_PHRASES = (
     "moves right", "moves left", "moves up", "moves down", "grows", "falls", "rises", "turns",
     "spins", "jumps", "waves", "swings", "rolls", "slides", "flies", "floats",
 )  # fmt: skip
-# Further words are kept for motions and scenes to come; each is a single token of CLIP.
+# Further words for future motions and scenes; each is a single CLIP token.
 SPARE_WORDS = ("the", "and", "with", "two", "moving", "still", "big", "small", "object", "shape")
 
-MIN_CONTRAST = 115.0  # RGB distance below which an object drowns in its ground
-TEXTURE_DEPTH = 13.0  # brightness swing of a texture, bytes either side
+MIN_CONTRAST = 115.0  # RGB distance below which an object is hard to see
+TEXTURE_DEPTH = 13.0  # brightness amplitude of a texture, in bytes
 USUAL_RADIUS = (5.0, 6.5)
 SMALL_RADIUS = (4.0, 5.0)  # of each of two objects
 
 
 def vocabulary() -> tuple[str, ...]:
-    """All words that captions and motion prompts are made of, sorted."""
+    """All words of captions and motion prompts, sorted."""
     words = {"a", "an", "on", "ground", *SPARE_WORDS, *TEXTURES, *SHAPES}
     words |= {*OBJECT_COLOURS, *GROUND_COLOURS}
     words |= {word for phrase in MOTION_PHRASES for word in phrase.split()}
@@ -65,7 +65,7 @@ def vocabulary() -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Scenes:
-    """Many scenes; every field is an array over the scenes. Names are indices into the tables."""
+    """Many scenes; every field is an array. Shapes, colours etc. are indices into the tables."""
 
     shape: NDArray[np.int64]
     colour: NDArray[np.int64]
@@ -84,7 +84,7 @@ class Scenes:
         return Scenes(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
     def repeat(self, count: int) -> Scenes:
-        """Each scene ``count`` times in a row."""
+        """Repeat each scene ``count`` times."""
         return Scenes(
             **{f.name: np.repeat(getattr(self, f.name), count, axis=0) for f in fields(self)}
         )
@@ -98,7 +98,7 @@ class Scenes:
 
 
 def captions_of_two(first: Scenes, second: Scenes) -> list[str]:
-    """Both objects by name, on the ground that they share."""
+    """Captions with both objects on their common background."""
     names = [text.split(" on ")[0] for text in first.captions()]
     return [f"{name} and {text}" for name, text in zip(names, second.captions(), strict=True)]
 
@@ -109,7 +109,7 @@ def subject(shape: str, colour: str) -> str:
 
 
 def contrast_table() -> NDArray[np.bool_]:
-    """(object colours, grounds): which pairs can be told apart well enough to be measured."""
+    """(object colours, grounds): the pairs with enough contrast to be measured."""
     return far_apart(OBJECT_COLOURS, GROUND_COLOURS)
 
 
@@ -134,8 +134,8 @@ def sample_scenes(
 ) -> Scenes:
     """Random scenes for text-to-image training; ``pairs`` (n, 2) fixes shape and colour.
 
-    Most objects have the size and upright pose of the clips; a share ``varied`` each differ in
-    size and in angle, so that motions which turn or grow are not foreign to the base model.
+    Most objects have the size and upright pose of the clips. A share ``varied`` differ in size, and
+    as many in angle, so that the base model knows rotated and larger objects.
     """
     if pairs is None:
         shape = rng.integers(len(SHAPES), size=count)
@@ -168,7 +168,7 @@ def _grid() -> tuple[Array, Array]:
 
 
 def coverage(scenes: Scenes) -> Array:
-    """Share of each pixel that the object covers, (n, h, w) in 0..1."""
+    """Share (n, h, w) in 0..1 of each pixel that the object covers."""
     gx, gy = _grid()
     cover = np.zeros((len(scenes), SIZE, SIZE))
     for index, name in enumerate(SHAPES):
@@ -191,7 +191,7 @@ def _wave(position: Array, period: float) -> Array:
 
 
 def texture_field(scenes: Scenes) -> Array:
-    """Brightness of the ground's pattern, (n, h, w) in -1..1."""
+    """Brightness (n, h, w) in -1..1 of the background's pattern."""
     gx, gy = _grid()
     px = gx + scenes.phase[:, 0, None, None]
     py = gy + scenes.phase[:, 1, None, None]
@@ -208,16 +208,16 @@ def texture_field(scenes: Scenes) -> Array:
 
 
 def draw_ground(scenes: Scenes) -> Array:
-    """The ground without the object, (n, h, w, 3) in 0..255."""
+    """The background (n, h, w, 3) in 0..255."""
     base = np.array(list(GROUND_COLOURS.values()), dtype=float)[scenes.ground]
     return base[:, None, None, :] + TEXTURE_DEPTH * texture_field(scenes)[..., None]
 
 
 def draw(*objects: Scenes, light: Array | float = 1.0) -> tuple[NDArray[np.uint8], Array]:
-    """Images (n, h, w, 3) as bytes and the coverage of the last object, (n, h, w).
+    """Images (n, h, w, 3) as bytes, and the coverage (n, h, w) of the last object.
 
-    Several objects share the first one's ground; later ones are painted over earlier ones. `light`
-    (n) is a factor on the ground's brightness.
+    Several objects share the background of the first; later ones are drawn over earlier ones.
+    `light` (n) is a factor on the background's brightness.
     """
     image = draw_ground(objects[0]) * np.reshape(light, (-1, 1, 1, 1))
     for scenes in objects:
