@@ -89,7 +89,7 @@ def test_video_similarity_is_the_cosine_of_the_videos_means() -> None:
         video_similarity(videos[:1])
 
 
-def test_a_measure_of_pairs_needs_a_pair_and_numbers() -> None:
+def test_metrics_of_pairs_need_two_videos_and_finite_embeddings() -> None:
     with pytest.raises(LampError, match="2.*1"):
         frame_consistency(embeddings(1, 12))
     with pytest.raises(LampError, match="2.*1"):
@@ -125,7 +125,7 @@ def opencv() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), SIZES)
-def test_motion_is_the_squares_own(opencv: None, height: int, width: int) -> None:
+def test_motion_is_that_of_the_moving_square(opencv: None, height: int, width: int) -> None:
     step = height / 24
     assert motion_amount(moving_square(height, width, step)) == pytest.approx(step, rel=0.15)
     assert motion_amount(moving_square(height, width, 0)) == pytest.approx(0, abs=0.02)
@@ -149,7 +149,7 @@ def test_noise_gives_its_own_decibels(opencv: None, height: int, width: int, sig
     assert found == pytest.approx(-20 * math.log10(sigma), abs=0.1)
 
 
-def test_flicker_on_plain_ground_is_not_taken_for_motion(opencv: None) -> None:
+def test_flicker_of_a_plain_background_is_not_motion(opencv: None) -> None:
     """Where there is nothing to hold on to, flow follows the noise."""
     frames = moving_square(80, 128, 5)
     plain = torch.full_like(frames, 0.5)
@@ -160,7 +160,7 @@ def test_flicker_on_plain_ground_is_not_taken_for_motion(opencv: None) -> None:
     assert background_stability(plain) == pytest.approx(-20 * math.log10(0.02), abs=0.1)
 
 
-def test_a_ground_that_fades_or_drifts_is_told(opencv: None) -> None:
+def test_a_background_that_fades_or_drifts_scores_lower(opencv: None) -> None:
     frames = moving_square(48, 64, 3)
     faded = frames + torch.linspace(0, 0.14, 8)[:, None, None, None]
     steps = np.linspace(0, 0.14, 8)[1:]
@@ -182,7 +182,7 @@ def test_without_opencv_there_is_no_flow(monkeypatch: pytest.MonkeyPatch) -> Non
     ]
 
 
-def test_tiny_and_very_long_pictures_do_no_harm(opencv: None) -> None:
+def test_tiny_and_very_long_pictures_are_measured(opencv: None) -> None:
     """OpenCV's flow crashes the whole process on pictures of a few pixels."""
     for width, height in ((8, 8), (512, 8), (8, 512)):
         frames = torch.rand(3, height, width, 3)
@@ -266,7 +266,7 @@ def test_bytes_and_many_frames_are_measured_alike(opencv: None) -> None:
     assert one.text_alignment == pytest.approx(expected)
 
 
-def test_what_is_missing_is_told(opencv: None) -> None:
+def test_missing_inputs_are_reported(opencv: None) -> None:
     video = moving_square(48, 64, 0)
     silent = measure([video], ["a"], [""], see, read)
     assert silent.missing == {
@@ -278,7 +278,7 @@ def test_what_is_missing_is_told(opencv: None) -> None:
     assert deaf == "Text alignment needs CLIP's image and text encoder."
 
 
-def test_videos_that_are_none_are_refused() -> None:
+def test_invalid_videos_are_refused() -> None:
     video = moving_square(48, 64, 0)
     with pytest.raises(LampError, match="'b'"):
         measure([video, video[:1]], ["a", "b"])

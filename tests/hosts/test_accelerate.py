@@ -117,7 +117,7 @@ def test_a_process_alone_is_not_launched(monkeypatch: pytest.MonkeyPatch) -> Non
     assert is_launched()
 
 
-def test_without_accelerate_a_launched_run_says_what_it_needs(
+def test_a_launched_run_without_accelerate_names_the_package(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "accelerate", None)

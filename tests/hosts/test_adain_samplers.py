@@ -213,7 +213,9 @@ def test_with_adain_off_the_lamp_sampler_is_the_stock_one(plain: Any, file: Moti
             assert torch.equal(out, run(model, stock, part.clone())), (name, len(part))
 
 
-def test_official_counts_on_in_a_part_or_says_that_it_cannot(plain: Any, file: MotionFile) -> None:
+def test_official_mode_in_a_part_of_a_schedule_needs_the_step_count(
+    plain: Any, file: MotionFile
+) -> None:
     from comfy_extras.nodes_custom_sampler import DisableNoise
 
     from lamp.hosts.comfy.sampler import make_sampler, make_sigmas

@@ -1,4 +1,4 @@
-"""Cancel in every node, at every step and between: nothing is left, the next run is the same.
+"""Cancelling every node at every point: no trace remains, and the next run is the same.
 
 The button is the host's own: it sets a flag, for which the host looks at each move of a progress
 bar and at each layer of a model.
@@ -194,7 +194,7 @@ def test_every_node_is_cancelled_here(node_classes: Nodes) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", WORKS)
-def test_a_cancel_leaves_nothing_and_the_next_run_is_the_same(
+def test_a_cancel_leaves_no_trace_and_the_next_run_is_the_same(
     node_classes: Nodes,
     plain: Any,
     file: Any,
@@ -299,7 +299,7 @@ def check_between_tensors(button: Button, work: Callable[[], Any], tensors: int)
 
 
 @pytest.mark.slow
-def test_a_cancelled_training_goes_on_as_if_it_had_never_stopped(
+def test_a_cancelled_training_resumes_as_if_it_had_never_stopped(
     node_classes: Nodes,
     toy: Any,
     button: Button,

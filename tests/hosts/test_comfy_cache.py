@@ -1,4 +1,4 @@
-"""ComfyUI's VAE and CLIP: known by all that decides about their output, loaded only when needed."""
+"""The cache for ComfyUI's VAE and CLIP: exact digests, and models loaded only when needed."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_without_a_text_encoder_nothing_is_encoded_first(
     assert loads == []
 
 
-def test_a_cancel_is_heard_within_a_clip(toy: Any, folder: Path) -> None:
+def test_a_cancel_takes_effect_within_a_clip(toy: Any, folder: Path) -> None:
     import comfy.model_management as management
 
     management.interrupt_current_processing()
@@ -151,14 +151,14 @@ def test_digests_are_the_same_after_a_restart(toy: Any) -> None:
 @pytest.mark.parametrize(
     "name", ["encoder.conv_in.weight", "quant_conv.bias", "decoder.conv_out.weight"]
 )
-def test_one_changed_number_makes_another_vae(toy: Any, name: str) -> None:
+def test_one_changed_weight_changes_the_digest_of_a_vae(toy: Any, name: str) -> None:
     other = load().vae
     weight = other.first_stage_model.state_dict()[name].flatten()
     weight[-1] = weight[-1].nextafter(torch.tensor(100.0))
     assert comfy_cache.vae_digest(other) != comfy_cache.vae_digest(toy.vae)
 
 
-def test_another_precision_makes_another_vae(toy: Any) -> None:
+def test_another_dtype_changes_the_digest_of_a_vae(toy: Any) -> None:
     other = load().vae
     other.first_stage_model.to(torch.bfloat16)
     other.vae_dtype = torch.bfloat16
@@ -187,7 +187,7 @@ def skipping(clip: Any, layer: int) -> Any:
     return changed
 
 
-def test_loras_and_clip_skip_make_another_text_encoder(toy: Any) -> None:
+def test_loras_and_clip_skip_change_the_digest_of_a_clip(toy: Any) -> None:
     variants = [
         toy.clip,
         lora(toy.clip),
@@ -205,7 +205,7 @@ def test_loras_and_clip_skip_make_another_text_encoder(toy: Any) -> None:
     assert comfy_cache.clip_digest(lora(load().clip)) == digests[1]
 
 
-def test_a_loaded_lora_is_not_taken_for_the_plain_weights(toy: Any) -> None:
+def test_an_applied_lora_does_not_change_the_digest_of_the_base(toy: Any) -> None:
     import comfy.model_management as management
 
     patched = lora(toy.clip)
@@ -219,7 +219,7 @@ def test_a_loaded_lora_is_not_taken_for_the_plain_weights(toy: Any) -> None:
     assert [comfy_cache.clip_digest(clip) for clip in (toy.clip, patched)] == expected
 
 
-def test_code_in_a_model_cannot_be_told_and_is_said(
+def test_a_model_with_hooked_code_is_not_cached_and_logged(
     toy: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     hooked, wrapped = copied(toy.clip), lora(toy.clip)
@@ -301,7 +301,7 @@ def test_frames_together_encode_as_frames_alone(toy: Any, monkeypatch: pytest.Mo
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
 
 
-def test_where_several_frames_do_not_fit_they_go_one_by_one(
+def test_frames_are_encoded_one_by_one_if_several_do_not_fit(
     toy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import comfy.model_management as management
@@ -326,7 +326,7 @@ def test_where_several_frames_do_not_fit_they_go_one_by_one(
         assert torch.equal(comfy_clips.encode_posterior(toy.vae, frames())[0], mean)
 
 
-def test_the_cache_lies_where_restarts_leave_it(comfy: ModuleType) -> None:
+def test_the_cache_folder_survives_restarts(comfy: ModuleType) -> None:
     import folder_paths
 
     folder = comfy_cache.cache_folder()

@@ -152,7 +152,7 @@ def test_a_lora_before_or_after_gives_the_same(plain: Any, file: MotionFile) -> 
 # --- how much motion ------------------------------------------------------------------------------
 
 
-def test_strength_0_is_a_fresh_motion(plain: Any, file: MotionFile) -> None:
+def test_strength_0_equals_a_new_motion(plain: Any, file: MotionFile) -> None:
     fresh = random_motion(plain, size=0.0)
     still = ksampler(moving(plain, fresh))
     assert torch.equal(ksampler(moving(plain, file, strength=0.0)), still)
@@ -161,7 +161,7 @@ def test_strength_0_is_a_fresh_motion(plain: Any, file: MotionFile) -> None:
     assert full > half > 0.01
 
 
-def test_a_fresh_motion_leaves_the_image_model_as_it_is(plain: Any) -> None:
+def test_a_new_motion_does_not_change_the_image_model(plain: Any) -> None:
     fresh = random_motion(plain, size=0.0)
     model = moving(plain, fresh, groupnorm="frame", first_frame=False, alpha=0.0)
     assert torch.equal(ksampler(model)[1:], ksampler(plain)[1:])
@@ -236,7 +236,7 @@ def stop_in_the_middle(model: Any, how: Callable[[], None]) -> None:
     ksampler(model)
 
 
-def test_nothing_is_left_after_an_error(plain: Any, file: MotionFile) -> None:
+def test_nothing_remains_after_an_error(plain: Any, file: MotionFile) -> None:
     def fail() -> None:
         raise RuntimeError("out of memory, say")
 
@@ -250,7 +250,7 @@ def test_nothing_is_left_after_an_error(plain: Any, file: MotionFile) -> None:
     assert torch.equal(ksampler(model), good)
 
 
-def test_nothing_is_left_after_a_cancel(plain: Any, file: MotionFile) -> None:
+def test_nothing_remains_after_a_cancel(plain: Any, file: MotionFile) -> None:
     import comfy.model_management as management
 
     def cancel() -> None:
@@ -275,7 +275,7 @@ def refused(model: Any, samples: Tensor, named: str) -> None:
         ksampler(model, samples=samples)
 
 
-def test_a_latent_that_is_no_video_is_refused(plain: Any, file: MotionFile) -> None:
+def test_a_latent_that_is_not_a_video_is_refused(plain: Any, file: MotionFile) -> None:
     model = moving(plain, file)
     refused(model, video_latent(1), r"2 frames.*\(1, 4, 8, 8\)")
     refused(model, torch.zeros(6, 4, 8, 8), "Frame 1")
@@ -297,7 +297,7 @@ def test_motions_on_one_model_add_up(plain: Any, file: MotionFile) -> None:
 
 
 @pytest.mark.slow
-def test_motions_on_one_model_act_side_by_side(plain: Any, file: MotionFile) -> None:
+def test_motions_on_one_model_act_independently(plain: Any, file: MotionFile) -> None:
     """Each in its own place and time; in either order."""
     other = random_motion(plain, seed=5)
     left = torch.zeros(8, 8)
@@ -315,7 +315,7 @@ def test_motions_on_one_model_act_side_by_side(plain: Any, file: MotionFile) -> 
         assert worst(ksampler(single), ksampler(one)) > 1e-3
 
 
-def test_motions_of_other_norms_do_not_go_together(plain: Any, file: MotionFile) -> None:
+def test_motions_with_different_groupnorm_modes_are_refused(plain: Any, file: MotionFile) -> None:
     from lamp.errors import LampError
 
     with pytest.raises(LampError, match="pooled.*frame"):

@@ -1,4 +1,4 @@
-"""Image models from a folder, a file and the pack: the same numbers as those they were made of."""
+"""Image models from a folder, a file and the pack: equal to the models that were saved."""
 
 from __future__ import annotations
 
@@ -185,7 +185,7 @@ def test_every_tensor_of_sd_1_5_has_its_place(
         assert seen == {name: tensor.shape for name, tensor in expected.items()}
 
 
-def test_the_toy_base_needs_nothing() -> None:
+def test_the_toy_base_loads_without_files() -> None:
     model, toy = load_image_model("toy"), load_toy_base()
     frames = random(2, 32, 32, 3).sigmoid()
     text = "a red star moves right"
@@ -197,7 +197,7 @@ def test_the_toy_base_needs_nothing() -> None:
         model.encode_prompts(["a horse"])
 
 
-def test_what_was_encoded_is_kept_by_model_and_text(
+def test_the_cache_depends_on_model_and_text(
     model: ImageModel, source: Source, tmp_path: Path
 ) -> None:
     cache = model.cache(tmp_path)
@@ -213,7 +213,7 @@ def test_what_was_encoded_is_kept_by_model_and_text(
         weight.copy_(kept)
 
 
-def test_models_come_back_from_the_device() -> None:
+def test_models_return_to_the_cpu() -> None:
     one, device = torch.nn.Linear(2, 2), torch.device("meta")
     with pytest.raises(RuntimeError, match="stop"), on_device(torch.device("cpu"), one):
         raise RuntimeError("stop")
@@ -312,7 +312,7 @@ def test_a_folder_that_predicts_something_else_is_refused(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
-def test_a_folder_tells_whether_it_predicts_velocity(
+def test_the_scheduler_of_a_folder_selects_v_prediction(
     folder: Path, tmp_path: Path, kind: str
 ) -> None:
     for name in ("unet", "vae", "text_encoder", "tokenizer"):
@@ -331,7 +331,7 @@ def test_sd_2_pads_prompts_as_its_tokenizer_says(folder: Path, tmp_path: Path) -
     assert tokens.tolist() == [[49406, 320, 4558, 5586, 49407, *[0] * 72]]
 
 
-def test_sd_xl_is_sent_to_comfyui(folder: Path, tmp_path: Path) -> None:
+def test_sd_xl_is_refused(folder: Path, tmp_path: Path) -> None:
     for name in ("vae", "text_encoder", "tokenizer"):
         (tmp_path / name).symlink_to(folder / name)
     UNet2DConditionModel(**{**UNET, "cross_attention_dim": 2048}).save_pretrained(tmp_path / "unet")
@@ -347,7 +347,7 @@ def test_a_folder_of_fp16_files_is_read(folder: Path, source: Source, tmp_path: 
     assert torch.equal(model.unet.conv_in.weight, source.unet.conv_in.weight)
 
 
-def test_the_vocabulary_is_that_of_the_comfyui_beside(
+def test_the_vocabulary_of_a_nearby_comfyui_is_found(
     tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COMFYUI_PATH", str(tokenizer.parent.parent))

@@ -90,7 +90,7 @@ def test_the_hint_of_frame_1_counts_through_its_keys(plain: Any, control: Any) -
         assert torch.equal(usual, other) != first_frame
 
 
-def test_one_hint_is_for_all_frames_and_fewer_start_anew(
+def test_one_hint_serves_all_frames_and_fewer_hints_repeat(
     plain: Any, file: MotionFile, control: Any
 ) -> None:
     model = moving(plain, file)

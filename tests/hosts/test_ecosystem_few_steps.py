@@ -174,7 +174,7 @@ def test_percentages_are_those_of_the_levels_in_force(plain: Any, file: MotionFi
     assert worst(sample(behind, **run), whole) > 1e-3 < worst(sample(behind, **run), still)
 
 
-def test_compiling_is_refused_with_the_cure(plain: Any, file: MotionFile) -> None:
+def test_torch_compile_is_refused(plain: Any, file: MotionFile) -> None:
     node = ("torch_compile", "TorchCompileModel")
     for model in (
         host_node(*node, model=moving(plain, file), backend="inductor"),

@@ -42,7 +42,7 @@ def no_hook_is_left(plain: Any) -> Any:
 
 # Mahiro compares both prompts over all frames together, so what stands in frame 1 counts for all.
 @pytest.mark.parametrize("kind", [kind for kind in PATCHES if kind != "Mahiro"])
-def test_a_patch_acts_beside_a_motion_as_alone(plain: Any, kind: str) -> None:
+def test_a_patch_acts_with_a_motion_as_without(plain: Any, kind: str) -> None:
     alone, beside = sample(PATCHES[kind](plain)), sample(PATCHES[kind](still(plain)))
     assert worst(alone[1:], sample(plain)[1:]) > 1e-3  # it does something
     assert torch.equal(beside[1:], alone[1:])
@@ -71,7 +71,7 @@ def test_all_at_once(plain: Any, file: MotionFile) -> None:
 
 
 @pytest.mark.parametrize("kind", ["HyperTile", "TomePatchModel"])
-def test_what_cuts_or_merges_tokens_is_refused_beside_a_mask(
+def test_patches_that_split_or_merge_tokens_are_refused_with_a_mask(
     plain: Any, file: MotionFile, kind: str
 ) -> None:
     from lamp.method.masks import MotionMask
@@ -118,7 +118,7 @@ def test_image_tokens_in_cross_attention(plain: Any, file: MotionFile, way: str)
 # --- what cannot go together ----------------------------------------------------------------------
 
 
-def test_the_hosts_context_windows_are_refused_with_the_cure(plain: Any, file: MotionFile) -> None:
+def test_comfyuis_context_windows_are_refused(plain: Any, file: MotionFile) -> None:
     node = ("context_windows", "ContextWindowsManualNode")
     for model in (
         host_node(*node, model=moving(plain, file), **WINDOWS),
@@ -128,7 +128,7 @@ def test_the_hosts_context_windows_are_refused_with_the_cure(plain: Any, file: M
             sample(model)
 
 
-def test_anchored_windows_take_their_place_beside_a_patch(plain: Any, file: MotionFile) -> None:
+def test_anchored_windows_work_with_a_patch(plain: Any, file: MotionFile) -> None:
     from lamp.hosts.comfy.windows import with_windows
     from lamp.method.windows import Windows
 

@@ -100,7 +100,7 @@ def test_every_scheduler_of_the_host(plain: Any, file: MotionFile) -> None:
 @pytest.mark.parametrize(
     "sampler", ["euler_ancestral", "dpm_2_ancestral", "dpmpp_2s_ancestral", "lcm"]
 )
-def test_noise_that_samplers_draw_is_their_own(plain: Any, file: MotionFile, sampler: str) -> None:
+def test_noise_drawn_by_samplers_is_not_shared(plain: Any, file: MotionFile, sampler: str) -> None:
     """Only the starting noise is shared (paper eq. 6). What is drawn anew replaces noise that was
     taken out, whose strength the sampler knows: it has unit variance, and every frame its own."""
     import comfy.samplers

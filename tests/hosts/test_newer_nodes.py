@@ -1,4 +1,4 @@
-"""Nodes that newer versions of ComfyUI brought, on a MODEL with a motion.
+"""Nodes of newer ComfyUI versions on a MODEL with a motion.
 
 Where the ComfyUI in use does not have a node yet, its tests are skipped; what is refused is tested
 on every version.

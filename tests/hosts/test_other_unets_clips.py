@@ -1,4 +1,4 @@
-"""Clips and prompts made ready for SD 2.x and SD-XL by ComfyUI's own models."""
+"""Clips and prompts encoded for SD 2.x and SD-XL by ComfyUI's models."""
 
 from __future__ import annotations
 
@@ -72,14 +72,14 @@ def test_sd_2_has_no_pooled_embedding(prepare: Any) -> None:
         ("sd2", "sdxl", "SD 2.x.*1024.*2048"),
     ],
 )
-def test_the_text_encoder_of_another_family_is_named(
+def test_the_text_encoder_of_another_family_is_refused(
     prepare: Any, kind: str, clip: str, words: str
 ) -> None:
     with pytest.raises(IncompatibleModelError, match=words):
         prepare(kind, SmallClip(clip))
 
 
-def test_a_text_encoder_without_pooled_embedding_is_named(prepare: Any) -> None:
+def test_a_text_encoder_without_pooled_embedding_is_refused(prepare: Any) -> None:
     clip = SmallClip("sdxl")
     encode = clip.encode_from_tokens_scheduled
     clip.encode_from_tokens_scheduled = lambda tokens: [[encode(tokens)[0][0], {}]]
@@ -88,7 +88,7 @@ def test_a_text_encoder_without_pooled_embedding_is_named(prepare: Any) -> None:
 
 
 @pytest.mark.parametrize(("kind", "vae"), [("sdxl", "SD15"), ("sd2", "SDXL")])
-def test_the_vae_of_another_family_is_found_out_by_the_clips(
+def test_the_vae_of_another_family_is_refused(
     prepare: Any, monkeypatch: pytest.MonkeyPatch, kind: str, vae: str
 ) -> None:
     import comfy.latent_formats
@@ -105,7 +105,7 @@ def test_the_vae_of_another_family_is_found_out_by_the_clips(
 
 
 @pytest.mark.parametrize("node", ["lcm", "x0", "edm"])
-def test_models_that_predict_something_else_are_named(comfy: ModuleType, node: str) -> None:
+def test_models_that_predict_something_else_are_refused(comfy: ModuleType, node: str) -> None:
     from comfy_extras.nodes_model_advanced import ModelSamplingContinuousEDM, ModelSamplingDiscrete
 
     from lamp.hosts.comfy.training import check_trainable

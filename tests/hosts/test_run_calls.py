@@ -1,4 +1,4 @@
-"""Calls of the model that other nodes cut, reorder, or go around: right, or a sentence."""
+"""Model calls that other nodes split, reorder or bypass: correct, or refused."""
 
 from __future__ import annotations
 
@@ -146,9 +146,7 @@ def test_frames_that_change_places_in_a_later_step_are_refused(
 
 
 @pytest.mark.parametrize("halves", ["apart", "swapped"])
-def test_prompts_in_calls_of_their_own_go_on_working(
-    plain: Any, file: MotionFile, halves: str
-) -> None:
+def test_prompts_in_separate_calls_work(plain: Any, file: MotionFile, halves: str) -> None:
     def call(unet: Any, args: dict[str, Any]) -> Tensor:
         x, rest = args["input"], dict(args["c"])
         text, outs = rest.pop("c_crossattn"), {}
@@ -202,7 +200,7 @@ CACHES = {
 
 
 @pytest.mark.parametrize("kind", CACHES)
-def test_caches_that_leave_nothing_out_change_nothing(
+def test_caches_without_skipped_calls_change_nothing(
     plain: Any, file: MotionFile, kind: str
 ) -> None:
     pytest.importorskip("comfy_extras.nodes_easycache")
@@ -213,7 +211,7 @@ def test_caches_that_leave_nothing_out_change_nothing(
 
 
 @pytest.mark.parametrize("kind", CACHES)
-def test_caches_may_leave_out_later_calls(plain: Any, file: MotionFile, kind: str) -> None:
+def test_caches_may_skip_later_calls(plain: Any, file: MotionFile, kind: str) -> None:
     pytest.importorskip("comfy_extras.nodes_easycache")
     settings = {**CACHES[kind], "reuse_threshold": 3.0, "verbose": False}
     cached = sample(Patch("easycache", kind, settings)(moving(plain, file)), steps=6)
@@ -265,7 +263,7 @@ def with_tokens(model: Any, count: int) -> Any:
 
 
 @pytest.mark.parametrize("count", [LONG, 3])
-def test_a_window_shows_patches_the_places_of_its_frames(plain: Any, count: int) -> None:
+def test_patches_get_the_frame_indices_of_a_window(plain: Any, count: int) -> None:
     latent = video_latent(LONG)
     whole = sample(with_tokens(still(plain), count), samples=latent)
     pieces = sample(with_tokens(windowed(still(plain)), count), samples=latent)
@@ -294,7 +292,7 @@ def gligen(plain: Any) -> Any:
     return [[text(1), {"gligen": ("position", loaded, boxes)}]]
 
 
-def test_boxes_of_gligen_go_with_windows(plain: Any, file: MotionFile) -> None:
+def test_gligen_boxes_work_with_windows(plain: Any, file: MotionFile) -> None:
     positive, latent = gligen(plain), video_latent(LONG)
     whole = sample(still(plain), positive=positive, samples=latent)
     pieces = sample(windowed(still(plain)), positive=positive, samples=latent)
@@ -304,7 +302,7 @@ def test_boxes_of_gligen_go_with_windows(plain: Any, file: MotionFile) -> None:
     assert moved.isfinite().all()
 
 
-def test_what_reads_a_whole_predictions_attention_is_refused_in_windows(
+def test_patches_that_read_attention_afterwards_are_refused_with_windows(
     plain: Any, file: MotionFile
 ) -> None:
     """Self-attention guidance; perturbed-attention guidance keeps nothing, and goes on."""

@@ -1,4 +1,4 @@
-"""What a run shows to others and takes from them: outputs, previews, masks, noise, the latent."""
+"""Inputs and outputs of a run: latents, noise, masks, previews."""
 
 from __future__ import annotations
 
@@ -225,7 +225,7 @@ def drawing_anew(model: Any, noise: Tensor) -> Any:
     return model
 
 
-def test_noise_that_a_node_behind_draws_anew_is_shared_too(plain: Any, file: MotionFile) -> None:
+def test_noise_drawn_again_by_a_later_node_is_shared(plain: Any, file: MotionFile) -> None:
     from lamp.hosts.comfy.noise import GivenNoise, SharedNoise
 
     noise = draw_noise(6, 4, 8, 8, 99)
@@ -268,7 +268,7 @@ def test_noise_in_frame_1_is_refused(plain: Any, model: Any) -> None:
     assert advanced(model, sampler(), sigmas[3:], silent, latent=halfway).isfinite().all()
 
 
-def test_smooth_frames_behind_a_textured_frame_1_are_no_noise_in_it(model: Any) -> None:
+def test_smooth_frames_after_a_textured_frame_1_are_accepted(model: Any) -> None:
     """Pictures grow smoother while they move, so frames with noise may be as rough as frame 1."""
     from comfy_extras.nodes_custom_sampler import DisableNoise
 
@@ -283,7 +283,7 @@ def test_smooth_frames_behind_a_textured_frame_1_are_no_noise_in_it(model: Any) 
         assert out.isfinite().all()
 
 
-def test_a_run_without_any_noise_is_named_as_such(model: Any) -> None:
+def test_a_run_without_noise_is_refused(model: Any) -> None:
     from comfy_extras.nodes_custom_sampler import DisableNoise
 
     with pytest.raises(LampError, match="add_noise"):

@@ -1,4 +1,4 @@
-"""Numbers at the edges of what people choose: sizes, lengths, guidance, prompts, precision."""
+"""Extreme settings: sizes, lengths, guidance, prompts, precision."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_layers_in_half_precision_stay_near_those_in_full(dtype: torch.dtype, si
     ],
 )
 @torch.inference_mode()
-def test_activations_that_overflow_name_their_layer(
+def test_an_overflow_names_its_layer(
     comfy: Any, file: MotionFile, motion: str, unet: str, named: str
 ) -> None:
     plain = tiny_patcher()  # whose weights are spoilt here
@@ -142,7 +142,7 @@ def test_activations_that_overflow_name_their_layer(
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_a_weight_too_large_for_the_models_precision_is_named(
+def test_a_weight_too_large_for_the_models_dtype_is_refused(
     plain: Any, file: MotionFile, monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
     from lamp.errors import MotionFileError

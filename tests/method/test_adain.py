@@ -123,7 +123,7 @@ def test_strength_blends():
 
 @pytest.mark.parametrize("mode", ["paper", "official", "custom"])
 @pytest.mark.parametrize("frames", [1, 2])
-def test_short_videos_have_nothing_to_follow_in_the_first_phase(mode, frames):
+def test_videos_of_two_frames_are_unchanged_in_the_first_phase(mode, frames):
     x = random_video(frames)
     assert torch.equal(AdaINSchedule(mode).after_step(x, 0, 50, frames), x)
 
@@ -144,7 +144,7 @@ def test_half_precision_does_not_divide_by_zero():
                                rtol=0, atol=1e-2)  # fmt: skip
 
 
-def test_bad_settings_are_named():
+def test_invalid_settings_are_refused():
     with pytest.raises(LampError, match="'late'"):
         AdaINSchedule("late")
     with pytest.raises(LampError, match="switch.*1.2"):

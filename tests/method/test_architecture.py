@@ -172,19 +172,19 @@ def test_state_is_renamed_for_comfyui(comfy: ModuleType) -> None:
     }
 
 
-def test_something_else_is_named() -> None:
+def test_a_module_that_is_not_a_unet_is_refused() -> None:
     with pytest.raises(IncompatibleModelError, match="Linear"):
         map_unet(nn.Linear(2, 2))
 
 
-def test_a_unet_without_text_is_named() -> None:
+def test_a_unet_without_cross_attention_is_refused() -> None:
     unet = nn.Module()
     unet.down_blocks = nn.ModuleList([nn.Conv2d(4, 4, 3)])
     with pytest.raises(IncompatibleModelError, match="cross-attention"):
         map_unet(unet)
 
 
-def test_an_unknown_layer_is_named() -> None:
+def test_an_unknown_layer_is_refused() -> None:
     unet = nn.Module()
     unet.input_blocks = unet.output_blocks = nn.ModuleList()
     unet.middle_block = None
@@ -194,5 +194,5 @@ def test_an_unknown_layer_is_named() -> None:
 
 
 @pytest.mark.parametrize(("family", "label"), [("sd1", "SD 1.x"), ("text24", "'text24'")])
-def test_families_have_names_for_people(family: str, label: str) -> None:
+def test_families_have_display_names(family: str, label: str) -> None:
     assert label in describe_family(family)

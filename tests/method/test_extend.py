@@ -1,4 +1,4 @@
-"""Going on from the last frame: nothing doubled, colours held."""
+"""Extending a video: no repeated frame, colours of frame 1."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def drifting(start: Tensor, number: int) -> Tensor:
     return start + torch.arange(4.0)[:, None, None, None] + number * 0
 
 
-def test_pieces_are_joined_without_a_doubled_frame() -> None:
+def test_pieces_are_joined_without_repeating_a_frame() -> None:
     clip = noise(3, 4, 5, 5)
     longer = extend(clip, drifting, times=2, hold=0.0)
     assert longer.shape[0] == 3 + 2 * 3
@@ -51,7 +51,7 @@ def test_each_piece_starts_with_the_statistics_of_frame_1() -> None:
 
 
 @pytest.mark.parametrize(("times", "hold"), [(0, 1.0), (1, 1.5), (1, -0.1)])
-def test_an_extension_that_cannot_be_is_refused(times: int, hold: float) -> None:
+def test_invalid_extensions_are_refused(times: int, hold: float) -> None:
     with pytest.raises(LampError, match="times.*0|hold_colors"):
         extend(noise(2, 4, 3, 3), drifting, times, hold)
 
@@ -73,9 +73,7 @@ def run(nodes: dict[str, Any], model: Any, latent: Tensor, **options: Any) -> Te
     return out["samples"]
 
 
-def test_a_piece_is_what_the_sampler_makes_of_the_last_frame(
-    node_classes: dict[str, Any], model: Any
-) -> None:
+def test_a_piece_is_sampled_from_the_last_frame(node_classes: dict[str, Any], model: Any) -> None:
     clip = 4 * noise(3, 4, 8, 8)
     longer = run(node_classes, model, clip)
     assert longer.shape[0] == 9 and torch.equal(longer[:3], clip)
@@ -95,7 +93,7 @@ def test_held_colours_are_those_of_frame_1(node_classes: dict[str, Any], model: 
     assert not torch.allclose(free.std(dim=(2, 3))[3:], spread[:1].expand(6, -1), rtol=0.1)
 
 
-def test_the_largest_seed_counts_on(node_classes: dict[str, Any], model: Any) -> None:
+def test_the_largest_seed_wraps_around(node_classes: dict[str, Any], model: Any) -> None:
     longer = run(node_classes, model, 4 * noise(2, 4, 8, 8), seed=2**64 - 2, steps=1)
     assert longer.isfinite().all()
 

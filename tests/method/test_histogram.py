@@ -105,14 +105,14 @@ def test_reference_in_floats_comes_back_unrounded():
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_keeps_the_type(dtype):
+def test_the_dtype_is_kept(dtype):
     frames = random_image(16, 16, 1)[None].to(dtype)
     matched = match_histograms(frames, random_image(16, 16, 0, high=80).to(dtype))
     assert matched.dtype == dtype
     assert matched.max() <= 80 / 255 + 1e-2
 
 
-def test_bad_input_is_named():
+def test_invalid_input_is_refused():
     frames, reference = torch.zeros(2, 8, 8, 3), torch.zeros(8, 8, 3)
     with pytest.raises(LampError, match="f h w c"):
         match_histograms(frames, reference[None])

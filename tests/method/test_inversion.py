@@ -1,4 +1,4 @@
-"""DDIM inversion: the same on both hosts, and usable where it ends."""
+"""DDIM inversion: equal on both hosts, and a valid start for sampling."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def reference(file: MotionFile) -> tuple[Any, Any]:
     return host, motion
 
 
-def test_the_way_up_is_the_way_down_reversed() -> None:
+def test_inversion_visits_the_sampling_timesteps_in_reverse() -> None:
     assert inversion_timesteps(50) == list(range(1, 982, 20))
     assert inversion_timesteps(10, 0.6) == [1, 101, 201, 301, 401, 501]
 
@@ -63,7 +63,7 @@ def test_the_way_up_is_the_way_down_reversed() -> None:
     ("steps", "strength", "named"),
     [(0, 1.0, "0"), (10, 1.5, "1.5"), (4, 0.1, "0.1")],
 )
-def test_an_inversion_that_cannot_be_is_refused(steps: int, strength: float, named: str) -> None:
+def test_invalid_inversion_settings_are_refused(steps: int, strength: float, named: str) -> None:
     with pytest.raises(LampError, match=named):
         inversion_timesteps(steps, strength)
 
@@ -115,7 +115,7 @@ def test_the_sampler_starts_where_the_inversion_ended(
 
 
 @pytest.mark.slow
-def test_editing_with_the_clips_own_first_frame_gives_the_clip_back(
+def test_editing_with_the_original_first_frame_reconstructs_the_clip(
     node_classes: Nodes, model: Any
 ) -> None:
     """Not exactly: in sampling frame 1 is clean, in inversion it is not. But far nearer to the
@@ -131,7 +131,7 @@ def test_editing_with_the_clips_own_first_frame_gives_the_clip_back(
     assert error < 0.5 * (other - video)[1:].square().mean()
 
 
-def test_custom_sampling_takes_the_noise_too(node_classes: Nodes, model: Any) -> None:
+def test_custom_sampling_accepts_the_noise(node_classes: Nodes, model: Any) -> None:
     from comfy_extras.nodes_custom_sampler import CFGGuider, SamplerCustomAdvanced
 
     found = invert_node(node_classes, model, clip(), steps=6, strength=0.5).result
@@ -161,7 +161,9 @@ def test_a_start_at_another_level_is_refused(node_classes: Nodes, model: Any) ->
         )
 
 
-def test_inversion_says_what_is_wrong(node_classes: Nodes, plain: Any, model: Any) -> None:
+def test_invalid_inputs_of_the_inversion_node_are_refused(
+    node_classes: Nodes, plain: Any, model: Any
+) -> None:
     with pytest.raises(LampError, match="^LAMP DDIM Inversion: .*LAMP motion"):
         invert_node(node_classes, plain, clip())
     with pytest.raises(LampError, match="Frame 2 .*VAE Encode"):

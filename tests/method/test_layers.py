@@ -67,7 +67,7 @@ def test_taps_are_one_matrix_in_memory_whatever_is_loaded() -> None:
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.usefixtures("way")
-def test_result_lies_in_memory_as_the_image_model_has_it(layout: torch.memory_format) -> None:
+def test_the_result_keeps_the_memory_layout_of_the_input(layout: torch.memory_format) -> None:
     conv, y = randomised(MotionConv(3)), randn(4, 3, 4, 4).contiguous(memory_format=layout)
     assert conv(y, 2).is_contiguous(memory_format=layout)
 
@@ -141,7 +141,7 @@ def test_attention_split_over_many_positions_is_the_same(
     torch.testing.assert_close(module(x, 3), whole)
 
 
-def test_a_fresh_layer_adds_exactly_nothing() -> None:
+def test_a_new_layer_adds_exactly_nothing() -> None:
     conv, attention, norm = MotionConv(4), TemporalAttention(4, 2), torch.nn.LayerNorm(4)
     layers.initialise(conv)
     layers.initialise_attention(attention, norm, torch.Generator().manual_seed(0))

@@ -1,4 +1,4 @@
-"""Where and when a motion acts: masks, strengths of single frames, and what is held outside."""
+"""Motion masks: masks, strengths per frame, and frame 1 held outside."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def random_mask(frames: int = 1, height: int = 64, width: int = 32) -> Tensor:
 # --- the residuals ----------------------------------------------------------------------------
 
 
-def test_a_mask_of_ones_is_none_bit_for_bit(host: Host) -> None:
+def test_a_mask_of_ones_changes_nothing_bit_for_bit(host: Host) -> None:
     motion = random_motion(host.unet)
     for strength in (1.0, 0.7):
         without = predict(host, motion, strength=strength)
@@ -96,7 +96,7 @@ def test_a_single_layer_is_left_alone_outside_of_the_mask() -> None:
     assert not torch.equal(everywhere[..., :4], y[..., :4])
 
 
-def test_masks_and_strengths_of_single_frames_go_with_their_frames() -> None:
+def test_masks_and_strengths_per_frame_follow_their_frames() -> None:
     y = torch.zeros(2 * FRAMES, 4, 6, 5)
     masks = torch.stack([torch.full((6, 5), value) for value in (0.0, 0.25, 1.0)])
     motion_mask = MotionMask(masks, strengths=[2.0, 4.0])
@@ -112,7 +112,7 @@ def test_masks_and_strengths_of_single_frames_go_with_their_frames() -> None:
     assert few.flatten().tolist() == pytest.approx([2.0, 4.0] * 2)
 
 
-def test_tokens_lie_as_pixels_do() -> None:
+def test_tokens_and_features_get_the_same_factors() -> None:
     mask = random_mask(height=6, width=5)
     layout = FrameLayout(FRAMES)
     pixels = MotionMask(mask).for_features(torch.zeros(FRAMES, 4, 6, 5), layout)
@@ -146,7 +146,7 @@ def test_both_hosts_agree_under_a_mask(comfy, hosts: Callable[[str], Host]) -> N
     assert not torch.allclose(predict(ours, first), one, atol=1e-3)
 
 
-def test_no_hook_is_left(host: Host) -> None:
+def test_no_hook_remains(host: Host) -> None:
     before = hook_count(host.unet)
     predict(host, random_motion(host.unet), motion_mask=MotionMask(random_mask()))
     assert hook_count(host.unet) == before
@@ -261,7 +261,7 @@ def test_strengths_are_read_from_text() -> None:
         parse_strengths("1, two")
 
 
-def test_what_does_not_fit_is_a_sentence(hosts: Callable[[str], Host]) -> None:
+def test_masks_and_strengths_that_do_not_fit_are_refused(hosts: Callable[[str], Host]) -> None:
     host = hosts("diffusers")
     with pytest.raises(LampError, match="2 masks.*3 frames"):
         video(host, motion_mask=MotionMask(torch.zeros(2, 8, 8)))
@@ -275,7 +275,7 @@ def test_what_does_not_fit_is_a_sentence(hosts: Callable[[str], Host]) -> None:
             MotionMask(strengths=strengths)
 
 
-def test_tokens_that_another_patch_cut_are_refused() -> None:
+def test_a_mask_refuses_tokens_split_by_another_patch() -> None:
     tiles = torch.zeros(4 * FRAMES, 8, 4)
     with pytest.raises(LampError, match="HyperTile"):
         MotionMask(torch.zeros(8, 8)).for_tokens(tiles, FrameLayout(FRAMES), (8, 4))

@@ -1,4 +1,4 @@
-"""A motion attached to small UNets of both hosts: what it adds, and that it leaves nothing."""
+"""A motion attached to small UNets of both hosts: its effect, and its removal."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ IMAGE_MODEL = {"groupnorm": "frame", "first_frame": False}
 
 
 @pytest.mark.parametrize("frames", [1, 2, 7])
-def test_a_fresh_motion_is_the_image_model_bit_for_bit(host: Host, frames: int) -> None:
+def test_a_new_motion_is_the_image_model_bit_for_bit(host: Host, frames: int) -> None:
     fresh = Motion(map_unet(host.unet)).initialise()
     plain = predict(host, None, frames)
     assert torch.equal(predict(host, fresh, frames, **IMAGE_MODEL), plain)
@@ -112,7 +112,7 @@ def test_both_hosts_give_the_same_numbers(comfy, hosts: Callable[[str], Host]) -
     )
 
 
-def test_no_hook_is_left(host: Host) -> None:
+def test_no_hook_remains(host: Host) -> None:
     before = hook_count(host.unet)
     motion = random_motion(host.unet)
     with motion.attached(host.unet, FrameLayout(2)):
@@ -120,7 +120,7 @@ def test_no_hook_is_left(host: Host) -> None:
     assert hook_count(host.unet) == before
 
 
-def test_no_hook_is_left_after_an_error_in_the_forward_pass(host: Host) -> None:
+def test_no_hook_remains_after_an_error_in_the_forward_pass(host: Host) -> None:
     before, plain = hook_count(host.unet), predict(host, None, 2)
     motion = random_motion(host.unet)
 
@@ -138,7 +138,7 @@ def test_no_hook_is_left_after_an_error_in_the_forward_pass(host: Host) -> None:
     assert torch.equal(predict(host, None, 2), plain)
 
 
-def test_no_hook_is_left_when_attaching_fails_half_way(host: Host) -> None:
+def test_no_hook_remains_when_attaching_fails_half_way(host: Host) -> None:
     before = hook_count(host.unet)
     motion = random_motion(host.unet)
     nowhere = BlockSite("nowhere", "nowhere", 32, 4)
@@ -148,7 +148,7 @@ def test_no_hook_is_left_when_attaching_fails_half_way(host: Host) -> None:
     assert hook_count(host.unet) == before
 
 
-def test_a_batch_that_holds_no_whole_videos_is_named(host: Host) -> None:
+def test_a_batch_of_incomplete_videos_is_refused(host: Host) -> None:
     """Another patch may change the batch behind the layout's back."""
     before, plain = hook_count(host.unet), predict(host, None, 3)
     motion = random_motion(host.unet)

@@ -1,4 +1,4 @@
-"""Where a motion is at work: the activity seen, the mask made of it, its node, and masks in use
+"""The motion map: recorded activity, the mask from it, its node, and masks in use
 inside ComfyUI."""
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def test_the_activity_is_the_change_of_the_residual_over_frames() -> None:
     assert hook_count(motion) == 0
 
 
-def test_layers_count_alike_whatever_their_scale() -> None:
+def test_layers_of_different_scale_weigh_equally() -> None:
     motion, frames = OneLayer(), 6
     y = torch.zeros(frames, 1, 4, 4)
     y[:, :, :2] = torch.randn(frames, 1, 2, 4, generator=torch.Generator().manual_seed(4))
@@ -79,7 +79,7 @@ def test_layers_count_alike_whatever_their_scale() -> None:
     torch.testing.assert_close(small.map(4, 4), large.map(4, 4))
 
 
-def test_hooks_go_after_an_error() -> None:
+def test_hooks_are_removed_after_an_error() -> None:
     motion = OneLayer()
     with pytest.raises(KeyboardInterrupt), record_activity(motion):
         assert hook_count(motion) == 1
@@ -87,7 +87,7 @@ def test_hooks_go_after_an_error() -> None:
     assert hook_count(motion) == 0
 
 
-def test_nothing_to_see_is_a_sentence() -> None:
+def test_a_motion_without_effect_has_no_map() -> None:
     motion = OneLayer()
     for frames, still in ((6, torch.ones(6, 1, 4, 4)), (3, torch.randn(3, 1, 4, 4))):
         with record_activity(motion) as activity, torch.no_grad():
@@ -96,7 +96,7 @@ def test_nothing_to_see_is_a_sentence() -> None:
             activity.map(4, 4)
 
 
-def test_the_threshold_is_otsus() -> None:
+def test_the_threshold_is_that_of_otsu() -> None:
     """As scikit-image finds it, up to a bin of its histogram."""
     generator = torch.Generator().manual_seed(0)
     values = torch.cat([torch.randn(900, generator=generator), torch.randn(100) + 8])
@@ -246,7 +246,7 @@ def test_load_takes_masks_and_strengths(loaded: Any) -> None:
         assert difference(ksampler(model), ksampler(loaded())) > 1e-3
 
 
-def test_a_mask_that_lets_nothing_move_is_refused_but_for_the_hosts_stand_in(loaded: Any) -> None:
+def test_a_black_mask_is_refused_unless_it_is_comfyuis_placeholder(loaded: Any) -> None:
     assert loaded(mask=torch.zeros(1, 64, 64)).get_attachment("lamp_motion").motion_mask is None
     first_only = torch.zeros(4, 8, 8)
     first_only[0] = 1.0
@@ -257,7 +257,7 @@ def test_a_mask_that_lets_nothing_move_is_refused_but_for_the_hosts_stand_in(loa
     assert loaded(mask=later).get_attachment("lamp_motion").motion_mask is not None
 
 
-def test_load_says_what_is_wrong(loaded: Any) -> None:
+def test_invalid_inputs_of_the_loader_are_refused(loaded: Any) -> None:
     with pytest.raises(LampError, match="^Load LAMP Motion: 'slow'"):
         loaded(frame_strengths="slow")
     with pytest.raises(LampError, match="^Load LAMP Motion: .*mask"):

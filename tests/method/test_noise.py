@@ -67,17 +67,17 @@ def test_share_does_not_write_to_its_input():
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.5, float("nan")])
-def test_alpha_outside_its_range(alpha):
+def test_alpha_outside_its_range_is_refused(alpha):
     with pytest.raises(LampError, match=f"alpha.*{alpha:g}"):
         share_noise(torch.zeros(2, 4, 8, 8), alpha)
 
 
-def test_one_frame_cannot_share():
+def test_shared_noise_needs_two_frames():
     with pytest.raises(LampError, match="2 frames.*1"):
         share_noise(torch.zeros(1, 4, 8, 8))
 
 
-def test_incomplete_videos_are_named():
+def test_incomplete_videos_are_refused():
     with pytest.raises(LampError, match="7 .* 3 frames"):
         split_videos(torch.zeros(7, 4, 8, 8), 3)
 

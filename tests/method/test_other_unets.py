@@ -95,7 +95,7 @@ def test_the_host_builds_its_own_class_of_model(kind: str) -> None:
 
 
 @torch.no_grad()
-def test_sdxl_is_told_of_each_videos_prompt_and_of_the_size() -> None:
+def test_sdxl_gets_the_pooled_prompt_of_each_video_and_the_size() -> None:
     host = diffusers_of("sdxl")
     x = drawn(1, 2 * FRAMES, 4, 8, 16)
     text = torch.cat([text_of("sdxl", 2), text_of("sdxl", 3)])
@@ -160,14 +160,14 @@ class Says(torch.nn.Module):
         return (self.answer,)
 
 
-def test_the_noise_is_found_in_a_velocity() -> None:
+def test_the_noise_is_recovered_from_a_v_prediction() -> None:
     _, noise, steps, x, v = noisy_case()
     host = DiffusersHost(Says(v), v_prediction=True)
     torch.testing.assert_close(host.predict(x, steps, torch.zeros(2, 1, 1)), noise)
 
 
 @pytest.mark.parametrize("min_snr", [0.0, 5.0])
-def test_the_loss_of_a_velocity_is_that_of_its_own_training(min_snr: float) -> None:
+def test_the_loss_of_a_v_prediction_is_the_error_of_v(min_snr: float) -> None:
     latents, noise, steps, x, v = noisy_case()
     answer = v + drawn(7, *v.shape)
     host = DiffusersHost(Says(answer), v_prediction=True)
@@ -312,7 +312,7 @@ def test_a_prompt_of_sdxl_changes_what_is_sampled_by_its_pooled_embedding() -> N
         assert worst(host.predict(x, step, other), out) > 1e-3
 
 
-def test_the_memory_of_a_run_is_told_beforehand(comfy: ModuleType) -> None:
+def test_the_memory_of_a_run_is_estimated_first(comfy: ModuleType) -> None:
     from lamp.hosts.comfy.memory import ShadowHost
     from lamp.hosts.comfy.training import ComfyHost
     from lamp.hosts.diffusers.unet import shadow_host

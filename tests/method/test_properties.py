@@ -1,4 +1,4 @@
-"""What holds for all inputs, tried on inputs that nobody chose; the same ones every time."""
+"""Properties for arbitrary inputs, tested with reproducible random ones."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def randomised(module: torch.nn.Module, seed: int) -> torch.nn.Module:
 
 @given(seed=SEEDS, frames=FRAMES, videos=SMALL, height=SMALL, width=SMALL,
        strength=some.floats(-2, 2))  # fmt: skip
-def test_a_fresh_layer_gives_back_its_input_to_the_bit(
+def test_a_new_layer_returns_its_input_bit_for_bit(
     seed: int, frames: int, videos: int, height: int, width: int, strength: float
 ) -> None:
     conv = MotionConv(4)
@@ -79,7 +79,7 @@ def test_the_convolution_sees_a_frame_and_the_two_before_it(
 
 
 @given(seed=SEEDS, frames=some.integers(2, 9), data=some.data())
-def test_attention_over_time_minds_no_order_and_no_other_place(
+def test_temporal_attention_ignores_order_and_other_positions(
     seed: int, frames: int, data: some.DataObject
 ) -> None:
     """It is bidirectional, as the method has it: permuted frames give the permuted result."""

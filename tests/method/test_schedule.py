@@ -81,6 +81,6 @@ def test_noise_is_added_as_the_scheduler_does() -> None:
 
 
 @pytest.mark.parametrize("steps", [0, -3, 1001])
-def test_a_wrong_number_of_steps_is_named(steps: int) -> None:
+def test_an_invalid_number_of_steps_is_refused(steps: int) -> None:
     with pytest.raises(LampError, match=f"steps.*{steps}.*1000"):
         ddim_timesteps(steps)

@@ -31,7 +31,7 @@ def test_every_window_begins_with_frame_1_and_has_one_length() -> None:
 
 @pytest.mark.parametrize("overlap", [0, 1, 4, 6])
 @pytest.mark.parametrize("frames", [2, 7, 8, 9, 15, 16, 64])
-def test_all_frames_are_covered_and_count_once(frames: int, overlap: int) -> None:
+def test_the_weights_of_every_frame_sum_to_one(frames: int, overlap: int) -> None:
     windows = Windows(8, overlap)
     places, shares = windows.frame_indices(frames), windows.weights(frames)
     assert sorted({frame for window in places for frame in window}) == list(range(frames))
@@ -57,7 +57,7 @@ def test_a_prediction_that_needs_no_neighbours_is_not_changed() -> None:
 
 
 @pytest.mark.parametrize(("length", "overlap"), [(1, 0), (8, 7), (8, -1), (2, 1)])
-def test_windows_that_cannot_be_are_refused(length: int, overlap: int) -> None:
+def test_invalid_windows_are_refused(length: int, overlap: int) -> None:
     with pytest.raises(LampError, match="[Ww]indow"):
         Windows(length, overlap)
 
@@ -113,7 +113,7 @@ def windowed(nodes: dict[str, Any], model: Any, length: int, overlap: int) -> An
     return nodes["LAMP_AnchoredWindows"].execute(model, length, overlap)[0]
 
 
-def test_a_short_video_is_not_cut(node_classes: Any, plain: Any, file: MotionFile) -> None:
+def test_a_short_video_is_one_window(node_classes: Any, plain: Any, file: MotionFile) -> None:
     model = moving(plain, file)
     with torch.inference_mode():
         assert torch.equal(lamp_ksampler(windowed(node_classes, model, 6, 2)), lamp_ksampler(model))
@@ -146,7 +146,7 @@ def test_the_model_never_sees_more_than_a_window(
     assert asked == [[6, 4, 8, 8]]
 
 
-def test_prompts_of_single_frames_go_with_their_frames(
+def test_prompts_per_frame_follow_their_frames(
     node_classes: Any, plain: Any, file: MotionFile
 ) -> None:
     """A prompt for each frame (a batched CONDITIONING): with the same prompt for all frames it
@@ -183,7 +183,7 @@ def test_prompts_of_single_frames_go_with_their_frames(
     assert (changed[:7] == 0).all() and changed[11] > 0
 
 
-def test_a_second_node_takes_the_place_of_the_first(
+def test_a_second_windows_node_replaces_the_first(
     node_classes: Any, plain: Any, file: MotionFile
 ) -> None:
     model = moving(plain, file)
@@ -193,7 +193,9 @@ def test_a_second_node_takes_the_place_of_the_first(
         assert torch.equal(lamp_ksampler(twice, video_latent(12)), one)
 
 
-def test_windows_say_what_is_wrong(node_classes: Any, plain: Any, file: MotionFile) -> None:
+def test_invalid_inputs_of_the_windows_node_are_refused(
+    node_classes: Any, plain: Any, file: MotionFile
+) -> None:
     with pytest.raises(LampError, match="^LAMP Anchored Windows: .*LAMP motion"):
         windowed(node_classes, plain, 6, 2)
     with pytest.raises(LampError, match="^LAMP Anchored Windows: .*5"):

@@ -1,4 +1,4 @@
-"""The toy motions and the scores of each, against formulas written down once more here."""
+"""The toy motions and the scores of each, against independent formulas."""
 
 from __future__ import annotations
 
@@ -323,7 +323,7 @@ def test_marks_are_reached_by_the_truth_and_by_nothing_slow_or_still(
     assert reached == {"truth": True, "half": False, "still": False}
 
 
-def test_several_runs_are_summed_up_by_motion() -> None:
+def test_several_runs_are_summarised_per_motion() -> None:
     def run(motion: str, seed: int, iou: float, passed: bool) -> dict[str, Any]:
         row = dict.fromkeys(benchmark.COLUMNS, 0.5) | {"iou": iou}
         figures = {which: {"tuned": row} for which in benchmark.SETS}

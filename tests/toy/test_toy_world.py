@@ -147,7 +147,7 @@ def test_the_truth_scores_one(right: list[cases.Case]) -> None:
     assert summary["followed"] == summary["appearance"] == 1.0
 
 
-def test_another_number_of_frames_is_a_sentence(
+def test_another_number_of_frames_is_refused(
     node_classes: dict[str, Any], right: list[cases.Case]
 ) -> None:
     images = torch.zeros(3, 32, 32, 3)
