@@ -1,15 +1,15 @@
 """Picture the nodes for their help pages: `python -m scripts.assets.help_pictures [NODE ...]`.
 
 ComfyUI's front end draws the nodes, with the values that they have when they are added. Without
-names, all nodes are taken.
+names, those are taken whose picture lacks an input, or shows one that is gone.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 from PIL import Image
@@ -22,8 +22,6 @@ from scripts.server.server import ComfyServer
 PICTURE = "node.webp"
 _MOTION, _OFFICIAL = "horse_run_00001.safetensors", "horse-run"
 _MARGIN = 12
-_NODES = """() => Object.keys(LiteGraph.registered_node_types)
-    .filter(name => name.startsWith('LAMP_')).sort()"""
 # Shows this node alone, at its natural size, and returns its place on the page.
 _SHOW = """async ([name, margin]) => {
     app.graph.clear()
@@ -52,6 +50,21 @@ def picture(page: Any, node: str) -> Image.Image:
     return Image.open(io.BytesIO(page.screenshot(clip=clip))).convert("RGB")
 
 
+def shown_inputs(node: str) -> list[str]:
+    """The names of the inputs in a node's picture, which it carries as XMP metadata."""
+    path = HELP / node / PICTURE
+    if not path.is_file():
+        return []
+    with Image.open(path) as found:
+        return json.loads(found.info.get("xmp", b"[]"))
+
+
+def input_names(info: dict[str, Any]) -> list[str]:
+    """The names of a node's inputs, as the server describes it."""
+    order = info["input_order"]
+    return [*order.get("required", []), *order.get("optional", [])]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(prog="scripts.assets.help_pictures", description=__doc__)
     parser.add_argument("nodes", nargs="*", metavar="NODE")
@@ -62,20 +75,25 @@ def main() -> int:
             models = server.base / "models"
             (models / "lamp_motion" / _MOTION).touch()
             (models / "diffusers" / _OFFICIAL / "unet").mkdir(parents=True)
+            infos = server.object_info()
+            nodes = {
+                node: input_names(info) for node, info in infos.items() if node.startswith("LAMP_")
+            }
+            old = [node for node, names in nodes.items() if shown_inputs(node) != names]
             with open_page(server.url, 1400, 1600) as page:
-                take(page, args.nodes or page.evaluate(_NODES))
+                for node in args.nodes or old:
+                    take(page, node, nodes[node])
     except (HostMissing, BrowserMissing) as error:
         print(error, file=sys.stderr)
         return 1
     return 0
 
 
-def take(page: Any, nodes: Sequence[str]) -> None:
-    """Save a picture of each node in the folder of its help page."""
-    for node in nodes:
-        path = HELP / node / PICTURE
-        picture(page, node).save(path, quality=80, method=6)
-        print(path.relative_to(HELP), path.stat().st_size)
+def take(page: Any, node: str, inputs: list[str]) -> None:
+    """Save a picture of a node in the folder of its help page."""
+    path = HELP / node / PICTURE
+    picture(page, node).save(path, quality=80, method=6, xmp=json.dumps(inputs).encode())
+    print(path.relative_to(HELP), path.stat().st_size)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from scripts.assets.help_pictures import PICTURE
+from scripts.assets.help_pictures import PICTURE, shown_inputs
 from scripts.assets.locales import (
     FOLDER,
     HELP,
@@ -162,6 +162,13 @@ def search_terms(node_classes: dict[str, Any]) -> dict[str, list[str]]:
 
 def page(node: str, language: str) -> str:
     return (HELP / help_pages(node)[language]).read_text(encoding="utf-8")
+
+
+def test_pictures_show_the_inputs_of_today(node_classes: dict[str, Any]) -> None:
+    for name, node in node_classes.items():
+        inputs = node.INPUT_TYPES()
+        names = [*inputs.get("required", {}), *inputs.get("optional", {})]
+        assert shown_inputs(name) == names, f"run: python -m scripts.assets.help_pictures {name}"
 
 
 def test_every_node_has_both_pages_and_no_page_is_left_over(node_classes: dict[str, Any]) -> None:
