@@ -64,7 +64,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return CANCELLED
     except ModuleNotFoundError as error:
-        failed = LampError(f"The package {error.name} is missing: pip install {error.name}.")
+        failed: BaseException = LampError(
+            f"The package {error.name} is missing: pip install {error.name}."
+        )
     except Exception as error:
         failed = plain_error(error)
     else:

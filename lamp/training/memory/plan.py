@@ -138,7 +138,7 @@ def suggest(estimator: Estimating, plan: MemoryPlan, available: int) -> list[Sug
         name = " and ".join(name for _, name, _ in levers(choice))
         changed = replace(plan, **changes)
         # Activations shrink at most in proportion to the video, which spares most of the passes.
-        size = {"frames": plan.frames, "height": plan.height, "width": plan.width}
+        size: dict[str, Any] = {"frames": plan.frames, "height": plan.height, "width": plan.width}
         full = estimator(replace(changed, **size))
         shrunk = full.activations * (1 - changed.positions / plan.positions)
         if full.total - shrunk > available:
