@@ -1,4 +1,4 @@
-"""LAMP Trainer in ComfyUI: where a run writes, which run it goes on with, on which devices."""
+"""LAMP Trainer in ComfyUI: where a run writes, which run it resumes, on which devices."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.samples.tiny_models import tiny_patcher
 
 @pytest.fixture
 def place(node_classes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The module that finds a run's place, in a folder of its own."""
+    """The module that finds the folder of a run, with empty folders."""
     import folder_paths
 
     motions = ([str(tmp_path / "motions")], {".safetensors"})
@@ -28,8 +28,8 @@ def place(node_classes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.Monk
     return importlib.import_module(f"{package}.training_run")
 
 
-def test_a_second_run_is_no_training_with_another_seed(node_classes: dict[str, Any]) -> None:
-    """The host changes every input named seed after a run, unless it declines that."""
+def test_the_seed_does_not_change_between_runs(node_classes: dict[str, Any]) -> None:
+    """The host changes every input named seed after a run, unless the input declines it."""
     kinds = node_classes["LAMP_Trainer"].INPUT_TYPES()["required"]
     assert kinds["seed"][1]["control_after_generate"] is False
 
@@ -42,16 +42,16 @@ def keep_state(place: Any, run: str) -> Path:
     return folder
 
 
-def test_latest_is_of_that_name_alone(place: Any) -> None:
+def test_latest_only_considers_the_same_name(place: Any) -> None:
     horse = keep_state(place, "horse_00001")
     other = keep_state(place, "horse_2_00001")
-    os.utime(next(horse.iterdir()), ns=(0, 0))  # the other one is newer
+    os.utime(next(horse.iterdir()), ns=(0, 0))  # older than the other run
     assert place.find_place("horse", "latest").folder == horse
     assert place.find_place("horse_2", "latest").folder == other
     assert place.find_place("hors", "latest").folder == horse.with_name("hors_00001")
 
 
-def test_a_number_is_that_of_the_name_alone(place: Any) -> None:
+def test_numbers_only_count_the_same_name(place: Any) -> None:
     motions = place.motion_root()
     for name in ("run_00003", "run_2_00007", "run_20251122x"):
         Path(motions, f"{name}.safetensors").touch()
@@ -60,8 +60,8 @@ def test_a_number_is_that_of_the_name_alone(place: Any) -> None:
     assert place.find_place("run", "none").motion == motions / "run_00005"
 
 
-def test_a_state_that_goes_meanwhile_is_left_out(place: Any) -> None:
-    """A training drops its older states while the list is made: as a link to nothing."""
+def test_a_state_deleted_meanwhile_is_skipped(place: Any) -> None:
+    """A training deletes old states while the list is made, like a broken link here."""
     kept = keep_state(place, "horse_00001")
     (kept / "state-step000002.safetensors").symlink_to(kept / "gone")
     assert place.resume_choices() == ["none", "latest", "horse_00001/state-step000001.safetensors"]
@@ -84,13 +84,15 @@ class _OnApple:
         raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
 
 
-def test_the_host_asks_no_device_for_float64(comfy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_host_never_computes_float64_on_the_device(
+    comfy: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from lamp.hosts.comfy.training import ComfyHost
     from lamp.method.schedule import scaled_linear_alphas
 
     model = tiny_patcher()
     sampling = model.get_model_object("model_sampling")
-    # A buffer, which only another attribute of the object can stand in for.
+    # Shadows the buffer, which cannot be replaced itself.
     monkeypatch.setitem(sampling.__dict__, "sigmas", _OnApple(sampling.sigmas))
     host = ComfyHost(model)
     torch.testing.assert_close(host.alphas_cumprod, scaled_linear_alphas())
