@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import importlib.util
 import json
 import re
@@ -203,6 +204,15 @@ def sources_of(origin: Path) -> list[Path]:
         return sorted(origin.parent.glob("*.py"))
     twin = origin.parent / "toy" / origin.name
     return [origin, *([twin] if twin.exists() else [])]
+
+
+@pytest.mark.parametrize("page", GUIDES, ids=name_of)
+def test_python_imports_from_the_pack_work(page: Path) -> None:
+    named = re.findall(
+        r"\bfrom ((?:lamp|tests|scripts)[\w.]*) import (\w+)", code_of(text_of(page))
+    )
+    for module, name in named:
+        assert hasattr(importlib.import_module(module), name), (module, name)
 
 
 @pytest.mark.parametrize("name", ["command_line.md", "command_line.zh.md"])
