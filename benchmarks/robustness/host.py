@@ -1,11 +1,11 @@
-"""Many mixed runs in one ComfyUI: whatever happens in them, it is afterwards as it was before."""
+"""Many mixed runs in one ComfyUI: afterwards everything is as it was before."""
 
 from __future__ import annotations
 
 import gc
+import importlib
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from itertools import combinations
 from random import Random
 from statistics import median
@@ -14,27 +14,47 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.samples.comfy_runs import conditioning, count_hooks, ksampler, lamp_ksampler, moving
+from benchmarks.samples.comfy_runs import (
+    conditioning,
+    count_hooks,
+    ksampler,
+    lamp_ksampler,
+    moving,
+)
 from benchmarks.samples.ecosystem import PATCHES, host_node, sample
 from benchmarks.samples.tiny_models import random_motion, tiny_patcher, video_latent
-from benchmarks.samples.tiny_patches import tiny_control
+from benchmarks.samples.tiny_patches import lora_state, tiny_control
 from lamp.errors import LampError
 from lamp.method.adain import AdaINSchedule
 
+from .watch import Result
+
 Run = Callable[[Random], object]
+_CARRIED = (
+    "attachments", "wrappers", "callbacks", "additional_models", "injections", "hook_patches",
+    "object_patches", "patches", "weight_wrapper_patches", "model_options",
+)  # fmt: skip
+# Modules of ComfyUI whose functions and classes packs like to replace.
+_PATCHABLE = (
+    "comfy.conds", "comfy.ldm.modules.attention",
+    "comfy.ldm.modules.diffusionmodules.openaimodel", "comfy.model_base",
+    "comfy.model_management", "comfy.model_patcher", "comfy.ops", "comfy.sample",
+    "comfy.sampler_helpers", "comfy.samplers", "comfy.utils", "latent_preview", "torch.nn",
+    "torch.nn.functional",
+)  # fmt: skip
 
 
 class _Stopped(RuntimeError):
-    """As an error of another pack, in the middle of a step."""
+    """An error of another pack in the middle of a step."""
 
 
 class MixedRuns:
-    """One image model of the host, used in every way that its users have, in any order."""
+    """One image model, used in all the ways that users have, in any order."""
 
     def __init__(self) -> None:
         self.plain = tiny_patcher()
         self._files = [random_motion(self.plain, seed) for seed in (1, 2)]
-        self._lora = _lora(self.plain)
+        self._lora = lora_state(self.plain)
         self._control = tiny_control(self.plain)
         self.kinds: dict[str, Run] = {
             "plain": lambda random: ksampler(self.plain),
@@ -77,7 +97,7 @@ class MixedRuns:
         return load_lora_for_models(model, None, self._lora, 0.7, 0.0)[0]
 
     def _stop(self, random: Random, how: Callable[[], None]) -> None:
-        """Call `how` in the middle of a UNet call, while the motion's hooks are in place."""
+        """Call `how` in the middle of a UNet call, while the motion's hooks are attached."""
         model, calls = self._moving(random).clone(), [random.randrange(1, 12)]
 
         def in_attention(q: Tensor, k: Tensor, v: Tensor, options: Any) -> Any:
@@ -112,76 +132,52 @@ class MixedRuns:
             ksampler(self._moving(random), samples=wrong)
 
 
-def _lora(patcher: Any) -> dict[str, Tensor]:
-    """Low-rank changes to the keys of self-attention."""
-    generator, lora = torch.Generator().manual_seed(5), {}
-    for name, weight in patcher.model.state_dict().items():
-        if name.endswith("attn1.to_k.weight"):
-            base = name.removesuffix(".weight")
-            lora[f"{base}.lora_up.weight"] = torch.randn(len(weight), 2, generator=generator)
-            lora[f"{base}.lora_down.weight"] = torch.randn(2, weight.shape[1], generator=generator)
-    return lora
-
-
-@dataclass
-class Soak:
-    """What was run, and what was found to have changed."""
-
-    runs: dict[str, int] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-    objects_per_run: float = 0.0
-    bytes_per_run: float = 0.0
-
-
 @torch.inference_mode()
-def soak(rounds: int, seed: int) -> Soak:
-    """Every kind of run once a round, in a random order; ComfyUI has to be importable."""
-    mixed, random, result = MixedRuns(), Random(seed), Soak()
+def soak(rounds: int, seed: int) -> Result:
+    """Every kind of run once per round, in random order; needs an importable ComfyUI.
+
+    Its figures are objects and bytes per run.
+    """
+    mixed, random, result = MixedRuns(), Random(seed), Result()
     before = ksampler(mixed.plain)
-    for kind in mixed.kinds:  # what is built on first use is no growth
+    for kind in mixed.kinds:  # what is built on first use is not growth
         mixed.kinds[kind](random)
     for patch in PATCHES.values():
         sample(patch(mixed.plain))
     host, model = _host_code(), belongings(mixed.plain)
-    objects, memory = [_objects()], [_memory()]
+    sizes = [_sizes()]
     for _ in range(rounds):
         for kind in random.sample(sorted(mixed.kinds), len(mixed.kinds)):
             mixed.kinds[kind](random)
-            result.runs[kind] = result.runs.get(kind, 0) + 1
-            if hooks := count_hooks(mixed.plain):
-                result.problems.append(f"{hooks} hooks are left after {kind}")
-            if belongings(mixed.plain) != model:
-                result.problems.append(f"the plain model carries something after {kind}")
-        if not torch.equal(ksampler(mixed.plain), before):
-            result.problems.append("the plain model gives another picture")
-        objects.append(_objects())
-        memory.append(_memory())
-    if changed := sorted(key for key, value in _host_code().items() if host.get(key) != value):
-        result.problems.append(f"code of the host was replaced: {', '.join(changed)}")
-    result.objects_per_run = growth(objects) / len(mixed.kinds)
-    result.bytes_per_run = growth(memory) / len(mixed.kinds)
+            result.counts[kind] += 1
+            hooks = count_hooks(mixed.plain)
+            result.expect(not hooks, f"{hooks} hooks are left after {kind}")
+            same = belongings(mixed.plain) == model
+            result.expect(same, f"the plain model carries something after {kind}")
+        same = torch.equal(ksampler(mixed.plain), before)
+        result.expect(same, "the plain model gives another picture")
+        sizes.append(_sizes())
+    changed = sorted(key for key, value in _host_code().items() if host.get(key) != value)
+    result.expect(not changed, f"code of the host was replaced: {', '.join(changed)}")
+    for name, values in zip(("objects", "bytes"), zip(*sizes, strict=True), strict=True):
+        result.figures[f"{name}_per_run"] = growth(values) / len(mixed.kinds)
     return result
 
 
 def growth(values: Sequence[float]) -> float:
-    """How much is added from one value to the next: the median slope between all pairs (Theil and
-    Sen), which a single jump of the allocator does not move.
+    """Growth from one value to the next: the median slope between all pairs (Theil-Sen), which a
+    single jump of the allocator does not move.
 
-    The first third is left out: shapes and samplers are drawn at random, and what is kept for each
-    of them (libraries, compiled kernels) is complete only after some rounds.
+    The first third is left out: shapes and samplers are random, and what libraries keep for each
+    of them is complete only after some rounds.
     """
     settled = list(enumerate(values))[len(values) // 3 :]
     return median((b - a) / (j - i) for (i, a), (j, b) in combinations(settled, 2))
 
 
 def belongings(patcher: Any) -> dict[str, Any]:
-    """All that a user of the model might have hung on it."""
-    own = {
-        name: repr(getattr(patcher, name, None))
-        for name in ("attachments", "wrappers", "callbacks", "additional_models", "injections",
-                     "hook_patches", "object_patches", "patches", "weight_wrapper_patches",
-                     "model_options")
-    }  # fmt: skip
+    """All that a user of the model might have attached to it."""
+    own = {name: repr(getattr(patcher, name, None)) for name in _CARRIED}
     forwards = {
         name: repr(vars(module).get("forward"))
         for name, module in patcher.model.named_modules()
@@ -191,45 +187,20 @@ def belongings(patcher: Any) -> dict[str, Any]:
 
 
 def _host_code() -> dict[str, int]:
-    """Every function and class of those modules of the host that patches like to replace."""
-    import comfy.conds
-    import comfy.ldm.modules.attention
-    import comfy.ldm.modules.diffusionmodules.openaimodel
-    import comfy.model_base
-    import comfy.model_management
-    import comfy.model_patcher
-    import comfy.ops
-    import comfy.sample
-    import comfy.sampler_helpers
-    import comfy.samplers
-    import comfy.utils
-    import latent_preview
-
+    """The identity of every function and class of `_PATCHABLE`."""
     found: dict[str, int] = {}
-    for module in (
-        comfy.conds, comfy.ldm.modules.attention,
-        comfy.ldm.modules.diffusionmodules.openaimodel, comfy.model_base,
-        comfy.model_management, comfy.model_patcher, comfy.ops, comfy.sample,
-        comfy.sampler_helpers, comfy.samplers, comfy.utils, latent_preview,
-        torch.nn, torch.nn.functional,
-    ):  # fmt: skip
-        for name, value in vars(module).items():
-            if callable(value):
-                found[f"{module.__name__}.{name}"] = id(value)
-            if isinstance(value, type):
-                for part, inner in vars(value).items():
-                    if callable(inner):
-                        found[f"{module.__name__}.{name}.{part}"] = id(inner)
+    for module in _PATCHABLE:
+        for name, value in vars(importlib.import_module(module)).items():
+            parts = vars(value).items() if isinstance(value, type) else ()
+            for part, inner in ((name, value), *((f"{name}.{key}", each) for key, each in parts)):
+                if callable(inner):
+                    found[f"{module}.{part}"] = id(inner)
     return found
 
 
-def _objects() -> int:
+def _sizes() -> tuple[int, int]:
+    """Objects, and bytes in use."""
+    import psutil  # a requirement of ComfyUI
+
     gc.collect()
-    return len(gc.get_objects())
-
-
-def _memory() -> int:
-    """Bytes in use now."""
-    import psutil  # ComfyUI requires it
-
-    return psutil.Process().memory_info().rss
+    return len(gc.get_objects()), psutil.Process().memory_info().rss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import http.server
 import io
 import struct
@@ -14,87 +15,84 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.robustness.hostile import Hostile
+from benchmarks.samples.clip_files import write_video
 from lamp.clips.load import load_clips
+
+from .hostile import Hostile
 
 _SECONDS, _ROOM = 20.0, 2**29
 _NAMES = ("clip.mp4", "clip.m3u8#1.mp4", "clip.mkv", "concat:a|b.mp4", "clip.gif", "clip%03d.mov",
           "a.ffconcat.webm", "-i.mp4", "clip.avi")  # fmt: skip
 _FEW = _NAMES[:3]
+_PICTURES = (".png", ".jpg", ".webp", ".tif", ".bmp")
 _UDP = 53_219
+_SCRIPT = "ffconcat version 1.0\n"
+_LIST = "#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n"
+_MANIFEST = (
+    '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" '
+    'mediaPresentationDuration="PT1S" minBufferTime="PT1S" '
+    'profiles="urn:mpeg:dash:profile:isoff-on-demand:2011"><Period><AdaptationSet '
+    'mimeType="video/mp4"><Representation id="1" bandwidth="1" width="64" height="48">'
+    "<BaseURL>{}</BaseURL><SegmentBase/></Representation></AdaptationSet></Period></MPD>"
+)
+_TEXT: tuple[tuple[str, Sequence[str], str], ...] = (
+    # In these texts {file}, {video} and {url} are the bait's addresses, {name} the clip's own name.
+    ("a script that names a play list", _NAMES, f"{_SCRIPT}file 'list.m3u8'\n"),
+    ("a script that names a clip", _NAMES, f"{_SCRIPT}file '{{video}}'\nfile 'inner.mp4'\n"),
+    ("a script that names itself", _FEW, f"{_SCRIPT}file '{{name}}'\nfile '{{name}}'\n"),
+    ("scripts in scripts", _FEW, _SCRIPT + "file 'level1.ffconcat'\n" * 4),
+    ("a play list of files", _NAMES, _LIST.format("file://{file}")),
+    ("a play list of addresses", _NAMES, _LIST.format("{url}/a.ts")),
+    ("a play list with a key", _FEW, _LIST.format("a.ts").replace(
+        "#EXTINF", '#EXT-X-KEY:METHOD=AES-128,URI="{url}/key"\n#EXTINF')),
+    ("a DASH manifest of files", _FEW, _MANIFEST.format("file://{video}")),
+    ("a DASH manifest of addresses", _FEW, _MANIFEST.format("{url}/a.mp4")),
+    ("a description of a session", _NAMES,
+     "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\n"
+     f"m=video {_UDP} RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\n"),
+    ("a list of streams", _FEW,  # in the forms of PLS, ASX and RTSP
+     "[playlist]\nFile1={url}/a.mp4\nNumberOfEntries=1\n<asx><entry>"
+     "<ref href='{url}/b.mp4'/></entry></asx>\nRTSPtextrtsp://127.0.0.1:9/x\n"),
+    ("subtitles", ("clip.mp4", "clip.mov"), "1\n00:00:00,000 --> 00:00:01,000\nhello\n"),
+    ("a web page", _FEW, "<html><video src='bait.mp4'></html>"),
+    ("PostScript", ("0.png", "0.jpg", "0.webp", "0.tif"),
+     "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 48\n%%EndComments\n"
+     "(a_program_was_run) (w) file closefile showpage\n%%EOF\n"),
+    ("vectors", ("0.png", "0.webp"),
+     "<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>"),
+    ("a font", ("0.png", "0.bmp"), "SIMPLE  =" + "\0" * 9000),
+)  # fmt: skip
 
 
 def hostile_clips() -> list[Hostile]:
     """All kinds."""
-    kinds: list[tuple[str, Sequence[str], Callable[[Path], object]]] = [
-        ("a script that names a play list", _NAMES, _script_of_list),
-        ("a script that names a clip", _NAMES, _script),
-        ("a script that names itself", _FEW, _script_of_itself),
-        ("scripts in scripts", _FEW, _scripts_in_scripts),
-        ("a play list of files", _NAMES, _list_of_files),
-        ("a play list of addresses", _NAMES, _list_of_addresses),
-        ("a play list with a key", _FEW, _list_with_key),
-        ("a DASH manifest of files", _FEW, _manifest_of_files),
-        ("a DASH manifest of addresses", _FEW, _manifest_of_addresses),
-        ("a description of a session", _NAMES, _session),
-        ("a list of streams", _FEW, _streams),
-        ("subtitles", ("clip.mp4", "clip.mov"), _subtitles),
-        ("a web page", _FEW, lambda path: path.write_text("<html><video src='bait.mp4'></html>")),
-        ("PostScript", ("0.png", "0.jpg", "0.webp", "0.tif"), _postscript),
-        ("vectors", ("0.png", "0.webp"), lambda path: path.write_text(_SVG)),
-        ("a font", ("0.png", "0.bmp"), lambda path: path.write_bytes(b"SIMPLE  =" + bytes(9000))),
-    ]
     found = [
-        Hostile(kind, names, _guarded(make), _clip_reader, True, _SECONDS, _ROOM)
-        for kind, names, make in kinds
+        Hostile(kind, names, _writer(text), _read, True, _SECONDS, _ROOM)
+        for kind, names, text in _TEXT
     ]
     large = ("0.png", "1 \u202e.png")
-    return [*found, Hostile("a picture of 67 million pixels", large, _large_png, _clip_reader,
-        False,
-                            60.0, 5 * 2**28)]  # fmt: skip
+    kind = "a picture of 67 million pixels"
+    return [*found, Hostile(kind, large, _large_png, _read, False, 60.0, 5 * 2**28)]
 
 
-def _clip_reader(path: Path) -> None:
-    """As training clips are read; a picture by its folder. Nothing may be asked of the network."""
-    asked, heard = len(_listener().asked), _Ears(_UDP)
-    clip = path.parent if path.suffix in (".png", ".jpg", ".webp", ".tif", ".bmp") else path
+def _read(path: Path) -> None:
+    """Read as training clips are, a picture by its folder; nothing may use the network."""
+    listener, ears = _listener(), _Ears(_UDP)
+    asked = len(listener.asked)
+    clip = path.parent if path.suffix in _PICTURES else path
     try:
         clips = load_clips([clip], "", 2, short="loop", width=64, height=48)
         for _ in clips.chunks(0):
             pass
     finally:
-        if heard.stop():
+        if ears.stop():
             raise AssertionError(f"the UDP port {_UDP} was opened")
-        if len(_listener().asked) > asked:
-            raise AssertionError(f"asked for {_listener().asked[-1]}")
-
-
-def _guarded(make: Callable[[Path], object]) -> Callable[[Path], object]:
-    def lay(path: Path) -> None:
-        outside = path.parent.parent / "outside"
-        if not outside.is_dir():
-            outside.mkdir()
-            _write_bait(outside)
-        make(path)
-
-    return lay
-
-
-def _write_bait(folder: Path) -> None:
-    """Media that decode well, if anybody opens them."""
-    from benchmarks.samples.clip_files import write_video
-
-    frames = np.random.default_rng(0).integers(0, 256, (8, 48, 64, 3), np.uint8)
-    for name in ("bait.mp4", "bait.ts"):
-        write_video(folder / name, frames)
-
-
-def _bait(path: Path, name: str = "bait.ts") -> Path:
-    return path.parent.parent.resolve() / "outside" / name
+        if len(listener.asked) > asked:
+            raise AssertionError(f"requested {listener.asked[-1]}")
 
 
 class _Ears:
-    """Whether a UDP port is opened in this process' network meanwhile."""
+    """Whether this process opens a UDP port meanwhile."""
 
     def __init__(self, port: int) -> None:
         self._sign, self._found, self._done = f":{port:04X} ", False, False
@@ -114,7 +112,7 @@ class _Ears:
 
 
 class _Listener:
-    """Notes who asks for something over HTTP."""
+    """An HTTP server that records requests."""
 
     def __init__(self) -> None:
         asked: list[str] = []
@@ -125,113 +123,45 @@ class _Listener:
                 self.send_error(404)
 
             def log_message(self, *args: Any) -> None:
-                """Silence."""
+                """Log nothing."""
 
         self.asked = asked
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{server.server_port}"
 
 
-_listening: list[_Listener] = []
-
-
+@functools.cache
 def _listener() -> _Listener:
-    if not _listening:
-        _listening.append(_Listener())
-    return _listening[0]
+    return _Listener()
 
 
-# --- what is written ----------------------------------------------------------------------------
+def _writer(text: str) -> Callable[[Path], None]:
+    """Writes the text, with media beside it that would decode if they were opened."""
 
+    def write(path: Path) -> None:
+        outside = path.parent.parent.resolve() / "outside"
+        video, stream = outside / "bait.mp4", outside / "bait.ts"
+        if not outside.is_dir():
+            outside.mkdir()
+            frames = np.random.default_rng(0).integers(0, 256, (8, 48, 64, 3), np.uint8)
+            write_video(video, frames)
+            write_video(stream, frames)
+        if path.suffix not in _PICTURES:
+            beside = path.parent
+            (beside / "list.m3u8").write_text(_LIST.format(f"file://{stream}"))
+            for name, bait in (("inner.mp4", video), ("end.mp4", video), ("a.ts", stream)):
+                (beside / name).write_bytes(bait.read_bytes())
+            for level in range(1, 12):
+                inner = "end.mp4" if level == 11 else f"level{level + 1}.ffconcat"
+                (beside / f"level{level}.ffconcat").write_text(_SCRIPT + f"file '{inner}'\n" * 4)
+        places = {"file": stream, "video": video, "url": _listener().url, "name": path.name}
+        filled = text
+        for key, value in places.items():
+            filled = filled.replace(f"{{{key}}}", str(value))
+        path.write_text(filled)
 
-def _playlist(path: Path, address: str) -> None:
-    path.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{address}\n#EXT-X-ENDLIST\n")
-
-
-def _script_of_list(path: Path) -> None:
-    _playlist(path.parent / "list.m3u8", f"file://{_bait(path)}")
-    path.write_text("ffconcat version 1.0\nfile 'list.m3u8'\n")
-
-
-def _script(path: Path) -> None:
-    (path.parent / "inner.mp4").write_bytes(_bait(path, "bait.mp4").read_bytes())
-    path.write_text(f"ffconcat version 1.0\nfile '{_bait(path)}'\nfile 'inner.mp4'\n")
-
-
-def _script_of_itself(path: Path) -> None:
-    path.write_text(f"ffconcat version 1.0\nfile '{path.name}'\nfile '{path.name}'\n")
-
-
-def _scripts_in_scripts(path: Path) -> None:
-    (path.parent / "end.mp4").write_bytes(_bait(path, "bait.mp4").read_bytes())
-    for level in range(12):
-        inner = "end.mp4" if level == 11 else f"level{level + 1}.ffconcat"
-        name = path if level == 0 else path.parent / f"level{level}.ffconcat"
-        name.write_text("ffconcat version 1.0\n" + f"file '{inner}'\n" * 4)
-
-
-def _list_of_files(path: Path) -> None:
-    _playlist(path, f"file://{_bait(path)}")
-
-
-def _list_of_addresses(path: Path) -> None:
-    _playlist(path, f"{_listener().url}/a.ts")
-
-
-def _list_with_key(path: Path) -> None:
-    (path.parent / "a.ts").write_bytes(_bait(path).read_bytes())
-    path.write_text(
-        f'#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXT-X-KEY:METHOD=AES-128,URI="{_listener().url}/key"\n'
-        "#EXTINF:1,\na.ts\n#EXT-X-ENDLIST\n"
-    )
-
-
-def _manifest(path: Path, address: str) -> None:
-    path.write_text(
-        '<?xml version="1.0"?><MPD xmlns="urn:mpeg:dash:schema:mpd:2011" type="static" '
-        'mediaPresentationDuration="PT1S" minBufferTime="PT1S" '
-        'profiles="urn:mpeg:dash:profile:isoff-on-demand:2011"><Period><AdaptationSet '
-        'mimeType="video/mp4"><Representation id="1" bandwidth="1" width="64" height="48">'
-        f"<BaseURL>{address}</BaseURL><SegmentBase/></Representation></AdaptationSet></Period></MPD>"
-    )
-
-
-def _manifest_of_files(path: Path) -> None:
-    _manifest(path, f"file://{_bait(path, 'bait.mp4')}")
-
-
-def _manifest_of_addresses(path: Path) -> None:
-    _manifest(path, f"{_listener().url}/a.mp4")
-
-
-def _session(path: Path) -> None:
-    path.write_text(
-        "v=0\r\no=- 0 0 IN IP4 127.0.0.1\r\ns=x\r\nc=IN IP4 127.0.0.1\r\nt=0 0\r\n"
-        f"m=video {_UDP} RTP/AVP 96\r\na=rtpmap:96 H264/90000\r\n"
-    )
-
-
-def _streams(path: Path) -> None:
-    """As RTSP, ASX, PLS and XSPF lists name them."""
-    path.write_text(
-        f"[playlist]\nFile1={_listener().url}/a.mp4\nNumberOfEntries=1\n<asx><entry>"
-        f"<ref href='{_listener().url}/b.mp4'/></entry></asx>\nRTSPtextrtsp://127.0.0.1:9/x\n"
-    )
-
-
-def _subtitles(path: Path) -> None:
-    path.write_text("1\n00:00:00,000 --> 00:00:01,000\nhello\n")
-
-
-_SVG = "<svg xmlns='http://www.w3.org/2000/svg'><image href='file:///etc/passwd'/></svg>"
-
-
-def _postscript(path: Path) -> None:
-    path.write_text(
-        "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 48\n%%EndComments\n"
-        "(a_program_was_run) (w) file closefile showpage\n%%EOF\n"
-    )
+    return write
 
 
 def _large_png(path: Path) -> None:
@@ -247,5 +177,5 @@ def _large_png(path: Path) -> None:
         rows.write(squeeze.compress(bytes(1 + 8192 * 4)))
     rows.write(squeeze.flush())
     header = struct.pack(">IIBBBBB", 8192, 8192, 8, 6, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows.getvalue())
-                     + chunk(b"IEND", b""))  # fmt: skip
+    parts = (chunk(b"IHDR", header), chunk(b"IDAT", rows.getvalue()), chunk(b"IEND", b""))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))

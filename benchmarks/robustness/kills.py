@@ -1,7 +1,7 @@
-"""kill -9 in the middle of training, of saving a motion and of caching: nothing half is ever read.
+"""kill -9 during training, saving a motion and caching: no half-written file is ever read.
 
-The victims are forked, so that a kill costs no second start; systems without fork have no such
-trial. This process itself never trains: autograd does not go through a fork.
+The victims are forked, so that a kill costs no start-up; systems without fork cannot run this. This
+process itself never trains, because autograd does not survive a fork.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import logging
 import multiprocessing
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -20,35 +19,25 @@ from torch import Tensor
 
 from benchmarks.samples.small_training import main as train_small
 from lamp.files.cache import TensorCache, entry_name
-from lamp.method.architecture import BlockSite, ConvSite, SiteMap
 from lamp.method.motion import Motion
 from lamp.motion_file.config import MotionConfig
 from lamp.motion_file.file import load_motion_file, save_motion
 from lamp.training.session import newest_state, states
 from lamp.training.state import read_state
 
+from .loaders import small_sites
+from .watch import Result
+
 STEPS = 20
+SITES = small_sites(64, 64)
 _ENTRIES = 250  # which take longer than any kill waits
-_BLOCK = "mid_block.attentions.0.transformer_blocks.0"
-_SITES = SiteMap(
-    (ConvSite("conv_in", "conv_in", 64),), (BlockSite(_BLOCK, _BLOCK, 64, 2),), (), (), "sd1"
-)
 
 
-@dataclass
-class Kills:
-    """How often what was killed, and what was found that must not be."""
-
-    killed: dict[str, int] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-
-
-def kill_often(count: int, seed: int, folder: Path) -> Kills:
-    """`count` kills at random moments, of each kind in turn, below `folder`; a training goes on
-    where the last one was killed."""
-    random, result = Random(seed), Kills()
+def kill_often(count: int, seed: int, folder: Path) -> Result:
+    """`count` kills at random moments, of each kind in turn; a training resumes after its kill."""
+    random, result = Random(seed), Result()
     works: tuple[tuple[Callable[[Path], None], Callable[[Path], list[str]]], ...] = (
-        (_train, _check_states), (_save, _check_motion), (_fill_cache, _check_cache)
+        (_train, check_states), (_save, check_motion), (_fill_cache, check_cache)
     )  # fmt: skip
     runs = 0
     for number in range(count):
@@ -57,19 +46,18 @@ def kill_often(count: int, seed: int, folder: Path) -> Kills:
         place = folder / f"{name}{runs if work is _train else number}"
         place.mkdir(exist_ok=True)
         if _kill(work, place, random):
-            result.killed[name] = result.killed.get(name, 0) + 1
+            result.counts[name] += 1
         result.problems += [f"kill {number} of {name}: {problem}" for problem in check(place)]
         if work is _train and (found := newest_state([place])) and found[1].step > STEPS // 2:
             result.problems += _check_end(place)
             runs += 1
-    train = folder / f"train{runs}"
-    if train.is_dir():
+    if (train := folder / f"train{runs}").is_dir():
         result.problems += _check_end(train)
     return result
 
 
 def _kill(work: Callable[[Path], None], place: Path, random: Random) -> bool:
-    """Start `work` and kill it at some moment after its first file; whether it was still alive."""
+    """Start `work` and kill it some time after its first file; whether it was still running."""
     before = set(place.iterdir())
     victim = _start(work, place)
     while victim.is_alive() and set(place.iterdir()) == before:
@@ -86,7 +74,7 @@ def _start(work: Callable[[Path], None], place: Path) -> Any:
     return process
 
 
-# --- training -----------------------------------------------------------------------------------
+# --- training ---------------------------------------------------------------------------------
 
 
 def _train(folder: Path) -> None:
@@ -94,15 +82,15 @@ def _train(folder: Path) -> None:
     train_small(folder, STEPS)
 
 
-def _check_states(folder: Path) -> list[str]:
-    """Every file that bears a state's name is a whole one."""
+def check_states(folder: Path) -> list[str]:
+    """Every file with a state's name is complete."""
     for path in states(folder):
         read_state(path)
     return []
 
 
 def _check_end(folder: Path) -> list[str]:
-    """The run goes on to its end, which is that of a run that nobody killed."""
+    """The run finishes with the same result as a run that was never killed."""
     straight = folder.with_name("straight")
     for place in (folder,) if straight.is_dir() else (straight, folder):
         _start(_train, place).join()
@@ -120,59 +108,50 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return one.dtype == other.dtype and torch.equal(one, other)
 
 
-# --- motion files and cache ---------------------------------------------------------------------
+# --- motion files and cache -------------------------------------------------------------------
 
 
 def _save(folder: Path) -> None:
-    """Write one motion over the other, each of a single number."""
-    shapes = Motion(_SITES).state_dict()
+    """Overwrite a motion again and again, each time with another single number."""
+    shapes = Motion(SITES).state_dict()
     for number in range(1000):
         state = {name: torch.full_like(tensor, number) for name, tensor in shapes.items()}
         save_motion(folder / "m.safetensors", state, MotionConfig("sd1", steps=number))
 
 
-def _check_motion(folder: Path) -> list[str]:
+def check_motion(folder: Path) -> list[str]:
     path = folder / "m.safetensors"
     if not path.exists():
         return []
     file = load_motion_file(path)
-    file.check_against(_SITES)
+    file.check_against(SITES)
     whole = all((tensor == file.config.steps).all() for tensor in file.state.values())
-    return [] if whole else ["the motion is of two"]
+    return [] if whole else ["the motion mixes two saves"]
 
 
 def _fill_cache(folder: Path) -> None:
     cache = TensorCache(folder)
     for number in range(_ENTRIES):
-        cache.get(entry_name("posterior", number), lambda number=number: _entry(number))
+        cache.get(entry_name("posterior", number), lambda number=number: cache_entry(number))
 
 
-def _entry(number: int) -> dict[str, Tensor]:
+def cache_entry(number: int) -> dict[str, Tensor]:
     return {"mean": torch.randn(16, 1024, generator=torch.Generator().manual_seed(number))}
 
 
-class _Damage(logging.Handler):
-    """Collects what the cache warns of."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.said: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.said.append(record.getMessage())
-
-
-def _check_cache(folder: Path) -> list[str]:
-    """What is there is what was computed; nothing damaged was left for the cache to notice."""
-    listener, cache = _Damage(), TensorCache(folder)
+def check_cache(folder: Path) -> list[str]:
+    """Every entry is what was computed, and the cache warns of none."""
+    said: list[str] = []
+    listener, cache = logging.Handler(logging.WARNING), TensorCache(folder)
+    listener.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("lamp").addHandler(listener)
     try:
         for number in range(_ENTRIES):
             name = entry_name("posterior", number)
             if (folder / name).exists():
-                found = cache.get(name, lambda number=number: _entry(number))
-                if not (found.cached and _same(found.tensors["mean"], _entry(number)["mean"])):
-                    listener.said.append(f"entry {number} is not what was computed")
+                found = cache.get(name, lambda number=number: cache_entry(number))
+                if not (found.cached and _same(found.tensors["mean"], cache_entry(number)["mean"])):
+                    said.append(f"entry {number} is not what was computed")
     finally:
         logging.getLogger("lamp").removeHandler(listener)
-    return listener.said
+    return said

@@ -12,9 +12,7 @@ from random import Random
 import numpy as np
 import torch
 
-from benchmarks.robustness.mutations import damaged_clip, damaged_tensors, damaged_text
-from benchmarks.robustness.pickles import damaged_pickle
-from benchmarks.robustness.watch import LONGEST, SPARE, Outcome, watch
+from benchmarks.samples.clip_files import write_video
 from lamp.cli.train_config import read_settings
 from lamp.clips.captions import find_caption
 from lamp.clips.load import load_clips
@@ -31,11 +29,10 @@ from lamp.training.loop import Training
 from lamp.training.recipe import TrainConfig
 from lamp.training.state import read_state, restore, take_state, write_state
 
+from .mutations import damaged_clip, damaged_pickle, damaged_tensors, damaged_text
+from .watch import LONGEST, SPARE, Outcome, watch
+
 _BLOCK = "mid_block.attentions.0.transformer_blocks.0"
-_SITES = SiteMap(
-    (ConvSite("conv_in", "conv_in", 6),), (BlockSite(_BLOCK, _BLOCK, 8, 2),), (), (), "sd1"
-)
-_ENTRY = entry_name("prompt", "some text")
 _IDENTITY = {"base": "abc", "clips": "def"}
 _TOML = """\
 [base]
@@ -66,26 +63,35 @@ resume = "none"
 """
 
 
+def small_sites(width: int, block: int) -> SiteMap:
+    """One convolution and one transformer block, of so many channels."""
+    conv = ConvSite("conv_in", "conv_in", width)
+    return SiteMap((conv,), (BlockSite(_BLOCK, _BLOCK, block, 2),), (), (), "sd1")
+
+
+_SITES = small_sites(6, 8)
+
+
 @dataclass(frozen=True)
 class Loader:
     """How a kind of file is made, damaged and read.
 
-    `share` of the files goes to it; `sound` makes a good file under the name `file`. Reading one
-    takes at most so many `seconds` and `room` in bytes, besides three times its size.
+    - share: of all files;
+    - valid: writes a valid file, named `file`;
+    - seconds, room: the limits of `watch`.
     """
 
     name: str
     file: str
     share: float
-    sound: Callable[[Path], object]
+    valid: Callable[[Path], object]
     damage: Callable[[Random, bytes], tuple[bytes, str]]
     load: Callable[[Path], object]
     seconds: float = LONGEST
     room: int = SPARE
 
 
-class _NotKept(LampError):
-    """The cache would compute the entry anew."""
+# --- motions ----------------------------------------------------------------------------------
 
 
 def _write_motion(path: Path, size: float = 1.0) -> None:
@@ -96,33 +102,36 @@ def _write_motion(path: Path, size: float = 1.0) -> None:
 
 
 def _load_motion(path: Path) -> None:
-    """Read it, and put it into a model as the nodes do."""
+    """Load it into a model as the nodes do."""
     file = load_motion_file(path)
     file.check_against(_SITES)
     Motion(_SITES).load_state_dict(file.state)
 
 
 def _inspect_motion(path: Path) -> None:
-    """Describe it in words that can be shown and sent."""
+    """Describe it in text that can be encoded."""
     file = load_motion_file(path)
     json.dumps([describe_motion(file), asdict(file.config), file.metadata]).encode()
     describe_motion(file).encode()
 
 
 @functools.cache
-def _sound_motion() -> MotionFile:
+def _valid_motion() -> MotionFile:
     state = Motion(_SITES).initialise(1).state_dict()
     moved = {name: torch.full_like(tensor, 0.1) for name, tensor in state.items()}
-    return MotionFile(moved, MotionConfig(family="sd1"), name="sound.safetensors")
+    return MotionFile(moved, MotionConfig(family="sd1"), name="valid.safetensors")
 
 
 def _merge(path: Path) -> None:
-    """Merge it with a sound one, on either side."""
+    """Merge it with a valid one, in either order."""
     file = load_motion_file(path)
-    for pair in ((file, _sound_motion()), (_sound_motion(), file)):
+    for pair in ((file, _valid_motion()), (_valid_motion(), file)):
         merged = merge_motions(*pair, (0.5, 1.5))
         if not all(tensor.isfinite().all() for tensor in merged.state.values()):
             raise AssertionError("the merged motion is not finite")
+
+
+# --- official checkpoints ---------------------------------------------------------------------
 
 
 @functools.cache
@@ -138,21 +147,11 @@ def _base() -> torch.nn.Module:
 
 
 def _write_official(path: Path) -> None:
-    from safetensors.torch import save_file
+    from benchmarks.samples.official_files import official_state, write_official
 
-    base, sites = canonical_state(_base()), map_unet(_base())
-    learned = Motion(sites).initialise(0).state_dict()
-    convs = {site.name for site in sites.convs}
-    state = {_inflated(name, convs): tensor.contiguous() for name, tensor in base.items()}
-    # the tuned query stands in place of the base's own, to which a fresh motion is no change
-    state |= {name: tensor.contiguous() for name, tensor in learned.items() if name not in base}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(state, path) if path.suffix == ".safetensors" else torch.save(state, path)
-
-
-def _inflated(name: str, convs: set[str]) -> str:
-    module, _, parameter = name.rpartition(".")
-    return f"{module}.conv2d.{parameter}" if module in convs else name
+    learned = Motion(map_unet(_base())).initialise(0).state_dict()
+    state = official_state(canonical_state(_base()), learned, _base())
+    write_official(path.parents[1], state, path.name)
 
 
 def _convert(path: Path) -> None:
@@ -160,13 +159,12 @@ def _convert(path: Path) -> None:
     file.check_against(map_unet(_base()))
 
 
+# --- training states, cache entries, texts, clips ---------------------------------------------
+
+
 @functools.cache
 def _small_run() -> Training:
-    from benchmarks.samples.small_training import (  # imports diffusers
-        FRAMES,
-        small_clips,
-        small_host,
-    )
+    from benchmarks.samples.small_training import FRAMES, small_clips, small_host
 
     host = small_host()
     settings = TrainConfig(steps=3, frames=FRAMES, ema=0.9)
@@ -185,7 +183,7 @@ def _resume(path: Path) -> None:
 
 
 def _refuse() -> dict[str, torch.Tensor]:
-    raise _NotKept("It is computed anew.")
+    raise LampError("The entry is computed again.")
 
 
 def _write_entry(path: Path) -> None:
@@ -207,71 +205,64 @@ def _read_toml(path: Path) -> None:
 
 
 def _write_clip(path: Path, **how: str) -> None:
-    from benchmarks.samples.clip_files import write_video
-
     frames = np.random.default_rng(0).integers(0, 256, (8, 48, 64, 3), np.uint8)
-    write_video(path, frames, fflags="+bitexact", **how)  # without numbers drawn at random
+    write_video(path, frames, fflags="+bitexact", **how)
 
 
 def _read_clip(path: Path) -> None:
-    """As training clips are read: looked through, then frame by frame."""
+    """Read as training clips are: inspected, then frame by frame."""
     clips = load_clips([path], "", 2, short="loop", width=64, height=48)
     for chunk in clips.chunks(0):
         if chunk.shape[1:] != (48, 64, 3):
             raise AssertionError(f"frames of shape {tuple(chunk.shape)}")
 
 
-# A few bytes may say that they are a picture of 8K, which takes its time and its memory.
-_PICTURES = {"seconds": 60.0, "room": 2**30}
-# On top of the others: a clip is no motion file.
-_CLIPS = tuple(
-    Loader(f"clip {file[5:]}", file, 0.025, functools.partial(_write_clip, **how), damaged_clip,
-           _read_clip, **_PICTURES)
-    for file, how in {
-        "clip.mp4": {}, "clip.gif": {"codec": "gif", "pixels": "rgb8"},
-        "clip.webm": {"codec": "libvpx-vp9"},
-        "clip.mkv": {"codec": "libx265", "pixels": "yuv420p10le"},
-    }.items()
-)  # fmt: skip
-
+_TENSORS = (
+    ("motion", "m.safetensors", 0.25, _write_motion, _load_motion),
+    ("compact", "m.safetensors", 0.1, functools.partial(_write_motion, size=0.3), _load_motion),
+    ("inspect", "m.safetensors", 0.1, _write_motion, _inspect_motion),
+    ("state", "s.safetensors", 0.03, _write_state, read_state),
+    ("resume", "s.safetensors", 0.02, _write_state, _resume),
+    ("cache", entry_name("prompt", "some text"), 0.1, _write_entry, _read_entry),
+    ("merge", "m.safetensors", 0.15, _write_motion, _merge),
+    ("convert", "unet/diffusion_pytorch_model.safetensors", 0.08, _write_official, _convert),
+)
+_CLIPS = {
+    "clip.mp4": {},
+    "clip.gif": {"codec": "gif", "pixels": "rgb8"},
+    "clip.webm": {"codec": "libvpx-vp9"},
+    "clip.mkv": {"codec": "libx265", "pixels": "yuv420p10le"},
+}
 LOADERS = (
-    Loader("motion", "m.safetensors", 0.25, _write_motion, damaged_tensors, _load_motion),
-    Loader("compact", "m.safetensors", 0.1, functools.partial(_write_motion, size=0.3),
-           damaged_tensors, _load_motion),
-    Loader("inspect", "m.safetensors", 0.1, _write_motion, damaged_tensors, _inspect_motion),
-    Loader("state", "s.safetensors", 0.03, _write_state, damaged_tensors, read_state),
-    Loader("resume", "s.safetensors", 0.02, _write_state, damaged_tensors, _resume),
-    Loader("cache", _ENTRY, 0.1, _write_entry, damaged_tensors, _read_entry),
-    Loader("merge", "m.safetensors", 0.15, _write_motion, damaged_tensors, _merge),
-    Loader("convert", "unet/diffusion_pytorch_model.safetensors", 0.08, _write_official,
-           damaged_tensors, _convert),
+    *(Loader(*made, damaged_tensors, load) for *made, load in _TENSORS),
     Loader("pickle", "unet/diffusion_pytorch_model.bin", 0.07, _write_official, damaged_pickle,
            _convert),
     Loader("caption", "clip.txt", 0.05, lambda path: path.write_text("a horse, {motion}\n"),
            damaged_text, _read_caption),
     Loader("toml", "run.toml", 0.05, lambda path: path.write_text(_TOML), damaged_text, _read_toml),
-    *_CLIPS,
+    # A few bytes may claim to be an 8K picture, which takes time and memory.
+    *(Loader(f"clip {file[5:]}", file, 0.025, functools.partial(_write_clip, **how), damaged_clip,
+             _read_clip, seconds=60.0, room=2**30) for file, how in _CLIPS.items()),
 )  # fmt: skip
 
 
 class Trial:
-    """Bad files for one loader, in a folder of its own.
-
-    File number n is the same whatever was tried before it, in this process or in another one.
-    """
+    """Bad files for one loader, in its own folder. File number n depends on n and the seed only."""
 
     def __init__(self, loader: Loader, folder: Path, seed: int) -> None:
         self._loader, self._seed, self.room = loader, seed, loader.room
         self._file = folder / loader.file
-        loader.sound(self._file)
-        self._sound = self._file.read_bytes()
-        for _ in range(2):  # the first time, modules are imported
+        loader.valid(self._file)
+        self._valid = self._file.read_bytes()
+        for _ in range(2):  # the first time imports modules
             loader.load(self._file)
 
-    def run(self, number: int) -> tuple[Outcome, str]:
-        """Try one bad file; what became of it, and what was wrong with it."""
-        random = Random(f"{self._seed} {self._loader.name} {number}")
-        data, damage = self._loader.damage(random, self._sound)
-        self._file.write_bytes(data)
+    def run(self, number: int) -> Outcome:
+        """Try one bad file."""
         loader = self._loader
-        return watch(self._file, loader.load, loader.seconds, loader.room), damage
+        random = Random(f"{self._seed} {loader.name} {number}")
+        data, damage = loader.damage(random, self._valid)
+        self._file.write_bytes(data)
+        outcome = watch(self._file, loader.load, loader.seconds, loader.room)
+        outcome.label = f"file {number} ({damage})"
+        return outcome

@@ -1,4 +1,4 @@
-"""Watching one piece of code at work on bad input: errors, time, memory, traces on the disk."""
+"""Observe one read of a bad file: errors, time, memory, and traces it leaves."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 import sys
 import time
 import tracemalloc
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +16,9 @@ from typing import Any
 
 from lamp.errors import LampError
 
-LONGEST = 5.0  # seconds of computing
-MEMORY = 3  # times the file's size, besides what a small file may cost
-SPARE = 16 * 2**20
+LONGEST = 5.0  # CPU seconds
+MEMORY = 3  # times the size of the file, plus
+SPARE = 16 * 2**20  # bytes
 
 _TRACES = (
     "os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.truncate", "os.chmod", "os.link",
@@ -27,32 +28,48 @@ _TRACES = (
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _STATUS, _RESET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
-_seen: list[str] | None = None
+
+@dataclass
+class Result:
+    """What a part of the benchmark did, and the problems it found."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+    figures: dict[str, float] = field(default_factory=dict)
+
+    def expect(self, good: bool, problem: str) -> None:
+        """Note a problem unless `good`."""
+        if not good:
+            self.problems.append(problem)
 
 
 @dataclass
 class Outcome:
-    """What became of one bad file."""
+    """How one bad file was handled: `became` is loaded, refused or failed."""
 
-    loaded: bool = False
+    became: str = "failed"
     refusal: str = ""
     problems: list[str] = field(default_factory=list)
+    label: str = ""
 
 
 def watch(
     file: Path, load: Callable[[Path], object], seconds: float = LONGEST, room: int = SPARE
 ) -> Outcome:
-    """Load a file: it is loaded, or refused by a LampError; all else is a problem, more than so
-    many `seconds` or, besides three times the file's size, `room` in bytes too."""
+    """Read a file, which must load or be refused by a LampError.
+
+    All else is a problem: another error, more than `seconds`, more memory than three times the
+    file's size plus `room`, and any file written, process started or pickle loaded.
+    """
     outcome = Outcome()
     before = set(os.listdir(file.parent)) | set(os.listdir())
     begun, base = time.process_time(), _begin_peak()
     with _traces() as traces:
         try:
             load(file)
-            outcome.loaded = True
+            outcome.became = "loaded"
         except LampError as error:
-            outcome.refusal = str(error)
+            outcome.became, outcome.refusal = "refused", str(error)
         except Exception as error:
             outcome.problems.append(f"{type(error).__name__}: {str(error)[:200]}")
     memory, took = _end_peak() - base, time.process_time() - begun
@@ -64,20 +81,20 @@ def watch(
     size = file.stat().st_size
     if memory > MEMORY * size + room:
         outcome.problems.append(f"took {memory / 2**20:.0f} MiB for {size / 2**20:.2f} MiB")
-    if outcome.refusal and not _is_sentence(outcome.refusal):
-        outcome.problems.append(f"no sentence: {outcome.refusal[:200]!r}")
+    if outcome.became == "refused" and not is_readable(outcome.refusal):
+        outcome.problems.append(f"unreadable message: {outcome.refusal[:200]!r}")
     return outcome
 
 
-def _is_sentence(text: str) -> bool:
-    """Something that a person can be shown: text, not too long, with an end."""
+def is_readable(text: str) -> bool:
+    """Whether an error message can be shown: text of reasonable length that ends properly."""
     with contextlib.suppress(UnicodeEncodeError):
         return bool(text.encode()) and len(text) < 2000 and text.endswith((".", "?"))
     return False
 
 
 def _begin_peak() -> int:
-    """Bytes in use now, from which on the highest value is kept."""
+    """Bytes in use now; resets the peak."""
     if _RESET.exists():
         _RESET.write_text("5")
         return _status("VmRSS")
@@ -98,32 +115,27 @@ def _status(name: str) -> int:
     return int(found[1]) * 1024 if found else 0
 
 
-@contextlib.contextmanager
-def _traces() -> Iterator[list[str]]:
-    """Whatever is written, removed, run or unpickled meanwhile."""
-    global _seen
-    _listen()
-    _seen = found = []
-    try:
-        yield found
-    finally:
-        _seen = None
-
-
+_seen: list[list[str]] = []
 _listening = False
 
 
-def _listen() -> None:
-    # A listener can never be taken off again: there is one, and most of the time it sleeps.
+@contextlib.contextmanager
+def _traces() -> Iterator[list[str]]:
+    """Collect what is written, removed, started or unpickled."""
     global _listening
-    if not _listening:
+    if not _listening:  # an audit hook can never be removed
         sys.addaudithook(_hear)
         _listening = True
+    _seen.append([])
+    try:
+        yield _seen[0]
+    finally:
+        _seen.clear()
 
 
 def _hear(event: str, details: tuple[Any, ...]) -> None:
-    if _seen is None:
+    if not _seen:
         return
     writes = event == "open" and isinstance(details[2], int) and bool(details[2] & _WRITING)
     if writes or event in _TRACES:
-        _seen.append(f"{event} {str(details)[:200]}")
+        _seen[0].append(f"{event} {str(details)[:200]}")

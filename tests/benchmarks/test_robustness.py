@@ -1,4 +1,4 @@
-"""A short form of `python -m benchmarks.robustness`, and proof that it notices what goes wrong."""
+"""A short form of `python -m benchmarks.robustness`, and that it detects what goes wrong."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from benchmarks.robustness.watch import watch
 from lamp.errors import LampError
 
 ROOT = Path(__file__).parents[2]
-FEW = {"motion": 250, "inspect": 150, "state": 25, "resume": 15, "cache": 80}
+FEW = {"motion": 250, "inspect": 150, "state": 25, "resume": 40, "cache": 80}
 FEW |= {"merge": 200, "convert": 25, "pickle": 35}
 
 
@@ -42,15 +42,10 @@ def test_bad_files_are_refused_with_a_sentence_or_loaded(
     if loader.name in ("state", "resume"):
         pytest.importorskip("diffusers")
     trial = Trial(loader, tmp_path, seed=7)
-    became = {"loaded": 0, "refused": 0}
-    problems = []
-    for number in range(FEW.get(loader.name, 60)):
-        outcome, damage = trial.run(number)
-        problems += [f"{number} ({damage}): {problem}" for problem in outcome.problems]
-        became["loaded" if outcome.loaded else "refused"] += 1
-    assert not problems
-    # Both happen: the damage is neither too coarse nor without effect.
-    assert min(became.values()) > 0, became
+    outcomes = [trial.run(number) for number in range(FEW.get(loader.name, 60))]
+    assert not [f"{each.label}: {problem}" for each in outcomes for problem in each.problems]
+    # The damage is neither too coarse nor without effect.
+    assert {outcome.became for outcome in outcomes} == {"loaded", "refused"}
 
 
 def test_the_same_number_is_the_same_file() -> None:
@@ -132,4 +127,4 @@ def test_a_refusal_that_nobody_can_read_is_noticed(sentence: str, tmp_path: Path
 
     file = tmp_path / "file"
     file.write_bytes(struct.pack("<Q", 0))
-    assert "no sentence" in watch(file, refuse).problems[0]
+    assert len(watch(file, refuse).problems) == 1

@@ -1,4 +1,4 @@
-"""ComfyUI after mixed runs: see benchmarks/robustness/host.py."""
+"""ComfyUI after mixed runs (benchmarks/robustness/host.py)."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def test_nothing_of_many_mixed_runs_is_left(comfy: Any, monkeypatch: pytest.Monk
     monkeypatch.setattr(robustness_host, "PATCHES", few)
     result = robustness_host.soak(rounds=2, seed=0)
     assert not result.problems
-    assert len(result.runs) == 11 and set(result.runs.values()) == {2}
+    assert len(result.counts) == 11 and set(result.counts.values()) == {2}
     # One motion that stays alive has hundreds of objects.
-    assert result.objects_per_run < 20
+    assert result.figures["objects_per_run"] < 20
 
 
 def leak_a_hook(mixed: Any) -> None:
@@ -106,7 +106,7 @@ def test_what_is_left_is_noticed(comfy: Any, monkeypatch: pytest.MonkeyPatch, fa
     if noticed:
         assert noticed in " ".join(result.problems)
     else:
-        assert result.objects_per_run > 200
+        assert result.figures["objects_per_run"] > 200
         kept.clear()
 
 
@@ -114,4 +114,4 @@ def test_what_is_left_is_noticed(comfy: Any, monkeypatch: pytest.MonkeyPatch, fa
 def test_memory_that_is_kept_is_noticed(comfy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     result = soak_of(monkeypatch, keep_bytes, rounds=5)
     kept.clear()
-    assert 3 * 2**20 < result.bytes_per_run < 5 * 2**20
+    assert 3 * 2**20 < result.figures["bytes_per_run"] < 5 * 2**20

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.robustness.load import Load, Size, load_process, load_server
-from benchmarks.robustness.prompts import Attack, _is_sentence, _lay_bait, _state_of, every_node
+from benchmarks.robustness.client import every_node
+from benchmarks.robustness.load import Size, load_process, load_server
+from benchmarks.robustness.prompts import Attack, is_shown, lay_bait, state_of
+from benchmarks.robustness.watch import Result
 from scripts.server.server import ComfyServer
 
 
@@ -25,14 +27,14 @@ def test_hostile_prompts_leave_a_working_server_and_no_files(
 
 @pytest.mark.slow
 def test_load_loses_no_run_and_leaves_no_memory(server: ComfyServer) -> None:
-    load = Load()
+    load = Result()
     load_server(server, Size(prompts=12, cancels=6, stacked=10, shared=8), load)
     assert load.problems == [] and load.counts["prompts"] == 12
 
 
 @pytest.mark.slow
 def test_files_that_change_while_read_are_read_or_refused() -> None:
-    load = Load()
+    load = Result()
     load_process(Size(replaced=15), load)
     assert load.problems == [] and load.counts.total() == 16
 
@@ -43,11 +45,11 @@ def test_every_node_is_covered(server: ComfyServer) -> None:
 
 
 def test_a_changed_folder_and_an_unreadable_message_are_detected(tmp_path: Path) -> None:
-    _lay_bait(tmp_path)
-    before = _state_of(tmp_path)
+    lay_bait(tmp_path)
+    before = state_of(tmp_path)
     (tmp_path / "bait").write_bytes(b"not mine")
-    assert _state_of(tmp_path) != before
-    assert not _is_sentence("half \ud800.") and not _is_sentence("no end") and _is_sentence("So.")
+    assert state_of(tmp_path) != before
+    assert not is_shown("half \ud800.") and not is_shown("no end") and is_shown("So.")
 
 
 def test_files_opened_elsewhere_are_detected(server: ComfyServer) -> None:
