@@ -1,8 +1,8 @@
-"""Train a motion on eight toy clips in ComfyUI and move objects that no clip shows: `make demo`.
+"""Train a motion on eight toy clips in ComfyUI and apply it to unseen objects: `make demo`.
 
 Starts a ComfyUI server on loopback, queues the bundled workflow lamp_toy_train_and_generate once
-for each object (the motion is trained the first time only), and writes pictures, the motion file
-and its score to build/demo. Exit status 0 only if the motion was learned.
+per object (the motion is trained only the first time), and writes pictures, the motion file and its
+score to build/demo. Exit status 0 only if the motion was learned.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import requests
-from numpy.typing import NDArray
 from PIL import Image
 
 from lamp.cli.terminal import Terminal
@@ -31,18 +30,18 @@ from scripts.server.server import ComfyServer, ServerFailed
 from scripts.workflows import load_api
 
 WORKFLOW = "lamp_toy_train_and_generate"
-MOTION = "toy_moves_right"  # the name that the workflow gives to its motion
+MOTION = "toy_moves_right"  # the name that the workflow gives its motion
 OUT = ROOT / "build" / "demo"
 PICTURES = ("motion.webp", "motion.mp4", "contact_sheet.png", "loss.png")
-# A static video reaches IoU 0.2, path error 1.0 and follows no object. Looser than the marks of
-# benchmarks.motion, which measures 24 objects of each kind and not a handful.
+# A static video has IoU 0.2, path error 1.0 and follows no object. Looser than the marks of
+# benchmarks.motion, which measures many more objects.
 MARKS = {"iou": 0.5, "nrmse": 0.25, "followed": 0.75}
 _NAMES = {"iou": "overlap (IoU)", "nrmse": "path error", "followed": "share followed"}
-_FRAMES = "frames"  # the node that the demo adds to the workflow, to get the single frames
+_FRAMES = "frames"  # the node that the demo adds to the workflow to get single frames
 
 
 class Failed(RuntimeError):
-    """The demo cannot go on; the message tells why."""
+    """The demo cannot continue; the message says why."""
 
 
 def node_of(prompt: dict[str, Any], kind: str) -> str:
@@ -70,25 +69,25 @@ class Watch:
         self._trainer, self._sampler = (
             node_of(prompt, kind) for kind in ("LAMP_Trainer", "LAMP_KSampler")
         )
-        self._told = ""
+        self._loss = ""
 
     def __call__(self, event: Event) -> None:
         data = event["data"]
         if event["type"] == "progress_text" and data["node"] == self._trainer:
-            # Before the first step the node tells of its clips and of memory.
-            self._told = data["text"] if data["text"].startswith("loss") else ""
+            # Before the first step the node reports on clips and memory.
+            self._loss = data["text"] if data["text"].startswith("loss") else ""
         if event["type"] != "progress":
             return
         done, total = data["value"], max(data["max"], 1)
         if data["node"] == self._trainer:
-            job = "training" if self._told else "encoding the clips"
-            self._line.progress(job, done, total, self._told)
+            job = "training" if self._loss else "encoding the clips"
+            self._line.progress(job, done, total, self._loss)
         elif data["node"] == self._sampler:
             self._line.progress(self._label, done, total)
 
 
 def run_objects(server: ComfyServer, args: argparse.Namespace, line: Terminal) -> list[Film]:
-    """Train once, move every object; also fetches the loss plot and the motion file."""
+    """Train once and generate every object; also fetches the loss plot and the motion file."""
     cases = evaluation_cases(args.seed, args.unseen)[: args.objects]
     films = []
     for number, case in enumerate(cases):
@@ -97,53 +96,45 @@ def run_objects(server: ComfyServer, args: argparse.Namespace, line: Terminal) -
         result = server.queue(prompt, Watch(line, prompt, label), timeout=args.timeout).check()
         if number == 0:
             _fetch_training(server, prompt, result, args.out)
-            line.say(f"learned '{case.motion}' from 8 clips in {result.seconds:.0f} s")
-        films.append(Film(case, _frames(server, result)))
+            line.say(f"trained '{case.motion}' on 8 clips in {result.seconds:.0f} s")
+        files = [Image.open(io.BytesIO(server.view(file))) for file in result.files(_FRAMES)]
+        if not files:
+            raise Failed("The workflow ended without a video.")
+        films.append(Film(case, np.stack([np.asarray(file.convert("RGB")) for file in files])))
         found = films[-1].score
         verdict = "followed" if found.followed else "NOT followed"
         line.say(f"{label}  {case.caption}: {verdict}, IoU {found.iou:.2f}")
     return films
 
 
-def _frames(server: ComfyServer, result: RunResult) -> NDArray[np.uint8]:
-    files = result.files(_FRAMES)
-    if not files:
-        raise Failed("the workflow ended without a video")
-    pictures = [Image.open(io.BytesIO(server.view(file))).convert("RGB") for file in files]
-    return np.stack([np.asarray(picture) for picture in pictures])
-
-
 def _fetch_training(
     server: ComfyServer, prompt: dict[str, Any], result: RunResult, out: Path
 ) -> None:
-    """The loss plot, which the trainer shows, and the motion file, which it writes."""
+    """The loss plot that the trainer shows, and the motion file that it writes."""
     plots = result.files(node_of(prompt, "LAMP_Trainer"))
     if plots:
         (out / "loss.png").write_bytes(server.view(plots[0]))
     motions = sorted((server.base / "models" / "lamp_motion").rglob("*.safetensors"))
     if not motions:
-        raise Failed("the trainer ended without a motion file")
+        raise Failed("The trainer ended without a motion file.")
     for motion in motions:
         shutil.copy(motion, out / motion.name)
 
 
 def measure(films: list[Film]) -> dict[str, dict[str, float]]:
-    """Means over the objects (the median of the path error), beside those of a static video."""
+    """Mean scores (median of the path error), and those of static videos."""
     still = [score.score_clip(score.static_video(film.case), film.case) for film in films]
-    return {
-        "learned": score.summarise([film.score for film in films]),
-        "static": score.summarise(still),
-    }
+    learned = [film.score for film in films]
+    return {"learned": score.summarise(learned), "static": score.summarise(still)}
 
 
 def missed(figures: dict[str, float]) -> list[str]:
-    """The marks that are not reached, in words."""
-    found = []
-    for name, mark in MARKS.items():
-        value = figures[name]
-        if value > mark if name == "nrmse" else value < mark:
-            found.append(f"{_NAMES[name]} is {value:.2f}, the mark is {mark:.2f}")
-    return found
+    """The marks that are not reached, as text."""
+    return [
+        f"{_NAMES[name]} is {figures[name]:.2f}, the mark is {mark:.2f}"
+        for name, mark in MARKS.items()
+        if (figures[name] > mark if name == "nrmse" else figures[name] < mark)
+    ]
 
 
 def report(figures: dict[str, dict[str, float]], files: list[Path], out: Path) -> int:
@@ -151,54 +142,44 @@ def report(figures: dict[str, dict[str, float]], files: list[Path], out: Path) -
     (out / "score.json").write_text(json.dumps({"marks": MARKS, **figures}, indent=2) + "\n")
     learned, static = figures["learned"], figures["static"]
     count = round(learned["cases"])
-    print(f"\nMotion score on {count} objects that no clip shows (a static video in brackets):")
+    print(f"\nMotion score on {count} unseen objects (a static video in brackets):")
     for name, words in _NAMES.items():
         print(f"  {words:<16} {learned[name]:.2f}  ({static[name]:.2f})")
-    print("\nLook at:")
+    print("\nResults:")
     for path in files:
-        print(f"  {_shown(path)}")
-    faults = missed(learned)
-    if faults:
+        print(f"  {path.relative_to(ROOT) if path.is_relative_to(ROOT) else path}")
+    if faults := missed(learned):
         print("\nThe motion was NOT learned: " + "; ".join(faults), file=sys.stderr)
         return 1
     print(f"\nThe motion was learned: {round(learned['followed'] * count)} of {count} followed.")
     return 0
 
 
-def _shown(path: Path) -> Path:
-    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
-
-
 def run(args: argparse.Namespace) -> int:
-    _clear(args.out)
-    line = Terminal(sys.stdout)
-    started = time.monotonic()
-    print(f"LAMP demo: learn a motion from 8 clips, then move {args.objects} unseen objects.")
+    made = [args.out / name for name in PICTURES]
+    args.out.mkdir(parents=True, exist_ok=True)
+    for path in [*made, *args.out.glob(f"{MOTION}*.safetensors")]:  # of an earlier run
+        path.unlink(missing_ok=True)
+    line, started = Terminal(sys.stdout), time.monotonic()
+    print(f"LAMP demo: train a motion on 8 clips, then apply it to {args.objects} unseen objects.")
     line.say("starting ComfyUI")
     with ComfyServer(log=args.out / "server.log") as server:
-        line.say(f"ComfyUI answers at {server.url} ({time.monotonic() - started:.0f} s)")
+        line.say(f"ComfyUI runs at {server.url} ({time.monotonic() - started:.0f} s)")
         with line:
             films = run_objects(server, args, line)
     write_pictures(films, args.out)
-    line.say(f"all done in {time.monotonic() - started:.0f} s")
+    line.say(f"done in {time.monotonic() - started:.0f} s")
     motions = sorted(args.out.glob(f"{MOTION}*.safetensors"))
-    return report(measure(films), [*(args.out / name for name in PICTURES), *motions], args.out)
-
-
-def _clear(out: Path) -> None:
-    """Make the folder, and remove what an earlier run left there, nothing else."""
-    out.mkdir(parents=True, exist_ok=True)
-    for path in [*(out / name for name in PICTURES), *out.glob(f"{MOTION}*.safetensors")]:
-        path.unlink(missing_ok=True)
+    return report(measure(films), [*made, *motions], args.out)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts.demo", description=__doc__)
-    parser.add_argument("--seed", type=int, default=0, help="which clips and objects")
+    parser.add_argument("--seed", type=int, default=0, help="chooses clips and objects")
     parser.add_argument("--objects", type=int, default=8, choices=range(1, 25), metavar="1..24")
     parser.add_argument("--unseen", choices=("combination", "hard"), default="combination")
-    parser.add_argument("--out", type=Path, default=OUT, help="where the pictures go")
-    parser.add_argument("--timeout", type=float, default=1800.0, help="seconds for one object")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of the results")
+    parser.add_argument("--timeout", type=float, default=1800.0, help="seconds per object")
     return parser.parse_args(arguments)
 
 

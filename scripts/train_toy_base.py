@@ -1,17 +1,16 @@
-"""Teach the toy base: VAE first, then UNet and text encoder together.
+"""Train the toy base: first the VAE, then UNet and text encoder together.
 
     python scripts/train_toy_base.py vae  --steps 1800
     python scripts/train_toy_base.py unet --steps 200000 --stop 10000 --workers 2
     python scripts/train_toy_base.py pack --workers 2
 
-The weights in the repository (VAE 40 dB; UNet 320,000 scenes, stopped on the plateau of its rate,
-averaged) were made nearly this way: the VAE's schedule was shortened from 3000 steps on the way,
-and scenes with two objects came in after 5500 steps of the UNet. Running it again gives a model as
-good, not the same numbers. The plateau is on purpose: weights whose rate had fallen to zero drew
-better pictures, but learned motions worse. About three CPU hours.
+The weights in the repository (VAE 40 dB; UNet 320,000 scenes, averaged) were made almost this way:
+the VAE's schedule was shortened from 3000 steps during its run, and scenes with two objects were
+added after 5500 steps of the UNet. Another run gives an equally good model, not the same weights.
+The UNet stops on the plateau of its learning rate on purpose: after the decay it made better
+pictures, but learned motions worse. Takes about three CPU hours.
 
-Each phase keeps a checkpoint in ``--out`` and goes on from it. Length is given in steps, never in
-seconds, so that a slow machine does as much as a fast one.
+Each phase stores a checkpoint in ``--out`` and resumes from it.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def save_atomic(path: Path, state: dict[str, Any]) -> None:
 
 
 def learning_rate(step: int, steps: int, peak: float, warm: int = 200) -> float:
-    """Linear warm-up, then a half cosine down to 2 % of the peak."""
+    """Linear warm-up, then half a cosine down to 2 % of the peak."""
     if step < warm:
         return peak * (step + 1) / warm
     share = (step - warm) / max(1, steps - warm)
@@ -66,14 +65,14 @@ def scene_batch(seed: int, step: int, count: int) -> tuple[torch.Tensor, torch.T
 
 
 def psnr(images: torch.Tensor, others: torch.Tensor) -> float:
-    """Decibels of two batches in -1..1."""
+    """PSNR in dB of two batches in -1..1."""
     return 10.0 * math.log10(4.0 / F.mse_loss(images.detach().clamp(-1, 1), others).item())
 
 
 def vae_loss(
     model: torch.nn.Module, pixels: torch.Tensor, cover: torch.Tensor, noise: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Squared and absolute error, four times heavier on and around the object, plus a light KL."""
+    """Squared and absolute error, weighted four times on and around the object, plus a small KL."""
     posterior = model.encode(pixels).latent_dist
     decoded = model.decode(posterior.sample(generator=noise)).sample
     weight = 1.0 + 3.0 * F.max_pool2d(cover, 3, 1, 1)
@@ -117,10 +116,8 @@ def train_vae(args: argparse.Namespace) -> None:
 
 
 def whiten(model: torch.nn.Module, images: torch.Tensor) -> None:
-    """Fold a per-channel affine map into the two 1x1 convolutions around the latent.
-
-    Afterwards ``latent * 0.18215`` has zero mean and unit deviation per channel, so every host
-    may keep Stable Diffusion 1.x's factor.
+    """Fold a per-channel affine map into the two 1x1 convolutions around the latent, so that
+    ``latent * 0.18215``, Stable Diffusion 1.x's scale, has zero mean and unit variance.
     """
     channels = model.config.latent_channels
     with torch.no_grad():
@@ -133,7 +130,7 @@ def whiten(model: torch.nn.Module, images: torch.Tensor) -> None:
         do = model.quant_conv
         do.bias[:channels] = (do.bias[:channels] - shift) / spread
         do.weight[:channels] /= spread[:, None, None, None]
-        do.bias[channels:] -= 2.0 * spread.log()  # the second half is the log of the variance
+        do.bias[channels:] -= 2.0 * spread.log()  # the second half is the log variance
 
 
 def finish_vae(args: argparse.Namespace) -> torch.nn.Module:
@@ -150,7 +147,7 @@ def finish_vae(args: argparse.Namespace) -> torch.nn.Module:
 
 
 def caption(scene: str, rng: np.random.Generator) -> str:
-    """The prompts that the base must know: whole and short captions, motion words, nothing."""
+    """The prompts of training: full and short captions, motion words, nothing."""
     draw = rng.random()
     motion = str(rng.choice(world.MOTION_PHRASES))
     if draw < 0.10:
@@ -163,7 +160,7 @@ def caption(scene: str, rng: np.random.Generator) -> str:
 
 
 def base_scenes(rng: np.random.Generator, count: int) -> tuple[np.ndarray, list[str]]:
-    """Images (n, h, w, 3) and captions: every fifth scene has two objects."""
+    """Images (n, h, w, 3) and captions; every fifth scene has two objects."""
     two = count // 5
     one = world.sample_scenes(rng, count - two, varied=0.4)
     first, second = sample_two(rng, two)
@@ -172,7 +169,7 @@ def base_scenes(rng: np.random.Generator, count: int) -> tuple[np.ndarray, list[
 
 
 class Pool:
-    """A ring of encoded scenes. Chunks depend on seed and number only, so a resumed run refills."""
+    """A ring of encoded scenes. A chunk depends on seed and number only, so a run can resume."""
 
     def __init__(self, vae: torch.nn.Module, seed: int, chunk: int = 2048, keep: int = 10) -> None:
         self.vae, self.seed, self.chunk, self.keep = vae, seed, chunk, keep
@@ -208,7 +205,7 @@ class Pool:
 def compact_tokens(
     texts: list[str], rng: np.random.Generator, strange: float = 0.01
 ) -> torch.Tensor:
-    """Rows of the small embedding table; now and then a word becomes row 0, 'any other token'."""
+    """Rows of the small embedding table; sometimes a word becomes row 0, 'any other token'."""
     rows = {token: row + 1 for row, token in enumerate(compact_ids(base.WORDS))}
     ids = base.tokenize(texts, base.WORDS)
     table = torch.tensor([rows[int(i)] for i in ids.reshape(-1)]).reshape(ids.shape)
@@ -217,7 +214,7 @@ def compact_tokens(
 
 
 class Models(torch.nn.Module):
-    """UNet and text encoder with its small embedding table, trained as one."""
+    """UNet and text encoder with a small embedding table, trained together."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -226,7 +223,7 @@ class Models(torch.nn.Module):
         small |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
         self.unet = base.build_unet()
         self.text_encoder = base.build_text_encoder(small)
-        # transformers' 0.02 is made for deep models; two layers learn faster from wider rows
+        # transformers' 0.02 suits deep models; two layers learn faster from a larger deviation
         torch.nn.init.normal_(self.text_encoder.get_input_embeddings().weight, std=0.5)
 
     def forward(self, x: torch.Tensor, t: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
@@ -240,7 +237,7 @@ def alphas_cumprod() -> torch.Tensor:
 
 
 def trapezoid(step: int, steps: int, peak: float, warm: int = 300, fall: float = 0.25) -> float:
-    """Warm-up, plateau, linear fall over the last quarter: the length may be changed on the way."""
+    """Warm-up, plateau, and linear decay over the last quarter, so that a run can be prolonged."""
     left = (steps - step) / max(1.0, fall * steps)
     return peak * max(0.01, min(1.0, (step + 1) / warm, left))
 
@@ -269,7 +266,7 @@ def update_average(average: dict[str, torch.Tensor], model: Models, step: int) -
 
 
 def average_gradients(model: Models, workers: int) -> None:
-    """Mean of all workers' gradients, as one message."""
+    """Average the gradients of all workers in one message."""
     gradients = [value.grad for value in model.parameters() if value.grad is not None]
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
     torch.distributed.all_reduce(flat)
@@ -279,7 +276,7 @@ def average_gradients(model: Models, workers: int) -> None:
 
 
 def train_unet(args: argparse.Namespace) -> None:
-    """One process per worker, one thread each: on shared cores faster than threads in one."""
+    """One process per worker, each with one thread: faster than one with several threads."""
     if args.workers == 1:
         return train_unet_worker(0, args)
     torch.multiprocessing.spawn(train_unet_worker, (args,), nprocs=args.workers)
@@ -329,7 +326,7 @@ def train_unet_worker(rank: int, args: argparse.Namespace) -> None:
 
 
 def pack(args: argparse.Namespace) -> None:
-    """Averaged weights and the whitened VAE as the one fp16 file."""
+    """Averaged weights and the whitened VAE in one fp16 file."""
     state = torch.load(args.out / "unet.pt", weights_only=True)
     parts: dict[str, dict[str, torch.Tensor]] = {"unet": {}, "text_encoder": {}}
     for name, value in state["average"].items():

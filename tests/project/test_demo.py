@@ -1,4 +1,4 @@
-"""The demo's pictures, its marks and its progress line; the demo itself needs minutes."""
+"""The demo's pictures, marks and progress line; the demo itself takes minutes."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def test_the_exit_status_tells_whether_the_motion_was_learned(
     cases: list[Case], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert demo.report(demo.measure(perfect(cases)), [tmp_path / "a.webp"], tmp_path) == 0
-    assert "3 of 3 followed" in capsys.readouterr().out
+    assert "3 of 3" in capsys.readouterr().out
     assert demo.report(demo.measure(still(cases)), [], tmp_path) == 1
-    assert "overlap (IoU) is" in capsys.readouterr().err
+    assert "IoU" in capsys.readouterr().err
     assert (tmp_path / "score.json").is_file()
 
 
@@ -74,12 +74,12 @@ def test_the_prompt_asks_for_one_object_and_its_frames() -> None:
     assert prompt[shown[0]]["class_type"] == "VAEDecode"
 
 
-def test_a_missing_host_is_a_sentence(
+def test_a_missing_host_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COMFYUI_PATH", str(tmp_path / "nowhere"))
     assert demo.main(["--out", str(tmp_path / "out")]) == 1
-    assert "no ComfyUI in" in capsys.readouterr().err
+    assert "nowhere" in capsys.readouterr().err
 
 
 def test_encoding_and_training_are_shown_apart() -> None:
