@@ -1,17 +1,16 @@
-"""What is read of every file of a folder of clips?
+"""How is every clip of a folder read?
 
     python -m benchmarks.clips DIR --fps 10
 
-For each clip: frames, size, rate, the colours of the four corners, the order of the frame numbers,
-and the warnings; for what is left out, why. Frame numbers are read from clips that show them as six
-bits: blocks of black or white, the lowest bit first, that fill the width from its first to its
-seventh eighth at three eighths of the height. Prints a table, and last one line of JSON. Exit
-status 0 only if every file is read or left out with a reason.
+For each clip: frames, size, rate, colours of the four corners, order of the frame numbers, and
+warnings; for files that are left out, the reason. Frame numbers are read from clips that show them
+as six bits: black or white blocks, lowest bit first, from the first to the seventh eighth of the
+width at three eighths of the height. Prints a table, and last one line of JSON. Exit status 0 only
+if every file is read or left out with a reason.
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import json
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.report import parser
 from lamp.clips.decoding.choose import source_frames
 from lamp.clips.listing import find_clips
 from lamp.clips.load import load_clips
@@ -34,12 +34,10 @@ _LIT, _DARK = 190, 65
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("folder", type=Path, metavar="DIR")
-    parser.add_argument("--fps", type=float, help="bring all clips to this rate first")
-    args = parser.parse_args()
+    command = parser("clips", __doc__)
+    command.add_argument("folder", type=Path, metavar="DIR")
+    command.add_argument("--fps", type=float, help="resample all clips to this rate first")
+    args = command.parse_args()
     try:
         listing = find_clips(args.folder)
     except LampError as error:
@@ -55,7 +53,7 @@ def main() -> int:
 
 
 def look_at(path: Path, fps: float | None) -> dict[str, Any]:
-    """What is read of one clip; `error` in its place if it cannot be."""
+    """The properties of one clip, or its `error`."""
     row: dict[str, Any] = {"name": path.name}
     try:
         clips = load_clips([path], "", 2, 64, 48, fps=fps, short="loop", fit="stretch")
@@ -77,7 +75,7 @@ def look_at(path: Path, fps: float | None) -> dict[str, Any]:
 
 
 def corners(picture: Tensor) -> list[list[int]]:
-    """Mean colours of ``h w 3``: above left and right, below left and right."""
+    """Mean colours of ``h w 3`` at the top left, top right, bottom left and bottom right."""
     height, width = (max(side // 8, 1) for side in picture.shape[:2])
     top, bottom = picture[:height].float(), picture[-height:].float()
     parts = [
@@ -87,7 +85,7 @@ def corners(picture: Tensor) -> list[list[int]]:
 
 
 def number_in(picture: Tensor) -> int | None:
-    """The number that a frame ``h w 3`` shows, None if it shows none."""
+    """The number that a frame ``h w 3`` shows, if any."""
     height, width = picture.shape[:2]
     places = torch.tensor([int((place + 1.5) / 8 * width) for place in range(_BITS)])
     bits = picture[int(0.375 * height), places].float().mean(-1)
@@ -97,7 +95,7 @@ def number_in(picture: Tensor) -> int | None:
 
 
 def order(numbers: Sequence[int | None]) -> str:
-    """`0-9, 9, 12-14`: runs of rising numbers; `-` where frames show none."""
+    """`0-9, 9, 12-14`: runs of rising numbers; `-` for frames without one."""
     runs: list[list[int | None]] = []
     for number in numbers:
         last = runs[-1][-1] if runs else None
@@ -110,7 +108,7 @@ def order(numbers: Sequence[int | None]) -> str:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    """A line for each clip, its warnings or its error below."""
+    """A line per clip, followed by its warnings or with its error."""
     lines = [
         f"{'clip':<44} {'frames':>9} {'size':>11} {'fps':>7}  corners (red green blue), frame order"
     ]

@@ -1,4 +1,4 @@
-"""Little videos whose frames tell their own number: frame n is a grey of 8 n + 4."""
+"""Small videos whose frames show their number: frame n is a grey of 8 n + 4."""
 
 from collections.abc import Iterable
 from fractions import Fraction
@@ -61,7 +61,7 @@ def write_numbered(
 
 
 def texture(width: int, height: int, seed: int = 0) -> np.ndarray:
-    """A smooth, colourful picture ``h w 3`` uint8 that joins itself at its sides."""
+    """A smooth, colourful, horizontally periodic picture ``h w 3`` uint8."""
     waves = np.fft.rfft2(np.random.default_rng(seed).random((height, width, 3)), axes=(0, 1))
     rows, columns = np.fft.fftfreq(height)[:, None], np.fft.rfftfreq(width)[None]
     waves *= np.exp(-((rows**2 + columns**2) * 300))[..., None]

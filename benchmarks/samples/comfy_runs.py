@@ -25,7 +25,7 @@ def conditioning() -> tuple[Any, Any]:
 
 
 def core(kind: Any, *inputs: Any) -> tuple[Any, ...]:
-    """What a node of ComfyUI's own gives, in either form that its classes have had."""
+    """The output of one of ComfyUI's own nodes, in the old or the new form of its class."""
     if hasattr(kind, "execute"):
         return kind.execute(*inputs).result
     return getattr(kind(), kind.FUNCTION)(*inputs)
@@ -90,5 +90,5 @@ def count_hooks(patcher: Any) -> int:
 
 
 def worst(a: Tensor, b: Tensor) -> float:
-    """Largest difference on the scale of `b`."""
+    """Largest difference relative to the largest value of `b`."""
     return ((a - b).abs().max() / b.abs().max()).item()

@@ -1,4 +1,4 @@
-"""The host's own patch nodes, and short runs of its KSampler on few frames."""
+"""ComfyUI's own patch nodes, and short runs of its KSampler."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ FRAMES, STEPS = 4, 2
 
 
 def host_node(module: str, kind: str, /, **inputs: Any) -> Any:
-    """The first output of a node of the host, written in the old way or the new one.
+    """The first output of one of ComfyUI's own nodes, in the old or the new form of its class.
 
-    Inputs that this version of the node does not know yet are left out.
+    Inputs that this version of the node does not have are left out.
     """
     name = "nodes" if module == "nodes" else f"comfy_extras.nodes_{module}"
     node = getattr(importlib.import_module(name), kind)
@@ -30,7 +30,7 @@ def host_node(module: str, kind: str, /, **inputs: Any) -> Any:
 
 @dataclass(frozen=True)
 class Patch:
-    """A node of the host that takes a MODEL and gives it back changed."""
+    """A node of ComfyUI that patches a MODEL."""
 
     module: str
     kind: str
@@ -88,7 +88,7 @@ def sample(
     samples: Tensor | None = None,
     **latent: Any,
 ) -> Tensor:
-    """The stock KSampler; patches that roll dice roll the same ones each time."""
+    """The stock KSampler, with a fixed random state for patches that use one."""
     import nodes
 
     prompts = conditioning()
@@ -101,7 +101,7 @@ def sample(
 
 
 def still(plain: Any) -> Any:
-    """A MODEL with a motion that adds nothing and mixes nothing: frames as single pictures."""
+    """A MODEL with a motion of zeros and per-frame statistics: frames are independent images."""
     fresh = random_motion(plain, size=0.0)
     return moving(plain, fresh, groupnorm="frame", first_frame=False, alpha=0.0)
 

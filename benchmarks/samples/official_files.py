@@ -1,4 +1,4 @@
-"""What the official training writes, in its own names."""
+"""Files of the official training, with its names."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ State = dict[str, Tensor]
 
 
 def official_state(base: State, learned: State, unet: nn.Module) -> State:
-    """As the official code names its UNet; its queries are the tuned ones."""
+    """The state of the official UNet, with tuned queries in place of the base's."""
     convs = {site.name for site in map_unet(unet).convs}
     state = {}
     for name, tensor in base.items():

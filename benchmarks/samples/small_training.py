@@ -1,4 +1,4 @@
-"""A UNet and clips small enough to train in a test; run as a program, it trains until killed."""
+"""A UNet and clips small enough to train in a test; as a program, it trains until killed."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FRAMES = 3
 
 
 def small_host() -> DiffusersHost:
-    """A frozen UNet of the SD 1.x kind with two levels and random weights."""
+    """A frozen UNet of SD 1.x's kind with two levels and random weights."""
     torch.manual_seed(0)
     unet = UNet2DConditionModel(
         block_out_channels=(32, 64),
@@ -50,7 +50,7 @@ def small_clips() -> LatentClips:
 
 
 def main(folder: Path, steps: int) -> None:
-    """Train, keeping the state after every step, from the newest state if there is one."""
+    """Train from the newest state, if there is one, and save the state after every step."""
     host = small_host()
     who = {"base": "abc", "clips": "def"}
     config = TrainConfig(steps=steps, frames=FRAMES, learning_rate=1e-2)

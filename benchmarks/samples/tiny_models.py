@@ -17,7 +17,7 @@ WIDTH = 32
 
 
 def tiny_config(text_width: int = WIDTH) -> dict[str, Any]:
-    """A diffusers config; the width of the text is what tells the families apart."""
+    """A diffusers config; the width of the text decides the family."""
     return {
         "sample_size": 8,
         "in_channels": 4,
@@ -46,13 +46,13 @@ def tiny_state(config: dict[str, Any], seed: int = 0) -> dict[str, Tensor]:
 
 
 def tiny_patcher(text_width: int = WIDTH, seed: int = 0) -> Any:
-    """A MODEL of the host."""
+    """A MODEL of ComfyUI."""
     config = tiny_config(text_width)
     return build_patcher(config, tiny_state(config, seed))
 
 
 def random_motion(patcher: Any, seed: int = 1, size: float = 0.05) -> MotionFile:
-    """A motion for a MODEL in which every parameter does something; `size` 0 is a fresh one."""
+    """A motion for a MODEL whose every parameter is perturbed; `size` 0 is a fresh one."""
     motion = Motion(map_unet(patcher.model.diffusion_model)).initialise(seed)
     generator = torch.Generator().manual_seed(seed)
     state = {
@@ -68,7 +68,7 @@ def text(seed: int, tokens: int = 7, width: int = WIDTH) -> Tensor:
 
 
 def video_latent(frames: int = 6, height: int = 8, width: int = 8, seed: int = 3) -> Tensor:
-    """A clean frame 1, zeros after it, in the host's unscaled latents."""
+    """A clean frame 1 and zeros after it, in ComfyUI's unscaled latents."""
     latent = torch.zeros(frames, 4, height, width)
     latent[0] = 4 * torch.randn(4, height, width, generator=torch.Generator().manual_seed(seed))
     return latent

@@ -1,4 +1,4 @@
-"""What people put beside a motion, made for the tiny models: image tokens, a LoRA, a ControlNet."""
+"""Extensions used beside a motion, for the tiny models: image tokens, a LoRA, a ControlNet."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from torch import Tensor
 def image_tokens(
     tokens: Tensor, weight: float = 1.0
 ) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """What an IP-Adapter does in cross-attention, as an attn2_patch and as an attn2_replace.
+    """The cross-attention of an IP-Adapter, as an attn2_patch and as an attn2_replace.
 
     Args:
-        tokens: `t c`, of the width of the text.
+        tokens: `t c`, with the width of the text.
     """
 
     def beside(x: Tensor) -> Tensor:
@@ -29,7 +29,7 @@ def image_tokens(
         from comfy.ldm.modules.attention import optimized_attention
 
         heads = options["n_heads"]
-        # a projection of its own into each layer's width, as an adapter has one
+        # an adapter has a projection into each layer's width
         generator = torch.Generator().manual_seed(q.shape[-1])
         project = torch.randn(tokens.shape[-1], q.shape[-1], generator=generator)
         picture = beside(k) @ (project / tokens.shape[-1] ** 0.5).to(k)
@@ -40,7 +40,7 @@ def image_tokens(
 
 
 def lora_state(patcher: Any, seed: int = 5) -> dict[str, Tensor]:
-    """A LoRA of rank 2 as its files hold it, on attention and on convolutions."""
+    """The state of a LoRA file of rank 2, on attention and convolutions."""
     import comfy.lora
 
     generator, state = torch.Generator().manual_seed(seed), {}

@@ -1,4 +1,4 @@
-"""`python -m benchmarks.clips`: what is read of every file of a folder."""
+"""`python -m benchmarks.clips`: how every clip of a folder is read."""
 
 from __future__ import annotations
 

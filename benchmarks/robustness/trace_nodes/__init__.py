@@ -1,5 +1,5 @@
-"""A custom node folder without nodes, for ComfyUI servers under test: it notes what the server
-opens, lists, changes and connects to, one JSON line each, in `trace.jsonl` beside its log."""
+"""A custom node folder without nodes, for servers under test: it records what the server opens,
+lists, changes and connects to, one line of JSON each, in `trace.jsonl` of its base folder."""
 
 import json
 import os
