@@ -13,14 +13,14 @@ from __future__ import annotations
 import argparse
 import os
 import socket
-import subprocess
 import sys
 from typing import Any
 
 import torch
+from torch import multiprocessing
 
 from benchmarks.report import finish, parser
-from lamp.hosts.diffusers.accelerate import AccelerateGroup, is_launched
+from lamp.hosts.diffusers.accelerate import AccelerateGroup
 from lamp.training.recipe import TrainConfig
 
 from .measure import Seconds, median, timed
@@ -37,50 +37,44 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--frames", type=int, default=16)
     command.add_argument("--steps", type=int, default=7)
     options = command.parse_args(arguments)
-    if is_launched():
-        group = AccelerateGroup("cpu")
-        taken = time_of_a_step(options, options.batch // group.count, group)
-        group.leave()
-        print(taken.wall, taken.cpu)
-        return 0
     if any(options.batch % count for count in options.processes):
         command.error(f"--batch is {options.batch}: choose a multiple of each --processes")
-    rows = [together(count, options) for count in options.processes]
-    for row in rows:
+    rows = []
+    for count in options.processes:
+        taken = together(count, options)
+        seconds, cpu_seconds = max(t.wall for t in taken), max(t.cpu for t in taken)
+        rows.append({"processes": count, "seconds": seconds, "cpu_seconds": cpu_seconds})
         print(
-            f"{row['processes']} processes: {row['seconds']:.3f} s per step, "
-            f"{row['cpu_seconds']:.3f} CPU s of each process"
+            f"{count} processes: {seconds:.3f} s per step, {cpu_seconds:.3f} CPU s of each process"
         )
     return finish({"benchmark": "speed_processes", "pass": True, **vars(options), "rows": rows})
 
 
-def together(count: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Run `count` processes; the slowest one gives the time of a step."""
+def together(count: int, options: argparse.Namespace) -> list[Seconds]:
+    """The time of a step in each of `count` processes that share the batch."""
     if count == 1:
-        taken = [time_of_a_step(options, options.batch, None)]
-    else:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        shared = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        case = [f"--{name}={getattr(options, name)}" for name in ("batch", "frames", "steps")]
-        running = [
-            subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.speed.processes", *case],
-                env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=subprocess.PIPE,
-                text=True,
-            )
-            for rank in range(count)
-        ]
-        told = [process.communicate()[0] for process in running]
-        taken = [Seconds(*map(float, text.splitlines()[-1].split())) for text in told]
-    seconds = {"seconds": max(t.wall for t in taken), "cpu_seconds": max(t.cpu for t in taken)}
-    return {"processes": count, **seconds}
+        return [time_of_a_step(options, options.batch)]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    times = multiprocessing.get_context("spawn").SimpleQueue()
+    multiprocessing.spawn(_one_of_several, (count, port, options, times), nprocs=count)
+    return [times.get() for _ in range(count)]
+
+
+def _one_of_several(
+    rank: int, count: int, port: str, options: argparse.Namespace, times: Any
+) -> None:
+    """A process as `accelerate launch` starts it."""
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(count)}
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+    group = AccelerateGroup("cpu")
+    times.put(time_of_a_step(options, options.batch // count, group))
+    group.leave()
 
 
 def time_of_a_step(
-    options: argparse.Namespace, batch: int, group: AccelerateGroup | None
+    options: argparse.Namespace, batch: int, group: AccelerateGroup | None = None
 ) -> Seconds:
     """Median time of a step with `batch` videos in this process."""
     torch.set_num_threads(1)
