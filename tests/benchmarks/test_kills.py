@@ -48,4 +48,4 @@ def test_half_files_are_noticed(tmp_path: Path) -> None:
     TensorCache(tmp_path).get(name, lambda: kills.cache_entry(4))
     assert "entry 3 " in kills.check_cache(tmp_path)[0]
     (tmp_path / name).write_bytes((tmp_path / name).read_bytes()[:-1])
-    assert len(kills.check_cache(tmp_path)) == 1
+    assert name in kills.check_cache(tmp_path)[0]
