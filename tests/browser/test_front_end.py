@@ -307,3 +307,42 @@ def test_help_and_chinese(page: Any, shots: Path) -> None:
         assert page.talk.errors == []
     finally:
         change_settings(page, {"Comfy.Locale": "en"})
+
+
+DROP = """async ([type, name]) => {
+    const node = app.graph.nodes.find(node => node.type === type)
+    const data = new DataTransfer()
+    data.items.add(new File(['x'], name))
+    const event = new DragEvent('drop', {dataTransfer: data})
+    const taken = node.onDragOver(event) && await node.onDragDrop(event)
+    return [taken, node.widgets.find(widget => widget.name === 'motion_name').value]
+}"""
+TOASTS = "() => [...document.querySelectorAll('.p-toast-detail')].map(found => found.innerText)"
+
+
+def test_a_motion_dropped_on_its_loader_is_chosen(page: Any, server: ComfyServer) -> None:
+    folder = server.base / "models" / "lamp_motion" / "more"
+    folder.mkdir()
+    (folder / "rain.safetensors").touch()
+    page.reload()
+    wait_until_ready(page)
+    load(page, "lamp_animate_image")
+    wanted = str(Path("more") / "rain.safetensors")
+    assert page.evaluate(DROP, ["LAMP_LoadMotion", "rain.safetensors"]) == [True, wanted]
+    # One that the server does not have is named, and changes nothing.
+    assert page.evaluate(DROP, ["LAMP_LoadMotion", "snow.safetensors"]) == [True, wanted]
+    page.wait_for_timeout(500)
+    assert any("snow.safetensors" in text for text in page.evaluate(TOASTS))
+    assert page.evaluate(DROP, ["LAMP_LoadMotion", "picture.png"])[0] is False
+
+
+def test_a_missing_clip_folder_is_named_on_opening(page: Any, server: ComfyServer) -> None:
+    folder = server.base / "input" / "horse_run"
+    aside = folder.rename(folder.with_name("elsewhere"))
+    try:
+        page.reload()
+        wait_until_ready(page)
+        load(page, "lamp_train_motion")
+        assert any("input/horse_run" in text for text in page.evaluate(TOASTS))
+    finally:
+        aside.rename(folder)
