@@ -157,7 +157,7 @@ class Trainer(io.ComfyNode):
                 path = train_to_file(
                     training, folder, save_config, outcome, show.step, show.sample, progress.say
                 )
-        return _results(cls, model, outcome.file(training), training, path)
+        return _results(cls, model, outcome.file(training), training, path, show)
 
 
 def _refuse_early(config: TrainConfig, precision: str, clips: ClipSet, place: Place) -> None:
@@ -173,13 +173,14 @@ def _refuse_early(config: TrainConfig, precision: str, clips: ClipSet, place: Pl
 
 
 def _results(
-    node: type[Trainer], model: Any, file: Any, training: Training, path: Path
+    node: type[Trainer], model: Any, file: Any, training: Training, path: Path, show: Show
 ) -> io.NodeOutput:
     from ..lamp.hosts.comfy import binding as comfy
     from ..lamp.training.plots import loss_plot
 
     bound = comfy.BoundMotion(comfy.load_motion(model, file), training.config.groupnorm)
     plot = loss_plot(training.losses, training.validation)
+    show.end(plot, training.config.steps)
     losses = {"loss": training.losses}
     return io.NodeOutput(
         comfy.bind(model, bound),

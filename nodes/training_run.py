@@ -103,6 +103,11 @@ class Show:
         """Sample the motion as it is now."""
         self._frames = pictures(self._samples(training))
 
+    def end(self, plot: Tensor, steps: int) -> None:
+        """Replace the last sample by the loss plot: new front ends keep the last preview."""
+        if self._frames:
+            self._progress.update(steps, steps, pictures(plot)[0])
+
 
 def pictures(frames: Tensor) -> list[Any]:
     """`f h w 3` in 0..1 as PIL images."""

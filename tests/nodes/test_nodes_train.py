@@ -96,3 +96,22 @@ def test_the_host_never_computes_float64_on_the_device(
     monkeypatch.setitem(sampling.__dict__, "sigmas", _OnApple(sampling.sigmas))
     host = ComfyHost(model)
     torch.testing.assert_close(host.alphas_cumprod, scaled_linear_alphas())
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+def test_the_last_preview_is_the_loss_plot(place: Any, sampled: bool) -> None:
+    """New front ends keep showing a node's last preview: without one they show its results."""
+
+    class Bar:
+        def __init__(self) -> None:
+            self.shown: list[Any] = []
+
+        def update(self, done: int, total: int, picture: Any) -> None:
+            self.shown.append((done, total, picture.size))
+
+    bar = Bar()
+    show = place.Show(bar, lambda _: torch.zeros(2, 8, 8, 3))
+    if sampled:
+        show.sample(None)
+    show.end(torch.zeros(1, 36, 64, 3), 7)
+    assert bar.shown == ([(7, 7, (64, 36))] if sampled else [])
