@@ -1,4 +1,4 @@
-"""The folders of the host, as messages name them."""
+"""Names of ComfyUI's folders for messages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def shown(path: Path) -> str:
-    """A path relative to ComfyUI's folder, or in full if it lies elsewhere."""
+    """A path relative to ComfyUI's folder, or the full path if it is elsewhere."""
     import folder_paths
 
     base = Path(os.path.abspath(folder_paths.base_path))
@@ -15,7 +15,7 @@ def shown(path: Path) -> str:
 
 
 def shown_folders(kind: str, hidden: Path | None = None) -> str:
-    """The folders in which the host looks for a kind of models, joined by "or".
+    """The folders in which ComfyUI looks for a kind of models, joined by "or".
 
     Args:
         hidden: a folder to leave out.

@@ -1,4 +1,4 @@
-"""Nodes of ComfyUI that a motion does not work with: each is refused, with the way out."""
+"""Refuse ComfyUI nodes that do not work with a motion, and say what to do instead."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from .run import KEY
 class OneGpuOnly(LampError, RuntimeError):
     """A motion cannot be copied to another GPU.
 
-    It is a RuntimeError because ComfyUI's Select Model Device expects one: it then leaves the MODEL
-    where it is. MultiGPU CFG Split passes it on to the user.
+    It is a RuntimeError because Select Model Device expects one and then does not move the MODEL.
+    MultiGPU CFG Split shows it to the user.
     """
 
     def __init__(self) -> None:
@@ -33,24 +33,23 @@ def _no_copy(**_: Any) -> None:
 
 
 def check_other_nodes(guider: Any) -> None:
-    """Refuse nodes with which a motion would fail, or would silently not be what was asked for.
+    """Refuse nodes with which a motion would fail or silently give a wrong result.
 
     Raises:
-        LampError: there is such a node on the MODEL or among the guider's models.
+        LampError: there is such a node on the MODEL or in the guider.
     """
     from comfy.patcher_extension import WrappersMP
 
     model = guider.model_patcher
     if guider.model_options.get("context_handler") is not None:
         raise LampError(
-            "Context windows cut the video into pieces that do not contain frame 1, which a LAMP "
-            "motion needs: remove the Context Windows node from this MODEL and use LAMP Anchored "
-            "Windows."
+            "Context windows split the video into parts without frame 1, which a LAMP motion "
+            "needs: remove the Context Windows node from this MODEL and use LAMP Anchored Windows."
         )
     if model.get_wrappers(WrappersMP.APPLY_MODEL, "torch.compile"):
         raise LampError(
-            "torch.compile would start anew at every layer to which a LAMP motion attaches, for "
-            "minutes and to no gain: remove TorchCompileModel from this MODEL."
+            "torch.compile would recompile at every layer to which a LAMP motion attaches, which "
+            "takes minutes and gains nothing: remove TorchCompileModel from this MODEL."
         )
     if model.get_additional_models_with_key("multigpu"):
         raise OneGpuOnly

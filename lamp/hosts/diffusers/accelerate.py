@@ -22,17 +22,17 @@ def is_launched() -> bool:
 
 
 class AccelerateGroup:
-    """The other processes, see `ProcessGroup`; each has its own device.
+    """A `ProcessGroup` of accelerate; each process has its own device.
 
-    A wish to stop goes with the gradients, so that all processes stop after the same step and none
-    waits for another in vain.
+    A request to stop is sent with the gradients, so that all processes stop after the same step and
+    none waits for another.
 
     Args:
-        device: `cuda`, `cpu`, or `auto` for the better one that is there.
+        device: `cuda`, `cpu`, or `auto` for cuda if available.
         asked: whether this process was asked to stop.
 
     Raises:
-        LampError: accelerate is not installed, or cannot join the processes on that device.
+        LampError: accelerate is not installed, or cannot join the processes on this device.
     """
 
     def __init__(self, device: str, asked: Callable[[], bool] = lambda: False) -> None:
@@ -52,15 +52,15 @@ class AccelerateGroup:
         self.device: torch.device = self._state.device
         if self.device.type != device or self.count != int(os.environ["WORLD_SIZE"]):
             raise LampError(
-                f"accelerate gives {self.count} process on {self.device.type}, not "
-                f"{os.environ['WORLD_SIZE']} on {device}: choose device cuda or cpu, as in the "
-                "config of accelerate."
+                f"accelerate started {self.count} process on {self.device.type}, not "
+                f"{os.environ['WORLD_SIZE']} on {device}: set device to cuda or cpu, as in the "
+                "configuration of accelerate."
             )
 
     def mean_(self, tensors: list[Tensor]) -> None:
-        """Put the mean over all processes in the place of each tensor: one message for all."""
-        wish = torch.full((1,), float(self._asked()), device=tensors[0].device)
-        flat = torch.cat([wish, *(tensor.reshape(-1).float() for tensor in tensors)])
+        """Replace each tensor by its mean over all processes, with one message for all tensors."""
+        stop = torch.full((1,), float(self._asked()), device=tensors[0].device)
+        flat = torch.cat([stop, *(tensor.reshape(-1).float() for tensor in tensors)])
         torch.distributed.all_reduce(flat)
         flat /= self.count
         self.stopping = flat[0].item() > 0
@@ -69,24 +69,24 @@ class AccelerateGroup:
             tensor.copy_(mean.view_as(tensor))
 
     def main_first(self) -> AbstractContextManager[Any]:
-        """The main process goes through the block before the others begin it."""
+        """The main process runs the block before the others."""
         return self._state.main_process_first()
 
     def leave(self) -> None:
-        """Say goodbye to the others once all have come here."""
+        """Wait for all processes, then leave the group."""
         self._state.wait_for_everyone()
         self._state.destroy_process_group()
 
 
 class WorkerFolder(RunFolder):
-    """The run's folder for all processes but the main one: they write nothing."""
+    """The run's folder in all processes except the main one, which write nothing."""
 
     def __init__(self) -> None:
         super().__init__(Path(), {})
 
     def save_state(self, training: Training) -> Path:
-        """The main process keeps the state."""
+        """The main process saves the state."""
         return self.path
 
     def log(self, report: StepReport, **more: float) -> None:
-        """The main process keeps the log."""
+        """The main process writes the log."""
