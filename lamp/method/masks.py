@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -124,22 +123,6 @@ class MotionMask:
             shown = every if layout.frame_indices is None else every[list(layout.frame_indices)]
             self._cache[key] = shown.to(like).repeat(layout.videos, 1, 1, 1)
         return self._cache[key]
-
-
-class Masked(Protocol):
-    """Anything with a motion's strength and mask."""
-
-    @property
-    def strength(self) -> float: ...
-
-    @property
-    def motion_mask(self) -> MotionMask | None: ...
-
-
-def motion_masks_of(motions: Sequence[Masked]) -> list[MotionMask | None]:
-    """The mask of each motion. Motions of strength 0 are left out if others act."""
-    acting = [each for each in motions if each.strength] or motions
-    return [each.motion_mask for each in acting]
 
 
 def all_hold(motion_masks: Sequence[MotionMask | None]) -> bool:

@@ -96,6 +96,12 @@ class ActiveMotion:
     motion_mask: MotionMask | None = None
 
 
+def motion_masks_of(motions: Sequence[ActiveMotion]) -> list[MotionMask | None]:
+    """The mask of each motion. Motions of strength 0 are left out if others act."""
+    acting = [each for each in motions if each.strength] or motions
+    return [each.motion_mask for each in acting]
+
+
 # The layers of one site, each with its motion; and the factor of a motion on given tokens.
 Layers = list[tuple[ActiveMotion, nn.Module]]
 Factor = Callable[[ActiveMotion, Tensor], float | Tensor]

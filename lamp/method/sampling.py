@@ -10,8 +10,8 @@ from torch import Tensor
 from .adain import PAPER, AdaINSchedule
 from .host import Host
 from .layout import FrameLayout
-from .masks import MotionMask, all_hold, hold_first_frame, motion_masks_of, restore_held
-from .motion import ActiveMotion, Motion, attached
+from .masks import MotionMask, all_hold, hold_first_frame, restore_held
+from .motion import ActiveMotion, Motion, attached, motion_masks_of
 from .motion_guidance import check_motion_guidance, guide_motion, unconditional_scale
 from .prompts import stack_prompts
 from .schedule import ddim_step, ddim_timesteps, next_alpha

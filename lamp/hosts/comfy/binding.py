@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ...errors import LampError, MotionFileError
 from ...method.architecture import base_hash, map_unet
-from ...method.masks import MotionMask, all_hold, hold_first_frame, motion_masks_of, restore_held
-from ...method.motion import ActiveMotion, Motion, attached
+from ...method.masks import MotionMask, all_hold, hold_first_frame, restore_held
+from ...method.motion import ActiveMotion, Motion, attached, motion_masks_of
 from ...method.motion_guidance import check_motion_guidance
 from ...method.noise import share_noise
 from ...motion_file.file import MotionFile
@@ -35,21 +35,18 @@ WINDOW = "lamp_window"
 
 
 @dataclass(frozen=True)
-class BoundMotion:
+class BoundMotion(ActiveMotion):
     """A motion and its settings, as `bind` attaches it to a MODEL.
 
     With several motions on one MODEL, `others` are the earlier ones and `alpha` is the last one's.
     """
 
-    motion: Motion
     groupnorm: str = "pooled"
     first_frame: bool = True
-    strength: float = 1.0
     alpha: float = 0.2
     motion_guidance: float = 1.0
     start_percent: float = 0.0
     end_percent: float = 1.0
-    motion_mask: MotionMask | None = None
     others: tuple[BoundMotion, ...] = ()
 
     @property
@@ -344,9 +341,7 @@ def _diffusion_model(bound: BoundMotion) -> Callable[..., Tensor]:
         layout = run.layout(x, options, options.get(WINDOW))
         _check_whole_picture(bound.motion_masks, x, run)
         motions = [
-            ActiveMotion(
-                each.motion, each.strength if _within(each, run, options) else 0.0, each.motion_mask
-            )
+            each if _within(each, run, options) else replace(each, strength=0.0)
             for each in bound.all
         ]
         # Inversion shows frame 1 as it is, and retraces what the model says without guidance.
