@@ -221,7 +221,7 @@ def test_open_clip_takes_no_pickles_and_downloads_nothing(
     (tmp_path / "open_clip_config.json").write_text(json.dumps(config), encoding="utf-8")
     (tmp_path / "open_clip_pytorch_model.bin").write_bytes(b"pickle")
     sentence = refused([videos[0], "--clip", str(tmp_path)], capfd)
-    assert "holds no open_clip_model.safetensors" in sentence
+    assert "open_clip_model.safetensors" in sentence
     (tmp_path / "open_clip_model.safetensors").write_bytes(b"broken")
     assert tmp_path.name in refused([videos[0], "--clip", str(tmp_path)], capfd)
     config["model_cfg"]["text_cfg"]["hf_model_name"] = "roberta-base"
