@@ -15,7 +15,7 @@ import struct
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,8 +29,9 @@ from lamp.motion_file.config import MotionConfig
 from lamp.motion_file.describe import describe_motion
 from lamp.motion_file.file import load_motion_file
 
+from .hostile_clips import hostile_clips
 from .loaders import LOADERS
-from .watch import LONGEST, SPARE, Outcome, watch
+from .watch import Hostile, Outcome
 
 Make = Callable[[Path], object]
 _MOTION = ("m.safetensors", "a b\u202e.safetensors", "con.SAFETENSORS.safetensors")
@@ -48,34 +49,8 @@ WARMED = ("(base)", "(convert)", "(pickle)")
 """Ends of the kinds whose readers import and cache much on first use."""
 
 
-@dataclass(frozen=True)
-class Hostile:
-    """A kind of file: its names, how to make and read it; `refused` if it must not load."""
-
-    kind: str
-    names: Sequence[str]
-    make: Make
-    read: Callable[[Path], object]
-    refused: bool = True
-    seconds: float = LONGEST
-    room: int = SPARE
-
-    def outcome(self, folder: Path, name: str) -> Outcome:
-        """Make it in an empty folder and read it."""
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self.make(path)
-        outcome = watch(path, self.read, self.seconds, self.room)
-        if self.refused and outcome.became == "loaded":
-            outcome.problems.append("it was loaded")
-        outcome.label = f"{self.kind}, {name!r}"
-        return outcome
-
-
 def hostile_files() -> list[Hostile]:
     """All kinds, each for everything that reads such a file."""
-    from .hostile_clips import hostile_clips
-
     readers = {loader.name: loader.load for loader in LOADERS}
     readers |= {"base": load_unet, "inspect": _show}
     found = [

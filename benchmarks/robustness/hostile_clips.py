@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.samples.clip_files import write_video
 from lamp.clips.load import load_clips
 
-from .hostile import Hostile
+from .watch import Hostile
 
 _SECONDS, _ROOM = 20.0, 2**29
 _NAMES = ("clip.mp4", "clip.m3u8#1.mp4", "clip.mkv", "concat:a|b.mp4", "clip.gif", "clip%03d.mov",

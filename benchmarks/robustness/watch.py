@@ -9,7 +9,7 @@ import sys
 import time
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,30 @@ def watch(
     if outcome.became == "refused" and not is_readable(outcome.refusal):
         outcome.problems.append(f"unreadable message: {outcome.refusal[:200]!r}")
     return outcome
+
+
+@dataclass(frozen=True)
+class Hostile:
+    """A kind of file: its names, how to make and read it; `refused` if it must not load."""
+
+    kind: str
+    names: Sequence[str]
+    make: Callable[[Path], object]
+    read: Callable[[Path], object]
+    refused: bool = True
+    seconds: float = LONGEST
+    room: int = SPARE
+
+    def outcome(self, folder: Path, name: str) -> Outcome:
+        """Make it in an empty folder and read it."""
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.make(path)
+        outcome = watch(path, self.read, self.seconds, self.room)
+        if self.refused and outcome.became == "loaded":
+            outcome.problems.append("it was loaded")
+        outcome.label = f"{self.kind}, {name!r}"
+        return outcome
 
 
 def is_readable(text: str) -> bool:

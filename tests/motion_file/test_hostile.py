@@ -12,7 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.robustness.hostile import Hostile, hostile_files
+from benchmarks.robustness.hostile import hostile_files
+from benchmarks.robustness.watch import Hostile
 from lamp.errors import IncompatibleModelError, LampError, MotionFileError
 from lamp.files.header import HeaderError, check_header
 from lamp.files.strict_json import read_json
