@@ -6,7 +6,7 @@
 # make types   mypy alone
 # make test-browser   tests in a real chromium; installs it where apt-get is allowed to
 #
-# COMFYUI_PATH=/path/to/ComfyUI uses your ComfyUI instead of fetching one. Nothing is written there.
+# COMFYUI_PATH=/path/to/ComfyUI uses your ComfyUI instead of fetching one, and does not change it.
 # COMFYUI_GIT=address fetches ComfyUI from that git mirror instead of GitHub.
 
 # The first interpreter that is new enough.
