@@ -1,7 +1,7 @@
 """The command line: `python -m lamp COMMAND`, run in the pack's folder.
 
-A command is a module of this package, listed in `COMMANDS`; it imports what is heavy when it runs,
-so that the help comes at once.
+A command is a module of this package, listed in `COMMANDS`. Heavy imports happen when it runs, so
+that the help appears at once.
 """
 
 from __future__ import annotations
@@ -21,35 +21,35 @@ DONE, FAILED, CANCELLED = 0, 1, 130
 
 
 class Command(Protocol):
-    """A subcommand: `NAME` and `HELP` (one line) for the list, and these two."""
+    """A subcommand: `NAME` and `HELP` (one line) for the list, and two functions."""
 
     NAME: str
     HELP: str
 
     def add_arguments(self, parser: argparse.ArgumentParser) -> None:
-        """Describe the command and its arguments."""
+        """Add the description and the arguments."""
         ...
 
     def run(self, args: argparse.Namespace) -> None:
-        """Do it. A `LampError` ends the program with its sentence."""
+        """Run it. A `LampError` ends the program with its message."""
         ...
 
 
 COMMANDS: tuple[Command, ...] = (train, inspect_motion, merge, convert, compress, metrics)
 
 _ABOUT = """\
-LAMP: learn a motion from a few clips, without ComfyUI.
+LAMP: train a motion on a few clips, without ComfyUI.
 
-Run it in the pack's folder. The motion files are those of the ComfyUI nodes."""
+Run it in the pack's folder. The motion files are the same as those of the ComfyUI nodes."""
 _MORE = """\
-python -m lamp COMMAND --help tells more of each.
+python -m lamp COMMAND --help describes a command.
 
-exit status: 0 done, 1 an error (a sentence on stderr tells which), 130 cancelled"""
+exit status: 0 success, 1 error (explained on stderr), 130 cancelled"""
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """One sentence, and status 1 as for any other error."""
+        """One message and status 1, as for any other error."""
         raise LampError(f"{message.rstrip('.')}. See {self.prog} --help.")
 
 
@@ -73,12 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return DONE
     if debug:
         raise failed
-    sys.stderr.write(f"error: {_sentence(failed)}\n")
+    sys.stderr.write(f"error: {_message(failed)}\n")
     return FAILED
 
 
 def _print_anything() -> None:
-    """Names and prompts in letters that the stream does not have are printed as escapes."""
+    """Print characters that the stream cannot encode as escapes."""
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
         sys.stdout.reconfigure(errors="backslashreplace")
 
@@ -98,7 +98,7 @@ def _parser(given: list[str]) -> argparse.ArgumentParser:
             help=command.HELP,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        own.add_argument("--debug", action="store_true", help="show where an error happened")
+        own.add_argument("--debug", action="store_true", help="show the traceback of an error")
         own.set_defaults(run=command.run)
         command.add_arguments(own)
     _check_command(given)
@@ -110,15 +110,15 @@ def _check_command(given: list[str]) -> None:
     if not given or given[0].startswith("-") or given[0] in names:
         return
     close = difflib.get_close_matches(given[0], names, 1)
-    hint = f"did you mean '{close[0]}'?" if close else f"there are {', '.join(names)}."
-    raise LampError(f"There is no command '{given[0]}': {hint}")
+    hint = f"did you mean '{close[0]}'?" if close else f"choose one of {', '.join(names)}."
+    raise LampError(f"Unknown command '{given[0]}': {hint}")
 
 
-def _sentence(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     if isinstance(error, LampError):
         return str(error)
     first = plain(str(error).strip().split("\n")[0], 300).rstrip(".")
     return (
-        f"Something went wrong that should not ({type(error).__name__}: {first}): add --debug to "
-        "see where, and report it."
+        f"Unexpected error ({type(error).__name__}: {first}). Run it again with --debug and report "
+        "the traceback."
     )

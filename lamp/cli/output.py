@@ -1,4 +1,4 @@
-"""What a command leaves: a motion, and words."""
+"""Output of the commands."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from ..plain import plain_lines
 
 
 def new_file(path: Path) -> Path:
-    """`path`, once it is certain that nothing is lost by writing there.
+    """Check that `path` is free.
 
     Raises:
-        LampError: it exists, or is no .safetensors file.
+        LampError: it exists, or does not end in .safetensors.
     """
     if path.suffix != ".safetensors":
-        raise LampError(f"{path.name} is no name for a motion: let it end in .safetensors.")
+        raise LampError(f"{path.name} does not end in .safetensors: choose a name that does.")
     if path.exists():
-        raise LampError(f"{path} is there already: choose another name, nothing is overwritten.")
+        raise LampError(f"{path} already exists and is not overwritten: choose another name.")
     return path
 
 
 def tell(text: str) -> None:
-    """Print a command's result for people: what files say of themselves is shown, not obeyed."""
+    """Print a result. Control characters from files are escaped."""
     sys.stdout.write(f"{plain_lines(text)}\n")

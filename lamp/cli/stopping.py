@@ -1,4 +1,4 @@
-"""Ctrl-C and kill: asked once, a run ends after the step that it is in; asked twice, at once."""
+"""Ctrl-C and kill: the first ends a run after the current step, the second at once."""
 
 from __future__ import annotations
 
@@ -9,15 +9,14 @@ from collections.abc import Iterator
 from types import FrameType
 
 _SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK")  # not every system has all of them
-_NOTE = b"\nstopping after this step, to keep it whole (once more: at once)\n"
+_NOTE = b"\nstopping after this step (again: stop at once)\n"
 
 
 class StopRequest:
-    """Whether somebody wants the run to end.
+    """Whether the run was asked to stop.
 
     Args:
-        launched: a launcher passes the signals on, perhaps several of them, and ends the process
-            itself if it takes too long.
+        launched: by a launcher, which may forward several signals and kills a slow process itself.
     """
 
     def __init__(self, launched: bool = False) -> None:
@@ -26,9 +25,9 @@ class StopRequest:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[None]:
-        """Take the signals for a wish while the block lasts."""
+        """Record the signals inside the `with` block."""
         known = [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
-        # What is ignored stays so: nohup lets a run outlive its terminal.
+        # Ignored signals stay ignored: nohup lets a run outlive its terminal.
         heard = [number for number in known if signal.getsignal(number) != signal.SIG_IGN]
         kept = {number: signal.signal(number, self._note) for number in heard}
         try:
@@ -42,6 +41,6 @@ class StopRequest:
             raise KeyboardInterrupt
         self.asked = True
         if not self._launched:
-            # Past Python's buffers, in whose middle the signal may have come.
+            # Not through Python's buffers, which the signal may have interrupted.
             with contextlib.suppress(OSError):
                 os.write(2, _NOTE)

@@ -1,4 +1,4 @@
-"""`python -m lamp train`: few-shot tuning on the diffusers host."""
+"""`python -m lamp train`: few-shot training on the diffusers host."""
 
 from __future__ import annotations
 
@@ -6,25 +6,26 @@ import argparse
 from pathlib import Path
 
 NAME = "train"
-HELP = "learn the motion of a few clips"
+HELP = "train a motion on a few clips"
 
 _ABOUT = """\
-Learn the motion of a few clips, by a TOML file with four tables:
+Train a motion on a few clips, configured by a TOML file with four tables:
 
   [base]    path = "v1-5.safetensors", a diffusers folder, or "toy"; tokenizer
   [data]    folder, prompt, frames, width, height, fps, stride, fit, bucket, ...
   [recipe]  preset = "paper" or "fast"; steps, batch, learning_rate, seed, ...
   [output]  name, folder, save_every, keep, sample_every, resume, cache
 
-docs/train.toml explains every one of them. The motion goes to FOLDER/NAME_00001.safetensors; a
-folder of the same name holds the log, the loss, samples, and the states to resume from."""
+docs/command_line.md explains every key, docs/train.toml is an example. The motion is saved as
+FOLDER/NAME_00001.safetensors; a folder of the same name holds log, loss plot, samples and states
+to resume from."""
 _MORE = """\
 examples:
   python -m lamp train horse.toml
   python -m lamp train horse.toml --set recipe.steps=500 --set output.resume=latest
   accelerate launch -m lamp train horse.toml
 
-Ctrl-C ends the run after the step that it is in, and keeps what was learned; twice ends it at once.
+Ctrl-C stops after the current step and saves the motion and the state; twice stops at once.
 """
 
 
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         dest="changes",
         action="append",
         default=[],
-        help="put a value over the file's; may be repeated",
+        help="override a value of the file; may be repeated",
     )
 
 

@@ -1,4 +1,4 @@
-"""A training from its settings to its motion file."""
+"""A training run, from settings to motion file."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ from .train_config import RunSettings
 
 
 def train(settings: RunSettings) -> None:
-    """Train as `settings` say, in this process or, launched by accelerate, in several.
+    """Train with `settings`, in this process or, if launched by accelerate, in several.
 
     Raises:
-        LampError: something is wrong or missing, see the parts.
-        KeyboardInterrupt: it was stopped; what was learned is kept.
+        LampError: a setting, a clip or a model cannot be used.
+        KeyboardInterrupt: the run was stopped; its state is saved.
     """
     stop = StopRequest(launched=is_launched())
     group = AccelerateGroup(settings.choices.device, lambda: stop.asked) if is_launched() else None
@@ -55,12 +55,12 @@ def train(settings: RunSettings) -> None:
             if group is not None:
                 clips = settings.config.batch * settings.config.accumulate * group.count
                 terminal.say(
-                    f"{group.count} processes on {group.device.type}, {clips} clips a step"
+                    f"{group.count} processes on {group.device.type}, {clips} clips per step"
                 )
             _train(settings, terminal, stop, group)
         done = True
     finally:
-        # After an error the others may never come, and the launcher ends them.
+        # After an error the others may never arrive; the launcher ends them.
         if group is not None and (done or group.stopping):
             group.leave()
 
@@ -94,7 +94,7 @@ def _train(
     who = identity(base, clips)
     if place.state is not None:
         restore(training, place.state, who)
-        terminal.say(f"going on after step {training.step} in {place.folder}")
+        terminal.say(f"resuming after step {training.step} in {place.folder}")
     watch = _Watch(terminal, stop, group)
     if not _is_main(group):
         with stop.listening():
@@ -108,19 +108,19 @@ def _train(
     decoder = _decoder(model.vae, device)
     guidance = settings.save_config.sample_guidance
     samples = Samples(place.folder, latents, decoder, guidance)
-    del model  # its text encoder is not needed any more
+    del model  # frees its text encoder
     with stop.listening(), alone_in(place.folder):
         path = train_to_file(training, folder, settings.save_config, outcome, watch.step, samples)
-    terminal.say(f"the motion: {path}")
+    terminal.say(f"saved {path}")
 
 
 def encode(
     model: ImageModel, clips: ClipSet, device: torch.device, cache: Path | None, terminal: Terminal
 ) -> LatentClips:
-    """Encode clips and prompts on `device`, or take them from the cache, then make room there."""
+    """Encode clips and prompts on `device` or load them from the cache, then free its memory."""
 
     def tell(done: int, total: int, cached: bool) -> None:
-        how = "found in the cache" if cached else "encoded"
+        how = "cached" if cached else "encoded"
         terminal.progress("encoding clips", done, total, how)
 
     with on_device(device, model.vae, model.text_encoder):
@@ -136,7 +136,7 @@ def new_training(
     group: AccelerateGroup | None,
     terminal: Terminal,
 ) -> Training:
-    """A run at its first step: the UNet on `device` in the chosen precision, the motion in fp32.
+    """A run before its first step: the UNet on `device` in the chosen precision, motion in fp32.
 
     Raises:
         OutOfMemoryPlanError: it cannot fit.
@@ -169,7 +169,7 @@ def _decoder(vae: Any, device: torch.device) -> Callable[[Tensor], Tensor]:
 
 
 class _Watch:
-    """Tells each step, and ends the run after one when somebody wants that."""
+    """Shows each step, and ends the run after one if it was asked to stop."""
 
     def __init__(
         self, terminal: Terminal, stop: StopRequest, group: AccelerateGroup | None
@@ -178,7 +178,7 @@ class _Watch:
 
     def step(self, report: StepReport) -> None:
         self._terminal.progress("training", report.step, report.steps, describe_step(report))
-        # With others, all have to end after the same step.
+        # All processes have to end after the same step.
         if self._stop.asked if self._group is None else self._group.stopping:
             raise KeyboardInterrupt
 
@@ -215,7 +215,7 @@ def _is_main(group: AccelerateGroup | None) -> bool:
 
 @contextlib.contextmanager
 def _warnings(terminal: Terminal) -> Iterator[None]:
-    """What the method warns of goes to the terminal while the block lasts."""
+    """Show warnings on the terminal inside the `with` block."""
     handler = LogLines(terminal)
     log.addHandler(handler)
     try:

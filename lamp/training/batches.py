@@ -1,4 +1,4 @@
-"""Which windows are learned from in which step; a sampler whose place can be kept and found."""
+"""Random batches of training windows, from a position that can be saved and restored."""
 
 from __future__ import annotations
 
@@ -21,11 +21,10 @@ class Batch:
 
 
 class Batches:
-    """Random windows of the clips. Each pass over the clips visits every one once, with a new
-    window, as in the official code; but in a new order, where that keeps to the one of the folder;
-    clips of one batch have one size.
+    """Random windows of the clips. Each epoch takes one new window of every clip, as the official
+    code does, but in random order, not the folder's. Clips of a batch have the same size.
 
-    `order`: the clips that are left of the present pass.
+    `order`: the remaining clips of the epoch.
     """
 
     def __init__(self, clips: LatentClips, chosen: list[int], generator: torch.Generator) -> None:
@@ -45,13 +44,13 @@ class Batches:
         while len(clips) < count:
             fitting = [i for i in self.order if not clips or self._same_size(i, clips[0])]
             if not fitting:
-                self._begin_pass()
+                self._begin_epoch()
                 continue
             clips.append(fitting[0])
             self.order.remove(fitting[0])
         return clips
 
-    def _begin_pass(self) -> None:
+    def _begin_epoch(self) -> None:
         drawn = torch.randperm(len(self._chosen), generator=self._generator).tolist()
         self.order += [self._chosen[i] for i in drawn]
 

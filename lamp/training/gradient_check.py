@@ -1,4 +1,4 @@
-"""Does a gradient reach everything that is to be learned? If not, a run says so."""
+"""Checks that a gradient reaches every trained parameter."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from torch import nn
 
 from ..errors import LampError
 
-# Zero-initialised layers stand behind each other, so that some gradients are exactly zero at
-# first: behind one such layer in step 1, behind two factors of it in the next ones.
+# Zero-initialised layers in sequence make some gradients exactly zero at first: for one layer in
+# step 1, for two low-rank factors in the next steps too.
 PATIENCE = 10
 
 
 class GradientCheck:
     """Watches the first gradients of a run.
 
-    A tensor that the loss does not depend on has none at all (a kernel without a backward pass, for
-    one), which is told at once; one whose gradient stays zero is told after `PATIENCE` steps.
+    A parameter that the loss does not depend on, such as behind a kernel without a backward pass,
+    has no gradient and is refused at once; one whose gradient stays zero, after `PATIENCE` steps.
 
     Args:
-        learned: by name, without those whose learning rate is 0: what stands behind such a
-            layer of zeros gets no gradient, and need not.
+        learned: parameters by name, without those with learning rate 0: parameters behind such a
+            layer of zeros get no gradient.
     """
 
     def __init__(self, learned: dict[str, nn.Parameter]) -> None:
@@ -31,17 +31,17 @@ class GradientCheck:
 
     @property
     def waits(self) -> bool:
-        """Whether a tensor has not had its gradient yet."""
+        """Whether some parameter has had no gradient yet."""
         return bool(self._waiting)
 
     def check(self, scale: float = 1.0) -> None:
-        """Look at the gradients of a step.
+        """Check the gradients of a step.
 
         Args:
-            scale: of the loss; a step whose scaled gradients overflow is skipped, and no step.
+            scale: of the loss; a step whose scaled gradients overflow is skipped and not counted.
 
         Raises:
-            LampError: a tensor gets no gradient.
+            LampError: a parameter gets no gradient.
         """
         if not self.waits:
             return
@@ -71,8 +71,8 @@ def _refuse(names: Iterable[str]) -> None:
         return
     others = f" and {len(names) - 1} more" if len(names) > 1 else ""
     raise LampError(
-        f"No gradient reaches '{names[0]}'{others}: it would not be learned. Something in the "
-        "image model has no backward pass, such as a quantised layer, or precision fp16 rounds "
-        "the gradient to zero: use another checkpoint file, choose another precision, or start "
-        "ComfyUI without --fast."
+        f"No gradient reaches '{names[0]}'{others}, so it would not be trained. A layer of the "
+        "model has no backward pass (a quantized layer, for example), or precision fp16 rounds the "
+        "gradient to zero: use another checkpoint, choose another precision, or start ComfyUI "
+        "without --fast."
     )

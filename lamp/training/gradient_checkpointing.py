@@ -1,4 +1,4 @@
-"""Gradient checkpointing: activations are computed twice instead of being kept."""
+"""Gradient checkpointing: activations are recomputed in the backward pass instead of saved."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ..method.motion import Motion
 
 @contextlib.contextmanager
 def checkpointed(unet: nn.Module, motion: Motion) -> Iterator[None]:
-    """Recompute residual blocks and transformers in the backward pass instead of keeping their
-    activations. Hooks cannot do that, so their `forward` is wrapped while the block lasts.
+    """Recompute residual blocks and transformers in the backward pass. Hooks cannot do that, so
+    their `forward` is wrapped inside the `with` block.
 
-    A transformer is taken with its norm and projections: these hold more than its blocks do,
-    being sites of the motion.
+    A transformer includes its norm and projections, which hold more than its blocks do, as they are
+    sites of the motion.
     """
     from torch.utils.checkpoint import checkpoint
 
@@ -25,7 +25,7 @@ def checkpointed(unet: nn.Module, motion: Motion) -> Iterator[None]:
         return lambda *args, **kwargs: checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
     sites = motion.sites
-    # Several blocks of one transformer name it once.
+    # One transformer may have several blocks.
     transformers = dict.fromkeys(block.module.rsplit(".", 2)[0] for block in sites.blocks)
     blocks = [unet.get_submodule(name) for name in (*sites.resnets, *transformers)]
     own = [block.__dict__.get("forward") for block in blocks]  # such as that of accelerate's hooks

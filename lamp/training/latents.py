@@ -1,4 +1,4 @@
-"""Training clips as the UNet sees them: VAE posteriors and text embeddings, computed once."""
+"""Training clips for the UNet: VAE posteriors and text embeddings, computed once."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from ..errors import ClipError, LampError
 from ..files.cache import Found, TensorCache, entry_name
 
 SCALE = 0.18215
-"""Latents of the VAE of SD 1.x and 2.x times this have about unit variance; the UNet works on
-those. SD-XL's has another one."""
+"""Factor that gives latents of SD 1.x and 2.x about unit variance, as the UNet expects. SD-XL has
+another."""
 
 EncodePosterior = Callable[[Tensor], tuple[Tensor, Tensor]]
 EmbedPrompts = Callable[[list[str]], dict[str, Tensor]]
@@ -28,7 +28,7 @@ class Posterior:
     std: Tensor
 
     def sample(self, frames: slice, generator: torch.Generator, scale: float = SCALE) -> Tensor:
-        """Scaled latents `f c h w`, drawn from the posterior as in the method (not its mode)."""
+        """Scaled latents `f c h w`, sampled from the posterior as in the official code."""
         mean = self.mean[frames]
         noise = torch.randn(mean.shape, generator=generator)
         return (mean + self.std[frames] * noise) * scale
@@ -36,10 +36,9 @@ class Posterior:
 
 @dataclass(frozen=True)
 class LatentClips:
-    """A `ClipSet` ready for tuning: the VAE and the text encoder are no longer needed.
+    """A `ClipSet` ready for training, without VAE and text encoder.
 
-    `text`: a prompt's embedding as `Host.predict` takes it; `scale`: what latents are multiplied
-    by for the UNet.
+    `text`: prompt -> embedding, see `Host.predict`; `scale`: of the latents, for the UNet.
     """
 
     clips: ClipSet
@@ -49,27 +48,27 @@ class LatentClips:
     scale: float = SCALE
 
     def check(self, frames: int) -> None:
-        """See that the windows have as many frames as the run asks for."""
+        """Check that the windows have `frames` frames."""
         if frames != self.clips.settings.frames:
             raise LampError(
-                f"The clips are cut into windows of {self.clips.settings.frames} frames, the "
-                f"training asks for {frames}: set both to the same number."
+                f"The clips have windows of {self.clips.settings.frames} frames, but the training "
+                f"has frames {frames}: set both to the same number."
             )
 
     def draw(self, window: Window, generator: torch.Generator) -> Tensor:
-        """A window's latents `f c h w`, scaled, drawn from the posterior."""
+        """Scaled latents `f c h w` of a window, sampled from the posterior."""
         source = self.mirrored if window.flipped else self.posteriors
         return source[window.clip].sample(self.clips.frame_numbers(window), generator, self.scale)
 
 
 @dataclass(frozen=True)
 class LatentCache:
-    """Where posteriors and embeddings are kept between runs, and what tells whose they are.
+    """Cache of posteriors and embeddings between runs.
 
-    - ``vae``: a digest of everything about the VAE that its posteriors depend on;
-    - ``prompt``: the same of the text encoder and a prompt, for the prompt's embedding.
+    - ``vae``: digest of everything that the VAE's posteriors depend on;
+    - ``prompt``: prompt -> digest of the prompt and the text encoder.
 
-    None in place of a digest: it cannot be told, and nothing is kept.
+    None instead of a digest: unknown, so nothing is cached.
     """
 
     files: TensorCache
@@ -87,16 +86,15 @@ def cache_latents(
 ) -> LatentClips:
     """Encode every frame and every prompt once, before the first step.
 
-    A clip takes the memory of its latents, not of its pixels. With a cache nothing is encoded that
-    was encoded in an earlier run, to the same bits; each clip is kept as soon as it is done, so
-    that a cancel loses none.
+    Only latents stay in memory, not pixels. The cache returns bit-identical results of earlier
+    runs; each clip is cached as soon as it is encoded, so that a cancel loses none.
 
     Args:
         encode: `f h w 3` in 0..1 -> mean and std, `f c h w`, unscaled; called with a few frames
             at a time.
-        embed: prompts -> `1 n d` for each; for one prompt at a time, so that an embedding does not
-            depend on the others.
-        on_clip: called with (clips done, clips in all, whether this one came from the cache).
+        embed: prompts -> `1 n d` each; called with one prompt at a time, so that its embedding does
+            not depend on others.
+        on_clip: called with (clips done, number of clips, whether this one was cached).
         scale: of the model's latents.
 
     Raises:
@@ -109,7 +107,7 @@ def cache_latents(
         for mirrored, (tensors, _) in zip(sides, found, strict=True):
             posteriors[mirrored].append(Posterior(**tensors))
         on_clip(number + 1, len(clips), all(cached for _, cached in found))
-    prompts = dict.fromkeys([*clips.captions, ""])  # the empty one is what samples guide away from
+    prompts = dict.fromkeys([*clips.captions, ""])  # samples use the empty prompt for guidance
     text = {prompt: _embedding(prompt, embed, cache) for prompt in prompts}
     return LatentClips(clips, posteriors[False], posteriors[True], text, scale)
 
@@ -145,7 +143,7 @@ def _embedding(prompt: str, embed: EmbedPrompts, cache: LatentCache | None) -> T
 def _finite(posterior: Posterior, clip: str) -> Posterior:
     if not (posterior.mean.isfinite().all() and posterior.std.isfinite().all()):
         raise ClipError(
-            f"The VAE returned NaN for the clip '{clip}': SD 1.x VAEs can overflow in fp16; start "
+            f"The VAE returned NaN for the clip '{clip}'. SD 1.x VAEs can overflow in fp16: start "
             "ComfyUI with --fp32-vae, or use another VAE."
         )
     return posterior

@@ -1,8 +1,8 @@
-"""A motion learned as low-rank factors from its first step on (`TrainConfig.rank`).
+"""Training a motion as low-rank factors (`TrainConfig.rank`).
 
-Each matrix `o n` of a motion is then the product of `up` (`r o`) and `down` (`r n`), and these are
-what is learned: so are gradients, optimiser state and file small, which a matrix learned as a whole
-and taken apart afterwards (`lamp.motion_file.compress`) has no reason to be.
+Each matrix `o n` of the motion is the product of `up` (`r o`) and `down` (`r n`), which are
+trained. This keeps gradients, optimizer state and file small, unlike factoring a full matrix
+after training (`lamp.motion_file.compress`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _MARK = ".parametrizations."
 
 
 class Product(nn.Module):
-    """The tensor `o ...` that `up` (`r o`) and `down` (`r ...`) are the factors of."""
+    """The product `o ...` of the factors `up` (`r o`) and `down` (`r ...`)."""
 
     def __init__(self, rank: int, noise: bool, generator: torch.Generator) -> None:
         super().__init__()
@@ -28,10 +28,10 @@ class Product(nn.Module):
         return (up.T @ down.flatten(1)).unflatten(1, down.shape[1:])
 
     def right_inverse(self, weight: Tensor) -> Factors:
-        """Where the factors of a fresh tensor begin: as nothing, or as noise of its own size.
+        """Initial factors of a new tensor: their product is zero, or noise of the tensor's scale.
 
-        `down` has the standard deviation 1/sqrt(r): a step of `up` then changes the product about
-        as much as a step of the whole tensor would, and the same learning rates serve both.
+        `down` has the standard deviation 1/sqrt(r), so that a step of `up` changes the product
+        about as much as a step of the full tensor would, and the same learning rates apply.
         """
         rows, rest = weight.shape[0], weight.shape[1:]
         if weight.is_meta:
@@ -44,24 +44,24 @@ class Product(nn.Module):
 
 
 def factorise(motion: Motion, rank: int, seed: int) -> None:
-    """Let a fresh motion be learned as factors of `rank`, in place.
+    """Replace the matrices of a new motion by factors of `rank`, in place.
 
-    What is not smaller in factors, such as the gates, stays as it is. The parameters of the others
-    are then called `NAME.parametrizations.weight.original0` (up) and `original1` (down).
+    Tensors that factors would not make smaller, such as the gates, stay. The others' parameters are
+    then named `NAME.parametrizations.weight.original0` (up) and `original1` (down).
     """
     generator = torch.Generator().manual_seed(seed)
     for name, weight in list(motion.trained_parameters().items()):
         if weight.ndim < 2 or rank * (len(weight) + weight[0].numel()) >= weight.numel():
             continue
         module, _, leaf = name.rpartition(".")
-        # Queries, keys and values over the frames begin as noise, everything else as nothing.
+        # Queries, keys and values of temporal attention start as noise, all others as zero.
         noise = ".attn_temp." in name and ".to_out." not in name
         product = Product(rank, noise, generator)
         parametrize.register_parametrization(motion.get_submodule(module), leaf, product)
 
 
 def factors(motion: Motion) -> dict[str, Factors]:
-    """`up` and `down` of each tensor that is learned as factors, by its canonical name."""
+    """Canonical name -> `up` and `down`, of each tensor trained as factors."""
     state = motion.state_dict()
     return {
         name.replace(_MARK, ".").removesuffix(".original0"): (
@@ -74,7 +74,7 @@ def factors(motion: Motion) -> dict[str, Factors]:
 
 
 def whole_state(motion: Motion) -> dict[str, Tensor]:
-    """The motion's tensors by canonical name, factors multiplied."""
+    """The motion's tensors by canonical name, with factors multiplied."""
     state = {name: tensor for name, tensor in motion.state_dict().items() if _MARK not in name}
     for name in factors(motion):
         module, _, leaf = name.rpartition(".")

@@ -1,4 +1,4 @@
-"""AdamW over the learned parts, clipping, and the average of the parameters."""
+"""AdamW for the motion, gradient clipping, and the moving average of the parameters."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ logger = logging.getLogger("lamp")
 
 
 class ProcessGroup(Protocol):
-    """The processes that train one motion together, each on its share of the batch."""
+    """Processes that train one motion together, each on its share of the batch."""
 
     rank: int
     count: int
 
     def mean_(self, tensors: list[Tensor]) -> None:
-        """Put the mean over all processes in the place of each tensor."""
+        """Replace each tensor by its mean over all processes."""
         ...
 
 
@@ -34,16 +34,16 @@ class SingleProcess:
     rank, count = 0, 1
 
     def mean_(self, tensors: list[Tensor]) -> None:
-        """The mean over one process is what is there."""
+        """The mean over one process is the tensor itself."""
 
 
 def make_optimizer(motion: Motion, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW over the learned parts only; everything else in `motion` is frozen.
+    """AdamW for the trained parameters; everything else in `motion` is frozen.
 
-    Each group has, besides its parameters, its `factor` on the learning rate.
+    Each parameter group has its `factor` of the learning rate.
 
     Raises:
-        LampError: the 8-bit optimiser is wanted, but no library has one.
+        LampError: the 8-bit optimizer was chosen, but no library has one.
     """
     motion.requires_grad_(False)
     groups: dict[float, list[nn.Parameter]] = {}
@@ -59,23 +59,23 @@ def make_optimizer(motion: Motion, config: TrainConfig) -> torch.optim.Optimizer
     if config.optimizer != "adamw":
         kind = _eight_bit_adamw()
     elif next(motion.parameters()).device.type == "cpu":
-        settings["fused"] = True  # one pass over memory; GPUs take all parameters at once anyway
+        settings["fused"] = True  # one pass over memory; the default on GPUs is fast already
     optimizer: torch.optim.Optimizer = kind(described, lr=config.learning_rate, **settings)
     return optimizer
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """The learning rate of the next step, which each group takes times its `factor`."""
+    """Set the learning rate of the next step: `rate` times the `factor` of each group."""
     for group in optimizer.param_groups:
         own = rate * group["factor"]
-        if isinstance(group["lr"], Tensor):  # torchao's compiled step reads it from there
+        if isinstance(group["lr"], Tensor):  # read by the compiled step of torchao
             group["lr"].fill_(own)
         else:
             group["lr"] = own
 
 
 def rate_factor(name: str, parameter: Tensor, config: TrainConfig) -> float:
-    """Factor on the learning rate of one learned tensor, by its canonical name and its width."""
+    """Learning rate factor of a trained tensor, by its canonical name and its width."""
     if ".attn_temp." in name:
         factor = config.attention_rate
     elif ".to_q." in name:
@@ -88,13 +88,13 @@ def rate_factor(name: str, parameter: Tensor, config: TrainConfig) -> float:
 
 
 def check_optimizer(config: TrainConfig) -> None:
-    """Before anything is loaded: the 8-bit one may be missing, see `make_optimizer`."""
+    """Check that the optimizer is installed, see `make_optimizer`, before anything is loaded."""
     if config.optimizer != "adamw":
         _eight_bit_adamw()
 
 
 def _eight_bit_adamw() -> Any:
-    # bitsandbytes first: torchao compiles its step, which asks for a compiler on the machine.
+    # bitsandbytes first: torchao compiles its step, which needs a compiler.
     with contextlib.suppress(ImportError):
         from bitsandbytes.optim import AdamW8bit
 
@@ -104,15 +104,15 @@ def _eight_bit_adamw() -> Any:
 
         return AdamW8bit
     raise LampError(
-        "The optimiser adamw8bit needs the package bitsandbytes or torchao, and neither is "
-        "installed: install one into the Python that runs this, or choose adamw."
+        "The optimizer adamw8bit needs the package bitsandbytes or torchao, and neither is "
+        "installed: install one into this Python, or choose adamw."
     )
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """What the optimiser knows of each parameter, in order: plain tensors and numbers by name.
+    """The state of each parameter, in order: plain tensors and numbers by name.
 
-    The quantised tensors of torchao come apart into `NAME/PART`.
+    Quantized tensors of torchao are split into `NAME/PART`.
     """
     return [
         dict(part for item in optimizer.state.get(parameter, {}).items() for part in _parts(*item))
@@ -121,15 +121,15 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, states: list[dict[str, Any]]) -> None:
-    """Put back what `optimizer_state` gave, bit for bit. (`load_state_dict` would turn quantised
-    bytes into floats.)"""
+    """Restore the result of `optimizer_state` exactly. (`load_state_dict` would convert quantized
+    bytes to floats.)"""
     for parameter, state in zip(_parameters(optimizer), states, strict=True):
         whole: dict[str, Any] = {}
         quantised: dict[str, dict[str, Tensor]] = {}
         for name, value in state.items():
             if isinstance(value, Tensor):
-                # Copies, because a host may have read them in inference mode, where nothing made
-                # can be changed later; laid out as the parameter, which fused optimisers rely on.
+                # Copies, as tensors read in inference mode cannot be changed later, with the
+                # strides of the parameter, which fused optimizers rely on.
                 if value.shape == parameter.shape:
                     value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
                 else:
@@ -156,7 +156,7 @@ def _parts(name: str, value: Any) -> list[tuple[str, Any]]:
 
 
 def _own(name: str, value: Any) -> Any:
-    # The quantisation tables are one for all parameters, and files hold no tensor twice.
+    # All parameters share their quantization tables, but safetensors stores no tensor twice.
     return value.clone() if name.startswith("qmap") else value
 
 
@@ -167,15 +167,14 @@ def _together(name: str, parts: dict[str, Tensor]) -> Tensor:
 
 
 class QueryDecay:
-    """Weight decay of the tuned queries as wholes, as the published AdamW does it.
+    """Weight decay of the tuned queries including their base weight, as in the official code.
 
-    The published code learns W = base + change and decays W: at rate r and decay d a step takes
-    (1 - r d) W. AdamW takes (1 - r d) change here; what lacks is -r d base, whatever else the step
-    does, for AdamW's decay is apart from its gradients (Loshchilov and Hutter 2019). That holds of
-    the 8-bit ones, too, and of running averages, since the base never changes.
+    The official code trains W = base + change, and a step with rate r and decay d multiplies W by
+    (1 - r d). Here AdamW multiplies the change by (1 - r d), so that -r d base is missing. As
+    AdamW decouples its decay from the gradients (Loshchilov and Hutter 2019), it can simply be
+    added. This also holds for 8-bit AdamW and for moving averages, as the base never changes.
 
-    A query that is learned as factors cannot take up the base, which no such factors hold: there
-    the factors alone decay, and it is said.
+    Low-rank factors cannot represent the base: there only the factors decay, with a warning.
 
     Args:
         unet: the host's, with the sites of `motion`.
@@ -194,14 +193,14 @@ class QueryDecay:
         factored = len(motion.sites.blocks) - len(self._queries)
         if factored and any(group["weight_decay"] for group in optimizer.param_groups):
             logger.warning(
-                "%d queries are learned as factors, which cannot hold the decay of the whole query "
-                "that query_decay 'whole' asks for: of these only the change decays.",
+                "%d queries are trained as low-rank factors, for which query_decay 'whole' is not "
+                "possible: only their change decays.",
                 factored,
             )
 
     @torch.no_grad()
     def apply(self) -> None:
-        """After each step of the optimiser that was not skipped."""
+        """Apply it after an optimizer step that was not skipped."""
         for change, base, group in self._queries:
             change.sub_(base.weight.to(change), alpha=float(group["lr"]) * group["weight_decay"])
 
@@ -213,9 +212,9 @@ def apply_gradients(
     scaler: torch.amp.GradScaler,
     decay: QueryDecay | None = None,
 ) -> Tensor:
-    """Clip the norm of all gradients together, step; returns the norm before clipping.
+    """Clip the norm of all gradients together and take a step; returns the norm before clipping.
 
-    A step whose gradients overflowed is left out as a whole, its `decay` too.
+    A step whose gradients overflow is skipped, including its `decay`.
     """
     scaler.unscale_(optimizer)
     norm = nn.utils.clip_grad_norm_(parameters, clip_norm)
@@ -229,10 +228,10 @@ def apply_gradients(
 
 
 def importance(motion: Motion, optimizer: torch.optim.Optimizer) -> dict[str, float]:
-    """See `MotionConfig.importance`: AdamW's second moments are running means of what it asks for.
+    """`MotionConfig.importance` of the matrices, from AdamW's second moments: running means of the
+    squared gradients.
 
-    Of matrices only, which are what a compact file has to choose among. Empty before the first
-    step, and where the moments are not at hand because they are kept in 8 bits.
+    Empty before the first step and with 8-bit moments.
     """
     matrices = {n: p for n, p in motion.trained_parameters().items() if p.ndim > 1}
     moments = {n: optimizer.state.get(p, {}).get("exp_avg_sq") for n, p in matrices.items()}
@@ -240,7 +239,7 @@ def importance(motion: Motion, optimizer: torch.optim.Optimizer) -> dict[str, fl
         return {}
     means = {name: moment.mean().item() for name, moment in moments.items()}
     largest = max(means.values(), default=0.0) or 1.0
-    # Three digits: more would be read by nobody.
+    # Three digits are enough.
     return {name: float(f"{mean / largest:.3g}") for name, mean in means.items()}
 
 
@@ -255,20 +254,20 @@ class Average:
     def update(self) -> None:
         if self.values:
             self.updates += 1
-            # The first values weigh less, so that a short run is not drawn to its start.
+            # A smaller decay at first, so that the start does not dominate short runs.
             decay = min(self._decay, self.updates / (self.updates + 9))
             current = [p.detach() for p in self._parameters]
             torch._foreach_lerp_(self.values, current, 1 - decay)
 
     @torch.no_grad()
     def store(self) -> None:
-        """Put the average in the place of the parameters, for good."""
+        """Replace the parameters by their average."""
         for parameter, average in zip(self._parameters, self.values, strict=False):
             parameter.copy_(average)
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:
-        """The average in the place of the parameters while the block lasts."""
+        """Replace the parameters by their average inside the `with` block."""
         kept = [p.detach().clone() for p in self._parameters] if self.values else []
         self.store()
         try:

@@ -1,4 +1,4 @@
-"""What is left of a tuning run: the motion file, also of a run that was stopped."""
+"""The motion file of a training run, also of one that was stopped."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .state import StateError
 
 
 def describe_training(config: TrainConfig, clips: ClipSet, family: str) -> dict[str, Any]:
-    """What the motion file tells of its training: fields of `MotionConfig`."""
+    """Metadata of the motion file about its training: fields of `MotionConfig`."""
     captions = clips.captions
     sizes = {clips.size(clip) for clip in range(len(clips))}
     width, height = sizes.pop() if len(sizes) == 1 else (0, 0)
@@ -33,7 +33,7 @@ def describe_training(config: TrainConfig, clips: ClipSet, family: str) -> dict[
         "height": height,
         "fps": clips.window_rate or 0.0,
         "groupnorm": config.groupnorm,
-        # One prompt for all clips is the motion's own; captions clip by clip are no such thing.
+        # Only a prompt shared by all clips is the motion's prompt.
         "prompt": captions[0] if len(set(captions)) == 1 else "",
         "captions": captions,
         "learning_rate": config.learning_rate,
@@ -43,11 +43,11 @@ def describe_training(config: TrainConfig, clips: ClipSet, family: str) -> dict[
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where a run's motion goes and what its file tells.
+    """The motion file of a run.
 
-    - ``target``: without `.safetensors`; ``about``: see `describe_training`;
+    - ``target``: path without `.safetensors`; ``about``: see `describe_training`;
     - ``extra``: further entries of the file's header;
-    - ``run``: the run's own mark (`mark_of`): it replaces a file only if that has the same.
+    - ``run``: the run's id (`mark_of`); only a file with the same id is replaced.
     """
 
     target: Path
@@ -56,7 +56,7 @@ class Outcome:
     run: str = ""
 
     def file(self, training: Training) -> MotionFile:
-        """The motion as it is now, averaged if the run averages, in fp32 on the CPU."""
+        """The current motion (its average, if there is one) in fp32 on the CPU."""
         with training.average.shown():
             state = whole_state(training.motion)
             state = {name: value.detach().float().cpu().clone() for name, value in state.items()}
@@ -66,10 +66,10 @@ class Outcome:
         return MotionFile(state, about, name=self.target.name)
 
     def write(self, training: Training, mark: str = "") -> Path:
-        """Save it; what was learned as factors stays in factors.
+        """Save the motion; factors are stored as factors.
 
         Raises:
-            MotionFileError: it holds NaN, or the disk refuses it.
+            MotionFileError: it contains NaN or cannot be written.
         """
         file = self.file(training)
         path = self.target.with_name(f"{self.target.name}{mark}.safetensors")
@@ -91,12 +91,11 @@ def train_to_file(
     sample: Callable[[Training], object] | None = None,
     say: Callable[[str], None] = log.warning,
 ) -> Path:
-    """Train to the end and write the motion; on a cancel or an error write what there is, as
-    `NAME-step000123-stopped.safetensors`, say so, then let it through. See `run_training`.
+    """Run the training and write the motion. A cancel or an error writes the motion so far as
+    `NAME-step000123-stopped.safetensors` and is raised again. See `run_training`.
 
     Raises:
-        MotionFileError: the disk refuses the motion; what was learned is kept as a state then, if
-            the disk has room for one.
+        MotionFileError: the motion cannot be written; a state is saved instead, if possible.
     """
     folder.forget_after(training.step)
     begun = training.step
@@ -105,7 +104,7 @@ def train_to_file(
             training, folder, save_config, on_step, sample if save_config.sample_every else None
         )
     except BaseException:
-        # BaseException: a host's cancel is none of Exception's children on every version.
+        # In some versions of ComfyUI its cancel does not derive from Exception.
         if training.step > begun and not training.updating:
             _write_stopped(training, outcome, say)
         raise
@@ -115,7 +114,7 @@ def train_to_file(
         raise MotionFileError(f"{error}{_kept(training, folder)}") from error
     try:
         save_loss_plot(folder.path / "loss.png", training.losses, training.validation)
-    except LampError as error:  # the motion is there, and a picture is no reason to fail
+    except LampError as error:  # the motion is saved, a plot is no reason to fail
         say(str(error))
     return path
 
@@ -123,16 +122,16 @@ def train_to_file(
 def _write_stopped(training: Training, outcome: Outcome, say: Callable[[str], None]) -> None:
     try:
         path = outcome.write(training, f"-step{training.step:06}-stopped")
-    except MotionFileError as error:  # why the run stopped matters more
+    except MotionFileError as error:  # the reason for the stop matters more
         say(str(error))
     else:
         say(f"stopped after step {training.step}, saved as {path.name}")
 
 
 def _kept(training: Training, folder: RunFolder) -> str:
-    """Keep the state of a run whose motion could not be written; says where it is."""
+    """Save the state of a run whose motion cannot be written; returns where it is, in words."""
     try:
         state = folder.save_state(training)
     except StateError:
         return ""
-    return f" What was learned is kept as {folder.path.name}/{state.name}: resume from it."
+    return f" The training state is saved as {folder.path.name}/{state.name}: resume from it."

@@ -1,4 +1,4 @@
-"""How long the samples and states of a run take, and will take until its end."""
+"""The time of a run's samples, validations and states: measured, and expected until its end."""
 
 from __future__ import annotations
 
@@ -8,16 +8,15 @@ from contextlib import contextmanager
 
 
 def is_due(step: int, every: int, last: int) -> bool:
-    """Whether something is done after `step`: every so many steps and after the last one; 0 is
-    never."""
+    """Whether something is due after `step`: every `every` steps and after the last; 0: never."""
     return bool(every) and (step % every == 0 or step == last)
 
 
 class Overhead:
-    """Times what is done between steps, by kind.
+    """Times the work between steps, by kind.
 
     Args:
-        every: kind -> after how many steps it is done, see `is_due`.
+        every: kind -> interval in steps, see `is_due`.
         last: the run's last step.
     """
 
@@ -27,14 +26,13 @@ class Overhead:
 
     @contextmanager
     def timed(self, kind: str) -> Iterator[None]:
-        """Time the block; the newest time of a kind is what the next ones are thought to take."""
+        """Time the block. The last time of a kind is the estimate for the next."""
         begun = time.perf_counter()
         yield
         self._took[kind] = time.perf_counter() - begun
 
     def left(self, step: int) -> float:
-        """Seconds for all that is still to come after `step`; a kind that was never done counts
-        nothing yet."""
+        """Expected seconds after `step`. A kind that has not run yet counts as 0."""
         return sum(
             seconds * self._times(self._every[kind], step) for kind, seconds in self._took.items()
         )

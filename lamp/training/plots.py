@@ -1,4 +1,4 @@
-"""Pictures of a training run."""
+"""The loss plot of a training run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _AXIS, _PAPER = (96, 96, 96), (255, 255, 255)
 
 
 def smooth(losses: Sequence[float], decay: float = 0.97) -> list[float]:
-    """Exponential moving average, corrected for its start."""
+    """Bias-corrected exponential moving average."""
     average, out = 0.0, []
     for number, loss in enumerate(losses, start=1):
         average = decay * average + (1 - decay) * loss
@@ -32,8 +32,8 @@ def loss_plot(
     """Raw and smoothed loss over the steps, on a logarithmic scale: IMAGE `1 h w 3` in 0..1.
 
     Args:
-        losses: one a step.
-        validation: (step, loss on held-out clips) with steps from 1 to the number of losses.
+        losses: one per step.
+        validation: (step, loss on held-out clips); steps count from 1.
     """
     from PIL import Image, ImageDraw
 

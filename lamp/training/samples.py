@@ -1,4 +1,4 @@
-"""What a tuning run shows on the way: a clip with the motion so far, and its losses."""
+"""Sample videos and loss plots of a training run."""
 
 from __future__ import annotations
 
@@ -31,15 +31,14 @@ def sample_clip(
     schedule: AdaINSchedule = PAPER,
     seed: int = 0,
 ) -> Tensor:
-    """The motion learned so far, on one first frame: the averaged parameters, shared noise
-    (paper eq. 6) of a fixed seed, the precision of the training.
-
-    Nothing of the training changes, its chance neither.
+    """Sample the motion so far on a first frame: with averaged parameters, shared noise (paper
+    eq. 6) of a fixed seed, and the training's precision. It does not change the training or its
+    random numbers.
 
     Args:
         first: `c h w`, clean scaled latents of frame 1.
-        text, empty: `1 n d`, the prompt and the text to guide away from; without `empty` there is
-            no guidance.
+        text, empty: `1 n d`, the prompt and the negative prompt; without `empty` there is no
+            guidance.
 
     Returns:
         Scaled latents `f c h w`; frame 1 is `first`.
@@ -109,19 +108,19 @@ class Samples:
 def save_loss_plot(
     path: Path, losses: Sequence[float], validation: Sequence[tuple[int, float]] = ()
 ) -> Path:
-    """Write `loss_plot` as a picture, beside `path` first.
+    """Write `loss_plot` as a picture.
 
     Raises:
-        LampError: the disk refuses it.
+        LampError: it cannot be written.
     """
     return _write(path, _images(loss_plot(losses, validation)))
 
 
 def save_animation(path: Path, frames: Tensor, fps: float) -> Path:
-    """Write frames `f h w 3` in 0..1 as an animated WebP that plays over and over.
+    """Write frames `f h w 3` in 0..1 as an animated WebP that loops.
 
     Raises:
-        LampError: the disk refuses it.
+        LampError: it cannot be written.
     """
     first, *others = _images(frames)
     options = {"duration": round(1000 / fps), "loop": 0, "quality": 90}

@@ -1,10 +1,10 @@
-"""A tuning run and its folder: states to resume from, a log, pictures; nothing is lost by a stop.
+"""A training run and its folder, with states to resume from, a log, samples and plots.
 
 NAME_00001/
-    state-step000500.safetensors    the newest ones, see `lamp.training.state`
-    log.jsonl                       one line a step
-    loss.png                        raw, smoothed and held-out loss
-    sample-step000250.webp          the motion so far, on a first frame that never changes
+    state-step000500.safetensors    the newest states, see `lamp.training.state`
+    log.jsonl                       one line per step
+    loss.png                        raw, smoothed and validation loss
+    sample-step000250.webp          the motion so far, always on the same first frame
     tensorboard/                    if TensorBoard is installed
     .lock                           see `lamp.files.lock`
 """
@@ -105,7 +105,7 @@ class RunFolder:
             self._stop_logging(error)
 
     def forget_after(self, step: int) -> None:
-        """Drop the log's lines of steps that a resumed run will do again."""
+        """Drop the log's lines after `step`, which a resumed run repeats."""
         path = self.path / "log.jsonl"
         if not path.exists():
             return
@@ -118,10 +118,10 @@ class RunFolder:
 
     def _stop_logging(self, error: OSError) -> None:
         self._logs = False
-        log.warning("the steps of %s are not logged any more: %s", self.path.name, error)
+        log.warning("logging of the steps of %s stops: %s", self.path.name, error)
 
     def close(self) -> None:
-        """Let go of what is open."""
+        """Close the TensorBoard writer."""
         writer, self._writer = self._writer, None
         if writer is not None:
             with contextlib.suppress(OSError):
@@ -129,19 +129,19 @@ class RunFolder:
 
 
 def mark_of(state: TrainingState | None) -> str:
-    """The mark by which a run knows its own files: that of the state it goes on from, or a new one.
-    Of a state without one nothing is known."""
+    """The id by which a run recognises its own files: that of the state it resumes from, or a new
+    one."""
     return (state.run if state is not None else "") or uuid.uuid4().hex
 
 
 def identity(base: str, clips: ClipSet) -> dict[str, str]:
-    """What a run depends on besides its settings: the image model's hash, and the clips as they
-    are cut and captioned."""
+    """What a run depends on besides its settings: hashes of the image model and of the clips with
+    their windows and captions."""
     settings = clips.settings
     cut = [settings.frames, settings.stride, settings.flip]
     each = [[clips.key(clip), caption] for clip, caption in enumerate(clips.captions)]
-    told = json.dumps([cut, each]).encode()
-    return {"base": base, "clips": hashlib.sha256(told).hexdigest()}
+    text = json.dumps([cut, each]).encode()
+    return {"base": base, "clips": hashlib.sha256(text).hexdigest()}
 
 
 def states(folder: Path) -> list[Path]:
@@ -151,7 +151,7 @@ def states(folder: Path) -> list[Path]:
 
 
 def newest_first(paths: Iterable[Path]) -> list[Path]:
-    """Files by age, without those that are gone meanwhile: a training drops its older states."""
+    """Files by age. Files deleted meanwhile are left out, as a run deletes its older states."""
     found = []
     for path in paths:
         with contextlib.suppress(OSError):
@@ -166,7 +166,7 @@ def newest_run(target: Path) -> tuple[Path, TrainingState] | None:
 
 
 def newest_state(folders: list[Path]) -> tuple[Path, TrainingState] | None:
-    """The newest state that is whole, and its file; damaged ones are passed over with a warning."""
+    """The newest valid state and its file. Damaged ones are skipped with a warning."""
     by_age = newest_first(path for folder in folders for path in states(folder))
     for folder in dict.fromkeys(path.parent for path in by_age):
         for path in _newest_of_run([path for path in by_age if path.parent == folder]):
@@ -178,8 +178,8 @@ def newest_state(folders: list[Path]) -> tuple[Path, TrainingState] | None:
 
 
 def _newest_of_run(by_age: list[Path]) -> list[Path]:
-    """By the run's own log where there is one, for a clock may be set back in the middle of a run:
-    the last step first. What lies beyond the log's end was left when an earlier state went on."""
+    """The states of a run, last step first, by its log if there is one, as the clock may be set
+    back during a run. States beyond the log's end precede a resume from an earlier state."""
     try:
         last = max((line["step"] for line in _lines(by_age[0].parent / "log.jsonl")), default=0)
     except OSError:
@@ -197,14 +197,13 @@ def run_training(
     on_step: Callable[[StepReport], None],
     sample: Callable[[Training], object] | None = None,
 ) -> None:
-    """Train from where `training` is to its last step.
+    """Take all remaining steps of `training`, with validation, samples and saved states.
 
-    However it ends, what was learned is kept if it can be: an error or a cancel (an exception of
-    `on_step` or `sample`) saves the state first. The parameters stay those of the last
-    step, not their average.
+    An error or a cancel (an exception of `on_step` or `sample`) saves the state first, if possible.
+    The parameters stay those of the last step, not their average.
 
     Raises:
-        LampError: out of memory, with the settings to change; see also `Training.advance`.
+        LampError: out of memory, with settings to change; see also `Training.advance`.
     """
     saved, drawing, last = training.step, False, training.config.steps
     every = {
@@ -247,7 +246,7 @@ def run_training(
 
 
 def _rescue(training: Training, folder: RunFolder, saved: int) -> int:
-    """Save the state after a stop, if there is anything new; returns the step of the newest."""
+    """Save the state after a stop, if it is new; returns the step of the newest state."""
     training.optimizer.zero_grad(set_to_none=True)
     if training.step > saved:
         try:
@@ -260,8 +259,8 @@ def _rescue(training: Training, folder: RunFolder, saved: int) -> int:
 
 def _sample_advice(training: Training, kept: int) -> str:
     return (
-        f"Out of memory while the sample of step {training.step} was drawn. The state of step "
-        f"{kept} is kept: resume from it with sample_every 0, and no samples are drawn."
+        f"Out of memory while drawing the sample of step {training.step}. The state of step {kept} "
+        "is saved: resume from it with sample_every 0 to draw no samples."
     )
 
 
@@ -275,10 +274,10 @@ def _memory_advice(training: Training, kept: int) -> str:
     if config.optimizer == "adamw":
         advice.append("optimizer adamw8bit")
     advice += ["clips of a smaller width and height", f"fewer frames than {config.frames}"]
-    state = f" The state of step {kept} is kept: resume from it" if kept else " Start again"
+    state = f" The state of step {kept} is saved: resume from it" if kept else " Start again"
     return (
-        f"Out of memory in step {training.step + 1}.{state} with {', '.join(advice[:3])}. (A state "
-        "goes on only with the same frames, batch and optimizer; checkpointing may change.)"
+        f"Out of memory in step {training.step + 1}.{state} with {', '.join(advice[:3])}. "
+        "(Resuming requires the same frames, batch and optimizer; checkpointing may change.)"
     )
 
 
@@ -289,7 +288,7 @@ def _name(path: Path) -> tuple[int, str] | None:
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        # The last line of a killed run may be cut short, or lie within another one.
+        # The last line of a killed run may be truncated or run into the next.
         with contextlib.suppress(ValueError):
             line = json.loads(text)
             if isinstance(line, dict) and isinstance(line.get("step"), int):
@@ -298,17 +297,17 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
 
 class _NoCurves:
     def add_scalar(self, name: str, value: float, step: int) -> None:
-        """Nothing to show it with."""
+        """TensorBoard is not installed."""
 
     def close(self) -> None:
-        """Nothing is open."""
+        """TensorBoard is not installed."""
 
 
 def _tensorboard(path: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
-    except Exception as error:  # half an installation throws anything, from protobuf for one
+    except Exception as error:  # a broken installation raises anything, for example from protobuf
         if not isinstance(error, ModuleNotFoundError):
-            log.warning("TensorBoard cannot be used, log.jsonl holds the same: %s", error)
+            log.warning("TensorBoard cannot be used (log.jsonl has the same values): %s", error)
         return _NoCurves()
     return SummaryWriter(path)

@@ -1,8 +1,8 @@
-"""The whole state of a tuning run in one file, so that it can go on as if it had never stopped.
+"""The state of a training run in one file. A resumed run continues exactly.
 
-A safetensors file: `motion.NAME`, `optimizer.NUMBER.KEY`, `average.NUMBER`, `random` (the
-generator's state before the next step) and `losses`; everything else as JSON in its header. Nothing
-in it is ever unpickled.
+A safetensors file with `motion.NAME`, `optimizer.NUMBER.KEY`, `average.NUMBER`, `random` (the
+generator's state before the next step) and `losses`; everything else is JSON in its header. Nothing
+is unpickled.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from .recipe import TrainConfig
 
 FORMAT = 1
 _MOST_STEPS = 10**9
-_FREE = ("gradient_checkpointing",)  # settings that change no number
+_FREE = ("gradient_checkpointing",)  # settings that do not change the numbers
 _BEFORE = {"query_decay": "change", "difference_loss": 0.0}  # of states that do not tell it
 
 
 class StateError(LampError):
-    """A kept state cannot be written, read or used for this run."""
+    """A training state cannot be written, read or used for this run."""
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """Tensors by name, and the facts beside them: step, settings, identity of base and clips."""
+    """Tensors by name, and facts: step, settings, identity of base and clips."""
 
     tensors: dict[str, Tensor]
     facts: dict[str, Any]
@@ -48,22 +48,22 @@ class TrainingState:
 
     @property
     def run(self) -> str:
-        """The mark of the run that it is of; empty in states of earlier versions."""
+        """The id of its run; empty in states of earlier versions."""
         return str(self.facts.get("run", ""))
 
 
 def take_state(training: Training, identity: dict[str, str], run: str = "") -> TrainingState:
-    """The state after the last whole step.
+    """The state after the last completed step.
 
     Args:
         identity: what the run depends on besides its settings, by name (`base`, `clips`).
-        run: the run's own mark, which it has in the headers of its motions, too.
+        run: the run's id, which is also in the headers of its motions.
 
     Raises:
-        StateError: an error struck in the middle of an update, whose parameters belong to no step.
+        StateError: an error interrupted an update, so that the parameters belong to no step.
     """
     if training.updating:
-        raise StateError("The last update was interrupted: its parameters are no whole state.")
+        raise StateError("The last update was interrupted, so its parameters cannot be saved.")
     random, order = training.position
     tensors = {f"motion.{name}": value for name, value in training.motion.state_dict().items()}
     tensors |= {f"average.{i}": value for i, value in enumerate(training.average.values)}
@@ -94,7 +94,7 @@ def write_state(path: Path, state: TrainingState) -> Path:
     """Write a state atomically (fsync, then rename).
 
     Raises:
-        StateError: the disk refuses it.
+        StateError: it cannot be written.
     """
     from safetensors.torch import save_file
 
@@ -121,13 +121,13 @@ def read_state(path: Path) -> TrainingState:
         check_file(path)
         with safe_open(path, framework="pt") as file:
             facts = read_json((file.metadata() or {})["lamp.state"])
-            # Copies: what is mapped can be neither replaced nor deleted on Windows.
+            # Copies, as Windows can neither replace nor delete a memory-mapped file.
             names = list(file.keys())
             tensors = {name: file.get_tensor(name).clone() for name in names}
         if facts["format"] != FORMAT:
             raise ValueError(f"its format is {facts['format']}, this version reads {FORMAT}")
         if type(facts["step"]) is not int or not 0 <= facts["step"] <= _MOST_STEPS:
-            raise TypeError("its step is no number of steps")
+            raise TypeError("its step is not a valid number")
     except (
         SafetensorError,
         OSError,
@@ -138,18 +138,18 @@ def read_state(path: Path) -> TrainingState:
         MemoryError,
     ) as error:
         raise StateError(
-            f"{path.name} is no readable state of a training ({str(error)[:100]}): resume from "
+            f"{path.name} is not a readable training state ({str(error)[:100]}): resume from "
             "another one."
         ) from error
     return TrainingState(tensors, facts)
 
 
 def restore(training: Training, state: TrainingState, identity: dict[str, str]) -> None:
-    """Put a fresh `training` at the place of `state`.
+    """Restore `state` into a new `training`.
 
     Raises:
-        StateError: a setting that changes the numbers differs, by its name; or the state is
-            damaged. The training is then not to be used.
+        StateError: a setting that changes the numbers differs, or the state is damaged. The
+            training must not be used then.
     """
     with _named(state):
         check_state(state, training.config, training.group.count, identity)
@@ -163,28 +163,28 @@ def check_state(
     identity: dict[str, str],
     unsettled: Collection[str] = (),
 ) -> None:
-    """Refuse what cannot go on from `state`, as far as it is known: before a model is loaded.
+    """Check before a model is loaded whether a run can resume from `state`.
 
     Args:
-        identity: of what is known already, see `take_state`.
+        identity: what is known of it already, see `take_state`.
         unsettled: names of settings that are not known yet.
 
     Raises:
-        StateError: a setting that changes the numbers differs, by its name, or the run would be
-            over before.
+        StateError: a setting that changes the numbers differs, or the state is beyond the run's
+            last step.
     """
     with _named(state):
         if not 0 < state.step <= config.steps:
             raise StateError(
-                f"The state is at step {state.step}, the run asks for {config.steps} steps: raise "
-                "steps to go on, or start anew."
+                f"The state is at step {state.step}, but the run has steps {config.steps}: raise "
+                "steps to continue, or set resume to none for a new run."
             )
         _refuse_changes(state, _settings(config, processes), identity, unsettled)
 
 
 @contextlib.contextmanager
 def _named(state: TrainingState) -> Iterator[None]:
-    """Whatever damage a state has comes out as one error."""
+    """Turn every error of a damaged state into a `StateError`."""
     try:
         yield
     except StateError:
@@ -198,8 +198,8 @@ def _named(state: TrainingState) -> Iterator[None]:
         OverflowError,
     ) as error:
         raise StateError(
-            f"The state of step {state.facts.get('step')} does not fit this training "
-            f"({str(error)[:200]}): resume from another one, or start anew."
+            f"The state of step {state.facts.get('step')} does not match this training "
+            f"({str(error)[:200]}): resume from another one, or set resume to none for a new run."
         ) from error
 
 
@@ -227,7 +227,8 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _settings(config: TrainConfig, processes: int) -> dict[str, Any]:
-    """The settings that change the numbers. `steps` does so only where the rate follows it."""
+    """The settings that change the numbers. `steps` does so only if the learning rate depends on
+    it."""
     settings = {name: value for name, value in asdict(config).items() if name not in _FREE}
     settings["batch"] = config.batch * processes
     settings["betas"] = list(config.betas)
@@ -251,11 +252,11 @@ def _refuse_changes(
                 continue
             if part == "identity":
                 raise StateError(
-                    f"The state of step {state.step} was trained with other {name}: connect the "
-                    "same, or set resume to none to start anew."
+                    f"The state of step {state.step} was trained with different {name}: use the "
+                    "same, or set resume to none for a new run."
                 )
             raise StateError(
-                f"The state of step {state.step} was trained with {name} {then.get(name)}, this "
-                f"run asks for {now.get(name)}: choose the same, or set resume to none to start "
-                "anew."
+                f"The state of step {state.step} was trained with {name} {then.get(name)}, but "
+                f"this run has {now.get(name)}: choose the same, or set resume to none for a new "
+                "run."
             )

@@ -1,5 +1,4 @@
-"""Copies of modules that share all but their tensors, so that a model can be used in another form
-while it stays as it is."""
+"""Copies of modules with other tensors, for using a model in another form without changing it."""
 
 from __future__ import annotations
 
@@ -10,18 +9,18 @@ from typing import Any
 from torch import Tensor, nn
 
 Change = Callable[[Tensor, nn.Module, str], Tensor]
-"""The tensor to hold in place of one that a module holds under a name."""
+"""(tensor, its module, its name) -> the tensor of the copy."""
 
 
 def twin(
     module: nn.Module, change: Change, leave_out: Callable[[str], bool] = lambda name: False
 ) -> Any:
-    """The same modules, frozen, each parameter and buffer replaced by what `change`
-    makes of it. A tensor that several modules share is shared in the copy, too.
+    """A frozen copy of a module, its parameters and buffers replaced by `change`. Tensors shared
+    between modules are shared in the copy.
 
     Args:
-        leave_out: attributes of a module, by name, that its copy does not get. Left out,
-            hooks are none; a `forward` of a module's own, which is bound to it, always is.
+        leave_out: names of module attributes that are not copied. Omitted hooks become empty. A
+            `forward` of the instance, which is bound to it, is never copied.
     """
     made: dict[int, Tensor] = {}
 

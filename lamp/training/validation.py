@@ -1,4 +1,4 @@
-"""The loss on clips that are not learned from, at noise that never changes."""
+"""The loss on held-out clips, always with the same noise and timesteps."""
 
 from __future__ import annotations
 
@@ -11,27 +11,28 @@ from ..method.schedule import TRAIN_TIMESTEPS
 from .batches import Batch, prompts
 from .latents import LatentClips
 
-# Evenly spread, so that a clip's loss is a mean over all noise levels.
+# Evenly spaced, so that a clip's loss averages over all noise levels.
 TIMESTEPS = tuple(range(TRAIN_TIMESTEPS // 10, TRAIN_TIMESTEPS, TRAIN_TIMESTEPS // 5))
 WINDOWS = 2
 
 
 def split_clips(count: int, hold_out: int, seed: int) -> tuple[list[int], list[int]]:
-    """Which clips are learned from, and which are held out.
+    """The clips to train on, and the held-out ones.
 
     Raises:
-        LampError: no clip would be left to learn from.
+        LampError: no clip would be left to train on.
     """
     if hold_out >= count:
         raise LampError(
-            f"hold_out is {hold_out}, but there are {count} clips: keep some to learn from."
+            f"hold_out is {hold_out}, but there are only {count} clips: choose less, to leave some "
+            "to train on."
         )
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
     return sorted(order[hold_out:]), sorted(order[:hold_out])
 
 
 class Validation:
-    """Windows of held-out clips with their noise, drawn once."""
+    """Windows of held-out clips with noise and timesteps, drawn once."""
 
     def __init__(self, clips: LatentClips, held_out: list[int], seed: int) -> None:
         draw = torch.Generator().manual_seed(seed)

@@ -63,8 +63,9 @@ def test_each_command_tells_what_it_does(capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_a_mistyped_command_or_argument_is_a_sentence(capsys: pytest.CaptureFixture[str]) -> None:
-    assert failing(["trian"], capsys) == "There is no command 'trian': did you mean 'train'?"
-    assert "there are train, inspect" in failing(["xyz"], capsys)
+    told = failing(["trian"], capsys)
+    assert "'trian'" in told and "'train'" in told
+    assert "train, inspect" in failing(["xyz"], capsys)
     assert failing(["train"], capsys).endswith("CONFIG.toml. See python -m lamp train --help.")
 
 

@@ -184,7 +184,7 @@ def test_a_state_of_another_rank_is_refused_by_name(
     host: DiffusersHost, clips: LatentClips, trained: Training
 ) -> None:
     state = take_state(trained, WHO)
-    with pytest.raises(StateError, match="trained with rank 4, this run asks for 2"):
+    with pytest.raises(StateError, match="rank 4.* 2"):
         restore(fresh(host, clips, rank=2), state, WHO)
 
 

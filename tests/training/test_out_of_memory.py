@@ -114,16 +114,16 @@ def test_clips_that_are_encoded_stay_so_where_the_next_one_does_not_fit(runs: Tr
 @pytest.mark.slow
 def test_a_training_that_does_not_fit_is_a_sentence_and_goes_on_later(runs: TrainerRuns) -> None:
     unet, decoder = runs.model.model.diffusion_model, runs.vae.first_stage_model.decoder
-    straight, drawn = runs.train("straight"), "while the sample of step"
+    straight, drawn = runs.train("straight"), "sample of step"
     cases = {
-        "forward": (unet.out[2], 2, 10**6, "in step 2. The state of step 1"),
-        "sample": (unet.out[2], 4, 10**6, f"{drawn} 2 was drawn. The state of step 2"),
-        "decode": (decoder, 2, 10**6, f"{drawn} 2 was drawn. The state of step 2"),
+        "forward": (unet.out[2], 2, 10**6, "in step 2.*step 1 "),
+        "sample": (unet.out[2], 4, 10**6, f"{drawn} 2.*step 2 "),
+        "decode": (decoder, 2, 10**6, f"{drawn} 2.*step 2 "),
     }
-    for name, (module, first, times, sentence) in cases.items():
+    for name, (module, first, times, place) in cases.items():
         with (
             no_memory(module, first, times),
-            pytest.raises(LampError, match=f"^LAMP Trainer: Out of memory {sentence} is kept"),
+            pytest.raises(LampError, match=f"^LAMP Trainer: .*memory.*{place}"),
         ):
             runs.train(name)
         assert count_hooks(runs.model) == 0

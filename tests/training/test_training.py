@@ -181,7 +181,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_a_sentence(
 ) -> None:
     with torch.no_grad():
         motion.get_parameter("conv_in.conv1d.bias").fill_(float("nan"))
-    with pytest.raises(LampError, match="loss became nan in step 1 at learning rate 0.01"):
+    with pytest.raises(LampError, match="loss.*nan.*step 1 .*0.01"):
         train(host, motion, clips, config())
 
 
@@ -281,7 +281,7 @@ def test_settings_out_of_range_are_named(settings: dict[str, object], message: s
 def test_clips_cut_for_another_length_are_refused(
     host: DiffusersHost, motion: Motion, clips: LatentClips
 ) -> None:
-    with pytest.raises(LampError, match="windows of 3 frames, the training asks for 5"):
+    with pytest.raises(LampError, match="windows of 3 frames.*frames 5"):
         train(host, motion, clips, config(frames=5))
 
 
@@ -383,5 +383,5 @@ def test_held_out_clips_are_not_learned_from_and_measured_at_fixed_noise(
     assert first == training.validate()
     training.advance()
     assert training.validate() != first
-    with pytest.raises(LampError, match="hold_out is 4, but there are 4 clips"):
+    with pytest.raises(LampError, match="hold_out is 4.*4 clips"):
         Training(host, motion, clips, config(hold_out=4))
