@@ -69,7 +69,7 @@ def test_two_processes_learn_as_one_with_twice_the_batch(tmp_path: Path) -> None
     with launched(config, *shared, "output.name=two") as process:
         told, error = process.communicate()
     assert process.returncode == 0, error
-    assert told.count("2 processes on cpu, 4 clips a step") == 1
+    assert told.count("2 processes on cpu, 4 clips") == 1
     assert told.count("training 3 of 3") == told.count(".safetensors") == 1
     changes = (*shared, "recipe.batch=2", "output.name=one")
     assert main(["train", str(config), *(p for c in changes for p in ("--set", c))]) == DONE
