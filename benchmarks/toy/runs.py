@@ -46,6 +46,7 @@ class Recipe:
     clips_per_step: int = 2
     sample_steps: int = 20
     guidance: float = 1.0
+    motion_guidance: float = 1.0
     # The paper's 0.2 loses more objects here (seed 21: 13 of 16 followed, 15 with 0.35).
     alpha: float = 0.35
     adain: str = "paper"
@@ -54,6 +55,7 @@ class Recipe:
     second_strength: float = 1.0
     groupnorm: str = "pooled"
     rank: int = 0
+    difference_loss: float = 0.0
     prompts: str = "caption"  # or 'motion': one prompt for all clips
     fade: float = 0.0  # see lamp.toy.cases.training_clips
 
@@ -118,6 +120,7 @@ def start_training(
     if settings is None:
         settings = preset(recipe.preset, recipe.steps)
         settings |= {"groupnorm": recipe.groupnorm, "rank": recipe.rank}
+        settings |= {"difference_loss": recipe.difference_loss}
     batch = recipe.clips_per_step
     config = TrainConfig(steps=recipe.steps, frames=FRAMES, batch=batch, seed=seed, **settings)
     clips = latent_clips(toy, training_clips(seed, kind, fade=recipe.fade), recipe.prompts)
@@ -201,6 +204,7 @@ class Sampler:
             steps=recipe.sample_steps,
             guidance=recipe.guidance,
             schedule=recipe.schedule,
+            motion_guidance=recipe.motion_guidance,
             groupnorm=recipe.groupnorm,
             **options,
         )
