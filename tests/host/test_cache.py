@@ -65,7 +65,7 @@ def test_the_first_run_caches_clips_and_prompts(first: Trained) -> None:
 
 
 def test_vae_and_text_encoder_are_unloaded_before_the_image_model_is_loaded(first: Trained) -> None:
-    (unet,) = first.lines("for the frozen model")  # the estimate, after the model is loaded
+    (unet,) = first.lines(": frozen model")  # the estimate, after the model is loaded
     for name in ("AutoencoderKL", "SD1ClipModel"):
         assert first.lines(f"Requested to load {name}"), name
         assert max(first.lines(f"Unloading {name}")) < unet, name

@@ -299,7 +299,7 @@ def test_the_command_writes_the_merged_motion(
     assert "both.safetensors" in capsys.readouterr().err
     assert out.read_bytes() == before
     assert main(["merge", *map(str, paths), str(tmp_path / "both.bin")]) == 1
-    assert "let it end in .safetensors" in capsys.readouterr().err
+    assert "both.bin" in capsys.readouterr().err
 
 
 def test_the_node_merges_and_saving_keeps_the_history(
