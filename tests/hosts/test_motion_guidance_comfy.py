@@ -177,3 +177,27 @@ def test_a_cache_that_answers_for_the_unet_is_refused(plain: Any, file: MotionFi
     model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "cache", cached)
     with pytest.raises(LampError, match="motion_guidance.*2"):
         sample(model, cfg=1.0)
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_two_tiles_in_one_call(plain: Any, file: MotionFile, told: bool) -> None:
+    """The order of videos in such a batch is not known, nor is it without ComfyUI's list."""
+
+    def tiled(unet: Any, args: dict[str, Any]) -> Tensor:
+        x, rest = args["input"], dict(args["c"])
+        if not told:
+            options = dict(rest["transformer_options"])
+            rest["transformer_options"] = options
+            del options["cond_or_uncond"]
+        halves = torch.cat(x.chunk(2, dim=-1))
+        rest["c_crossattn"] = rest["c_crossattn"].repeat(2, 1, 1)
+        out = unet(halves, args["timestep"].repeat(2), **rest)
+        return torch.cat(out.chunk(2), dim=-1)
+
+    def moved(**how: Any) -> Tensor:
+        model = moving(plain, file, **how)
+        model.set_model_unet_function_wrapper(tiled)
+        return one_step(model, cfg=5.0)
+
+    runs = [moved(strength=strength) for strength in (0.0, 1.0)]
+    assert worst(moved(motion_guidance=2.0), torch.lerp(*runs, 2.0)) < 1e-4

@@ -356,21 +356,18 @@ def _diffusion_model(bound: BoundMotion) -> Callable[..., Tensor]:
                 first_frame=bound.first_frame,
             ),
         ):
-            given = (x, timesteps, context, y)
+
+            def call(control: Any) -> Tensor:
+                return executor(x, timesteps, context, y, control, options, **kwargs)
+
             if guided and any(each.strength for each in motions):
-
-                def call(control: Any) -> Tensor:
-                    return executor(*given, control, options, **kwargs)
-
-                kinds = options["cond_or_uncond"]
-                usual = kinds if len(kinds) == layout.videos else None
-                out = call_guided(call, control, run, layout, usual, bound.motion_guidance)
+                out = call_guided(call, control, run, layout, options, bound.motion_guidance)
             else:
-                out = executor(*given, control, options, **kwargs)
+                out = call(control)
             if not out.isfinite().all():
                 networks = {f"motion {n}": e.motion for n, e in enumerate(bound.all, start=1)}
                 with find_overflow({**networks, "MODEL": executor.class_obj}) as found:
-                    executor(*given, control, options, **kwargs)
+                    call(control)
                 raise LampError(_overflow(found, x.dtype))
             return out
 

@@ -37,7 +37,7 @@ def call_guided(
     control: dict[str, list[Any]] | None,
     run: Run,
     layout: FrameLayout,
-    kinds: list[int] | None,
+    options: dict[str, Any],
     motion_guidance: float,
 ) -> Tensor:
     """Call the UNet so that the prediction which is made of it has motion guidance.
@@ -45,14 +45,16 @@ def call_guided(
     Args:
         call: runs the UNet with the motion attached, given the outputs of ControlNets. The UNet
             takes these out of their lists.
-        kinds: 0 for a video of the prompt, 1 for an unconditional one, in the order of the batch;
-            None if the order is not known.
+        options: transformer options, in which ComfyUI says of each video in the batch whether it
+            belongs to the prompt (0) or to the unconditional prediction (1).
 
     Raises:
         LampError: a cache answered in place of the UNet.
     """
     scale = run.unconditional_scale
-    if scale is not None and kinds is not None:
+    kinds = options.get("cond_or_uncond", ())
+    # In a batch of another size, such as one of tiles, the order of the videos is not known.
+    if scale is not None and len(kinds) == layout.videos:
         with layout.scaled_by([scale if kind == 1 else 1.0 for kind in kinds]):
             return call(control)
 
