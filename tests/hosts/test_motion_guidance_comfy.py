@@ -179,6 +179,28 @@ def test_a_cache_that_answers_for_the_unet_is_refused(plain: Any, file: MotionFi
         sample(model, cfg=1.0)
 
 
+@pytest.mark.parametrize("cfg", [1.0, 1.5, 4.0])
+def test_a_node_that_changes_cfg_for_a_step(plain: Any, file: MotionFile, cfg: float) -> None:
+    """CFG Override of newer versions, behind the motion."""
+    from comfy.patcher_extension import WrappersMP
+
+    def override(executor: Any, *args: Any, **kwargs: Any) -> Tensor:
+        guider = executor.class_obj
+        before, guider.cfg = guider.cfg, cfg
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            guider.cfg = before
+
+    def overridden(given: float) -> Tensor:
+        model = moving(plain, file, motion_guidance=2.0)
+        if given != cfg:
+            model.add_wrapper(WrappersMP.PREDICT_NOISE, override)
+        return one_step(model, cfg=given)
+
+    assert worst(overridden(9.0), overridden(cfg)) < 1e-5
+
+
 @pytest.mark.parametrize("told", [True, False])
 def test_two_tiles_in_one_call(plain: Any, file: MotionFile, told: bool) -> None:
     """The order of videos in such a batch is not known, nor is it without ComfyUI's list."""

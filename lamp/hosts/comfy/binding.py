@@ -23,7 +23,7 @@ from ...method.noise import share_noise
 from ...motion_file.file import MotionFile
 from ...plain import log
 from .latent import check_latent, check_start, fill_protected
-from .motion_guidance import call_guided, scale_for_guider
+from .motion_guidance import call_guided, has_plain_guidance
 from .other_nodes import check_one_noise_level, check_other_nodes, keep_on_one_gpu
 from .overflow import find_overflow
 from .run import AD_PARAMS, KEY, PIECE, Run, run_of
@@ -289,9 +289,7 @@ def _predict_noise(bound: BoundMotion) -> Callable[..., Tensor]:
             shown = torch.cat([run.first.to(x) / scale, x[1:]])
         run.shown = shown * scale
         run.bypassed = 0
-        run.unconditional_scale = scale_for_guider(
-            executor.class_obj, options, bound.motion_guidance
-        )
+        run.plain_guidance = has_plain_guidance(executor.class_obj, options)
         convs = bound.motion.sites.convs
         ends = (convs[0].module, convs[-1].module)
         with run.watched(model.diffusion_model, ends, options.get("model_function_wrapper")):

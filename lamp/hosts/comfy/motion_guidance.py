@@ -12,24 +12,29 @@ from ...method.layout import FrameLayout
 from ...method.motion_guidance import guide_motion, unconditional_scale
 from .run import Run
 
+# Functions of other nodes that read or change the two predictions, or how they are combined.
+_READERS = (
+    "sampler_calc_cond_batch_function",
+    "sampler_pre_cfg_function",
+    "sampler_cfg_function",
+    "sampler_post_cfg_function",
+)
 
-def scale_for_guider(guider: Any, options: dict[str, Any], motion_guidance: float) -> float | None:
-    """`unconditional_scale`, if a prediction is made by plain classifier-free guidance.
+
+def has_plain_guidance(guider: Any, options: dict[str, Any]) -> bool:
+    """Whether a prediction is e_u + cfg (e_c - e_u), and nothing else reads e_u.
+
+    It is not where the guider combines its predictions in a way of its own (DualCFGGuider), or a
+    node or a CFG++ sampler reads the unconditional one.
 
     Args:
         guider: the host's guider, which makes the prediction.
         options: the model options of the prediction.
-
-    Returns:
-        None where the UNet has to be called twice: the guider combines its predictions in a way of
-        its own (DualCFGGuider), or a node or a CFG++ sampler reads the unconditional one.
     """
     import comfy.samplers
 
-    plain = type(guider).predict_noise is comfy.samplers.CFGGuider.predict_noise
-    if not plain or options.get("sampler_cfg_function") or options.get("sampler_post_cfg_function"):
-        return None
-    return unconditional_scale(guider.cfg, motion_guidance)
+    plain: bool = type(guider).predict_noise is comfy.samplers.CFGGuider.predict_noise
+    return plain and not any(options.get(name) for name in _READERS)
 
 
 def call_guided(
@@ -51,7 +56,9 @@ def call_guided(
     Raises:
         LampError: a cache answered in place of the UNet.
     """
-    scale = run.unconditional_scale
+    # Read at the call: CFG Override changes it for single steps.
+    cfg = run.guider.cfg if run.plain_guidance else 1.0
+    scale = unconditional_scale(cfg, motion_guidance)
     kinds = options.get("cond_or_uncond", ())
     # In a batch of another size, such as one of tiles, the order of the videos is not known.
     if scale is not None and len(kinds) == layout.videos:

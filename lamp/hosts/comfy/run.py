@@ -67,7 +67,7 @@ class Run:
     acted: int = 0
     bypassed: int = 0
     layers_seen: int = 0
-    unconditional_scale: float | None = None
+    plain_guidance: bool = False
 
     @property
     def whole(self) -> Piece:
