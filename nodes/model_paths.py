@@ -10,9 +10,13 @@ from typing import Any
 
 import folder_paths
 
+from ..lamp.errors import LampError
+from ..lamp.hosts.comfy.folders import shown_folders
 from ..lamp.plain import log
 
 MOTION_FOLDER = "lamp_motion"
+# Where the authors list their checkpoints and clips.
+PUBLISHED = "https://github.com/RQ-Wu/LAMP"
 BUNDLED = Path(__file__).resolve().parent.parent / "lamp" / "toy" / "motions"
 """The folder of the bundled motion; nothing is written there."""
 
@@ -80,3 +84,23 @@ def _sections(file: str) -> list[Mapping[str, Any]]:
 def motion_root() -> Path:
     """The folder to which motions are saved."""
     return Path(os.path.abspath(folder_paths.get_folder_paths(MOTION_FOLDER)[0]))
+
+
+def motion_path(name: str) -> Path:
+    """The path of a file in the motion folders.
+
+    Raises:
+        LampError: there is none.
+    """
+    try:
+        path = folder_paths.get_full_path(MOTION_FOLDER, name)
+    except (OSError, ValueError):  # another drive of Windows, a NUL, a name that is too long
+        path = None
+    if path is None:
+        folders = shown_folders(MOTION_FOLDER, hidden=BUNDLED)
+        raise LampError(
+            f"There is no motion file '{name[:100]}' in {folders}. Put it there and "
+            "press R. To get one, train it with LAMP Trainer, or download a checkpoint "
+            f"from {PUBLISHED} and convert it with Convert Official LAMP Checkpoint."
+        )
+    return Path(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import folder_paths
@@ -11,16 +10,13 @@ from comfy_api.latest import io
 
 from ..lamp.errors import LampError
 from ..lamp.hosts.comfy.binding import BoundMotion, bind, image_model_hash, load_motion, unet_of
-from ..lamp.hosts.comfy.folders import shown_folders
 from ..lamp.method.architecture import map_unet
 from ..lamp.method.masks import MotionMask, parse_strengths
 from ..lamp.motion_file.file import MotionFile, load_motion_file
 from ..lamp.plain import log
 from .common import LampMotion, advanced, aliases, fraction_input, named_errors, plain_errors
-from .model_paths import BUNDLED, MOTION_FOLDER
+from .model_paths import MOTION_FOLDER, motion_path
 
-# Where the authors list their checkpoints and clips.
-PUBLISHED = "https://github.com/RQ-Wu/LAMP"
 # Load Image returns a black mask of this size for an image without transparency.
 _NO_MASK = (64, 64)
 _BLACK = 1 / 512  # below any level but 0 of an image with 8 bits
@@ -146,7 +142,7 @@ class LoadMotion(io.ComfyNode):
     def validate_inputs(cls, motion_name: str | None = None) -> bool | str:
         """Report a missing file before the graph runs."""
         try:
-            return motion_name is None or bool(_motion_path(motion_name))
+            return motion_name is None or bool(motion_path(motion_name))
         except LampError as error:
             return str(error)
 
@@ -184,7 +180,7 @@ class LoadMotion(io.ComfyNode):
         strengths = parse_strengths(frame_strengths) or [1.0]
         mask = _given_mask(mask)
         motion_mask = MotionMask(mask, feather=feather, hold=hold_still, strengths=strengths)
-        file = load_motion_file(_motion_path(motion_name), map_unet(unet_of(model)))
+        file = load_motion_file(motion_path(motion_name), map_unet(unet_of(model)))
         _warn_of_another_base(model, file)
         bound = BoundMotion(
             load_motion(model, file),
@@ -231,21 +227,6 @@ def _warn_of_another_base(model: Any, file: MotionFile) -> None:
             file.name,
             file.config.base_model or "unknown",
         )
-
-
-def _motion_path(name: str) -> Path:
-    try:
-        path = folder_paths.get_full_path(MOTION_FOLDER, name)
-    except (OSError, ValueError):  # another drive of Windows, a NUL, a name that is too long
-        path = None
-    if path is None:
-        folders = shown_folders(MOTION_FOLDER, hidden=BUNDLED)
-        raise LampError(
-            f"There is no motion file '{name[:100]}' in {folders}. Put it there and "
-            "press R. To get one, train it with LAMP Trainer, or download a checkpoint "
-            f"from {PUBLISHED} and convert it with Convert Official LAMP Checkpoint."
-        )
-    return Path(path)
 
 
 NODES: list[type[io.ComfyNode]] = [LoadMotion]

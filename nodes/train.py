@@ -6,13 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import folder_paths
 from comfy_api.latest import io
 from torch import Tensor
 
 from ..lamp.clips.clip_set import ClipSet
 from ..lamp.files.lock import alone_in
 from ..lamp.hosts.comfy.folders import shown
-from ..lamp.method.architecture import base_hash, unet_family
+from ..lamp.method.architecture import base_hash, map_unet, unet_family
 from ..lamp.training.loop import Training
 from ..lamp.training.optimizers import check_optimizer
 from ..lamp.training.outcome import Outcome, describe_training, train_to_file
@@ -29,6 +30,7 @@ from ..lamp.training.samples import Samples
 from ..lamp.training.session import Place, RunFolder, identity, mark_of
 from ..lamp.training.state import check_state, restore
 from ..lamp.training.validation import split_clips
+from ..lamp.training.warm_start import load_start
 from .clips import LampClips
 from .common import (
     LampMotion,
@@ -38,9 +40,10 @@ from .common import (
     upstream_name,
     workflow_metadata,
 )
+from .model_paths import MOTION_FOLDER, motion_path
 from .progress import NodeProgress, image_and_text
 from .recipe import LampRecipe, setting_input
-from .training_run import Show, find_place, resume_choices
+from .training_run import NONE, Show, find_place, resume_choices
 
 LossMap = io.Custom("LOSS_MAP")
 
@@ -77,7 +80,7 @@ class Trainer(io.ComfyNode):
         )
 
     @classmethod
-    @named_errors("LAMP Trainer", ("resume",))
+    @named_errors("LAMP Trainer", ("resume", "start_from"))
     def execute(
         cls,
         model: Any,
@@ -96,6 +99,7 @@ class Trainer(io.ComfyNode):
         sample_cfg: float,
         own_recipe: dict[str, Any] | None = None,
         first_frame: Any = None,
+        start_from: str = NONE,
         **settings: Any,
     ) -> io.NodeOutput:
         from ..lamp.hosts.comfy import (
@@ -114,12 +118,16 @@ class Trainer(io.ComfyNode):
         config = TrainConfig(
             steps=steps,
             frames=clips.settings.frames,
+            start_from="" if start_from == NONE else start_from,
             **(preset(recipe, steps) if own_recipe is None else own_recipe),
             **settings,
         )
         place = find_place(name, resume)
         _refuse_early(config, precision, clips, place)
         comfy_training.check_trainable(model)
+        start = None
+        if place.state is None:
+            start = load_start(config, map_unet(model.model.diffusion_model), motion_path)
         progress = NodeProgress(cls.hidden.unique_id)
         comfy_training.warn_of_ignored_patches(model)
         given = None
@@ -135,7 +143,7 @@ class Trainer(io.ComfyNode):
             about = describe_training(config, clips, motion.sites.family)
             about["base_hash"] = image_model_hash(model)
             about["base_model"] = upstream_name(cls.hidden.prompt, cls.hidden.unique_id, "model")
-            training = Training(host, motion, latents, config)
+            training = Training(host, motion, latents, config, start=start)
             # LoRAs before the trainer are part of the base: a resumed run needs the same ones.
             who = identity(base_hash(host.unet), clips)
             if place.state is not None:
@@ -268,6 +276,13 @@ def _optional() -> list[Any]:
             "An image that is not in the clips shows better what was learned.",
         ),
         setting_input("rank", optional=True),
+        io.Combo.Input(
+            "start_from",
+            options=[NONE, *folder_paths.get_filename_list(MOTION_FOLDER)],
+            default=NONE,
+            optional=True,
+            tooltip=find_setting(TrainConfig, "start_from").metadata["help"],
+        ),
     ]
 
 

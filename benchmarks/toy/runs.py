@@ -29,6 +29,7 @@ from lamp.toy.world import FRAMES
 from lamp.training.latents import LatentClips, cache_latents
 from lamp.training.loop import StepReport, Training
 from lamp.training.recipe import TrainConfig, preset
+from lamp.training.warm_start import load_start
 
 SETS = ("combination", "hard")
 FIRST = "moves_right"
@@ -58,6 +59,7 @@ class Recipe:
     difference_loss: float = 0.0
     prompts: str = "caption"  # or 'motion': one prompt for all clips
     fade: float = 0.0  # see lamp.toy.cases.training_clips
+    start_from: str = ""  # a motion file
 
     @property
     def schedule(self) -> AdaINSchedule:
@@ -120,12 +122,12 @@ def start_training(
     if settings is None:
         settings = preset(recipe.preset, recipe.steps)
         settings |= {"groupnorm": recipe.groupnorm, "rank": recipe.rank}
-        settings |= {"difference_loss": recipe.difference_loss}
+        settings |= {"difference_loss": recipe.difference_loss, "start_from": recipe.start_from}
     batch = recipe.clips_per_step
     config = TrainConfig(steps=recipe.steps, frames=FRAMES, batch=batch, seed=seed, **settings)
     clips = latent_clips(toy, training_clips(seed, kind, fade=recipe.fade), recipe.prompts)
     motion = fresh_motion(toy, seed) if motion is None else motion
-    return loop(DiffusersHost(toy.unet), motion, clips, config)
+    return loop(DiffusersHost(toy.unet), motion, clips, config, start=load_start(config))
 
 
 def finished(training: Training, quiet: bool = True) -> Training:

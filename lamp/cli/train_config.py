@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_origin, get_type_hints
 
@@ -124,6 +124,9 @@ def read_settings(path: Path, changes: list[str]) -> RunSettings:
     recipe, output = file["recipe"], file["output"]
     clips = file.made("data", ClipSettings)
     chosen = preset(recipe.preset, recipe.steps)
+    config = file.made("recipe", TrainConfig, skip=RunChoices, frames=clips.frames, **chosen)
+    if config.start_from:
+        config = replace(config, start_from=str(file.full("recipe", "start_from")))
     if not is_plain_name(output.name):
         raise LampError(
             f"{file.where('output', 'name')} is '{output.name[:_SHOWN]}': use a name such as "
@@ -137,9 +140,7 @@ def read_settings(path: Path, changes: list[str]) -> RunSettings:
         prompt=file["data"].prompt,
         clips=clips,
         # Precision and the like follow from the choices once the device is known.
-        config=file.made(
-            "recipe", TrainConfig, skip=RunChoices, **{"frames": clips.frames, **chosen}
-        ),
+        config=config,
         choices=RunChoices(
             **{each.name: getattr(recipe, each.name) for each in fields(RunChoices)}
         ),

@@ -22,6 +22,7 @@ from ..hosts.diffusers.models import ImageModel, decode, load_image_model, on_de
 from ..hosts.diffusers.unet import DiffusersHost, shadow_host
 from ..method.architecture import base_hash, map_unet
 from ..method.motion import Motion
+from ..motion_file.file import MotionFile
 from ..plain import log
 from ..training.latents import LatentClips, cache_latents
 from ..training.loop import StepReport, Training
@@ -33,6 +34,7 @@ from ..training.samples import Samples
 from ..training.session import RunFolder, SaveConfig, identity, mark_of, run_training
 from ..training.state import check_state, restore
 from ..training.validation import split_clips
+from ..training.warm_start import load_start
 from .place import find_place
 from .stopping import StopRequest
 from .terminal import LogLines, Terminal, describe_step
@@ -73,7 +75,10 @@ def _train(
     config = replace(settings.config, precision=_precision(device, settings.choices.precision))
     processes = 1 if group is None else group.count
     check_optimizer(config)
-    if place.state is not None:
+    start = None
+    if place.state is None:
+        start = load_start(config)
+    else:
         check_state(place.state, config, processes, {})
     clips = load_clips(
         settings.clips_folder,
@@ -86,11 +91,14 @@ def _train(
     if place.state is not None:
         check_state(place.state, config, processes, {"clips": identity("", clips)["clips"]})
     model = load_image_model(settings.base, settings.tokenizer or "")
+    if start is not None:
+        start.check_against(map_unet(model.unet))
+        terminal.say(f"starting from {start.name}")
     with group.main_first() if group and settings.cache else contextlib.nullcontext():
         latents = encode(model, clips, device, settings.cache, terminal)
     base = base_hash(model.unet)
     host = DiffusersHost(model.unet, model.v_prediction)
-    training = new_training(settings, host, latents, device, group, terminal)
+    training = new_training(settings, host, latents, device, group, terminal, start)
     who = identity(base, clips)
     if place.state is not None:
         restore(training, place.state, who)
@@ -135,6 +143,7 @@ def new_training(
     device: torch.device,
     group: AccelerateGroup | None,
     terminal: Terminal,
+    start: MotionFile | None = None,
 ) -> Training:
     """A run before its first step: the UNet on `device` in the chosen precision, motion in fp32.
 
@@ -149,7 +158,7 @@ def new_training(
         unet, latents, config, checkpointing, device, free, terminal.say, shadow_host
     )
     motion = Motion(map_unet(unet)).initialise(config.seed).to(device)
-    return Training(host, motion, latents, config, group)
+    return Training(host, motion, latents, config, group, start)
 
 
 def _decoder(vae: Any, device: torch.device) -> Callable[[Tensor], Tensor]:

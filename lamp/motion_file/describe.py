@@ -7,7 +7,7 @@ from ..method.motion import TRAINED
 from ..plain import plain
 from .config import MotionConfig
 from .file import MotionFile
-from .provenance import LICENSE_KEY, SOURCE_KEY, parents
+from .provenance import LICENSE_KEY, SOURCE_KEY, parents, starts
 
 _LISTED_CAPTIONS = 8
 # Characters; text encoders read a few hundred.
@@ -32,12 +32,17 @@ def describe_motion(file: MotionFile) -> str:
         "Parameters": _count(file),
         "License": file.metadata.get(LICENSE_KEY, "not recorded"),
     }
-    if merged := parents(file.metadata):
-        facts["Merged from"] = merged
-        facts.pop("Training", None)
-    if source := file.metadata.get(SOURCE_KEY):
-        facts["Converted from"] = source
-        facts.pop("Training", None)
+    begun = starts(file.metadata)
+    if begun:
+        facts["Started from"] = begun
+    for name, origin in (
+        ("Merged from", parents(file.metadata)),
+        ("Converted from", file.metadata.get(SOURCE_KEY)),
+    ):
+        if origin:
+            facts[name] = origin
+            if not begun:  # else it is the first motion of those that came before
+                facts.pop("Training", None)
     lines = [f"{name}: {plain(fact, _LONGEST_FACT)}" for name, fact in facts.items()]
     if config.captions:
         lines.append(f"Captions ({len(config.captions)} clips):")

@@ -1,9 +1,12 @@
-"""Provenance of merged and converted motions, kept in the header whenever they are saved."""
+"""Provenance of merged, converted and further trained motions, kept in the header whenever they
+are saved."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +17,11 @@ PARENTS_KEY = "lamp.parents"
 """Header entry of a merged motion: JSON, a list of `{"name", "weight", "prompt"}`."""
 SOURCE_KEY = "lamp.source"
 """Header entry of a converted motion: its source, as readable text."""
+START_KEY = "lamp.start"
+"""Header entry of a motion whose training started from another one: JSON, a list of `{"name",
+"steps", "prompt", "base_model"}`, the newest first."""
 LICENSE_KEY = "modelspec.license"
+_MOST_STARTS = 32
 
 
 def save_motion_file(
@@ -42,7 +49,7 @@ def save_motion_file(
 
 def history(metadata: Mapping[str, str]) -> dict[str, str]:
     """The header entries to keep when a motion is saved again."""
-    return {key: metadata[key] for key in (PARENTS_KEY, SOURCE_KEY) if key in metadata}
+    return {key: metadata[key] for key in (PARENTS_KEY, SOURCE_KEY, START_KEY) if key in metadata}
 
 
 def parents(metadata: Mapping[str, str]) -> str:
@@ -52,3 +59,48 @@ def parents(metadata: Mapping[str, str]) -> str:
         return ", ".join(f"{entry['name']} ({entry['weight']:g})" for entry in entries)
     except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
         return "not readable"
+
+
+def origin_of(start: MotionFile) -> dict[str, str]:
+    """The header entries of a motion whose training starts from `start`. It is derived from that
+    motion, so its licence stays."""
+    config = start.config
+    entry = {
+        "name": start.name,
+        "steps": config.steps,
+        "prompt": config.prompt,
+        "base_model": config.base_model,
+    }
+    earlier = [] if (found := _starts(start.metadata)) is None else found
+    entries = json.dumps([entry, *earlier][:_MOST_STARTS], ensure_ascii=False)
+    kept = {**history(start.metadata), START_KEY: entries}
+    license_name = start.metadata.get(LICENSE_KEY, "")
+    return {**kept, LICENSE_KEY: license_name} if license_name else kept
+
+
+def starts(metadata: Mapping[str, str]) -> str:
+    """`a.safetensors (2000 steps), b.safetensors (30000 steps)`, the newest first; empty if the
+    training started from nothing."""
+    entries = _starts(metadata)
+    if entries is None:
+        return "not readable"
+    return ", ".join(f"{entry['name']} ({entry['steps']} steps)" for entry in entries)
+
+
+def first_start(metadata: Mapping[str, str]) -> str:
+    """The name of the motion file that the training started from, or an empty string."""
+    entries = _starts(metadata)
+    return entries[0]["name"] if entries else ""
+
+
+def _starts(metadata: Mapping[str, str]) -> list[dict[str, Any]] | None:
+    """The entries, checked, as a header comes from strangers; None if they are damaged."""
+    try:
+        entries = read_json(metadata.get(START_KEY, "[]"))
+        well = type(entries) is list and all(
+            type(entry) is dict and type(entry["name"]) is str and type(entry["steps"]) is int
+            for entry in entries
+        )
+    except (KeyError, ValueError, OverflowError, RecursionError):
+        return None
+    return entries if well else None

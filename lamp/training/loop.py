@@ -23,6 +23,8 @@ from ..method.layout import FrameLayout
 from ..method.motion import Motion
 from ..method.sampling import with_first_frame
 from ..method.schedule import TRAIN_TIMESTEPS, add_noise
+from ..motion_file.file import MotionFile
+from ..motion_file.provenance import origin_of
 from .batches import Batch, Batches
 from .gradient_check import GradientCheck
 from .gradient_checkpointing import checkpointed
@@ -39,6 +41,7 @@ from .optimizers import (
 )
 from .recipe import PRECISIONS, TrainConfig, learning_rate_factor
 from .validation import Validation, split_clips
+from .warm_start import start_from
 
 PACE = 20
 """Number of last steps whose mean time is a run's speed. The first steps are slower."""
@@ -144,9 +147,11 @@ class Training:
         host: the image model, frozen, on the device of `motion`.
         motion: fp32 parameters, initialised; with a `rank` they become factors.
         group: other processes that train the same motion on their shares of each batch.
+        start: the motion file to start from, see `lamp.training.warm_start`.
 
     Raises:
-        LampError: the clips have windows of another length, or all of them are held out.
+        LampError: the clips have windows of another length, all of them are held out, or `start`
+            does not fit.
     """
 
     def __init__(
@@ -156,13 +161,18 @@ class Training:
         clips: LatentClips,
         config: TrainConfig,
         group: ProcessGroup | None = None,
+        start: MotionFile | None = None,
     ) -> None:
         clips.check(config.frames)
         self.host, self.motion, self.clips, self.config = host, motion, clips, config
         self.group: ProcessGroup = group or SingleProcess()
         self.device = next(motion.parameters()).device
-        if config.rank:
+        if start is not None:
+            start_from(motion, start, config)
+        elif config.rank:
             factorise(motion, config.rank, config.seed)
+        self.origin = {} if start is None else origin_of(start)
+        """Header entries of the motion file about the motion it started from."""
         self.optimizer = make_optimizer(motion, config)
         whole = config.query_decay == "whole"
         self._decay = QueryDecay(host.unet, motion, self.optimizer) if whole else None

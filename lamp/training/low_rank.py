@@ -7,6 +7,8 @@ after training (`lamp.motion_file.compress`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
@@ -18,11 +20,19 @@ _MARK = ".parametrizations."
 
 
 class Product(nn.Module):
-    """The product `o ...` of the factors `up` (`r o`) and `down` (`r ...`)."""
+    """The product `o ...` of the factors `up` (`r o`) and `down` (`r ...`).
 
-    def __init__(self, rank: int, noise: bool, generator: torch.Generator) -> None:
+    Args:
+        noise: whether a new tensor starts as noise rather than as zero.
+        known: the initial factors, in place of those of a new tensor.
+    """
+
+    def __init__(
+        self, rank: int, noise: bool, generator: torch.Generator, known: Factors | None = None
+    ) -> None:
         super().__init__()
         self._rank, self._noise, self._generator = rank, noise, generator
+        self._known = known
 
     def forward(self, up: Tensor, down: Tensor) -> Tensor:
         return (up.T @ down.flatten(1)).unflatten(1, down.shape[1:])
@@ -34,6 +44,9 @@ class Product(nn.Module):
         about as much as a step of the full tensor would, and the same learning rates apply.
         """
         rows, rest = weight.shape[0], weight.shape[1:]
+        if self._known is not None:
+            (up, down), self._known = self._known, None
+            return up.to(weight), down.to(weight)
         if weight.is_meta:
             return weight.new_empty(self._rank, rows), weight.new_empty(self._rank, *rest)
         down = torch.randn(self._rank, *rest, generator=self._generator) / self._rank**0.5
@@ -43,20 +56,33 @@ class Product(nn.Module):
         return up.to(weight), down.to(weight)
 
 
-def factorise(motion: Motion, rank: int, seed: int) -> None:
-    """Replace the matrices of a new motion by factors of `rank`, in place.
+def factored_tensors(motion: Motion, rank: int) -> dict[str, nn.Parameter]:
+    """The matrices of a new motion that factors of `rank` make smaller, by canonical name. The
+    others, such as the gates, are trained whole."""
+    return {
+        name: weight
+        for name, weight in motion.trained_parameters().items()
+        if weight.ndim > 1 and rank * (len(weight) + weight[0].numel()) < weight.numel()
+    }
 
-    Tensors that factors would not make smaller, such as the gates, stay. The others' parameters are
-    then named `NAME.parametrizations.weight.original0` (up) and `original1` (down).
+
+def factorise(
+    motion: Motion, rank: int, seed: int, known: Mapping[str, Factors | None] | None = None
+) -> None:
+    """Replace the `factored_tensors` of a motion by factors, in place.
+
+    Their parameters are then named `NAME.parametrizations.weight.original0` (up) and `original1`
+    (down).
+
+    Args:
+        known: initial factors by name; all others are those of a new motion.
     """
     generator = torch.Generator().manual_seed(seed)
-    for name, weight in list(motion.trained_parameters().items()):
-        if weight.ndim < 2 or rank * (len(weight) + weight[0].numel()) >= weight.numel():
-            continue
+    for name in factored_tensors(motion, rank):
         module, _, leaf = name.rpartition(".")
         # Queries, keys and values of temporal attention start as noise, all others as zero.
         noise = ".attn_temp." in name and ".to_out." not in name
-        product = Product(rank, noise, generator)
+        product = Product(rank, noise, generator, (known or {}).get(name))
         parametrize.register_parametrization(motion.get_submodule(module), leaf, product)
 
 

@@ -63,7 +63,7 @@ class Outcome:
         factors_learned = bool(training.config.rank)
         known = {} if factors_learned else importance(training.motion, training.optimizer)
         about = MotionConfig(**self.about, steps=training.step, importance=known)
-        return MotionFile(state, about, name=self.target.name)
+        return MotionFile(state, about, dict(training.origin), self.target.name)
 
     def write(self, training: Training, mark: str = "") -> Path:
         """Save the motion; factors are stored as factors.
@@ -73,7 +73,9 @@ class Outcome:
         """
         file = self.file(training)
         path = self.target.with_name(f"{self.target.name}{mark}.safetensors")
-        extra = {**self.extra, RUN_KEY: self.run} if self.run else self.extra
+        extra = {**self.extra, **training.origin}
+        if self.run:
+            extra[RUN_KEY] = self.run
         own = bool(self.run) and path.exists() and run_of(path) == self.run
         with training.average.shown():
             parts = factors(training.motion)

@@ -181,6 +181,12 @@ class TrainConfig:
         0,
         1024,
     )
+    start_from: str = setting(
+        "",
+        "Motion file whose weights the training starts from, of the same model family. The steps "
+        "count from 0; clips, settings and checkpoint may differ. Use it to continue a motion with "
+        "more clips. To continue an interrupted run exactly, use resume instead.",
+    )
     seed: int = setting(
         0,
         "The same seed and settings give the same motion. A resumed run needs its own seed.",

@@ -11,7 +11,7 @@ import contextlib
 import json
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -21,13 +21,14 @@ from ..errors import LampError
 from ..files.atomic import write_advice, write_file
 from ..files.header import check_file
 from ..files.strict_json import read_json
+from ..motion_file.provenance import first_start
 from .loop import Training
 from .optimizers import optimizer_state, restore_optimizer
 from .recipe import TrainConfig
 
 FORMAT = 1
 _MOST_STEPS = 10**9
-_FREE = ("gradient_checkpointing",)  # settings that do not change the numbers
+_FREE = ("gradient_checkpointing", "start_from")  # settings that do not change a resumed run
 _BEFORE = {"query_decay": "change", "difference_loss": 0.0}  # of states that do not tell it
 
 
@@ -81,6 +82,7 @@ def take_state(training: Training, identity: dict[str, str], run: str = "") -> T
         "settings": _settings(training.config, training.group.count),
         "identity": identity,
         "run": run,
+        "origin": training.origin,
         "order": order,
         "validation": training.validation,
         "average_updates": training.average.updates,
@@ -179,6 +181,7 @@ def check_state(
                 f"The state is at step {state.step}, but the run has steps {config.steps}: raise "
                 "steps to continue, or set resume to none for a new run."
             )
+        _refuse_another_start(state, config.start_from)
         _refuse_changes(state, _settings(config, processes), identity, unsettled)
 
 
@@ -215,6 +218,7 @@ def _restore(training: Training, state: TrainingState) -> None:
     restore_optimizer(training.optimizer, entries)
     for number, value in enumerate(training.average.values):
         value.copy_(tensors[f"average.{number}"])
+    training.origin = {str(key): str(text) for key, text in facts.get("origin", {}).items()}
     training.average.updates = int(facts["average_updates"])
     training.scaler.load_state_dict(facts["scaler"])
     training.resume_at(
@@ -237,6 +241,17 @@ def _settings(config: TrainConfig, processes: int) -> dict[str, Any]:
     return settings
 
 
+def _refuse_another_start(state: TrainingState, start_from: str) -> None:
+    """A resumed run has the weights of its state. It would ignore another motion file."""
+    begun = first_start(state.facts.get("origin", {}))
+    if start_from and PurePath(start_from).name != begun:
+        raise StateError(
+            f"The state of step {state.step} was started from {begun or 'no motion'}, but "
+            f"start_from is {start_from}: clear start_from to resume, or set resume to none for a "
+            "new run that starts from it."
+        )
+
+
 def _refuse_changes(
     state: TrainingState,
     settings: dict[str, Any],
@@ -253,7 +268,8 @@ def _refuse_changes(
             if part == "identity":
                 raise StateError(
                     f"The state of step {state.step} was trained with different {name}: use the "
-                    "same, or set resume to none for a new run."
+                    "same, or set resume to none for a new run. To go on learning with other "
+                    f"{name}, set resume to none and start_from to the motion so far."
                 )
             raise StateError(
                 f"The state of step {state.step} was trained with {name} {then.get(name)}, but "

@@ -187,7 +187,7 @@ def _default(field: Any, words: Words) -> str:
 
 def _is_file(field: Any) -> bool:
     """Whether a menu lists files or folders, which differ between computers."""
-    return field.id in ("motion_name", "folder", "resume")
+    return field.id in ("motion_name", "folder", "resume", "start_from")
 
 
 # --- writing ------------------------------------------------------------------------------------
