@@ -129,8 +129,10 @@ def test_parts_that_follow_from_the_number_of_parameters(
     assert full.motion == lean.motion == 4 * sum(p.numel() for p in motion.parameters())
     assert full.optimizer == 8 * trained
     assert 2 * trained < lean.optimizer < 2.1 * trained
-    assert estimator(replace(plan, ema=0.9)).total - full.total == 4 * trained
-    assert full.total == full.model + full.motion + full.optimizer + full.activations
+    averaged = estimator(replace(plan, ema=0.9))
+    assert averaged.average == 4 * trained
+    assert averaged.allocated - full.allocated == 4 * trained
+    assert full.allocated == full.model + full.motion + full.optimizer + full.activations
 
 
 def test_kept_gradients_stay_for_the_whole_forward_pass(
@@ -138,7 +140,15 @@ def test_kept_gradients_stay_for_the_whole_forward_pass(
 ) -> None:
     single, several = estimator(plan), estimator(replace(plan, accumulate=4))
     trained = single.optimizer // 2
-    assert 0 < several.total - single.total <= 1.1 * trained
+    assert 0 < several.allocated - single.allocated <= 1.1 * trained
+
+
+def test_on_a_gpu_the_total_is_what_the_allocator_reserves(
+    estimator: Estimator, plan: MemoryPlan
+) -> None:
+    gpu, cpu = estimator(plan), estimator(replace(plan, device="cpu"))
+    assert gpu.total >= gpu.allocated and gpu.total % (2 * 2**20) == 0  # whole segments
+    assert cpu.total == cpu.allocated
 
 
 def test_estimate_grows_with_frames_batch_and_size(estimator: Estimator, plan: MemoryPlan) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...errors import IncompatibleModelError
@@ -26,11 +27,36 @@ def build_patcher(
     Raises:
         IncompatibleModelError: ComfyUI's UNet cannot have this shape.
     """
-    import comfy.model_base
     import comfy.model_management as management
     import comfy.model_patcher
+
+    model = empty_model(config, v_prediction=v_prediction)
+    unet = model.diffusion_model
+    unet.load_state_dict(to_host_state(unet, state))
+    return comfy.model_patcher.ModelPatcher(
+        model, management.get_torch_device(), management.unet_offload_device()
+    )
+
+
+def empty_model(
+    config: dict[str, Any],
+    dtype: torch.dtype = torch.float32,
+    computes: torch.dtype | None = None,
+    device: str = "cpu",
+    *,
+    v_prediction: bool = False,
+) -> Any:
+    """ComfyUI's frozen model of a diffusers UNet config, without weights; see `build_patcher`.
+
+    Args:
+        dtype: of its weights; ``computes``: in which it computes, if in another one.
+        device: of its UNet.
+
+    Raises:
+        IncompatibleModelError: ComfyUI's UNet cannot have this shape.
+    """
+    import comfy.model_base
     import comfy.supported_models
-    import torch
 
     _check_shape(config)
     kind = (
@@ -46,14 +72,9 @@ def build_patcher(
             "model_type": lambda self, state_dict, prefix="": kind,
         },
     )(_ldm_shape(config))
-    model_config.set_inference_dtype(torch.float32, None)
-    model = model_config.get_model({}, "", device=torch.device("cpu"))
-    unet = model.diffusion_model
-    unet.load_state_dict(to_host_state(unet, state))
-    model.requires_grad_(False).eval()
-    return comfy.model_patcher.ModelPatcher(
-        model, management.get_torch_device(), management.unet_offload_device()
-    )
+    model_config.set_inference_dtype(dtype, computes)
+    model = model_config.get_model({}, "", device=torch.device(device))
+    return model.requires_grad_(False).eval()
 
 
 def _check_shape(config: dict[str, Any]) -> None:

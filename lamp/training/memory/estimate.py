@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ...method.architecture import map_unet, pooled_width, text_width
 from ...method.host import Host
@@ -20,6 +21,7 @@ from ..loop import predict_loss
 from ..low_rank import factorise
 from ..recipe import PRECISIONS, TrainConfig
 from ..twins import twin
+from .allocator import CachingAllocator, Event
 from .trace import DeviceRules, MemoryTrace
 
 GB = 2**30
@@ -65,8 +67,9 @@ class MemoryPlan(TrainConfig):
 @dataclass(frozen=True)
 class MemoryEstimate:
     """Bytes on the device at the worst moment of a step: the frozen ``model``, the ``motion`` in
-    fp32, the ``optimizer``'s state, the ``average`` of the motion, and ``activations`` with the
-    gradients and everything temporary. ``plan``: with its weights' dtype filled in.
+    fp32, the ``optimizer``'s state, the ``average`` of the motion, ``activations`` with the
+    gradients and everything temporary, and on a GPU what PyTorch's allocator reserves besides
+    (``cached``). ``plan``: with its weights' dtype filled in.
     """
 
     plan: MemoryPlan
@@ -75,19 +78,27 @@ class MemoryEstimate:
     optimizer: int
     average: int
     activations: int
+    cached: int = 0
+
+    @property
+    def allocated(self) -> int:
+        """Bytes in use, without what the allocator holds besides."""
+        return self.model + self.motion + self.optimizer + self.average + self.activations
 
     @property
     def total(self) -> int:
-        return self.model + self.motion + self.optimizer + self.average + self.activations
+        """Bytes that the run takes from the device."""
+        return self.allocated + self.cached
 
     def describe(self) -> str:
         """The estimate in one sentence."""
         average = f", its average {gigabytes(self.average)}" if self.average else ""
+        cached = f", memory allocator {gigabytes(self.cached)}" if self.cached else ""
         return (
             f"Training on {self.plan.describe()} needs about {gigabytes(self.total)}: frozen model "
             f"{gigabytes(self.model)}, motion {gigabytes(self.motion)}{average}, optimizer state "
             f"{gigabytes(self.optimizer)}, activations and gradients "
-            f"{gigabytes(self.activations)}."
+            f"{gigabytes(self.activations)}{cached}."
         )
 
 
@@ -109,45 +120,73 @@ class Estimator:
         self._sites = map_unet(unet)
         block = unet.get_submodule(self._sites.blocks[0].module)
         self._loaded: torch.dtype = block.attn2.to_k.weight.dtype
-        self._peaks: dict[MemoryPlan, int] = {}
+        self._steps: dict[MemoryPlan, tuple[int, tuple[Event, ...]]] = {}
 
-    def __call__(self, plan: MemoryPlan) -> MemoryEstimate:
-        """The estimate for one plan."""
+    def __call__(self, plan: MemoryPlan, *watchers: TorchDispatchMode) -> MemoryEstimate:
+        """The estimate for one plan.
+
+        Args:
+            watchers: modes that see every operation of the step, which then is not taken from the
+                cache.
+        """
         plan = replace(plan, weights_dtype=plan.weights_dtype or self._loaded)
+        unet, motion = self._models(plan)
+        learned = list(motion.trained_parameters().values())
+        same = replace(plan, accumulate=min(plan.accumulate, 2), ema=0.0, optimizer="adamw")
+        if watchers or same not in self._steps:
+            dtype = None if plan.weights_dtype == self._loaded else plan.weights_dtype
+            trace = trace_step(self._shadow(unet, dtype), motion, plan, *watchers)
+            self._steps[same] = trace.peak, tuple(trace.events)
+        peak, events = self._steps[same]
+        state = OPTIMIZER_BYTES[plan.optimizer]
+        frozen = [p.nbytes for p in [*unet.parameters(), *unet.buffers()]]
+        masters = [p.numel() * 4 for p in motion.parameters()]
+        averages = [p.numel() * 4 for p in learned if plan.ema]
+        moments = [int(p.numel() * state / 2) for p in learned for _ in range(2)]
+        estimate = MemoryEstimate(
+            plan, sum(frozen), sum(masters), sum(moments), sum(averages), activations=peak
+        )
+        if plan.device != "cuda":
+            return estimate
+        reserved = _reserved([*frozen, *masters, *averages], events, moments) + _CUDA_WORKSPACE
+        return replace(estimate, cached=reserved - estimate.total)
+
+    def _models(self, plan: MemoryPlan) -> tuple[nn.Module, Motion]:
+        """The frozen UNet and the motion on `meta`."""
         # As loaded, norms may have another dtype than the rest.
         dtype = None if plan.weights_dtype == self._loaded else plan.weights_dtype
-        unet = meta_copy(self._unet, dtype)
         motion = Motion(self._sites, device="meta")
         if plan.rank:
             factorise(motion, plan.rank, seed=0)
-        trained = sum(p.numel() for p in motion.trained_parameters().values())
-        same = replace(plan, accumulate=min(plan.accumulate, 2), ema=0.0, optimizer="adamw")
-        if same not in self._peaks:
-            self._peaks[same] = step_peak(self._shadow(unet, dtype), motion, plan)
-        # AdamW on a GPU holds intermediate values as large as the gradients; the CPU's fused kernel
-        # and 8-bit AdamW hold none.
-        on_gpu = plan.device == "cuda"
-        update = 4 * trained * (2 if on_gpu and plan.optimizer == "adamw" else 1)
-        return MemoryEstimate(
-            plan,
-            model=sum(p.nbytes for p in [*unet.parameters(), *unet.buffers()]),
-            motion=sum(p.numel() * 4 for p in motion.parameters()),
-            optimizer=int(trained * OPTIMIZER_BYTES[plan.optimizer]),
-            average=4 * trained if plan.ema else 0,
-            activations=max(self._peaks[same], update) + (_CUDA_WORKSPACE if on_gpu else 0),
-        )
+        return meta_copy(self._unet, dtype), motion
 
 
-def step_peak(host: Host, motion: Motion, plan: MemoryPlan) -> int:
-    """Peak bytes of one training step on `meta`, besides weights and learned parameters."""
+def _reserved(before: list[int], step: tuple[Event, ...], moments: list[int]) -> int:
+    """Bytes that a GPU's allocator reserves: `before` stays from the start on, and the optimizer
+    allocates its `moments` in the first step's update, while the gradients are there."""
+    allocator = CachingAllocator()
+    allocator.replay((-number, size) for number, size in enumerate(before, 1) if size)
+    allocator.replay(step)
+    allocator.replay((-number, size) for number, size in enumerate(moments, len(before) + 1))
+    freed = {number for number, size in step if not size}
+    allocator.replay((number, 0) for number, size in step if size and number not in freed)
+    return allocator.replay(step)
+
+
+def trace_step(
+    host: Host, motion: Motion, plan: MemoryPlan, *watchers: TorchDispatchMode
+) -> MemoryTrace:
+    """One training step on `meta`: its memory besides weights and learned parameters.
+
+    Args:
+        watchers: modes that see every operation of the step too.
+    """
     unet, learned = host.unet, list(motion.trained_parameters().values())
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
         motion.requires_grad_(False)
         for parameter in learned:
             parameter.requires_grad_(True)
-            # Accumulated gradients live through the forward pass.
-            parameter.grad = torch.empty_like(parameter) if plan.accumulate > 1 else None
-        kept = sum(p.grad.nbytes for p in learned if p.grad is not None)
+            parameter.grad = None
         given = [*unet.parameters(), *unet.buffers(), *motion.parameters()]
         trace = MemoryTrace(plan.device, given)
         rules = DeviceRules(plan.device, PRECISIONS[plan.precision], plan.fused)
@@ -155,7 +194,11 @@ def step_peak(host: Host, motion: Motion, plan: MemoryPlan) -> int:
         stack.enter_context(motion.attached(unet, layout, groupnorm=plan.groupnorm))
         if plan.gradient_checkpointing:
             stack.enter_context(checkpointed(unet, motion))
-        stack.enter_context(trace)
+        for mode in (trace, *watchers):
+            stack.enter_context(mode)
+        if plan.accumulate > 1:  # accumulated gradients live through the forward pass
+            for parameter in learned:
+                parameter.grad = torch.empty_like(parameter)
         size = (plan.batch * plan.frames, 4, plan.height, plan.width)
         latents, noise = (torch.empty(size, device="meta") for _ in range(2))
         timesteps = torch.zeros(plan.batch, dtype=torch.long)
@@ -170,7 +213,7 @@ def step_peak(host: Host, motion: Motion, plan: MemoryPlan) -> int:
                 (loss,), (torch.ones_like(loss),), False, False, (),
                 allow_unreachable=True, accumulate_grad=True,
             )  # fmt: skip
-    return trace.peak + kept
+    return trace
 
 
 def meta_copy(module: nn.Module, dtype: torch.dtype | None = None) -> Any:

@@ -140,7 +140,7 @@ def suggest(estimator: Estimating, plan: MemoryPlan, available: int) -> list[Sug
         # Activations shrink at most in proportion to the video, which spares most of the passes.
         size: dict[str, Any] = {"frames": plan.frames, "height": plan.height, "width": plan.width}
         full = estimator(replace(changed, **size))
-        shrunk = full.activations * (1 - changed.positions / plan.positions)
+        shrunk = (full.activations + full.cached) * (1 - changed.positions / plan.positions)
         if full.total - shrunk > available:
             return None
         estimate = estimator(changed)

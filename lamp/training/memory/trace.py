@@ -7,6 +7,7 @@ lifetimes of storages. `DeviceRules` supplies what `meta` lacks: autocast and at
 
 from __future__ import annotations
 
+import itertools
 import weakref
 from collections.abc import Iterable
 from typing import Any
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from .allocator import GRAIN, Event
 
 # Operations that autocast computes in low precision, and on CUDA in fp32 (PyTorch's "autocast op
 # reference"). Others take what they get.
@@ -26,13 +29,14 @@ _HIGH = {
     "cuda": frozenset("group_norm layer_norm softmax mse_loss exp pow".split()),
     "cpu": frozenset(["mse_loss"]),
 }
-_GRANULARITY = {"cuda": 512, "cpu": 1}  # of the allocators, in bytes
+_GRANULARITY = {"cuda": GRAIN, "cpu": 1}  # of the allocators, in bytes
 
 
 class MemoryTrace(TorchDispatchMode):
     """Counts the bytes of every storage created while the mode is on.
 
-    ``held``: bytes alive now; ``peak``: at the worst moment, scratch memory of kernels included.
+    ``held``: bytes alive now; ``peak``: at the worst moment, scratch memory of kernels included;
+    ``events``: all allocations and releases in order, as the device's allocator sees them.
 
     Args:
         device: device type to count for, `cuda` or `cpu`.
@@ -44,7 +48,9 @@ class MemoryTrace(TorchDispatchMode):
         self._device = device
         self._known = {tensor.untyped_storage()._cdata for tensor in given}
         self._freed: dict[int, weakref.ref[Any]] = {}
+        self._numbers = itertools.count()
         self.held = self.peak = 0
+        self.events: list[Event] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -53,24 +59,31 @@ class MemoryTrace(TorchDispatchMode):
         for tensor in out if isinstance(out, (list, tuple)) else (out,):
             if isinstance(tensor, Tensor) and tensor.device.type == "meta":
                 self._count(tensor)
-        self.peak = max(self.peak, self.held + _scratch(self._device, func._schema.name, args, out))
+        scratch = _scratch(self._device, func._schema.name, args, out)
+        if scratch:
+            number = next(self._numbers)
+            self.events += [(number, scratch), (number, 0)]
+        self.peak = max(self.peak, self.held + scratch)
         return out
 
     def _count(self, tensor: Tensor) -> None:
         storage = tensor.untyped_storage()
         key, grain = storage._cdata, _GRANULARITY[self._device]
         size = -(-storage.nbytes() // grain) * grain
-        if key in self._known:
+        if key in self._known or not size:
             return
+        number = next(self._numbers)
 
         def freed(_: object) -> None:
             self._known.remove(key)
             del self._freed[key]
             self.held -= size
+            self.events.append((number, 0))
 
         self._known.add(key)
         self._freed[key] = weakref.ref(storage, freed)
         self.held += size
+        self.events.append((number, size))
 
 
 class DeviceRules(TorchFunctionMode):
