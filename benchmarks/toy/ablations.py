@@ -1,7 +1,7 @@
 """What each part of the method contributes: `python -m benchmarks.motion --ablations --seeds 3`.
 
 The paper's ablations (sec. 4.3; supplement 2.1) and one of temporal attention, on the toy world.
-Clips, seeds, steps and all else are as in the full method. Four variants are tuned, three only
+Clips, seeds, steps and all else are as in the full method. Four variants are tuned, four only
 sample the full motion differently:
 
 - no first frame: neither the clean frame 1 nor its keys and values. All frames are noise and count
@@ -9,6 +9,7 @@ sample the full motion differently:
 - no motion convolutions; no temporal attention: tuned without them.
 - plain convolution: frame i sees i-1, i and i+1, not i-2, i-1 and i.
 - no shared noise; no AdaIN; no histogram matching (to the decoded frame 1).
+- with motion guidance: not of the paper; every other variant samples without it.
 
 Measures on two sets of unseen objects: overlap with the true place, path error (median, from the
 object's own place in frame 1), the share followed, and
@@ -59,6 +60,7 @@ from lamp.training.loop import Training, noise_error
 
 from .ablations_report import MEASURES, print_table, save_plot, spread, verdicts
 from .runs import (
+    MOTION_GUIDANCE,
     SETS,
     Figures,
     Recipe,
@@ -151,10 +153,16 @@ class Variant:
     shared_noise: bool = True
     adain: bool = True
     histogram: bool = True
+    motion_guidance: float = 1.0
 
     def recipe(self, full: Recipe) -> Recipe:
-        alpha = full.alpha if self.shared_noise else 0.0
-        return replace(full, alpha=alpha, adain=full.adain if self.adain else "off")
+        """How to sample this variant of a method that samples as in `full`."""
+        return replace(
+            full,
+            alpha=full.alpha if self.shared_noise else 0.0,
+            adain=full.adain if self.adain else "off",
+            motion_guidance=self.motion_guidance,
+        )
 
 
 FULL = "full method"
@@ -167,6 +175,7 @@ VARIANTS = {
     "no shared noise": Variant(tuned=False, shared_noise=False),
     "no AdaIN": Variant(tuned=False, adain=False),
     "no histogram matching": Variant(tuned=False, histogram=False),
+    "with motion guidance": Variant(tuned=False, motion_guidance=MOTION_GUIDANCE),
 }
 
 

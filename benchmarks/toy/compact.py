@@ -108,7 +108,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder = args.keep or Path(temporary)
         for kind in args.motions:
-            recipe = replace(RECIPES[kind], steps=args.steps or RECIPES[kind].steps)
+            steps = args.steps or RECIPES[kind].steps
+            recipe = replace(RECIPES[kind], steps=steps, motion_guidance=1.0)
             for seed in range(args.seed, args.seed + args.seeds):
                 rows: dict[str, dict[str, float]] = {}
                 for name, path in files(folder, toy, recipe, seed, kind, args):

@@ -4,7 +4,7 @@
 
 Tunes 'wave' on the toy world (an object that swings to and fro, so it never leaves the picture) and
 generates long videos of unseen objects: all frames at once, in anchored windows, and extended clip
-by clip, with AdaIN, with held colours only, and with neither.
+by clip, with AdaIN, with held colours only, and with neither. Samples with motion guidance.
 
 - jump: the object's displacement across a seam, relative to its displacement elsewhere; 1 is
   seamless. Seams of windows are their overlaps. truth: the same of the true video.
@@ -39,7 +39,17 @@ from lamp.toy.measures import centroids, object_mask
 from lamp.toy.score import AREA, ground_psnr
 from lamp.toy.world import FRAMES
 
-from .runs import RECIPES, Figures, Sampler, Videos, around, average, pictures, tune
+from .runs import (
+    MOTION_GUIDANCE,
+    RECIPES,
+    Figures,
+    Sampler,
+    Videos,
+    around,
+    average,
+    pictures,
+    tune,
+)
 
 KIND = "wave"
 COLUMNS = ("jump", "truth", "travel", "seen")
@@ -171,12 +181,18 @@ def main() -> int:
     command.add_argument("--seed", type=int, default=0)
     command.add_argument("--steps", type=int, default=250, help="tuning steps")
     command.add_argument("--sample-steps", type=int, default=15)
+    command.add_argument("--motion-guidance", type=float, default=MOTION_GUIDANCE, help="1 is off")
     command.add_argument("--keep", type=Path, help="file of the tuned motion, written once")
     args = command.parse_args()
     torch.set_num_threads(1)
     started = time.perf_counter()
     toy = load_toy_base()
-    recipe = replace(RECIPES[KIND], steps=args.steps, sample_steps=args.sample_steps)
+    recipe = replace(
+        RECIPES[KIND],
+        steps=args.steps,
+        sample_steps=args.sample_steps,
+        motion_guidance=args.motion_guidance,
+    )
     motion = tune(toy, recipe, args.seed, KIND, args.keep)
     cases = evaluation_cases(args.seed, "combination", KIND, args.cases, frames=args.frames)
     figures = compare(Sampler(toy, motion, recipe, args.seed), cases, args.frames)

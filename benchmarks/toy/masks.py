@@ -147,7 +147,8 @@ def main() -> int:
     torch.set_num_threads(1)
     started = time.perf_counter()
     toy = load_toy_base()
-    recipe = replace(RECIPES[FIRST], steps=args.steps, fade=args.fade, adain="off")
+    changes = {"fade": args.fade, "adain": "off", "motion_guidance": 1.0}
+    recipe = replace(RECIPES[FIRST], steps=args.steps, **changes)
     sampler = Sampler(toy, tune(toy, recipe, args.seed, FIRST, args.keep), recipe, args.seed)
     cases = evaluation_cases(args.seed, "combination", FIRST, args.cases)
     figures, gone = compare(sampler, cases), ways(sampler, cases)

@@ -158,7 +158,7 @@ def main() -> int:
         for kind, path in zip(KINDS, args.keep or (None, None), strict=True)
     )
     # AdaIN would hold what grows to frame 1's statistics, so 'grow' samples without it.
-    recipe = replace(RECIPES["grow"], sample_steps=args.sample_steps)
+    recipe = replace(RECIPES["grow"], sample_steps=args.sample_steps, motion_guidance=1.0)
     cases = mixed_cases(args.seed, args.cases)
     table = Table({"way": 8, "weights": 10}, COLUMNS, 9)
     rows: dict[str, dict[str, dict[str, float]]] = {}

@@ -18,7 +18,7 @@ from torch import Tensor
 from benchmarks.samples.small_training import FRAMES, small_clips, small_host
 from benchmarks.toy import ablations, ablations_report
 from benchmarks.toy.ablations import FULL, VARIANTS, Kept, NoFirstFrame, PlainConvs, film, free_loss
-from benchmarks.toy.runs import RECIPES, Sampler, fresh_motion
+from benchmarks.toy.runs import MOTION_GUIDANCE, RECIPES, Sampler, fresh_motion
 from lamp.errors import LampError
 from lamp.method.architecture import map_unet
 from lamp.method.host import Host
@@ -135,11 +135,13 @@ def test_each_variant_tunes_all_but_its_own_part(name: str) -> None:
 
 
 def test_sampling_variants_change_one_setting_each() -> None:
-    full = RECIPES["moves_right"]
+    full = replace(RECIPES["moves_right"], motion_guidance=1.0)
     changes = {name: variant.recipe(full) for name, variant in VARIANTS.items()}
     assert changes["no shared noise"] == replace(full, alpha=0.0)
     assert changes["no AdaIN"] == replace(full, adain="off")
-    others = set(VARIANTS) - {"no shared noise", "no AdaIN"}
+    guided = replace(full, motion_guidance=MOTION_GUIDANCE)
+    assert changes["with motion guidance"] == guided != full
+    others = set(VARIANTS) - {"no shared noise", "no AdaIN", "with motion guidance"}
     assert all(changes[name] == full for name in others)
     lacking = {name for name, variant in VARIANTS.items() if not variant.histogram}
     assert lacking == {"no histogram matching"}

@@ -311,6 +311,12 @@ def test_the_info_shows_all_facts(node_classes: Nodes, motion: MotionFile) -> No
 # --- schemas --------------------------------------------------------------------------------------
 
 
+def test_a_saved_graph_without_motion_guidance_goes_on_without_it(node_classes: Nodes) -> None:
+    """The host fills a missing input with its default, so a new default would change old graphs."""
+    inputs = {each.id: each for each in node_classes["LAMP_LoadMotion"].GET_SCHEMA().inputs}
+    assert inputs["motion_guidance"].optional and inputs["motion_guidance"].default == 1.0
+
+
 def test_every_node_and_field_has_a_text(node_classes: Nodes) -> None:
     for node_id, node in node_classes.items():
         schema = node.GET_SCHEMA()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.toy.runs import Recipe
+from benchmarks.toy.runs import MOTION_GUIDANCE, Recipe
 from lamp.toy.cases import evaluation_cases
 from scripts.server.host import ROOT
 from scripts.workflows import API, FOLDER, ORIGINALS, TITLES, TWINS, load_api, load_canvas
@@ -205,6 +205,14 @@ def test_the_toy_workflow_uses_the_measured_settings() -> None:
         recipe.guidance,
         recipe.adain,
     ]
+
+
+@pytest.mark.parametrize("name", TITLES)
+def test_workflows_guide_the_motion_as_measured(name: str) -> None:
+    """Except the one that measures a motion with the paper's metrics, as the paper sampled."""
+    scale = 1.0 if TWINS.get(name, name) == "lamp_evaluate" else MOTION_GUIDANCE
+    loaders = [n for n in load_api(name).values() if n["class_type"] == "LAMP_LoadMotion"]
+    assert all(node["inputs"]["motion_guidance"] == scale for node in loaders)
 
 
 def test_the_template_browser_finds_only_canvas_files() -> None:
