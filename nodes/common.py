@@ -134,6 +134,14 @@ def aliases(*phrases: str) -> dict[str, Any]:
     return _supported(io.Schema, search_aliases=list(phrases))
 
 
+def out_of_search() -> dict[str, Any]:
+    """Keep a node out of search and the node library, where the host supports it.
+
+    The host's developer mode shows it. Workflows that contain it open and run as usual.
+    """
+    return _supported(io.Schema, is_dev_only=True)
+
+
 def advanced(factory: Callable[..., Any]) -> dict[str, Any]:
     """Mark an input as advanced, where the host supports it."""
     return _supported(factory, advanced=True)

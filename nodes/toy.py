@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from comfy_api.latest import io, ui
 
-from .common import aliases, named_errors, seed_input
+from .common import aliases, named_errors, out_of_search, seed_input
 
 ToyCase = io.Custom("LAMP_TOY_CASE")
 _SEED = (
@@ -48,6 +48,7 @@ class LoadToyBase(io.ComfyNode):
                 io.Vae.Output(display_name="vae", tooltip="Toy VAE, 2 pixels per latent."),
             ],
             **aliases("demo model", "test model", "try without download"),
+            **out_of_search(),
         )
 
     @classmethod
@@ -88,6 +89,7 @@ class ToyClips(io.ComfyNode):
                 ),
             ],
             **aliases("demo clips", "test clips", "sprites"),
+            **out_of_search(),
         )
 
     @classmethod
@@ -130,6 +132,7 @@ class ToyObject(io.ComfyNode):
                 ToyCase.Output(display_name="case", tooltip="True motion, for LAMP Toy Score."),
             ],
             **aliases("demo picture", "test first frame"),
+            **out_of_search(),
         )
 
     @classmethod
@@ -166,6 +169,7 @@ class ToyScore(io.ComfyNode):
                 io.String.Output(display_name="score", tooltip="All metrics as text."),
             ],
             **aliases("demo score", "did it learn"),
+            **out_of_search(),
         )
 
     @classmethod
