@@ -1,15 +1,12 @@
-"""ComfyUI's own front end with this pack: workflows, a run, help, Chinese, templates, motions."""
+"""ComfyUI's own front end with this pack: workflows, a run, help, Chinese, templates."""
 
 from __future__ import annotations
 
-import base64
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import save
 
 from scripts.assets.locales import FOLDER as LOCALES
 from scripts.assets.locales import HELP, NODES
@@ -18,7 +15,7 @@ from scripts.server.host import PACK_FOLDER
 from scripts.server.server import ComfyServer
 from scripts.workflows import BLUEPRINT, TITLES, load_api, load_canvas
 from scripts.workflows.convert import default_of, input_specs, is_widget
-from tests.browser.conftest import front_end, has_nodes_2
+from tests.browser.conftest import UNSETTLED, front_end, has_nodes_2
 
 NAMES = sorted(TITLES)
 TOY = "lamp_toy_train_and_generate"
@@ -180,6 +177,8 @@ def see_pictures_in_nodes_2(page: Any, ids: list[str], shots: Path) -> None:
         for node in ids:
             shown = f"document.querySelector('[data-node-id=\"{node}\"] img')?.naturalWidth > 0"
             page.wait_for_function(f"() => {shown}", timeout=20_000)
+            pictures = page.locator(f'[data-node-id="{node}"] img:visible').count()
+            assert pictures == 1 or front_end(page) in UNSETTLED
         picture(page, shots / "toy_nodes_2.png")
     finally:
         page.evaluate(SWITCH, False)
@@ -202,25 +201,6 @@ def test_the_template_browser_shows_the_pictures(page: Any, shots: Path) -> None
     page.get_by_text(TITLES[TOY]).first.wait_for()
     page.wait_for_timeout(1500)
     page.screenshot(path=str(shots / "templates.png"))
-
-
-def test_a_motion_dropped_on_the_canvas_brings_its_load_canvas(
-    page: Any, infos: dict[str, Any]
-) -> None:
-    """Nodes that save a motion write the canvas into its header, as ComfyUI's own do."""
-    wanted = load_canvas("lamp_animate_image")
-    file = save({"x": torch.zeros(1)}, {"workflow": json.dumps(wanted), "lamp.format": "1"})
-    load(page, "lamp_train_motion")
-    page.evaluate(
-        """async content => {
-            const bytes = Uint8Array.from(atob(content), letter => letter.charCodeAt(0))
-            await app.handleFile(new File([bytes], 'horse_run_00001.safetensors'))
-            await new Promise(done => setTimeout(done, 1000))
-        }""",
-        base64.b64encode(file).decode(),
-    )
-    wanted_prompt = load_api("lamp_animate_image")
-    assert bare(page.evaluate(PROMPT), infos) == bare(wanted_prompt, infos)
 
 
 def test_the_blueprint_becomes_a_node(page: Any, shots: Path) -> None:
@@ -307,42 +287,3 @@ def test_help_and_chinese(page: Any, shots: Path) -> None:
         assert page.talk.errors == []
     finally:
         change_settings(page, {"Comfy.Locale": "en"})
-
-
-DROP = """async ([type, name]) => {
-    const node = app.graph.nodes.find(node => node.type === type)
-    const data = new DataTransfer()
-    data.items.add(new File(['x'], name))
-    const event = new DragEvent('drop', {dataTransfer: data})
-    const taken = node.onDragOver(event) && await node.onDragDrop(event)
-    return [taken, node.widgets.find(widget => widget.name === 'motion_name').value]
-}"""
-TOASTS = "() => [...document.querySelectorAll('.p-toast-detail')].map(found => found.innerText)"
-
-
-def test_a_motion_dropped_on_its_loader_is_chosen(page: Any, server: ComfyServer) -> None:
-    folder = server.base / "models" / "lamp_motion" / "more"
-    folder.mkdir()
-    (folder / "rain.safetensors").touch()
-    page.reload()
-    wait_until_ready(page)
-    load(page, "lamp_animate_image")
-    wanted = str(Path("more") / "rain.safetensors")
-    assert page.evaluate(DROP, ["LAMP_LoadMotion", "rain.safetensors"]) == [True, wanted]
-    # One that the server does not have is named, and changes nothing.
-    assert page.evaluate(DROP, ["LAMP_LoadMotion", "snow.safetensors"]) == [True, wanted]
-    page.wait_for_timeout(500)
-    assert any("snow.safetensors" in text for text in page.evaluate(TOASTS))
-    assert page.evaluate(DROP, ["LAMP_LoadMotion", "picture.png"])[0] is False
-
-
-def test_a_missing_clip_folder_is_named_on_opening(page: Any, server: ComfyServer) -> None:
-    folder = server.base / "input" / "horse_run"
-    aside = folder.rename(folder.with_name("elsewhere"))
-    try:
-        page.reload()
-        wait_until_ready(page)
-        load(page, "lamp_train_motion")
-        assert any("input/horse_run" in text for text in page.evaluate(TOASTS))
-    finally:
-        aside.rename(folder)
