@@ -20,6 +20,18 @@ function addWidget(node) {
     return widget
 }
 
+// Nodes 2.0 draws the images of a node and, below them, its last live preview, which stays after a run.
+// The trainer's last preview is the image: the loss plot.
+function showOnePicture(node) {
+    Object.defineProperty(node, 'hideOutputImages', {
+        get() {
+            const previews = app.nodePreviewImages ?? {}
+            const keys = [`${node.id}`, `${node.graph?.id}:${node.id}`] // the second one in a subgraph
+            return keys.some((key) => previews[key]?.length > 0)
+        }
+    })
+}
+
 app.registerExtension({
     name: 'lamp-motion.Results',
     beforeRegisterNodeDef(nodeType, nodeData) {
@@ -27,14 +39,13 @@ app.registerExtension({
         const onExecuted = nodeType.prototype.onExecuted
         nodeType.prototype.onExecuted = function (output) {
             onExecuted?.apply(this, arguments)
-            // The live preview of a run would stay in front of what the node shows at its end.
-            if (output?.images && app.nodePreviewImages) delete app.nodePreviewImages[this.id]
             if (!output?.text) return
             const widget = this.widgets?.find((widget) => widget.name === NAME) ?? addWidget(this)
             widget.value = output.text.join('\n')
         }
     },
     nodeCreated(node) {
+        if (node.comfyClass === 'LAMP_Trainer') showOnePicture(node)
         // Its contact sheet: Nodes 2.0 takes what a node with a VIDEO input shows for a video.
         if (node.comfyClass === 'LAMP_TrainingClips') node.previewMediaType = 'image'
     }
