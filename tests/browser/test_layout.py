@@ -32,6 +32,10 @@ DRAWN = """() => {
         (box.bottom - corner.top) / ds.scale - ds.offset[1],
     ]
     const around = ([left, top, width, height]) => [left, top, left + width, top + height]
+    const pen = document.createElement('canvas').getContext('2d')
+    pen.font = `${LiteGraph.GROUP_TEXT_SIZE ?? 20}px ${LiteGraph.GROUP_FONT ?? 'Inter'}`
+    // The front end draws the title this far inside its group.
+    const end = group => group.pos[0] + 10 + pen.measureText(group.title).width
     const parts = [...document.querySelectorAll('[data-node-id]')]
     return {
         zoom: ds.scale,
@@ -39,6 +43,9 @@ DRAWN = """() => {
         nodes: parts.length
             ? parts.map(part => [part.dataset.nodeId, onCanvas(part.getBoundingClientRect())])
             : app.graph.nodes.map(node => [String(node.id), around(node.boundingRect)]),
+        long: app.graph.groups
+            .filter(group => end(group) > group.pos[0] + group.size[0])
+            .map(group => group.title),
         groups: app.graph.groups.map(group => around([...group.pos, ...group.size])),
     }
 }"""
@@ -75,6 +82,7 @@ def faults_of(drawn: dict[str, Any]) -> list[str]:
     found = []
     if drawn["zoom"] < READABLE or not drawn["text"]:
         found.append(f"zoom {drawn['zoom']:.3f}")
+    found += [f"the title {title!r} is wider than its group" for title in drawn["long"]]
     for (one, box), (other, second) in itertools.combinations(drawn["nodes"], 2):
         if overlap(box, second):
             found.append(f"nodes {one} and {other} overlap")
