@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +14,14 @@ from .runs import SETS
 
 @dataclass(frozen=True)
 class Measure:
-    """Heading, whether more is better, decimal places, and the end of the plot's axis if fixed."""
+    """Heading, whether more is better, decimal places, the end of the plot's axis if fixed, and
+    whether the axis begins at zero."""
 
     head: str
     more: bool
     places: int = 2
     high: float | None = None
+    zero: bool = True
 
 
 MEASURES = {
@@ -47,10 +51,17 @@ CLAIMS = (
 )  # fmt: skip
 
 
-def spread(results: Results) -> dict[str, dict[str, dict[str, list[float] | None]]]:
+_COLOURS = {"combination": "#185aa8", "hard": "#c8782a"}
+
+
+def spread(
+    results: Results,
+    measures: Mapping[str, Measure] = MEASURES,
+    sets: tuple[str, ...] = SETS,
+) -> dict[str, dict[str, dict[str, list[float] | None]]]:
     """Variant -> set -> measure -> mean and sample deviation over the seeds."""
     return {
-        name: {which: {m: _mean(_values(rows, which, m)) for m in MEASURES} for which in SETS}
+        name: {which: {m: _mean(_values(rows, which, m)) for m in measures} for which in sets}
         for name, rows in results.items()
     }
 
@@ -66,18 +77,26 @@ def _mean(values: list[float]) -> list[float] | None:
     return [round(statistics.fmean(values), 4), round(deviation, 4)]
 
 
-def print_table(results: Results) -> None:
+def print_table(
+    results: Results,
+    measures: Mapping[str, Measure] = MEASURES,
+    sets: tuple[str, ...] = SETS,
+) -> None:
     """Mean and deviation over the seeds, in Markdown."""
-    for which in SETS:
-        print(f"\n| {which} | " + " | ".join(m.head for m in MEASURES.values()) + " |")
-        print("|---" * (1 + len(MEASURES)) + "|")
-        for name, sets in spread(results).items():
-            cells = (
-                f"{found[0]:.{m.places}f} ± {found[1]:.{m.places}f}" if found else "-"
-                for m, found in zip(MEASURES.values(), sets[which].values(), strict=True)
-            )  # fmt: skip
+    means = spread(results, measures, sets)
+    for which in sets:
+        print(f"\n| {which} | " + " | ".join(m.head for m in measures.values()) + " |")
+        print("|---" * (1 + len(measures)) + "|")
+        for name, found in means.items():
+            cells = (_cell(m, found[which][key]) for key, m in measures.items())
             print(f"| {name} | " + " | ".join(cells) + " |")
     print()
+
+
+def _cell(measure: Measure, found: list[float] | None) -> str:
+    if found is None:
+        return "-"
+    return f"{found[0]:.{measure.places}f} ± {found[1]:.{measure.places}f}"
 
 
 def verdicts(results: Results, full: str) -> list[dict[str, Any]]:
@@ -107,13 +126,20 @@ def _verdict(
 
 # --- the plot ---------------------------------------------------------------------------------
 
-_COLOURS = {"combination": "#185aa8", "hard": "#c8782a"}
 _PANEL, _GAP, _LEFT, _TOP, _ROW = 128, 18, 170, 52, 34
 
 
-def save_plot(path: Path, results: Results) -> None:
-    """An SVG with a panel per measure and a row per variant: dots are seeds, bars are means."""
-    width = _LEFT + len(MEASURES) * (_PANEL + _GAP)
+def save_plot(
+    path: Path,
+    results: Results,
+    measures: Mapping[str, Measure] = MEASURES,
+    colours: Mapping[str, str] = _COLOURS,
+) -> None:
+    """An SVG with a panel per measure and a row per variant: dots are seeds, bars are means.
+
+    `colours`: set -> colour of its dots.
+    """
+    width = _LEFT + len(measures) * (_PANEL + _GAP)
     height = _TOP + _ROW * len(results) + 40
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
@@ -122,18 +148,23 @@ def save_plot(path: Path, results: Results) -> None:
     ]
     for row, name in enumerate(results):
         parts.append(_text(_LEFT - 12, _middle(row) + 4, name, "end"))
-    for column, measure in enumerate(MEASURES):
-        parts += _panel(_LEFT + column * (_PANEL + _GAP), measure, results)
-    for number, (which, colour) in enumerate(_COLOURS.items()):
+    for column, (name, measure) in enumerate(measures.items()):
+        parts += _panel(_LEFT + column * (_PANEL + _GAP), name, measure, results, colours)
+    for number, (which, colour) in enumerate(colours.items()):
         x, y = _LEFT + 110 * number, height - 10
         parts += [_circle(x, y - 4, 4, colour), _text(x + 10, y, which, "start")]
     path.write_text("\n".join([*parts, "</svg>"]) + "\n", encoding="utf-8")
 
 
-def _panel(left: int, name: str, results: Results) -> list[str]:
-    values = [v for rows in results.values() for which in SETS for v in _values(rows, which, name)]
-    measure, bottom = MEASURES[name], _TOP + _ROW * len(results)
-    low, high = min(0.0, *values), measure.high or max(values) * 1.05 or 1.0
+def _panel(
+    left: int, name: str, measure: Measure, results: Results, colours: Mapping[str, str]
+) -> list[str]:
+    values = [
+        v for rows in results.values() for which in colours for v in _values(rows, which, name)
+    ]
+    bottom = _TOP + _ROW * len(results)
+    low = min(0.0, *values) if measure.zero else float(math.floor(min(values)))
+    high = measure.high or max(values) * 1.05 or 1.0
     better = "more is better" if measure.more else "less is better"
     parts = [
         f'<rect x="{left}" y="{_TOP}" width="{_PANEL}" height="{bottom - _TOP}" fill="none" '
@@ -144,8 +175,8 @@ def _panel(left: int, name: str, results: Results) -> list[str]:
         _text(left + _PANEL, bottom + 14, f"{high:.3g}", "end", 10),
     ]
     for row, rows in enumerate(results.values()):
-        for (which, colour), shift in zip(_COLOURS.items(), (-6, 6), strict=True):
-            y = _middle(row) + shift
+        for number, (which, colour) in enumerate(colours.items()):
+            y = _middle(row) + 12 * number - 6 * (len(colours) - 1)
             own = _values(rows, which, name)
             places = [left + _PANEL * (value - low) / (high - low) for value in own]
             parts += [_circle(x, y, 3, colour) for x in places]

@@ -25,7 +25,6 @@ from lamp.method.sampling import sample
 from lamp.toy import score
 from lamp.toy.base import ToyBase
 from lamp.toy.cases import Case, Clips, training_clips
-from lamp.toy.world import FRAMES
 from lamp.training.latents import LatentClips, cache_latents
 from lamp.training.loop import StepReport, Training
 from lamp.training.recipe import TrainConfig, preset
@@ -116,21 +115,25 @@ def start_training(
     motion: Motion | None = None,
     loop: type[Training] = Training,
     settings: dict[str, Any] | None = None,
+    clips: Clips | None = None,
 ) -> Training:
     """A training run on the eight clips of this kind and seed, before its first step.
 
     Args:
+        clips: in place of these.
         settings: of TrainConfig, in place of the recipe's preset, group norm and rank.
     """
     if settings is None:
         settings = preset(recipe.preset, recipe.steps)
         settings |= {"groupnorm": recipe.groupnorm, "rank": recipe.rank}
         settings |= {"difference_loss": recipe.difference_loss, "start_from": recipe.start_from}
-    batch = recipe.clips_per_step
-    config = TrainConfig(steps=recipe.steps, frames=FRAMES, batch=batch, seed=seed, **settings)
-    clips = latent_clips(toy, training_clips(seed, kind, fade=recipe.fade), recipe.prompts)
+    if clips is None:
+        clips = training_clips(seed, kind, fade=recipe.fade)
+    batch, frames = recipe.clips_per_step, clips.frames.shape[1]
+    config = TrainConfig(steps=recipe.steps, frames=frames, batch=batch, seed=seed, **settings)
     motion = fresh_motion(toy, seed) if motion is None else motion
-    return loop(DiffusersHost(toy.unet), motion, clips, config, start=load_start(config))
+    encoded = latent_clips(toy, clips, recipe.prompts)
+    return loop(DiffusersHost(toy.unet), motion, encoded, config, start=load_start(config))
 
 
 def finished(training: Training, quiet: bool = True) -> Training:

@@ -1,0 +1,1 @@
+"""The paper's Table 1 on a toy world: see `__main__.py`."""

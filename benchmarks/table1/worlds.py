@@ -1,0 +1,130 @@
+"""What Table 1 needs to know of a toy world: its base, clips, test cases, truth and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.toy.runs import RECIPES, Figures, Recipe, Videos
+from lamp.toy import base, clip, score, world
+from lamp.toy.base import ToyBase, load_toy_base
+from lamp.toy.cases import Clips, evaluation_cases, training_clips
+from lamp.toy.motions import MOTIONS
+
+
+class TestCase(Protocol):
+    """One test: the true video `f h w 3`, whose first frame LAMP gets, and its prompt."""
+
+    frames: NDArray[np.uint8]
+
+    @property
+    def first_frame(self) -> NDArray[np.uint8]: ...
+
+    @property
+    def prompt(self) -> str: ...
+
+
+class World(Protocol):
+    """A world with a base model that knows its pictures, and motions that the base does not know.
+
+    - ``recipes``: motion -> how LAMP is tuned there; all methods take the same number of steps;
+    - ``phrases``: what the motions' prompts say, for the training of CLIP;
+    - ``size``: of a picture, in pixels;
+    - ``base_path``: its base model;
+    - ``clip_path``: the CLIP that comes with the project, if there is one.
+    """
+
+    name: str
+    size: int
+    recipes: dict[str, Recipe]
+    phrases: Sequence[str]
+    base_path: Path
+    clip_path: Path | None
+
+    def base(self, path: Path | None = None) -> ToyBase: ...
+
+    def clips(self, seed: int, motion: str) -> Clips: ...
+
+    def cases(self, seed: int, motion: str, count: int) -> Sequence[Any]:
+        """First frames that no clip shows, each a `TestCase`."""
+        ...
+
+    def truth(self, videos: Videos, cases: Sequence[Any]) -> Figures:
+        """The measures of `TRUTH` by the world's known truth."""
+        ...
+
+    def pictures(self, rng: np.random.Generator, count: int) -> tuple[NDArray[np.uint8], list[str]]:
+        """Pictures `n h w 3` with their captions, to train CLIP on."""
+        ...
+
+
+class Sprites:
+    """The world of lamp/toy: sprites of 32 x 32 pixels, six motions."""
+
+    name = "sprites"
+    size = world.SIZE
+    recipes = RECIPES
+    phrases: Sequence[str] = world.MOTION_PHRASES
+    base_path = base.PATH
+    clip_path: Path | None = clip.PATH
+
+    def base(self, path: Path | None = None) -> ToyBase:
+        return load_toy_base(path=path or base.PATH)
+
+    def clips(self, seed: int, motion: str) -> Clips:
+        return training_clips(seed, motion)
+
+    def cases(self, seed: int, motion: str, count: int) -> Sequence[Any]:
+        """Half from each set: 'combination' (shape and colour are in the clips, but not together)
+        and 'hard' (neither is)."""
+        half = count // 2
+        near = evaluation_cases(seed, "combination", motion, count=count - half)
+        return near + (evaluation_cases(seed, "hard", motion, count=half) if half else [])
+
+    def truth(self, videos: Videos, cases: Sequence[Any]) -> Figures:
+        pairs = zip(videos, cases, strict=True)
+        found = score.summarise([score.score_clip(video, case) for video, case in pairs])
+        return {name: found[name] for name in ("iou", "nrmse", "followed", "kept")}
+
+    def pictures(self, rng: np.random.Generator, count: int) -> tuple[NDArray[np.uint8], list[str]]:
+        """Single objects, a fifth with two, and some pictures of one colour and nothing else."""
+        plain, two = count // 20, count // 5
+        one = world.sample_scenes(rng, count - two - plain, varied=0.4)
+        first, second = _two_objects(rng, two)
+        flat, names = _plain_colours(rng, plain)
+        images = np.concatenate([world.draw(one)[0], world.draw(first, second)[0], flat])
+        return images, one.captions() + world.captions_of_two(first, second) + names
+
+
+def _two_objects(rng: np.random.Generator, count: int) -> tuple[world.Scenes, world.Scenes]:
+    """The objects of the motion 'two_objects' at any time: alike, one in each half."""
+    first = world.sample_scenes(rng, count)
+    parts = MOTIONS["two_objects"].parts
+    placed = [
+        replace(
+            first,
+            x=rng.uniform(6.5, world.SIZE - 6.5, size=count),
+            y=rng.uniform(*part.y, size=count),
+            radius=rng.uniform(*part.radius, size=count),
+            angle=np.zeros(count),
+        )
+        for part in parts
+    ]
+    return placed[0], placed[1]
+
+
+def _plain_colours(rng: np.random.Generator, count: int) -> tuple[NDArray[np.uint8], list[str]]:
+    colours = {**world.OBJECT_COLOURS, **world.GROUND_COLOURS}
+    names = rng.choice(list(colours), size=count)
+    shades = np.array([colours[name] for name in names]) + rng.integers(-45, 46, (count, 3))
+    flat = np.clip(shades, 0, 255).astype(np.uint8)[:, None, None]
+    side = world.SIZE
+    return flat.repeat(side, 1).repeat(side, 2), [f"a plain {name} ground" for name in names]
+
+
+WORLDS: dict[str, World] = {"sprites": Sprites()}
