@@ -1,0 +1,1 @@
+"""Training of the toy bases; the command is scripts/train_toy_base.py."""
