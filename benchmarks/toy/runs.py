@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -38,6 +38,19 @@ Figures = dict[str, float | None]
 
 # Helps all six motions; 2 makes 'grow' overshoot (docs/toy_results.md).
 MOTION_GUIDANCE = 1.5
+
+
+class Start(Protocol):
+    """What sampling needs of a test case."""
+
+    @property
+    def frames(self) -> NDArray[np.uint8]: ...
+
+    @property
+    def first_frame(self) -> NDArray[np.uint8]: ...
+
+    @property
+    def prompt(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -183,7 +196,7 @@ class Sampler:
 
     def latents(
         self,
-        cases: Sequence[Case],
+        cases: Sequence[Start],
         first: Tensor | None = None,
         frames: int = 0,
         prompts: Sequence[str] = (),
@@ -217,7 +230,7 @@ class Sampler:
             **options,
         )
 
-    def videos(self, cases: Sequence[Case], batch: int = 4, **options: Any) -> Videos:
+    def videos(self, cases: Sequence[Start], batch: int = 4, **options: Any) -> Videos:
         """Videos `n f h w 3` that begin with the given first frames; see `latents`."""
         found = []
         for start in range(0, len(cases), batch):

@@ -1,0 +1,138 @@
+"""The paper's eight motions in the world of landscapes: are they learned from eight clips?
+
+    python -m benchmarks.scenes --save-gif build/scenes
+    python -m benchmarks.scenes --base FILE --motions horse,smile --save-gif build/scenes
+
+Six first frames a motion, in colours and places that no clip shows. The motion's own measures (see
+lamp/toy/scenes/score.py) must be high for the true videos, and low for still ones and for another
+motion. With a base, a motion is tuned on eight clips, and its videos must be better than those of
+the untuned model. Prints a table, and last one line of JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from benchmarks.report import Table, finish, parser
+from lamp.toy.base import ToyBase, load_toy_base
+from lamp.toy.scenes.cases import CASES, FRAMES, SceneCase, evaluation_cases, training_clips
+from lamp.toy.scenes.motions import MOTIONS
+from lamp.toy.scenes.score import FOLLOWED, score_video, still_video, wrong_video
+
+from .runs import Recipe, Sampler, Videos, finished, fresh_motion, positive, start_training
+
+Figures = dict[str, float]
+RECIPE = Recipe(steps=600)
+
+
+def measured(videos: Videos, cases: list[SceneCase]) -> Figures:
+    """Mean figures of a motion's videos; ``motion`` is the lowest of its own measures."""
+    scores = [score_video(video, case) for video, case in zip(videos, cases, strict=True)]
+    rows = [
+        {"motion": one.motion, "followed": float(one.followed), "overlap": one.overlap}
+        | {"change": one.change, **one.own}
+        for one in scores
+    ]
+    return {name: round(float(np.mean([row[name] for row in rows])), 3) for name in rows[0]}
+
+
+def save_gif(path: Path, rows: list[Videos], zoom: int = 3, seconds: float = 0.12) -> None:
+    """One row of videos (n, f, h, w, 3) under the other, side by side, in a loop."""
+    joined = np.concatenate([np.concatenate(list(videos), axis=2) for videos in rows], axis=1)
+    height, width = joined.shape[1:3]
+    pictures = [
+        Image.fromarray(frame).resize((width * zoom, height * zoom), Image.Resampling.NEAREST)
+        for frame in joined
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    duration = round(1000 * seconds)
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=duration, loop=0)
+
+
+def tuned_videos(
+    toy: ToyBase, kind: str, recipe: Recipe, cases: list[SceneCase], seed: int
+) -> dict[str, Videos]:
+    """Videos of the model tuned on the eight clips of this seed, and of the untuned one."""
+    clips = training_clips(seed, kind, frames=len(cases[0].frames))
+    tuned = finished(start_training(toy, recipe, seed, kind, clips=clips), quiet=False).motion
+    models = {"tuned": tuned, "untuned": fresh_motion(toy, seed)}
+    return {
+        name: Sampler(toy, motion, recipe, seed).videos(cases) for name, motion in models.items()
+    }
+
+
+def run(
+    toy: ToyBase | None, kind: str, recipe: Recipe, args: argparse.Namespace
+) -> dict[str, Figures]:
+    """Figures of one motion by video: true, still, wrong, and tuned and untuned with a base."""
+    cases = evaluation_cases(args.seed, kind, args.cases, args.frames)
+    videos = {
+        "true": np.stack([case.frames for case in cases]),
+        "still": np.stack([still_video(case) for case in cases]),
+        "wrong": np.stack([wrong_video(case) for case in cases]),
+    }
+    if toy is not None:
+        videos |= tuned_videos(toy, kind, recipe, cases, args.seed)
+    if args.save_gif:
+        shown = [videos[name] for name in ("true", "tuned") if name in videos]
+        save_gif(args.save_gif / f"{kind}.gif", shown)
+    return {name: measured(one, cases) for name, one in videos.items()}
+
+
+def holds(figures: dict[str, Figures]) -> bool:
+    """The measures tell the truth from still and wrong videos, and tuning from no tuning."""
+    motion = {name: row["motion"] for name, row in figures.items()}
+    sound = motion["true"] >= 0.7 and motion["still"] <= 0.1 and motion["wrong"] <= 0.35
+    return sound and ("tuned" not in motion or motion["tuned"] >= max(FOLLOWED, motion["untuned"]))
+
+
+def motion_names(text: str) -> list[str]:
+    names = list(MOTIONS) if text == "all" else text.split(",")
+    for name in names:
+        if name not in MOTIONS:
+            raise argparse.ArgumentTypeError(
+                f"unknown motion '{name}': choose all, or from {', '.join(MOTIONS)}"
+            )
+    return names
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    command = parser("scenes", __doc__)
+    add = command.add_argument
+    add("--motions", type=motion_names, default=list(MOTIONS), help="all, or names with commas")
+    add("--base", type=Path, help="weights of the base; without, only the measures are tested")
+    add("--seed", type=int, default=0)
+    add("--cases", type=positive, default=CASES, help="unseen first frames per motion")
+    add("--frames", type=positive, default=FRAMES, help="8 or 16")
+    add("--steps", type=positive, default=RECIPE.steps, help="of tuning")
+    add("--motion-guidance", type=float, default=RECIPE.motion_guidance)
+    add("--threads", type=int, default=1)
+    add("--save-gif", type=Path, help="folder for one GIF per motion: true, then tuned videos")
+    return command.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    args = parse(arguments)
+    torch.set_num_threads(args.threads)
+    toy = load_toy_base(path=args.base) if args.base else None
+    recipe = replace(RECIPE, steps=args.steps, motion_guidance=args.motion_guidance)
+    columns = ("motion", "followed", "overlap", "change")
+    own = ("place", "pose", "period", "flow", "particles")
+    table, motions = Table({"motion": 11, "video": 8}, (*columns, *own), 10), {}
+    for kind in args.motions:
+        figures = run(toy, kind, recipe, args)
+        for name, row in figures.items():
+            table.row(kind, name, *(row.get(column) for column in (*columns, *own)))
+        motions[kind] = {"pass": holds(figures), "figures": figures}
+    return finish({"pass": all(one["pass"] for one in motions.values()), "motions": motions})
+
+
+if __name__ == "__main__":
+    sys.exit(main())
