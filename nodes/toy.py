@@ -60,6 +60,41 @@ class LoadToyBase(io.ComfyNode):
         return io.NodeOutput(*load_toy_models(toy_state()))
 
 
+class LoadToyClip(io.ComfyNode):
+    """The bundled CLIP that knows the toy world."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="LAMP_LoadToyClip",
+            display_name="Load LAMP Toy CLIP",
+            category="LAMP/toy",
+            description="Loads a tiny CLIP, trained on pictures and captions of the toy world, for "
+            "LAMP Video Metrics. It knows no other pictures and words.",
+            inputs=[],
+            outputs=[
+                io.ClipVision.Output(
+                    display_name="clip_vision", tooltip="Image encoder, for LAMP Video Metrics."
+                ),
+                io.Clip.Output(
+                    display_name="clip",
+                    tooltip="Its text encoder, for LAMP Video Metrics. To generate, use the CLIP "
+                    "of Load LAMP Toy Base.",
+                ),
+            ],
+            **aliases("demo clip", "test clip vision", "evaluate without download"),
+            **out_of_search(),
+        )
+
+    @classmethod
+    @named_errors("Load LAMP Toy CLIP")
+    def execute(cls) -> io.NodeOutput:
+        from ..lamp.hosts.comfy.toy import load_toy_clip_models
+        from ..lamp.toy.clip import clip_state
+
+        return io.NodeOutput(*load_toy_clip_models(*clip_state()))
+
+
 class ToyClips(io.ComfyNode):
     """Clips of sprites with the same motion."""
 
@@ -193,4 +228,4 @@ def _image(frames: Any) -> torch.Tensor:
     return torch.from_numpy(frames).float() / 255
 
 
-NODES: list[type[io.ComfyNode]] = [LoadToyBase, ToyClips, ToyObject, ToyScore]
+NODES: list[type[io.ComfyNode]] = [LoadToyBase, LoadToyClip, ToyClips, ToyObject, ToyScore]

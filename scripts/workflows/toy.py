@@ -1,8 +1,8 @@
 """A bundled workflow on the toy base: the same graph where no checkpoint is installed.
 
 The toy base replaces checkpoints, an object of the toy world replaces the user's picture or clip,
-and the motion that comes with the pack replaces the user's. LoRA, ControlNet and CLIP loaders have
-no toy counterpart and are left out.
+and the motion that comes with the pack replaces the user's. LoRA and ControlNet loaders have no
+toy counterpart and are left out.
 """
 
 from __future__ import annotations
@@ -31,10 +31,12 @@ _REPLACED: dict[str, tuple[str, dict[str, Any]]] = {
     "CheckpointLoaderSimple": ("LAMP_LoadToyBase", {}),
     "LoadImage": ("LAMP_ToyObject", _OBJECT),
     "LoadVideo": ("LAMP_ToyObject", _OBJECT),
+    "CLIPVisionLoader": ("LAMP_LoadToyClip", {}),
 }
 _OBJECTS = ("LoadImage", "LoadVideo")
 _PROMPT = "PrimitiveStringMultiline"
 _PROMPT_SLOT, _TRUTH_SLOT = 1, 2  # outputs of LAMP_ToyObject; slot 0 is the first frame
+_TEXT_SLOT = 1  # of LAMP_LoadToyClip; slot 0 is the image encoder
 # Output slot -> the input that the link is passed to, or a constant.
 LEFT_OUT: dict[str, dict[int, Any]] = {
     "LoraLoaderModelOnly": {0: "model"},
@@ -42,7 +44,6 @@ LEFT_OUT: dict[str, dict[int, Any]] = {
     "GetVideoComponents": {0: "video", 2: 6.0},
     "ControlNetLoader": {},
     "CLIPLoader": {},
-    "CLIPVisionLoader": {},
 }
 
 
@@ -75,11 +76,17 @@ def _source(value: Any, prompt: Prompt, caption: Any) -> Any:
             return caption
         if kind == "LoadVideo":
             return [value[0], _TRUTH_SLOT]
+        if kind == "CLIPLoader":  # one node loads both halves of the toy's CLIP
+            return [_find(prompt, "CLIPVisionLoader"), _TEXT_SLOT]
         if kind not in LEFT_OUT:
             return value
         passed = LEFT_OUT[kind].get(value[1])
         value = node["inputs"][passed] if isinstance(passed, str) else passed
     return value
+
+
+def _find(prompt: Prompt, kind: str) -> str:
+    return next(key for key, node in prompt.items() if node["class_type"] == kind)
 
 
 def _settings(node: Mapping[str, Any], inputs: Mapping[str, Any], caption: Any) -> dict[str, Any]:

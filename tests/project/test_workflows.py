@@ -320,6 +320,6 @@ def test_what_a_twin_leaves_out_is_known() -> None:
             "ControlNetApplyAdvanced",
             "GetVideoComponents",
         },
-        "lamp_evaluate": {"CLIPLoader", "CLIPVisionLoader"},
+        "lamp_evaluate": {"CLIPLoader"},  # Load LAMP Toy CLIP replaces both loaders
         "lamp_few_steps_lora": {"LoraLoaderModelOnly"},
     }

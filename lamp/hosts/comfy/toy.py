@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +31,25 @@ def load_toy_models(state: dict[str, Any]) -> ToyModels:
     )
 
 
+def load_toy_clip_models(state: dict[str, Tensor], metadata: dict[str, Any]) -> tuple[Any, Any]:
+    """CLIP_VISION and CLIP of ComfyUI from `lamp.toy.clip.clip_state()`."""
+    floats = _floats(state)
+    text = {n: v for n, v in floats.items() if n.startswith(("text_model.", "text_projection."))}
+    vision = {n: v for n, v in floats.items() if n not in text and n != "logit_scale"}
+    return _build_clip_vision(metadata["vision"], vision), _build_clip(metadata["text"], text)
+
+
+def _build_clip_vision(config: dict[str, Any], state: dict[str, Tensor]) -> Any:
+    from comfy.clip_vision import ClipVisionModel
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "config.json"
+        path.write_text(json.dumps(config), encoding="utf-8")
+        clip_vision = ClipVisionModel(str(path))
+    clip_vision.load_sd(state)
+    return clip_vision
+
+
 def _floats(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.float() for name, tensor in state.items()}
 
@@ -43,7 +65,7 @@ def _build_clip(config: dict[str, Any], state: dict[str, Tensor]) -> Any:
     )
     # SD 1.x never uses the projection, but without a value it would be uninitialised memory.
     projection = {"text_projection.weight": torch.eye(config["hidden_size"])}
-    clip.load_sd({**state, **projection})
+    clip.load_sd({**projection, **state})
     return clip
 
 
