@@ -276,6 +276,7 @@ def _optional() -> list[Any]:
             "An image that is not in the clips shows better what was learned.",
         ),
         setting_input("rank", optional=True),
+        setting_input("minutes", optional=True),
         io.Combo.Input(
             "start_from",
             options=[NONE, *folder_paths.get_filename_list(MOTION_FOLDER)],

@@ -44,7 +44,7 @@ from .validation import Validation, split_clips
 from .warm_start import start_from
 
 PACE = 20
-"""Number of last steps whose mean time is a run's speed. The first steps are slower."""
+"""Number of last steps whose mean time is a run's speed. The first step is slower."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +165,10 @@ class Training:
     ) -> None:
         clips.check(config.frames)
         self.host, self.motion, self.clips, self.config = host, motion, clips, config
+        self.asked = config
+        """The settings as given: `config` also has the number of steps that fits `minutes`."""
+        self.unplanned = bool(config.minutes)
+        """Whether `minutes` is given, and its number of steps is not known yet."""
         self.group: ProcessGroup = group or SingleProcess()
         self.device = next(motion.parameters()).device
         if start is not None:
@@ -190,11 +194,21 @@ class Training:
         self._validation = Validation(clips, held_out, config.seed)
         self._position = (self.generator.get_state(), list[int]())
         self._seconds: deque[float] = deque(maxlen=PACE)
+        self._timed = 0
 
     @property
     def step(self) -> int:
         """Completed steps."""
         return len(self.losses)
+
+    @property
+    def seconds_per_step(self) -> float:
+        """Mean time of the last steps, without the slower first one."""
+        return sum(self._seconds) / len(self._seconds)
+
+    def plan(self, config: TrainConfig) -> None:
+        """Use settings with the number of steps that fits `minutes`."""
+        self.config, self.unplanned = config, False
 
     @property
     def position(self) -> tuple[Tensor, list[int]]:
@@ -229,13 +243,18 @@ class Training:
         self.losses.append(mean_loss)
         self._save_position()
         self.updating = False
+        self._timed += 1
+        if self._timed == 2:
+            self._seconds.clear()
         self._seconds.append(time.perf_counter() - begun)
-        seconds = sum(self._seconds) / len(self._seconds)
-        return StepReport(self.step, config.steps, mean_loss, rate, seconds)
+        return StepReport(self.step, config.steps, mean_loss, rate, self.seconds_per_step)
 
     def run(self, on_step: Callable[[StepReport], object] = lambda report: None) -> None:
-        """Take all remaining steps. An exception of `on_step`, such as a cancel, ends the run."""
-        while self.step < self.config.steps:
+        """Take all remaining steps. An exception of `on_step`, such as a cancel, ends the run.
+
+        With `minutes`, `on_step` has to call `plan` after one of the first steps.
+        """
+        while self.unplanned or self.step < self.config.steps:
             on_step(self.advance())
 
     def validate(self) -> float | None:
@@ -313,6 +332,10 @@ def train(
     An exception of `on_step` (a cancel) ends the run; `motion` then holds what it has learned so
     far. For arguments and errors see `Training`.
     """
+    if config.minutes:
+        raise LampError(
+            f"minutes is {config.minutes:g}: train() takes a number of steps, set minutes to 0."
+        )
     training = Training(host, motion, clips, config)
     try:
         training.run(on_step)

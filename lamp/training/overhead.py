@@ -21,7 +21,7 @@ class Overhead:
     """
 
     def __init__(self, every: dict[str, int], last: int) -> None:
-        self._every, self._last = every, last
+        self._every, self.last = every, last
         self._took: dict[str, float] = {}
 
     @contextmanager
@@ -33,11 +33,16 @@ class Overhead:
 
     def left(self, step: int) -> float:
         """Expected seconds after `step`. A kind that has not run yet counts as 0."""
+        return self.between(step, self.last)
+
+    def between(self, step: int, last: int) -> float:
+        """The same for a run whose last step is `last`."""
         return sum(
-            seconds * self._times(self._every[kind], step) for kind, seconds in self._took.items()
+            seconds * _times(self._every[kind], step, last) for kind, seconds in self._took.items()
         )
 
-    def _times(self, every: int, step: int) -> int:
-        if not every or step >= self._last:
-            return 0
-        return self._last // every - step // every + bool(self._last % every)
+
+def _times(every: int, step: int, last: int) -> int:
+    if not every or step >= last:
+        return 0
+    return last // every - step // every + bool(last % every)

@@ -16,6 +16,7 @@ from ..errors import LampError
 from ..method.motion import GROUPNORM_MODES
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+MOST_STEPS = 10**7
 PRESETS = ("paper", "fast")
 
 
@@ -78,7 +79,16 @@ class TrainConfig:
         "Optimizer steps. The official configs use 30,000, or 500 to edit a single clip. 2,000 "
         "give a first impression.",
         1,
-        10**7,
+        MOST_STEPS,
+    )
+    minutes: float = setting(
+        0.0,
+        "Time budget of the training in minutes, in place of steps. After three steps, the trainer "
+        "fixes the number of steps that fits, and the learning rate schedule with it. Encoding the "
+        "clips does not count. 0 uses steps.",
+        0.0,
+        100_000.0,
+        step=1.0,
     )
     frames: int = setting(16, "Frames per training window.", 2, 1024)
     batch: int = setting(

@@ -28,6 +28,7 @@ from ..files.atomic import write_file
 from ..files.lock import new_folder
 from ..files.names import number_of
 from ..plain import log
+from .budget import Budget
 from .loop import StepReport, Training
 from .overhead import Overhead, is_due
 from .recipe import SaveConfig
@@ -205,24 +206,28 @@ def run_training(
     Raises:
         LampError: out of memory, with settings to change; see also `Training.advance`.
     """
-    saved, drawing, last = training.step, False, training.config.steps
+    saved, drawing = training.step, False
     every = {
         "save": save_config.save_every,
         "sample": save_config.sample_every,
         "test": save_config.sample_every,
     }
-    overhead = Overhead(every, last)
+    overhead, budget = Overhead(every, training.config.steps), Budget(training)
+
+    def is_now(kind: str, step: int) -> bool:
+        interval = every[kind]
+        return is_due(step, interval, overhead.last) or (bool(interval) and budget.is_due(step))
 
     def after_step(report: StepReport) -> None:
         nonlocal saved, drawing
         more: dict[str, float] = {}
-        due = is_due(report.step, save_config.sample_every, last)
+        due = is_now("test", report.step)
         if due:
             with overhead.timed("test"):
                 held_out = training.validate()
             more |= {} if held_out is None else {"held_out_loss": held_out}
         folder.log(report, **more)
-        if is_due(report.step, save_config.save_every, last):
+        if is_now("save", report.step):
             with overhead.timed("save"):
                 folder.save_state(training)
             saved = report.step
@@ -231,7 +236,10 @@ def run_training(
             with overhead.timed("sample"):
                 sample(training)
             drawing = False
-        on_step(replace(report, overhead_seconds=overhead.left(report.step)))
+        if budget.is_due(report.step):
+            budget.plan(overhead)
+        left = overhead.left(report.step)
+        on_step(replace(report, steps=training.config.steps, overhead_seconds=left))
 
     try:
         training.run(after_step)

@@ -22,6 +22,7 @@ from ..files.atomic import write_advice, write_file
 from ..files.header import check_file
 from ..files.strict_json import read_json
 from ..motion_file.provenance import first_start
+from .budget import planned
 from .loop import Training
 from .optimizers import optimizer_state, restore_optimizer
 from .recipe import TrainConfig
@@ -29,7 +30,11 @@ from .recipe import TrainConfig
 FORMAT = 1
 _MOST_STEPS = 10**9
 _FREE = ("gradient_checkpointing", "start_from")  # settings that do not change a resumed run
-_BEFORE = {"query_decay": "change", "difference_loss": 0.0}  # of states that do not tell it
+_BEFORE = {
+    "query_decay": "change",
+    "difference_loss": 0.0,
+    "minutes": 0.0,
+}  # of states that do not tell it
 
 
 class StateError(LampError):
@@ -79,7 +84,8 @@ def take_state(training: Training, identity: dict[str, str], run: str = "") -> T
     tensors["losses"] = torch.tensor(training.losses, dtype=torch.float64)
     facts = {
         "step": training.step,
-        "settings": _settings(training.config, training.group.count),
+        "settings": _settings(training.asked, training.group.count),
+        "planned_steps": _planned_steps(training),
         "identity": identity,
         "run": run,
         "origin": training.origin,
@@ -154,7 +160,7 @@ def restore(training: Training, state: TrainingState, identity: dict[str, str]) 
             training must not be used then.
     """
     with _named(state):
-        check_state(state, training.config, training.group.count, identity)
+        check_state(state, training.asked, training.group.count, identity)
         _restore(training, state)
 
 
@@ -176,9 +182,12 @@ def check_state(
             last step.
     """
     with _named(state):
-        if not 0 < state.step <= config.steps:
+        last = config.steps
+        if config.minutes:
+            last = int(state.facts.get("planned_steps", 0)) or state.step
+        if not 0 < state.step <= last:
             raise StateError(
-                f"The state is at step {state.step}, but the run has steps {config.steps}: raise "
+                f"The state is at step {state.step}, but the run has steps {last}: raise "
                 "steps to continue, or set resume to none for a new run."
             )
         _refuse_another_start(state, config.start_from)
@@ -221,6 +230,8 @@ def _restore(training: Training, state: TrainingState) -> None:
     training.origin = {str(key): str(text) for key, text in facts.get("origin", {}).items()}
     training.average.updates = int(facts["average_updates"])
     training.scaler.load_state_dict(facts["scaler"])
+    if steps := int(facts.get("planned_steps", 0)):
+        training.plan(planned(training.asked, steps))
     training.resume_at(
         tensors["random"], facts["order"], tensors["losses"].tolist(), facts["validation"]
     )
@@ -232,13 +243,19 @@ def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 def _settings(config: TrainConfig, processes: int) -> dict[str, Any]:
     """The settings that change the numbers. `steps` does so only if the learning rate depends on
-    it."""
+    it, and not with a time budget."""
     settings = {name: value for name, value in asdict(config).items() if name not in _FREE}
     settings["batch"] = config.batch * processes
     settings["betas"] = list(config.betas)
-    if config.rate_schedule == "constant":
+    if config.rate_schedule == "constant" or config.minutes:
         del settings["steps"]
     return settings
+
+
+def _planned_steps(training: Training) -> int:
+    """The number of steps that fits the run's `minutes`; 0 if unknown or not asked for."""
+    planned = bool(training.asked.minutes) and not training.unplanned
+    return training.config.steps if planned else 0
 
 
 def _refuse_another_start(state: TrainingState, start_from: str) -> None:
