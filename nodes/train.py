@@ -11,11 +11,12 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..lamp.clips.clip_set import ClipSet
+from ..lamp.errors import LampError
 from ..lamp.files.lock import alone_in
 from ..lamp.hosts.comfy.folders import shown
 from ..lamp.method.architecture import base_hash, map_unet, unet_family
 from ..lamp.training.loop import Training
-from ..lamp.training.optimizers import check_optimizer
+from ..lamp.training.optimizers import check_optimizer, check_package, installed_optimizers
 from ..lamp.training.outcome import Outcome, describe_training, train_to_file
 from ..lamp.training.recipe import (
     PRECISIONS,
@@ -36,6 +37,7 @@ from .common import (
     LampMotion,
     aliases,
     named_errors,
+    plain_errors,
     seed_input,
     upstream_name,
     workflow_metadata,
@@ -80,7 +82,20 @@ class Trainer(io.ComfyNode):
         )
 
     @classmethod
-    @named_errors("LAMP Trainer", ("resume", "start_from"))
+    @plain_errors
+    def validate_inputs(
+        cls, optimizer: str | None = None, start_from: str | None = None
+    ) -> bool | str:
+        """Name the missing package or motion file of a saved workflow before anything runs."""
+        try:
+            if optimizer is not None:
+                check_package(optimizer)
+            return start_from in (None, NONE) or bool(motion_path(str(start_from)))
+        except LampError as error:
+            return str(error)
+
+    @classmethod
+    @named_errors("LAMP Trainer", ("resume", "start_from", "optimizer"))
     def execute(
         cls,
         model: Any,
@@ -234,7 +249,7 @@ def _learning() -> list[Any]:
         seed_input(find_setting(TrainConfig, "seed").metadata["help"], 2**63 - 1, changes=False),
         setting_input("precision", RunChoices),
         setting_input("checkpointing", RunChoices),
-        setting_input("optimizer"),
+        setting_input("optimizer", options=installed_optimizers()),
         setting_input("hold_out"),
     ]
 

@@ -31,7 +31,7 @@ from lamp.method.host import Host
 from lamp.method.motion import Motion
 from lamp.toy.base import toy_state
 from lamp.training.loop import train
-from lamp.training.memory.estimate import GB, OPTIMIZER_BYTES, Estimator, MemoryEstimate, MemoryPlan
+from lamp.training.memory.estimate import GB, Estimator, MemoryEstimate, MemoryPlan
 from lamp.training.recipe import TrainConfig
 from scripts.server.host import HostMissing, make_base_directory, use_host
 
@@ -175,7 +175,7 @@ def show_goal(estimates: Estimates) -> list[dict[str, Any]]:
     print("\nEstimates for SD 1.x at 16 x 320 x 512 on a GPU, bf16, batch 1, in GB:")
     table, rows = Table({"settings": 34}, parts, 11), []
     for checkpointing in (False, True):
-        for optimizer in OPTIMIZER_BYTES:
+        for optimizer in ("adamw", "adamw8bit"):
             settings = _BF16 | {"gradient_checkpointing": checkpointing, "optimizer": optimizer}
             estimate = estimates(Case("sd15", 16, 40, 64, settings, torch.bfloat16), "cuda")
             name = f"checkpointing {'on' if checkpointing else 'off'}, {optimizer}"

@@ -36,6 +36,8 @@ from .optimizers import (
     QueryDecay,
     SingleProcess,
     apply_gradients,
+    base_rate,
+    decays_base,
     make_optimizer,
     set_rate,
 )
@@ -178,11 +180,11 @@ class Training:
         self.origin = {} if start is None else origin_of(start)
         """Header entries of the motion file about the motion it started from."""
         self.optimizer = make_optimizer(motion, config)
-        whole = config.query_decay == "whole"
+        whole = config.query_decay == "whole" and decays_base(config)
         self._decay = QueryDecay(host.unet, motion, self.optimizer) if whole else None
         self.trained = list(motion.trained_parameters().values())
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
-        self.average = Average(self.trained, config.ema)
+        self.average = Average(self.trained, config.ema, self.optimizer)
         self._gradient_check = GradientCheck(_moving(motion, self.optimizer))
         self.generator = torch.Generator().manual_seed(config.seed)
         train_clips, held_out = split_clips(len(clips.posteriors), config.hold_out, config.seed)
@@ -234,7 +236,7 @@ class Training:
         """
         begun = time.perf_counter()
         config = self.config
-        rate = config.learning_rate * learning_rate_factor(self.step, config)
+        rate = base_rate(config) * learning_rate_factor(self.step, config)
         set_rate(self.optimizer, rate)
         mean_loss = self._gradients(rate)
         self.updating = True

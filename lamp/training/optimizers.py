@@ -1,8 +1,10 @@
-"""AdamW for the motion, gradient clipping, and the moving average of the parameters."""
+"""Optimizers for the motion, gradient clipping, and the moving average of the parameters."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
+import importlib.util
 import logging
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import LampError
 from ..method.motion import Motion
-from .recipe import TrainConfig
+from .recipe import TrainConfig, find_setting
 
 logger = logging.getLogger("lamp")
 
@@ -37,31 +39,65 @@ class SingleProcess:
         """The mean over one process is the tensor itself."""
 
 
+# Optimizer -> the packages that have it: name for pip, module, class. The first one found is used;
+# bitsandbytes before torchao, which compiles its step and needs a compiler.
+_LIBRARIES = {
+    "adamw8bit": (
+        ("bitsandbytes", "bitsandbytes.optim", "AdamW8bit"),
+        ("torchao", "torchao.optim", "AdamW8bit"),
+    ),
+    "prodigy": (("prodigyopt", "prodigyopt", "Prodigy"),),
+    "schedulefree": (("schedulefree", "schedulefree", "AdamWScheduleFree"),),
+    "came": (
+        ("came-pytorch", "came_pytorch", "CAME"),
+        ("pytorch_optimizer", "pytorch_optimizer", "CAME"),
+    ),
+}
+_ADAMW = ("adamw", "adamw8bit")
+_OWN_SETTINGS = ("lr", "factor")  # set by the training before each step
+
+
 def make_optimizer(motion: Motion, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW for the trained parameters; everything else in `motion` is frozen.
+    """The optimizer of the trained parameters; everything else in `motion` is frozen.
 
     Each parameter group has its `factor` of the learning rate.
 
     Raises:
-        LampError: the 8-bit optimizer was chosen, but no library has one.
+        LampError: see `check_optimizer`.
     """
+    check_optimizer(config)
     motion.requires_grad_(False)
     groups: dict[float, list[nn.Parameter]] = {}
     for name, parameter in motion.trained_parameters().items():
         parameter.requires_grad_(True)
         groups.setdefault(rate_factor(name, parameter, config), []).append(parameter)
     described = [
-        {"params": members, "factor": factor, "lr": config.learning_rate * factor}
+        {"params": members, "factor": factor, "lr": base_rate(config) * factor}
         for factor, members in groups.items()
     ]
     settings: dict[str, Any] = {"betas": config.betas, "weight_decay": config.weight_decay}
+    if config.optimizer == "came":
+        settings["betas"] = (*config.betas, 0.9999)  # the third is CAME's own default
     kind: Any = torch.optim.AdamW
     if config.optimizer != "adamw":
-        kind = _eight_bit_adamw()
+        kind = _library(config.optimizer)
     elif next(motion.parameters()).device.type == "cpu":
         settings["fused"] = True  # one pass over memory; the default on GPUs is fast already
-    optimizer: torch.optim.Optimizer = kind(described, lr=config.learning_rate, **settings)
+    with contextlib.redirect_stdout(None):  # Prodigy prints its weight decay
+        optimizer: torch.optim.Optimizer = kind(described, lr=base_rate(config), **settings)
+    if hasattr(optimizer, "train"):
+        optimizer.train()
     return optimizer
+
+
+def base_rate(config: TrainConfig) -> float:
+    """The learning rate that the schedule scales. Prodigy estimates its own; 1 leaves it as is."""
+    return 1.0 if config.optimizer == "prodigy" else config.learning_rate
+
+
+def decays_base(config: TrainConfig) -> bool:
+    """Whether the optimizer's weight decay is that of AdamW, which `QueryDecay` completes."""
+    return config.optimizer in _ADAMW
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -88,24 +124,60 @@ def rate_factor(name: str, parameter: Tensor, config: TrainConfig) -> float:
 
 
 def check_optimizer(config: TrainConfig) -> None:
-    """Check that the optimizer is installed, see `make_optimizer`, before anything is loaded."""
-    if config.optimizer != "adamw":
-        _eight_bit_adamw()
+    """Check the optimizer before anything is loaded.
+
+    Raises:
+        LampError: its package is not installed, or other settings do not go with it.
+    """
+    check_package(config.optimizer)
+    rates = {config.conv_rate, config.attention_rate, config.query_rate}
+    if config.optimizer == "prodigy" and (config.reference_width or not rates <= {0.0, 1.0}):
+        raise LampError(
+            "The optimizer prodigy finds one learning rate for all layers: choose recipe paper, or "
+            "a custom recipe with reference_width 0, and conv_rate, attention_rate and query_rate "
+            "1 or 0."
+        )
+    if config.optimizer == "schedulefree" and (config.rate_schedule != "constant" or config.ema):
+        raise LampError(
+            "The optimizer schedulefree replaces the rate schedule and the average: choose recipe "
+            f"paper, or a custom recipe with rate_schedule constant (it is {config.rate_schedule}) "
+            f"and ema 0 (it is {config.ema:g})."
+        )
 
 
-def _eight_bit_adamw() -> Any:
-    # bitsandbytes first: torchao compiles its step, which needs a compiler.
-    with contextlib.suppress(ImportError):
-        from bitsandbytes.optim import AdamW8bit
+def check_package(optimizer: str) -> None:
+    """Check that the package of an optimizer is installed.
 
-        return AdamW8bit
-    with contextlib.suppress(ImportError):
-        from torchao.optim import AdamW8bit
+    Raises:
+        LampError: it is not, or there is no such optimizer.
+    """
+    if optimizer in _LIBRARIES:
+        _library(optimizer)
+    elif optimizer != "adamw":
+        raise LampError(f"optimizer is '{optimizer[:100]}': choose adamw, {', '.join(_LIBRARIES)}.")
 
-        return AdamW8bit
+
+def installed_optimizers() -> list[str]:
+    """The optimizers that can be chosen: AdamW, and those whose package is installed."""
+    return [
+        name
+        for name in find_setting(TrainConfig, "optimizer").metadata["choices"]
+        if name == "adamw"
+        or any(
+            importlib.util.find_spec(module.partition(".")[0]) for _, module, _ in _LIBRARIES[name]
+        )
+    ]
+
+
+def _library(optimizer: str) -> Any:
+    """The class of an optimizer from the package that has it."""
+    for _, module, name in _LIBRARIES[optimizer]:
+        with contextlib.suppress(ImportError):
+            return getattr(importlib.import_module(module), name)
+    packages = " or ".join(package for package, *_ in _LIBRARIES[optimizer])
     raise LampError(
-        "The optimizer adamw8bit needs the package bitsandbytes or torchao, and neither is "
-        "installed: install one into this Python, or choose adamw."
+        f"The optimizer {optimizer} needs the package {packages}, which is not installed: run pip "
+        f"install {_LIBRARIES[optimizer][0][0]} in this Python, or choose adamw."
     )
 
 
@@ -142,6 +214,27 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, states: list[dict[str, A
         whole |= {name: _together(name, parts) for name, parts in quantised.items()}
         if whole:
             optimizer.state[parameter] = whole
+
+
+def optimizer_groups(optimizer: torch.optim.Optimizer) -> list[dict[str, float]]:
+    """The numbers that an optimizer keeps in each parameter group, such as Prodigy's estimate of
+    the learning rate. AdamW keeps none."""
+    return [
+        {
+            name: float(value) if isinstance(value, Tensor) else value
+            for name, value in group.items()
+            if name not in _OWN_SETTINGS
+            and isinstance(value, bool | int | float | Tensor)
+            and value != optimizer.defaults.get(name)
+        }
+        for group in optimizer.param_groups
+    ]
+
+
+def restore_groups(optimizer: torch.optim.Optimizer, groups: list[dict[str, float]]) -> None:
+    """Restore the result of `optimizer_groups`."""
+    for group, numbers in zip(optimizer.param_groups, groups, strict=True):
+        group.update(numbers)
 
 
 def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
@@ -244,10 +337,18 @@ def importance(motion: Motion, optimizer: torch.optim.Optimizer) -> dict[str, fl
 
 
 class Average:
-    """Exponential moving average of the parameters."""
+    """The parameters to use: their exponential moving average, the average of a schedule-free
+    optimizer, or themselves.
 
-    def __init__(self, parameters: list[nn.Parameter], decay: float) -> None:
+    Args:
+        decay: of the moving average, 0 for none.
+    """
+
+    def __init__(
+        self, parameters: list[nn.Parameter], decay: float, optimizer: torch.optim.Optimizer
+    ) -> None:
         self._parameters, self._decay, self.updates = parameters, decay, 0
+        self._schedule_free: Any = optimizer if hasattr(optimizer, "eval") else None
         self.values = [p.detach().clone() for p in parameters] if decay else []
 
     @torch.no_grad()
@@ -264,15 +365,20 @@ class Average:
         """Replace the parameters by their average."""
         for parameter, average in zip(self._parameters, self.values, strict=False):
             parameter.copy_(average)
+        if self._schedule_free is not None:
+            self._schedule_free.eval()
 
     @contextlib.contextmanager
     def shown(self) -> Iterator[None]:
         """Replace the parameters by their average inside the `with` block."""
-        kept = [p.detach().clone() for p in self._parameters] if self.values else []
+        averages = self.values or self._schedule_free is not None
+        kept = [p.detach().clone() for p in self._parameters] if averages else []
         self.store()
         try:
             yield
         finally:
+            if self._schedule_free is not None:
+                self._schedule_free.train()
             with torch.no_grad():
                 for parameter, value in zip(self._parameters, kept, strict=False):
                     parameter.copy_(value)

@@ -134,7 +134,7 @@ class TrainConfig:
         "whole",
         "What weight decay shrinks in the tuned queries. whole: base weight plus change, as in the "
         "official code. change: only the learned change, so that the motion transfers to other "
-        "checkpoints unchanged. With a rank it is always change.",
+        "checkpoints unchanged. With a rank, prodigy, schedulefree or came it is always change.",
         choices=("whole", "change"),
     )
     betas: tuple[float, float] = setting((0.9, 0.999), "Betas of AdamW.")
@@ -172,8 +172,10 @@ class TrainConfig:
     optimizer: str = setting(
         "adamw",
         "adamw is the paper's. adamw8bit stores its moments in 8 bits and saves 1.5 GB with SD "
-        "1.x; it needs the package bitsandbytes or torchao.",
-        choices=("adamw", "adamw8bit"),
+        "1.x; it needs the package bitsandbytes or torchao. prodigy (package prodigyopt) finds the "
+        "learning rate itself, schedulefree (package schedulefree) needs no rate schedule, came "
+        "(package came-pytorch) needs less memory than adamw. Only installed ones are listed.",
+        choices=("adamw", "adamw8bit", "prodigy", "schedulefree", "came"),
     )
     rank: int = setting(
         0,

@@ -24,7 +24,12 @@ from ..files.strict_json import read_json
 from ..motion_file.provenance import first_start
 from .budget import planned
 from .loop import Training
-from .optimizers import optimizer_state, restore_optimizer
+from .optimizers import (
+    optimizer_groups,
+    optimizer_state,
+    restore_groups,
+    restore_optimizer,
+)
 from .recipe import TrainConfig
 
 FORMAT = 1
@@ -94,6 +99,7 @@ def take_state(training: Training, identity: dict[str, str], run: str = "") -> T
         "average_updates": training.average.updates,
         "scaler": training.scaler.state_dict(),
         "optimizer_numbers": numbers,
+        "optimizer_groups": optimizer_groups(training.optimizer),
     }
     return TrainingState(tensors, facts)
 
@@ -225,6 +231,8 @@ def _restore(training: Training, state: TrainingState) -> None:
         index, key = name.split(".", 1)
         entries[int(index)][key] = value
     restore_optimizer(training.optimizer, entries)
+    if "optimizer_groups" in facts:  # states of earlier versions have none
+        restore_groups(training.optimizer, facts["optimizer_groups"])
     for number, value in enumerate(training.average.values):
         value.copy_(tensors[f"average.{number}"])
     training.origin = {str(key): str(text) for key, text in facts.get("origin", {}).items()}
