@@ -15,7 +15,9 @@ from ..lamp.errors import LampError
 from ..lamp.files.lock import alone_in
 from ..lamp.hosts.comfy.folders import shown
 from ..lamp.method.architecture import base_hash, map_unet, unet_family
+from ..lamp.motion_file.provenance import CARD_KEY
 from ..lamp.training.loop import Training
+from ..lamp.training.memory.cards import CardSettings
 from ..lamp.training.optimizers import check_optimizer, check_package, installed_optimizers
 from ..lamp.training.outcome import Outcome, describe_training, train_to_file
 from ..lamp.training.recipe import (
@@ -25,8 +27,8 @@ from ..lamp.training.recipe import (
     TrainConfig,
     choose_precision,
     find_setting,
-    preset,
 )
+from ..lamp.training.recipe import preset as recipe_settings
 from ..lamp.training.samples import Samples
 from ..lamp.training.session import Place, RunFolder, identity, mark_of
 from ..lamp.training.state import check_state, restore
@@ -43,6 +45,7 @@ from .common import (
     workflow_metadata,
 )
 from .model_paths import MOTION_FOLDER, motion_path
+from .preset import LampPreset
 from .progress import NodeProgress, image_and_text
 from .recipe import LampRecipe, setting_input
 from .training_run import NONE, Show, find_place, resume_choices
@@ -115,6 +118,7 @@ class Trainer(io.ComfyNode):
         own_recipe: dict[str, Any] | None = None,
         first_frame: Any = None,
         start_from: str = NONE,
+        preset: CardSettings | None = None,
         **settings: Any,
     ) -> io.NodeOutput:
         from ..lamp.hosts.comfy import (
@@ -130,11 +134,14 @@ class Trainer(io.ComfyNode):
         from ..lamp.hosts.comfy.memory import plan_memory
         from ..lamp.hosts.comfy.vae import first_picture
 
+        if preset is not None:
+            settings |= preset.training
+            checkpointing = "on" if settings.pop("gradient_checkpointing") else "off"
         config = TrainConfig(
             steps=steps,
             frames=clips.settings.frames,
             start_from="" if start_from == NONE else start_from,
-            **(preset(recipe, steps) if own_recipe is None else own_recipe),
+            **(recipe_settings(recipe, steps) if own_recipe is None else own_recipe),
             **settings,
         )
         place = find_place(name, resume)
@@ -165,7 +172,10 @@ class Trainer(io.ComfyNode):
                 restore(training, place.state, who)
             place = place.claim()
             mark = mark_of(place.state)
-            outcome = Outcome(place.motion, about, workflow_metadata(cls.hidden), mark)
+            extra = workflow_metadata(cls.hidden)
+            if preset is not None:
+                extra[CARD_KEY] = preset.record()
+            outcome = Outcome(place.motion, about, extra, mark)
             samples = Samples(
                 place.folder,
                 latents,
@@ -298,6 +308,12 @@ def _optional() -> list[Any]:
             default=NONE,
             optional=True,
             tooltip=find_setting(TrainConfig, "start_from").metadata["help"],
+        ),
+        LampPreset.Input(
+            "preset",
+            optional=True,
+            tooltip="Settings for your graphics card, from LAMP Training Preset. Overrides batch, "
+            "optimizer, rank and checkpointing.",
         ),
     ]
 

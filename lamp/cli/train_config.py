@@ -94,6 +94,8 @@ class RunSettings:
 
     - ``base``: a .safetensors file, a diffusers folder, or `toy`; ``tokenizer``: a folder or None;
     - ``config``: in fp32 and without gradient checkpointing, until ``choices`` are resolved;
+    - ``card``: the settings that the card decided, as they are written into the file;
+    - ``given``: the keys of `[data]` and `[recipe]` that are set explicitly;
     - ``resume``: `none`, `latest`, or a state's path; ``cache``: a folder or None.
     """
 
@@ -109,6 +111,8 @@ class RunSettings:
     save_config: SaveConfig
     resume: str | Path
     cache: Path | None
+    given: frozenset[str] = frozenset()
+    card: str = ""
 
 
 def read_settings(path: Path, changes: list[str]) -> RunSettings:
@@ -151,6 +155,7 @@ def read_settings(path: Path, changes: list[str]) -> RunSettings:
         if output.resume in (NONE, LATEST)
         else file.existing("output", "resume"),
         cache=file.full("output", "cache") if output.cache else None,
+        given=frozenset({*file["data"].model_fields_set, *recipe.model_fields_set}),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from ..clips.clip_set import ClipSet
+from ..clips.images import LATENT_STRIDE
 from ..clips.load import load_clips
 from ..clips.report import describe_clips
+from ..clips.settings import ClipSettings
 from ..errors import LampError, is_out_of_memory
 from ..files.lock import alone_in
 from ..hosts.diffusers.accelerate import AccelerateGroup, WorkerFolder, is_launched
@@ -23,10 +25,13 @@ from ..hosts.diffusers.unet import DiffusersHost, shadow_host
 from ..method.architecture import base_hash, map_unet
 from ..method.motion import Motion
 from ..motion_file.file import MotionFile
+from ..motion_file.provenance import CARD_KEY
 from ..plain import log
 from ..training.latents import LatentClips, cache_latents
 from ..training.loop import StepReport, Training
-from ..training.memory.plan import free_memory, plan_memory
+from ..training.memory.cards import settings_for
+from ..training.memory.estimate import Estimator, MemoryPlan
+from ..training.memory.plan import attention_is_fused, free_memory, plan_memory
 from ..training.optimizers import check_optimizer
 from ..training.outcome import Outcome, describe_training, train_to_file
 from ..training.recipe import PRECISIONS, choose_precision
@@ -72,6 +77,10 @@ def _train(
 ) -> None:
     place = find_place(settings.folder, settings.name, settings.resume)
     device = choose_device(settings.choices.device) if group is None else group.device
+    model = None
+    if settings.choices.card != "none":
+        model = load_image_model(settings.base, settings.tokenizer or "")
+        settings = fitted_to_card(settings, model, device, terminal)
     config = replace(settings.config, precision=_precision(device, settings.choices.precision))
     processes = 1 if group is None else group.count
     check_optimizer(config)
@@ -90,7 +99,8 @@ def _train(
     split_clips(len(clips), config.hold_out, config.seed)
     if place.state is not None:
         check_state(place.state, config, processes, {"clips": identity("", clips)["clips"]})
-    model = load_image_model(settings.base, settings.tokenizer or "")
+    if model is None:
+        model = load_image_model(settings.base, settings.tokenizer or "")
     if start is not None:
         start.check_against(map_unet(model.unet))
         terminal.say(f"starting from {start.name}")
@@ -111,7 +121,8 @@ def _train(
     place = place.claim()
     about = describe_training(training.config, clips, training.motion.sites.family)
     about |= {"base_hash": base, "base_model": model.name}
-    outcome = Outcome(place.motion, about, run=mark)
+    extra = {CARD_KEY: settings.card} if settings.card else {}
+    outcome = Outcome(place.motion, about, extra, run=mark)
     folder = RunFolder(place.folder, who, settings.save_config.keep, mark)
     decoder = _decoder(model.vae, device)
     guidance = settings.save_config.sample_guidance
@@ -120,6 +131,43 @@ def _train(
     with stop.listening(), alone_in(place.folder):
         path = train_to_file(training, folder, settings.save_config, outcome, watch.step, samples)
     terminal.say(f"saved {path}")
+
+
+def fitted_to_card(
+    settings: RunSettings, model: ImageModel, device: torch.device, terminal: Terminal
+) -> RunSettings:
+    """The settings with what the chosen card decides, except for the keys that are given.
+
+    Raises:
+        OutOfMemoryPlanError: nothing fits.
+    """
+    precision = _precision(device, settings.choices.precision)
+    card, config, clips, given = settings.choices.card, settings.config, settings.clips, {}
+    plan = MemoryPlan(
+        **{each.name: getattr(config, each.name) for each in fields(config)}
+        | {"precision": precision},
+        height=clips.height // LATENT_STRIDE,
+        width=clips.width // LATENT_STRIDE,
+        weights_dtype=PRECISIONS[precision] or torch.float32,
+        device="cuda" if card != "auto" or device.type != "cpu" else "cpu",
+        fused=card != "auto" or attention_is_fused(device, PRECISIONS[precision] or torch.float32),
+    )
+    names = {"height", "width", "frames", "batch", "optimizer", "rank"}
+    given = {name: getattr(plan, name) for name in names & settings.given}
+    if settings.choices.checkpointing != "auto":
+        given["gradient_checkpointing"] = settings.choices.checkpointing == "on"
+    estimator = Estimator(model.unet, shadow_host)
+    chosen = settings_for(card, estimator, plan, free_memory(device), given)
+    terminal.say(chosen.describe())
+    training = chosen.training
+    on = training.pop("gradient_checkpointing")
+    return replace(
+        settings,
+        clips=ClipSettings(**asdict(clips) | chosen.clips),
+        config=replace(config, frames=chosen.clips["frames"], **training),
+        choices=replace(settings.choices, checkpointing="on" if on else "off"),
+        card=chosen.record(),
+    )
 
 
 def encode(

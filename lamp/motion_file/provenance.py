@@ -20,7 +20,13 @@ SOURCE_KEY = "lamp.source"
 START_KEY = "lamp.start"
 """Header entry of a motion whose training started from another one: JSON, a list of `{"name",
 "steps", "prompt", "base_model"}`, the newest first."""
+TRAINING_KEY = "lamp.training"
+"""Header entry of a trained motion: JSON of all settings of its training."""
+CARD_KEY = "lamp.card"
+"""Header entry of a motion trained with a preset for a graphics card: JSON of what it decided."""
 LICENSE_KEY = "modelspec.license"
+_KEPT = (PARENTS_KEY, SOURCE_KEY, START_KEY, TRAINING_KEY, CARD_KEY)
+_OF_TRAINING = (TRAINING_KEY, CARD_KEY)
 _MOST_STARTS = 32
 
 
@@ -49,7 +55,7 @@ def save_motion_file(
 
 def history(metadata: Mapping[str, str]) -> dict[str, str]:
     """The header entries to keep when a motion is saved again."""
-    return {key: metadata[key] for key in (PARENTS_KEY, SOURCE_KEY, START_KEY) if key in metadata}
+    return {key: metadata[key] for key in _KEPT if key in metadata}
 
 
 def parents(metadata: Mapping[str, str]) -> str:
@@ -73,7 +79,8 @@ def origin_of(start: MotionFile) -> dict[str, str]:
     }
     earlier = [] if (found := _starts(start.metadata)) is None else found
     entries = json.dumps([entry, *earlier][:_MOST_STARTS], ensure_ascii=False)
-    kept = {**history(start.metadata), START_KEY: entries}
+    kept = {k: v for k, v in history(start.metadata).items() if k not in _OF_TRAINING}
+    kept[START_KEY] = entries
     license_name = start.metadata.get(LICENSE_KEY, "")
     return {**kept, LICENSE_KEY: license_name} if license_name else kept
 

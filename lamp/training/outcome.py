@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from ..clips.clip_set import ClipSet
 from ..errors import LampError, MotionFileError
 from ..motion_file.config import MotionConfig
 from ..motion_file.file import RUN_KEY, MotionFile, run_of, save_motion
+from ..motion_file.provenance import CARD_KEY, TRAINING_KEY
 from ..plain import log
 from .loop import StepReport, Training
 from .low_rank import factors, whole_state
@@ -63,7 +65,13 @@ class Outcome:
         factors_learned = bool(training.config.rank)
         known = {} if factors_learned else importance(training.motion, training.optimizer)
         about = MotionConfig(**self.about, steps=training.step, importance=known)
-        return MotionFile(state, about, dict(training.origin), self.target.name)
+        return MotionFile(state, about, self._records(training), self.target.name)
+
+    def _records(self, training: Training) -> dict[str, str]:
+        """Header entries about the training."""
+        settings = json.dumps(asdict(training.config))
+        card = {CARD_KEY: self.extra[CARD_KEY]} if CARD_KEY in self.extra else {}
+        return {**training.origin, TRAINING_KEY: settings, **card}
 
     def write(self, training: Training, mark: str = "") -> Path:
         """Save the motion; factors are stored as factors.
@@ -73,7 +81,7 @@ class Outcome:
         """
         file = self.file(training)
         path = self.target.with_name(f"{self.target.name}{mark}.safetensors")
-        extra = {**self.extra, **training.origin}
+        extra = {**self.extra, **self._records(training)}
         if self.run:
             extra[RUN_KEY] = self.run
         own = bool(self.run) and path.exists() and run_of(path) == self.run

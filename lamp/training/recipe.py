@@ -16,6 +16,7 @@ from ..errors import LampError
 from ..method.motion import GROUPNORM_MODES
 
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+CARDS = ("auto", "6 GB", "8 GB", "12 GB", "16 GB", "24 GB")
 MOST_STEPS = 10**7
 PRESETS = ("paper", "fast")
 
@@ -252,6 +253,13 @@ class RunChoices:
         "Gradient checkpointing: recomputes activations to save memory, about a third slower. "
         "auto: only if the run would not fit otherwise.",
         choices=("auto", "on", "off"),
+    )
+    card: str = setting(
+        "none",
+        "Chooses size, frames, batch, optimizer, rank and checkpointing for the memory of a card, "
+        "by the memory estimate. auto uses the free memory. Settings that are given explicitly "
+        "stay. none: nothing is chosen.",
+        choices=("none", *CARDS),
     )
     device: str = setting(
         "auto",

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ...clips.images import LATENT_STRIDE
 from ...training.latents import LatentClips
 from ...training.memory import plan
-from ...training.recipe import TrainConfig
+from ...training.memory.cards import CardSettings, settings_for
+from ...training.memory.estimate import Estimator, MemoryPlan
+from ...training.recipe import PRECISIONS, TrainConfig, choose_precision
 from .training import ComfyHost
 
 
@@ -27,6 +31,36 @@ class ShadowHost(ComfyHost):
             return text, None
         vector = torch.empty(x.shape[0], self.unet.label_emb[0][0].in_features, device=x.device)
         return text[..., : self._text_width], vector.to(self.dtype)
+
+
+def card_settings(
+    model: Any, card: str, size: tuple[int, int, int], fixed: Mapping[str, Any]
+) -> CardSettings:
+    """`lamp.training.memory.cards.settings_for` for a MODEL, which is not loaded for it.
+
+    Args:
+        size: frames, width and height to use if there is enough memory.
+        fixed: settings of `TrainConfig` that were set by hand.
+    """
+    import comfy.model_management as management
+
+    host, auto = ComfyHost(model), card == "auto"
+    precision = choose_precision("auto", host.dtype, host.has_bf16 or not auto)
+    dtype = PRECISIONS[precision] or torch.float32
+    on_cpu = auto and host.device.type == "cpu"
+    frames, width, height = size
+    memory = MemoryPlan(
+        frames=frames,
+        height=height // LATENT_STRIDE,
+        width=width // LATENT_STRIDE,
+        precision=precision,
+        device="cpu" if on_cpu else "cuda",
+        fused=not auto or plan.attention_is_fused(host.device, dtype),
+    )
+    loaded = [p.nbytes for p in host.unet.parameters() if p.device.type == host.device.type]
+    free = int(management.get_free_memory(host.device)) + sum(loaded)
+    estimator = Estimator(host.unet, lambda unet, dtype: ShadowHost(host, unet, dtype))
+    return settings_for(card, estimator, memory, free, fixed)
 
 
 def plan_memory(

@@ -120,10 +120,20 @@ class Suggestion:
         return f"{self.name} ({gigabytes(self.estimate.total)})"
 
 
-def suggest(estimator: Estimating, plan: MemoryPlan, available: int) -> list[Suggestion]:
-    """Up to three combinations of changes with which the run fits, the least harmful first.
+def suggest(
+    estimator: Estimating,
+    plan: MemoryPlan,
+    available: int,
+    allowed: Callable[[MemoryPlan], bool] = lambda plan: True,
+    most: int = SUGGESTIONS,
+) -> list[Suggestion]:
+    """The combinations of changes with which the run fits, the least harmful first.
 
-    One that goes further than another on every lever comes only if there are no three others.
+    One that goes further than another on every lever comes only if there are not enough others.
+
+    Args:
+        allowed: whether a changed plan may be suggested.
+        most: number of suggestions.
     """
     plan = estimator(plan).plan
     groups: list[list[Lever]] = [[(0.0, "", {}), *group] for group in _levers(plan)]
@@ -137,6 +147,8 @@ def suggest(estimator: Estimating, plan: MemoryPlan, available: int) -> list[Sug
         changes = {k: v for _, _, change in levers(choice) for k, v in change.items()}
         name = " and ".join(name for _, name, _ in levers(choice))
         changed = replace(plan, **changes)
+        if not allowed(changed):
+            return None
         # Activations shrink at most in proportion to the video, which spares most of the passes.
         size: dict[str, Any] = {"frames": plan.frames, "height": plan.height, "width": plan.width}
         full = estimator(replace(changed, **size))
@@ -152,10 +164,10 @@ def suggest(estimator: Estimating, plan: MemoryPlan, available: int) -> list[Sug
             further.append(choice)
         elif fitting := suggestion(choice):
             found[choice] = fitting
-            if len(found) == SUGGESTIONS:
+            if len(found) == most:
                 break
     for choice in further:
-        if len(found) < SUGGESTIONS and (fitting := suggestion(choice)):
+        if len(found) < most and (fitting := suggestion(choice)):
             found[choice] = fitting
     return list(found.values())
 

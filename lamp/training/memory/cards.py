@@ -1,0 +1,91 @@
+"""Settings that fit a graphics card, chosen by the memory estimate."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from ..optimizers import installed_optimizers
+from .estimate import GB, Estimating, MemoryEstimate, MemoryPlan, gigabytes
+from .plan import check_fit, suggest
+
+CHOSEN = ("batch", "optimizer", "rank", "gradient_checkpointing")
+"""The settings of a training that a card decides, besides the clips' frames, width and height."""
+_OF_CLIPS = ("frames", "height", "width")
+
+_RESERVED = 1.0  # GB that the desktop, the browser and CUDA itself take from a card
+_SHARE = 0.95  # of the free memory
+
+
+@dataclass(frozen=True)
+class CardSettings:
+    """The settings for a card.
+
+    - ``card``: its choice, such as `8 GB`; ``estimate``: of a run with these settings.
+    """
+
+    card: str
+    estimate: MemoryEstimate
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """Settings of `TrainConfig`."""
+        return {name: getattr(self.estimate.plan, name) for name in CHOSEN}
+
+    @property
+    def clips(self) -> dict[str, int]:
+        """Settings of the clips, in frames and pixels."""
+        plan = self.estimate.plan
+        size = {"width": plan.width * plan.pixels, "height": plan.height * plan.pixels}
+        return {"frames": plan.frames, **size}
+
+    def describe(self) -> str:
+        """Card, settings and estimate in words."""
+        return f"Card {self.card}: {self.estimate.describe()}"
+
+    def record(self) -> str:
+        """JSON for the header of the motion file."""
+        return json.dumps({"card": self.card, **self.clips, **self.training})
+
+
+def available_memory(card: str, free: int) -> int:
+    """Bytes for a run on a card, the image model included.
+
+    Args:
+        card: `8 GB`, or `auto` for `free` bytes.
+    """
+    if card == "auto":
+        return int(_SHARE * free)
+    return int((float(card.removesuffix(" GB")) - _RESERVED) * GB)
+
+
+def settings_for(
+    card: str, estimator: Estimating, plan: MemoryPlan, free: int, fixed: Mapping[str, Any]
+) -> CardSettings:
+    """The settings that harm the result least and fit the card.
+
+    Args:
+        plan: with the settings to use if there is enough memory.
+        free: see `available_memory`.
+        fixed: fields of the plan that were set by hand, and stay.
+
+    Raises:
+        OutOfMemoryPlanError: none fit.
+    """
+    available, installed = available_memory(card, free), installed_optimizers()
+    estimate = estimator(replace(plan, **fixed))
+    wanted = estimate.plan
+    kept = {each.name for each in fields(wanted)} - {*CHOSEN, *_OF_CLIPS} | {*fixed}
+
+    def allowed(changed: MemoryPlan) -> bool:
+        same = all(getattr(changed, name) == getattr(wanted, name) for name in kept)
+        return same and changed.optimizer in {*installed, wanted.optimizer}
+
+    if estimate.total > available:
+        found = suggest(estimator, wanted, available, allowed, most=1)
+        if not found:
+            check_fit(estimator, wanted, available)
+        estimate = found[0].estimate
+    return CardSettings(card if card != "auto" else f"auto, {gigabytes(free)} free", estimate)
