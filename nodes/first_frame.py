@@ -45,16 +45,20 @@ class FirstFrameCondition(io.ComfyNode):
                     "width",
                     512,
                     "Width of the video in pixels, a multiple of 8. Works best near the width "
-                    "that the motion was trained at.",
+                    "that the motion was trained at. 0 takes it from motion.",
                 ),
-                _size_input("height", 320, "Height of the video in pixels, a multiple of 8."),
+                _size_input(
+                    "height",
+                    320,
+                    "Height of the video in pixels, a multiple of 8. 0 takes it from motion.",
+                ),
                 io.Int.Input(
                     "frames",
                     default=16,
-                    min=2,
+                    min=0,
                     max=_MAX_FRAMES,
                     tooltip="Number of frames, including the first one. Works best at the number "
-                    "that the motion was trained on, usually 16.",
+                    "that the motion was trained on, usually 16. 0 takes it from motion.",
                 ),
                 io.Combo.Input(
                     "fit",
@@ -66,8 +70,8 @@ class FirstFrameCondition(io.ComfyNode):
                 LampMotion.Input(
                     "motion",
                     optional=True,
-                    tooltip="Only needed for a motion that was trained on SD-XL: connect the "
-                    "motion of Load LAMP Motion, and the SD-XL VAE to vae.",
+                    tooltip="The motion of Load LAMP Motion. Needed where width, height or frames "
+                    "is 0, and for a motion that was trained on SD-XL, with the SD-XL VAE in vae.",
                 ),
             ],
             outputs=[
@@ -87,11 +91,7 @@ class FirstFrameCondition(io.ComfyNode):
     ) -> bool | str:
         """Refuse a wrong size before anything runs; values from links are not known yet."""
         try:
-            _check_video(
-                LATENT_STRIDE if width is None else width,
-                LATENT_STRIDE if height is None else height,
-                2 if frames is None else frames,
-            )
+            _check_video(width or LATENT_STRIDE, height or LATENT_STRIDE, frames or 2)
         except LampError as error:
             return str(error)
         return True
@@ -108,6 +108,9 @@ class FirstFrameCondition(io.ComfyNode):
         fit: Fit = "crop",
         motion: MotionFile | None = None,
     ) -> io.NodeOutput:
+        width = width or _of_motion("width", motion)
+        height = height or _of_motion("height", motion)
+        frames = frames or _of_motion("frames", motion)
         _check_video(width, height, frames)
         if image.shape[0] > 1:
             log.warning("%s: image has %d images, only the first is used.", _NAME, len(image))
@@ -128,11 +131,28 @@ def _size_input(name: str, default: int, tooltip: str) -> Any:
     return io.Int.Input(
         name,
         default=default,
-        min=LATENT_STRIDE,
+        min=0,
         max=_MAX_SIZE,
         step=LATENT_STRIDE,
         tooltip=tooltip,
     )
+
+
+def _of_motion(name: str, motion: MotionFile | None) -> int:
+    """A measure that the motion was trained at.
+
+    Raises:
+        LampError: no motion is connected, or it does not tell.
+    """
+    if motion is None:
+        raise LampError(f"{name} is 0: enter a number, or connect motion to take it from there.")
+    value = int(getattr(motion.config, name))
+    if not value:
+        raise LampError(
+            f"{name} is 0, but {motion.name} does not record the {name} it was trained at: enter "
+            "a number."
+        )
+    return value
 
 
 def _check_video(width: int, height: int, frames: int) -> None:

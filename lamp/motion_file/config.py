@@ -16,6 +16,7 @@ from ..plain import log
 FORMAT = 2
 """The newest format that is read: 1 holds plain tensors, 2 is compact."""
 _MAX_CONFIG = 2**19  # characters; parsed, JSON of empty lists takes twenty times as many bytes
+FILLERS = frozenset("a an the of in on at to and with is are".split())
 _MEASURED = ("frames", "width", "height", "fps")
 _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(_MEASURED[:-1], (0, 10**6)),
@@ -51,6 +52,16 @@ class MotionConfig:
     base_model: str = ""
     base_hash: str = ""
     importance: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def trigger(self) -> str:
+        """The words to use in a prompt: the prompt of all clips, or the words that all captions
+        share, without articles and prepositions."""
+        if self.prompt or not self.captions:
+            return self.prompt
+        first, *others = (re.findall(r"\w+", caption.lower()) for caption in self.captions)
+        shared = [word for word in first if all(word in other for other in others)]
+        return " ".join(word for word in shared if word not in FILLERS)
 
     def __post_init__(self) -> None:
         if self.groupnorm not in GROUPNORM_MODES:

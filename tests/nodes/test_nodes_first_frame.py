@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -196,9 +197,8 @@ def test_sizes_are_checked_before_anything_runs(node_classes: Nodes) -> None:
     assert check(width=512, height=320, frames=16) is True
     assert check(width=None, height=None, frames=None) is True  # the values come from links
     assert {"500", "496"} <= numbers(check(width=500, height=320, frames=16))
-    assert "width" in check(width=0, height=320, frames=16)
+    assert check(width=0, height=0, frames=0) is True  # a motion may be linked
     assert {"1", "2"} <= numbers(check(width=512, height=320, frames=1))
-    assert {"0", "2"} <= numbers(check(width=512, height=320, frames=0))
     # The host does not check the limits of inputs that the node validates.
     assert {"8000000", "8192"} <= numbers(check(width=8 * 10**6, height=320, frames=16))
     assert check(width=8192, height=8, frames=16) is True
@@ -276,3 +276,19 @@ def test_errors_name_the_family_of_the_motion(node_classes: Nodes) -> None:
     vae = fake_vae(shrink, latent_channels=16)
     with pytest.raises(IncompatibleModelError, match="16 .*SD-XL.* 4"):
         condition(node_classes, vae, painting(), 128, 96, 2, "crop", motion_of("sdxl"))
+
+
+def test_zeros_are_filled_from_the_motion(node_classes: Nodes) -> None:
+    config = MotionConfig("sd1", frames=5, width=64, height=48)
+    motion = MotionFile({}, config, name="run.safetensors")
+    node = node_classes["LAMP_FirstFrameCondition"]
+    given = {"vae": fake_vae(shrink), "image": painting()}
+    latent = node.execute(**given, width=0, height=0, frames=0, motion=motion).result[0]["samples"]
+    assert latent.shape == (5, 4, 6, 8)
+    latent = node.execute(**given, width=32, height=0, frames=3, motion=motion).result[0]["samples"]
+    assert latent.shape == (3, 4, 6, 4)
+    with pytest.raises(LampError, match="width.*motion"):
+        node.execute(**given, width=0, height=48, frames=5)
+    unknown = replace(motion, config=MotionConfig("sd1", frames=5))
+    with pytest.raises(LampError, match=r"height.*run\.safetensors"):
+        node.execute(**given, width=64, height=0, frames=5, motion=unknown)

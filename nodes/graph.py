@@ -1,0 +1,96 @@
+"""What the graph that runs says: the prompts of the samplers behind a node."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from ..lamp.motion_file.config import FILLERS
+
+_TEXTS = ("text", "text_g", "text_l", "prompt", "value", "string")
+"""Inputs in which text encoders and text nodes hold their text."""
+_POSITIVE = ("positive", "conditioning")
+
+Graph = Mapping[str, Mapping[str, Any]]
+
+
+def prompts_below(graph: Graph | None, node_id: Any) -> list[str] | None:
+    """The texts that lead to the positive input of any sampler behind a node.
+
+    Args:
+        graph: the prompt as the host sends it to its nodes.
+
+    Returns:
+        None if no sampler is found, or one whose text is made by a node that runs.
+    """
+    graph, found = graph or {}, []
+    for sampler in _behind(graph, str(node_id)):
+        for name in _POSITIVE:
+            link = graph[sampler].get("inputs", {}).get(name)
+            if _is_link(link):
+                texts = list(_texts(graph, str(link[0])))
+                if not texts or None in texts:
+                    return None
+                found += [text for text in texts if text is not None]
+    return found or None
+
+
+def missing_words(wanted: str, prompts: Iterable[str] | None) -> list[str]:
+    """The words of `wanted` that one of the prompts lacks, without articles and the like; none if
+    the prompts are not known."""
+    words = [word for word in dict.fromkeys(_words(wanted)) if word not in FILLERS]
+    known = [set(_words(prompt)) for prompt in prompts or ()]
+    return [word for word in words if any(word not in prompt for prompt in known)]
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
+
+
+def _behind(graph: Graph, node_id: str) -> Iterator[str]:
+    """The nodes that depend on a node."""
+    seen, waiting = {node_id}, [node_id]
+    while waiting:
+        source = waiting.pop()
+        for other, node in graph.items():
+            links = [v for v in node.get("inputs", {}).values() if _is_link(v)]
+            if other not in seen and any(str(link[0]) == source for link in links):
+                seen.add(other)
+                waiting.append(other)
+                yield other
+
+
+def _texts(graph: Graph, node_id: str) -> Iterator[str | None]:
+    """The texts of a node, or of the nodes before it; None for one that is not known yet."""
+    seen, waiting = set[str](), [node_id]
+    while waiting:
+        current = waiting.pop()
+        node = graph.get(current)
+        if node is None or current in seen:
+            continue
+        seen.add(current)
+        inputs = node.get("inputs", {})
+        own = {name: inputs[name] for name in _TEXTS if name in inputs}
+        for value in own.values():
+            if isinstance(value, str):
+                yield value
+            elif _is_link(value):
+                yield _value(graph, str(value[0]))
+        if not own:
+            waiting += [
+                str(value[0])
+                for name, value in inputs.items()
+                if _is_link(value) and name not in ("negative", "clip", "model", "vae")
+            ]
+
+
+def _value(graph: Graph, node_id: str) -> str | None:
+    """The text of a node that only holds one."""
+    inputs = graph.get(node_id, {}).get("inputs", {})
+    values = [value for value in inputs.values() if isinstance(value, str)]
+    return values[0] if len(values) == 1 == len(inputs) else None
+
+
+def _is_link(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2

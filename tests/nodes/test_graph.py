@@ -1,0 +1,97 @@
+"""The prompts of the samplers behind a loader, and the words of a motion that they lack."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture
+def graph(node_classes: dict[str, Any]) -> Any:
+    package = node_classes["LAMP_LoadMotion"].__module__.rpartition(".")[0]
+    return importlib.import_module(f"{package}.graph")
+
+
+def workflow(text: Any, **more: Any) -> dict[str, Any]:
+    """Checkpoint -> motion -> another patch -> sampler, with two prompts."""
+    return {
+        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "sd15"}},
+        "2": {"class_type": "LAMP_LoadMotion", "inputs": {"model": ["1", 0]}},
+        "3": {"class_type": "FreeU", "inputs": {"model": ["2", 0], "b1": 1.1}},
+        "4": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": text}},
+        "5": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "a horse runs"}},
+        "6": {
+            "class_type": "KSampler",
+            "inputs": {"model": ["3", 0], "positive": ["4", 0], "negative": ["5", 0], "seed": 1},
+        },
+        **more,
+    }
+
+
+def test_the_positive_prompt_is_found_behind_other_nodes(graph: Any) -> None:
+    assert graph.prompts_below(workflow("a red bird"), 2) == ["a red bird"]
+
+
+def test_through_a_control_net_and_a_guider(graph: Any) -> None:
+    control = {"class_type": "ControlNetApply", "inputs": {"conditioning": ["4", 0], "image": []}}
+    guider = {"class_type": "BasicGuider", "inputs": {"model": ["2", 0], "conditioning": ["7", 0]}}
+    nodes = {**workflow("a red bird"), "7": control, "8": guider}
+    del nodes["6"]
+    assert graph.prompts_below(nodes, "2") == ["a red bird"]
+
+
+def test_a_text_that_another_node_holds_or_makes(graph: Any) -> None:
+    held = {"class_type": "PrimitiveString", "inputs": {"value": "a red bird"}}
+    assert graph.prompts_below(workflow(["9", 0], **{"9": held}), 2) == ["a red bird"]
+    made = {"class_type": "Captioner", "inputs": {"image": ["1", 0], "style": "long"}}
+    assert graph.prompts_below(workflow(["9", 0], **{"9": made}), 2) is None
+
+
+@pytest.mark.parametrize("nodes", [None, {}, {"2": {"inputs": {}}}])
+def test_no_sampler_is_no_prompt(graph: Any, nodes: Any) -> None:
+    assert graph.prompts_below(nodes, 2) is None
+
+
+def test_a_circle_ends(graph: Any) -> None:
+    circle = {"class_type": "Combine", "inputs": {"one": ["4", 0], "two": ["7", 0]}}
+    nodes = workflow("a red bird", **{"7": circle})
+    nodes["6"]["inputs"]["positive"] = ["7", 0]
+    assert graph.prompts_below(nodes, 2) == ["a red bird"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "prompts", "missing"),
+    [
+        ("a horse runs", ["A white HORSE, that runs."], []),
+        ("a horse runs", ["a horse"], ["runs"]),
+        ("a horse runs", ["the runs of a horse", "a bird"], ["horse", "runs"]),
+        ("a horse runs", None, []),
+        ("马奔跑", ["马奔跑"], []),
+    ],
+)
+def test_missing_words(graph: Any, wanted: str, prompts: Any, missing: list[str]) -> None:
+    assert graph.missing_words(wanted, prompts) == missing
+
+
+@pytest.mark.parametrize(
+    ("text", "warned"), [("a red bird", True), ("a car on the ground moves right", False)]
+)
+def test_the_loader_warns(
+    node_classes: dict[str, Any],
+    toy: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    text: str,
+    warned: bool,
+) -> None:
+    node = node_classes["LAMP_LoadMotion"]
+    monkeypatch.setattr(node, "hidden", SimpleNamespace(prompt=workflow(text), unique_id="2"))
+    with caplog.at_level(logging.WARNING):
+        file = node.execute(toy[0], "toy_moves_right.safetensors").result[1]
+    assert file.config.trigger == "ground moves right"  # what its captions share
+    found = [record.getMessage() for record in caplog.records]
+    assert any("moves right" in message for message in found) == warned

@@ -1,0 +1,122 @@
+// What a motion file says about itself, on Load LAMP Motion before anything runs: as the tooltip of its
+// menu, and below the inputs once a file is chosen. The header comes from the host's own route.
+import { api } from '../../scripts/api.js'
+import { app } from '../../scripts/app.js'
+
+const LOADER = 'LAMP_LoadMotion'
+const NAME = 'about'
+const SHOWN = 300 // characters of a text from a file
+
+const TEXTS = {
+    en: { words: 'Prompt', video: 'Trained on', frames: 'frames', fps: 'fps', license: 'License' },
+    zh: { words: '提示词', video: '训练片段', frames: '帧', fps: 'fps', license: '许可证' }
+}
+
+const shorten = (text) => String(text).slice(0, SHOWN)
+
+const FILLERS = 'a an the of in on at to and with is are'.split(' ')
+
+// The words that all captions share, as MotionConfig.trigger.
+function triggerWords({ prompt, captions }) {
+    if (prompt || !captions?.length) return prompt ?? ''
+    const words = captions.map((caption) => String(caption).toLowerCase().match(/[\p{L}\p{N}_]+/gu) ?? [])
+    const shared = words[0].filter((word) => words.every((others) => others.includes(word)))
+    return shared.filter((word) => !FILLERS.includes(word)).join(' ')
+}
+
+async function header(file) {
+    try {
+        const answer = await api.fetchApi(`/view_metadata/lamp_motion?filename=${encodeURIComponent(file)}`)
+        return answer.ok ? await answer.json() : {}
+    } catch {
+        return {} // no such route, or a header that is too long for it
+    }
+}
+
+function describe(metadata) {
+    let config = {}
+    try {
+        config = JSON.parse(metadata['lamp.config'] ?? '{}')
+    } catch {
+        return '' // Load LAMP Motion reports a damaged file
+    }
+    const text = TEXTS[app.extensionManager?.setting.get('Comfy.Locale') === 'zh' ? 'zh' : 'en']
+    const { width, height, frames, fps } = config
+    const video = [
+        frames && `${frames} ${text.frames}`,
+        width && height && `${width} x ${height}`,
+        fps && `${Math.round(fps * 100) / 100} ${text.fps}`
+    ].filter(Boolean)
+    const words = triggerWords(config)
+    const license = metadata['modelspec.license']
+    return [
+        words && `${text.words}: ${shorten(words)}`,
+        video.length && `${text.video}: ${video.join(', ')}`,
+        license && `${text.license}: ${shorten(license)}`
+    ]
+        .filter(Boolean)
+        .join('\n')
+}
+
+function addWidget(node) {
+    const area = document.createElement('div')
+    const picture = document.createElement('img')
+    const text = document.createElement('div')
+    area.style.cssText = 'display: flex; gap: 8px; overflow: auto; font-size: 11px; white-space: pre-wrap'
+    picture.style.cssText = 'height: 100%; max-width: 40%; object-fit: contain'
+    area.append(picture, text)
+    const widget = node.addDOMWidget(NAME, 'lamp_about', area, {
+        serialize: false, // no input of the node
+        getMinHeight: () => 60,
+        getValue: () => text.textContent,
+        setValue: (value) => {
+            text.textContent = value // never as HTML: it is text from a file
+        }
+    })
+    widget.serialize = false // no part of the saved workflow
+    widget.lampPicture = picture
+    return widget
+}
+
+function show(node, metadata, text) {
+    const known = node.widgets.find((widget) => widget.name === NAME)
+    if (!text && !known) return
+    const widget = known ?? addWidget(node)
+    const thumbnail = metadata['modelspec.thumbnail'] ?? ''
+    const safe = /^data:image\/(jpeg|png|webp);base64,/.test(thumbnail)
+    widget.lampPicture.src = safe ? thumbnail : ''
+    widget.lampPicture.hidden = !safe
+    widget.value = text
+    node.setDirtyCanvas?.(true, true)
+}
+
+async function update(node, widget, chosen) {
+    const file = widget.value
+    const metadata = await header(file)
+    if (widget.value !== file) return // another one was chosen meanwhile
+    const text = describe(metadata)
+    if (text) widget.tooltip = text
+    if (chosen) show(node, metadata, text)
+}
+
+app.registerExtension({
+    name: 'lamp-motion.Motions',
+    nodeCreated(node) {
+        if (node.comfyClass !== LOADER) return
+        const widget = node.widgets?.find((widget) => widget.name === 'motion_name')
+        if (!widget) return
+        const { callback } = widget
+        widget.callback = function () {
+            const result = callback?.apply(this, arguments)
+            update(node, widget, true)
+            return result
+        }
+    },
+    afterConfigureGraph() {
+        for (const node of app.graph.nodes) {
+            if (node.comfyClass !== LOADER) continue
+            const widget = node.widgets?.find((widget) => widget.name === 'motion_name')
+            if (widget) update(node, widget, false)
+        }
+    }
+})
