@@ -15,7 +15,7 @@ from typing import NoReturn, Protocol
 
 from ..errors import LampError
 from ..plain import plain, plain_error
-from . import compress, convert, inspect_motion, merge, metrics, train
+from . import compress, convert, inspect_motion, merge, metrics, share, train
 
 DONE, FAILED, CANCELLED = 0, 1, 130
 
@@ -35,7 +35,15 @@ class Command(Protocol):
         ...
 
 
-COMMANDS: tuple[Command, ...] = (train, inspect_motion, merge, convert, compress, metrics)
+COMMANDS: tuple[Command, ...] = (
+    train,
+    inspect_motion,
+    merge,
+    convert,
+    compress,
+    share,
+    metrics,
+)
 
 _ABOUT = """\
 LAMP: train a motion on a few clips, without ComfyUI.

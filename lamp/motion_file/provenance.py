@@ -37,8 +37,13 @@ def save_motion_file(
     dtype: torch.dtype = torch.float16,
     size: float = 1.0,
     progress: Callable[[int, int], None] = lambda done, total: None,
+    extra: Mapping[str, str] | None = None,
 ) -> Path:
-    """`save_motion` to a new file, keeping the licence, thumbnail and provenance of the motion."""
+    """`save_motion` to a new file, keeping the licence, thumbnail and provenance of the motion.
+
+    Args:
+        extra: further header entries.
+    """
     return save_motion(
         path,
         file.state,
@@ -47,7 +52,7 @@ def save_motion_file(
         size=size,
         license_name=file.metadata.get(LICENSE_KEY, ""),
         thumbnail=file.metadata.get("modelspec.thumbnail", ""),
-        extra=history(file.metadata),
+        extra={**history(file.metadata), **(extra or {})},
         progress=progress,
         new=True,
     )

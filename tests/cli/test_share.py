@@ -1,0 +1,93 @@
+"""`python -m lamp share`: a folder to upload."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from benchmarks.samples.small_training import small_host
+from lamp.cli import DONE, FAILED, main
+from lamp.motion_file.card import motion_card
+from lamp.motion_file.config import MotionConfig
+from lamp.motion_file.file import MotionFile, load_motion_file, save_motion
+from lamp.motion_file.provenance import LICENSE_KEY, TRAINING_KEY
+from tests.helpers.small_models import random_motion
+
+CONFIG = MotionConfig(
+    "text16", 8, 256, 192, 12.0, prompt="a horse runs", captions=["a horse runs"] * 3, steps=70
+)
+
+
+@pytest.fixture(scope="module")
+def motion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A motion with the workflow that trained it, and a sample beside it."""
+    state = random_motion(small_host().unet).state_dict()
+    extra = {TRAINING_KEY: json.dumps({"min_snr": 5.5}), "workflow": '{"private": 1}'}
+    path = tmp_path_factory.mktemp("motion") / "horse_00001.safetensors"
+    save_motion(path, state, CONFIG, extra=extra)
+    rng = np.random.default_rng(0)
+    pictures = [Image.fromarray(rng.integers(0, 255, (16, 24, 3), np.uint8)) for _ in range(4)]
+    sample = path.parent / "horse_00001/sample-step000070.webp"
+    sample.parent.mkdir()
+    pictures[0].save(sample, save_all=True, append_images=pictures[1:], duration=80)
+    return path
+
+
+def test_the_folder_holds_all_that_a_site_wants(motion: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "new/upload"
+    assert main(["share", str(motion), str(folder), "--license", "CC-BY-4.0"]) == DONE
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "README.md", "horse_00001.safetensors", "horse_00001.webp",
+    ]  # fmt: skip
+    file = load_motion_file(folder / "horse_00001.safetensors")
+    assert (folder / file.name).stat().st_size < 0.5 * motion.stat().st_size
+    assert file.metadata[LICENSE_KEY] == "CC-BY-4.0"
+    assert file.metadata["modelspec.thumbnail"].startswith("data:image/jpeg;base64,")
+    with Image.open(folder / "horse_00001.webp") as preview:
+        assert preview.n_frames == 4 and preview.size == (24, 16)
+        embedded = preview.getexif()[0x010F]
+    assert embedded == f"workflow:{file.metadata['workflow']}"
+    nodes = {node["type"]: node for node in json.loads(file.metadata["workflow"])["nodes"]}
+    assert nodes["LAMP_LoadMotion"]["widgets_values"][0] == "horse_00001.safetensors"
+    assert nodes["LAMP_FirstFrameCondition"]["widgets_values"][:3] == [256, 192, 8]
+    assert "private" not in file.metadata["workflow"]
+    page = (folder / "README.md").read_text()
+    for part in ("license: cc-by-4.0", "a horse runs", "8 frames, 256 x 192, 12 fps", "3 clips",
+                 "5.5", "70", "(horse\\_00001.webp)"):  # fmt: skip
+        assert part in page, part
+
+
+def test_nothing_is_overwritten_and_full_files_stay_full(motion: Path, tmp_path: Path) -> None:
+    given = ["share", str(motion), str(tmp_path / "up"), "--full"]
+    assert main(given) == DONE
+    wanted = load_motion_file(motion).state
+    found = load_motion_file(tmp_path / "up" / motion.name).state
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    assert main(given) == FAILED
+
+
+def test_a_preview_that_is_none_is_named(motion: Path, tmp_path: Path, capsys: Any) -> None:
+    broken = tmp_path / "broken.webp"
+    broken.write_bytes(b"no picture")
+    given = ["share", str(motion), str(tmp_path / "up"), "--preview", str(broken)]
+    assert main(given) == FAILED
+    assert "broken.webp" in capsys.readouterr().err
+    assert not (tmp_path / "up").exists()
+
+
+def test_texts_of_the_file_are_no_markup() -> None:
+    evil = "<script>|[x](javascript:y)\n# title `code`"
+    file = MotionFile({}, replace(CONFIG, prompt=evil, captions=[evil]), {}, "a`b.safetensors")
+    page = motion_card(file)
+    assert "<script>" not in page.replace("\\<script\\>", "")
+    assert "[x]" not in page.replace("\\[x\\]", "")
+    assert "\n# title" not in page
+    damaged = replace(file, metadata={TRAINING_KEY: "[" * 9999, LICENSE_KEY: "mine: all\n- x"})
+    assert "license: other" in motion_card(damaged) and "70" in motion_card(damaged)
