@@ -86,7 +86,9 @@ def lamp_ksampler(model: Any, latent: Tensor | None = None, **options: Any) -> T
 
 def count_hooks(patcher: Any) -> int:
     modules = patcher.model.diffusion_model.modules()
-    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
+    return sum(
+        len(m._forward_hooks) + len(m._forward_pre_hooks) + ("forward" in vars(m)) for m in modules
+    )
 
 
 def worst(a: Tensor, b: Tensor) -> float:

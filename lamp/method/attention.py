@@ -2,8 +2,10 @@
 
     Attention(Q^i, K^1, V^1) = softmax(Q^i (K^1)^T / sqrt(d)) V^1
 
-The projections `attn1.to_k` and `attn1.to_v` get frame 1 only, and their output is expanded to all
-frames. They run once per video, and the host's attention itself is unchanged.
+All frames of a video have the same keys, so their queries are one long sequence: `attn1` gets the
+tokens `(b f) n c` as `b (f n) c`, and its projections `to_k` and `to_v` get frame 1 only. Nothing
+is copied, and the host's attention is unchanged. Where other code takes part in the attention, the
+batch keeps its shape, and the output of `to_k` and `to_v` is expanded to all frames.
 """
 
 from __future__ import annotations
@@ -20,17 +22,56 @@ from .layout import FrameLayout
 def first_frame_kv(attn1: nn.Module, layout: FrameLayout, stack: ExitStack) -> None:
     """Let the self-attention `attn1` take its keys and values from frame 1 (paper eq. 5)."""
 
-    def keep_first(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
+    def join(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if not layout.active or layout.frames == 1:
+            return None
+        layout.check(args[0])
+        if not _is_alone(args, kwargs, layout):
+            return None
+        joined = args[0].unflatten(0, (layout.videos, layout.frames)).flatten(1, 2)
+        return (joined, *args[1:]), kwargs
+
+    def part(_: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
+        return layout.apart(out) if layout.active else out
+
+    stack.callback(attn1.register_forward_pre_hook(join, with_kwargs=True).remove)
+    stack.callback(attn1.register_forward_hook(part).remove)
+    for projection in (attn1.to_k, attn1.to_v):
+        _project_first(projection, layout, stack)
+
+
+def _project_first(projection: nn.Module, layout: FrameLayout, stack: ExitStack) -> None:
+    joined = False
+
+    def keep_first(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor] | None:
+        nonlocal joined
+        if not layout.active:
+            return None
+        x = args[0]
+        joined = layout.frames > 1 and len(x) == layout.videos
+        if joined:
+            return (x.unflatten(1, (layout.frames, -1))[:, 0],)
         # Patches that tile tokens put the tiles after the frame axis: ((b f t) n c).
-        return (layout.split(args[0])[:, 0].flatten(0, 1),)
+        return (layout.split(x)[:, 0].flatten(0, 1),)
 
     def expand(_: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
+        if not layout.active or joined:
+            return out
         video = out.unflatten(0, (layout.videos, 1, -1))
         return video.expand(-1, layout.frames, -1, -1, -1).flatten(0, 2)
 
-    for projection in (attn1.to_k, attn1.to_v):
-        stack.callback(projection.register_forward_pre_hook(keep_first).remove)
-        stack.callback(projection.register_forward_hook(expand).remove)
+    stack.callback(projection.register_forward_pre_hook(keep_first).remove)
+    stack.callback(projection.register_forward_hook(expand).remove)
+
+
+def _is_alone(args: tuple[Any, ...], kwargs: dict[str, Any], layout: FrameLayout) -> bool:
+    """Whether nothing else takes part in a call of `attn1`: keys or a mask from patches, or a
+    replaced attention, which may depend on the shape of the tokens."""
+    given = (*args[1:], *kwargs.values())
+    if len(args[0]) != layout.videos * layout.frames or any(isinstance(v, Tensor) for v in given):
+        return False
+    options = kwargs.get("transformer_options") or {}
+    return options.get("optimized_attention_override", torch_attention) is torch_attention
 
 
 def torch_attention(

@@ -7,12 +7,15 @@ stream weights), so that one definition serves every host.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from . import fused
 
 # CUDA attention kernels put the heads on a grid axis of at most 65,535.
 _MAX_SEQUENCES = 32768
@@ -122,7 +125,9 @@ def _causal_conv_class(ops: Any) -> type[nn.Conv1d]:
             self.weight.data = _taps(self.weight.data).permute(2, 1, 0)
 
         def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-            return causal_conv1d(input, weight, bias)
+            return self.work(input, weight, bias)
+
+        work = staticmethod(causal_conv1d)
 
     return CausalConv1d
 
@@ -136,13 +141,29 @@ def _gate_conv_class(ops: Any) -> type[nn.Conv2d]:
             super().__init__(channels, 1, 3, padding=1, **factory)
 
         def _conv_forward(self, input: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-            # `fold` adds what each position contributes to its neighbours, so flip the kernel.
-            turned = weight[0].flip(1, 2).flatten(1).t()
-            maps = torch.bmm(turned.expand(len(input), -1, -1), input.flatten(2))
-            gate = F.fold(maps, input.shape[-2:], 3, padding=1)
-            return gate + bias.to(gate.dtype)
+            return self.work(input, weight, bias)
+
+        work = staticmethod(_gate_map)
 
     return GateConv
+
+
+def _gate_map(y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    # `fold` adds what each position contributes to its neighbours, so flip the kernel.
+    turned = weight[0].flip(1, 2).flatten(1).t()
+    maps = torch.bmm(turned.expand(len(y), -1, -1), y.flatten(2))
+    gate = F.fold(maps, y.shape[-2:], 3, padding=1)
+    return gate + bias.to(gate.dtype)
+
+
+def _run(layer: nn.Module, work: Callable[..., Any], x: Tensor) -> Any:
+    """Call a layer with another computation. A host's layer provides its weights, cast and moved
+    to the device, only while it runs."""
+    layer.work = work
+    try:
+        return layer(x)
+    finally:
+        del layer.work
 
 
 class MotionConv(nn.Module):
@@ -165,10 +186,58 @@ class MotionConv(nn.Module):
         onto: Tensor | None = None,
     ) -> Tensor:
         """Add the residual for y, `(b f) c h w`, to `onto` (by default to y itself)."""
+        if y.is_contiguous() and (onto is None or onto.is_contiguous()):
+            out = fused.attempt(self._fused, y, frames, strength, onto)
+            if out is not None:
+                return out
         gate = (torch.sigmoid(self.conv_gate(y)) * strength).unflatten(0, (-1, frames))
         temporal = self.conv1d(y.unflatten(0, (-1, frames)))
         onto = (y if onto is None else onto).unflatten(0, (-1, frames))
         return add_residual(onto, temporal, gate).flatten(0, 1)
+
+    def _fused(
+        self, y: Tensor, frames: int, strength: float | Tensor, onto: Tensor | None
+    ) -> Tensor:
+        """Three to six kernels: the gate, products over time, and one for the rest."""
+        positions = y.shape[2] * y.shape[3]
+        rows = y.shape[1] > _CHANNELS_A_POSITION * positions
+        x = y.flatten(2)
+        onto = y if onto is None else onto
+        gate, gated_sum = fused.operation("gate"), fused.operation("gated_sum")
+        factor = strength if isinstance(strength, Tensor) else None
+        scale = 1.0 if isinstance(strength, Tensor) else strength
+
+        def maps_and_windows(_: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+            return gate(x, weight.to(x.dtype).contiguous(), bias.to(x.dtype), frames, rows)
+
+        maps, windows = _run(self.conv_gate, maps_and_windows, y)
+
+        def add(_: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            taps, bias = _taps(weight.to(x.dtype)).flatten(0, 1), bias.to(x.dtype)
+            if rows:
+                temporal = torch.addmm(bias, windows, taps)
+                out = torch.empty_like(onto)
+                return gated_sum(onto, temporal, None, maps, factor, scale, out)
+            temporal = _windowed(x.unflatten(0, (-1, frames)), taps.t()).flatten(0, 1)
+            out = temporal.view(onto.shape)
+            return gated_sum(onto, temporal, bias, maps, factor, scale, out)
+
+        out: Tensor = _run(self.conv1d, add, y)
+        return out
+
+
+def _windowed(x: Tensor, matrix: Tensor) -> Tensor:
+    """matrix (x[i-2], x[i-1], x[i]) of `b f c n`, with zeros before frame 1; no gradient."""
+    b, f, c, n = x.shape
+    out = torch.empty_like(x)
+    for seen in range(1, min(f, 2) + 1):
+        part = matrix[:, -seen * c :].expand(b, -1, -1)
+        torch.bmm(part, x[:, :seen].flatten(1, 2), out=out[:, seen - 1])
+    if f > 2:
+        for video, result in zip(x, out, strict=True):
+            windows = video.as_strided((f - 2, 3 * c, n), (c * n, n, 1))
+            torch.bmm(matrix.expand(f - 2, -1, -1), windows, out=result[2:])
+    return out
 
 
 def add_residual(x: Tensor, residual: Tensor, factor: float | Tensor) -> Tensor:
@@ -196,14 +265,22 @@ class TemporalAttention(nn.Module):
 
     def forward(self, x: Tensor, frames: int) -> Tensor:
         """x: `(b f) n c` -> the same shape."""
-        # One sequence per position and head. `b (n heads) f d` is a view of the projections, so
-        # nothing is copied.
-        q, k, v = (
-            layer(x).unflatten(0, (-1, frames)).unflatten(-1, (self.heads, -1)).flatten(2, 3)
-            for layer in (self.to_q, self.to_k, self.to_v)
-        )
-        out = _attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)).transpose(1, 2)
-        return self.to_out[0](out.reshape(x.shape))
+        projected = [layer(x) for layer in (self.to_q, self.to_k, self.to_v)]
+        mixed = None
+        if frames <= fused.MAX_FRAMES and all(part.is_contiguous() for part in projected):
+            mixed = fused.attempt(
+                fused.operation("frame_attention"), *projected, frames, self.heads
+            )
+        if mixed is None:
+            # One sequence per position and head. `b (n heads) f d` is a view of the projections,
+            # so nothing is copied.
+            q, k, v = (
+                part.unflatten(0, (-1, frames)).unflatten(-1, (self.heads, -1)).flatten(2, 3)
+                for part in projected
+            )
+            out = _attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+            mixed = out.transpose(1, 2).reshape(x.shape)
+        return self.to_out[0](mixed)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

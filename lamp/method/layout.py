@@ -23,6 +23,8 @@ class FrameLayout:
     total: int | None = None
     # A factor on the motion for each video: see `motion_guidance`. None is 1 for all.
     motion_scales: tuple[float, ...] | None = None
+    # Whether the hooks act. They may stay on a UNet between the calls that they are for.
+    active: bool = True
 
     def check(self, x: Tensor) -> None:
         """Raises LampError if the batch `x` does not consist of whole videos."""
@@ -36,6 +38,12 @@ class FrameLayout:
         """`(b f t) ...` -> `b f t ...`; t is 1 unless a patch tiles the tokens of each frame."""
         self.check(x)
         return x.unflatten(0, (self.videos, self.frames, -1))
+
+    def apart(self, x: Tensor) -> Tensor:
+        """Tokens `b (f n) c`, as in first-frame attention, as `(b f) n c`; others unchanged."""
+        if self.frames == 1 or len(x) != self.videos:
+            return x
+        return x.unflatten(1, (self.frames, -1)).flatten(0, 1)
 
     @contextmanager
     def scaled_by(self, scales: Sequence[float]) -> Iterator[None]:

@@ -49,7 +49,7 @@ class MotionMask:
             )
         self._cache: dict[tuple[object, ...], Tensor] = {}
 
-    @property
+    @functools.cached_property
     def is_identity(self) -> bool:
         """Whether it changes nothing: the factor is 1 everywhere."""
         return self.mask is None and bool((self.strengths == 1).all())

@@ -8,17 +8,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from . import fused
 from .architecture import SiteMap
 from .attention import first_frame_kv
 from .layers import MotionConv, TemporalAttention, add_residual, initialise, initialise_attention
 from .layout import FrameLayout
 from .masks import MotionMask
+from .overrides import Replaced, wrap_forward
 
 # The trained parameters (paper sec. 4.1); norm_temp is new too, but keeps its initial values.
 TRAINED = ("conv1d", "conv_gate", "attn_temp", "attn1.to_q")
 GROUPNORM_MODES = ("pooled", "frame")
+# Tokens from which adding two matrices is faster than a second product.
+_MERGED_FROM = 256
 
 
 class Motion(nn.Module):
@@ -124,7 +129,8 @@ def attached(
     Args:
         unet: a UNet with the same site map as the motions.
         motions: at least one.
-        layout: the layout of the batches to come; it may be changed between calls.
+        layout: the layout of the batches to come; it may be changed between calls, and the motions
+            act only while it is `active`.
         groupnorm: `pooled` (statistics over all frames of a video, as the official code) or
             `frame`.
         first_frame: keys and values from frame 1 (paper eq. 5).
@@ -153,6 +159,8 @@ def attached(
 
 def _add_conv(conv: nn.Module, layers: Layers, layout: FrameLayout, stack: ExitStack) -> None:
     def motion(_: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor:
+        if not layout.active:
+            return y
         layout.check(y)
         if layout.without_motion:
             return y
@@ -170,15 +178,8 @@ def _add_conv(conv: nn.Module, layers: Layers, layout: FrameLayout, stack: ExitS
 def _add_block(
     block: nn.Module, layers: Layers, factor: Factor, layout: FrameLayout, stack: ExitStack
 ) -> None:
-    def tuned_query(_: nn.Module, args: tuple[Any, ...], q: Tensor) -> Tensor:
-        if layout.without_motion:
-            return q
-        for active, parts in layers:
-            q = add_residual(q, parts.attn1.to_q(args[0]), factor(active, q))
-        return q
-
     def temporal_attention(_: nn.Module, args: tuple[Any, ...], x: Tensor) -> Tensor:
-        if layout.without_motion:
+        if not layout.active or layout.without_motion:
             return x
         out = x
         for active, parts in layers:
@@ -186,8 +187,74 @@ def _add_block(
             out = add_residual(out, residual, factor(active, x))
         return out
 
-    stack.callback(block.attn1.to_q.register_forward_hook(tuned_query).remove)
+    queries = [(each, parts.attn1.to_q) for each, parts in layers]
+    _tune_query(block.attn1.to_q, queries, factor, layout, stack)
     stack.callback(block.register_forward_hook(temporal_attention).remove)
+
+
+def _tune_query(
+    to_q: nn.Module, layers: Layers, factor: Factor, layout: FrameLayout, stack: ExitStack
+) -> None:
+    """Add the trained changes to a query projection: to its weight if one change holds for all
+    tokens, so that no second product is needed, else to its output."""
+    plain = "forward" not in vars(to_q)  # other code in the layer may use the weight twice
+
+    def merged(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        for active, layer in layers:
+            changed = _changed(weight, layer, x, active.strength)
+            if changed is None:
+                return NotImplemented
+            weight = changed
+        return F.linear(x, weight, bias)
+
+    def make(own: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def forward(x: Tensor) -> Tensor:
+            if not layers or not layout.active or layout.without_motion:
+                return own(x)
+            if plain and _is_mergeable(x, layers, layout):
+                with Replaced(F.linear, merged) as replaced:
+                    out = own(x)
+                if replaced.answered:
+                    return out
+            else:
+                out = own(x)
+            q = layout.apart(out)
+            for active, layer in layers:
+                q = add_residual(q, layout.apart(layer(x)), factor(active, q))
+            return q.reshape(out.shape)
+
+        return forward
+
+    wrap_forward(to_q, make, stack)
+
+
+def _is_mergeable(x: Tensor, layers: Layers, layout: FrameLayout) -> bool:
+    return (
+        not torch.is_grad_enabled()
+        and not torch.compiler.is_compiling()
+        and layout.motion_scales is None
+        and all(each.motion_mask is None or each.motion_mask.is_identity for each, _ in layers)
+        and x.numel() >= _MERGED_FROM * x.shape[-1]
+    )
+
+
+def _changed(weight: Tensor, layer: nn.Module, x: Tensor, strength: float) -> Tensor | None:
+    """The weight of the host's layer, as cast and patched in this call, plus that of a motion's
+    layer times `strength`; None if one of them is not a plain matrix."""
+
+    def add(_: Tensor, change: Tensor, bias: Tensor | None = None) -> Tensor:
+        if not (_is_plain(weight) and _is_plain(change) and weight.shape == change.shape):
+            return NotImplemented
+        return torch.add(weight, change.to(weight.dtype), alpha=strength)
+
+    with Replaced(F.linear, add) as replaced:
+        out: Tensor = layer(x)
+    return out if replaced.answered else None
+
+
+def _is_plain(weight: Tensor) -> bool:
+    """Whether it is no packed tensor of another library (GGUF, fp8 with scales)."""
+    return weight.is_floating_point() and type(weight).__module__.partition(".")[0] == "torch"
 
 
 def _token_factor(transformer: nn.Module, layout: FrameLayout, stack: ExitStack) -> Factor:
@@ -208,17 +275,33 @@ def _token_factor(transformer: nn.Module, layout: FrameLayout, stack: ExitStack)
 
 
 def _pool_norm(norm: nn.Module, layout: FrameLayout, stack: ExitStack) -> None:
-    """Give a GroupNorm `b c f h w`: mean and variance over f, h, w (official code)."""
+    """Let a GroupNorm take mean and variance over f, h, w (official code)."""
 
-    def gather(_: nn.Module, args: tuple[Any, ...]) -> tuple[Tensor]:
-        layout.check(args[0])
-        return (args[0].unflatten(0, (-1, layout.frames)).transpose(1, 2),)
+    def pooled(
+        x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> Tensor:
+        if weight is None or bias is None or not x.is_contiguous():
+            return NotImplemented
+        given = (layout.frames, groups, weight.to(x.dtype), bias.to(x.dtype), eps)
+        out = fused.attempt("pooled_norm", x, *given)
+        return NotImplemented if out is None else out
 
-    def scatter(_: nn.Module, args: tuple[Any, ...], out: Tensor) -> Tensor:
-        return out.transpose(1, 2).flatten(0, 1)
+    def make(own: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def forward(x: Tensor) -> Tensor:
+            if not layout.active:
+                return own(x)
+            layout.check(x)
+            if fused.ready(x):
+                with Replaced(F.group_norm, pooled) as replaced:
+                    out = own(x)
+                if replaced.answered:
+                    return out
+            video = x.unflatten(0, (-1, layout.frames)).transpose(1, 2)
+            return own(video).transpose(1, 2).flatten(0, 1)
 
-    stack.callback(norm.register_forward_pre_hook(gather).remove)
-    stack.callback(norm.register_forward_hook(scatter).remove)
+        return forward
+
+    wrap_forward(norm, make, stack)
 
 
 def _add_at(root: nn.Module, name: str, module: nn.Module) -> None:

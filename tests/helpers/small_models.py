@@ -56,4 +56,8 @@ def random_motion(unet: nn.Module, seed: int = 1) -> Motion:
 
 
 def hook_count(module: nn.Module) -> int:
-    return sum(len(part._forward_hooks) + len(part._forward_pre_hooks) for part in module.modules())
+    """Hooks and replaced methods on all parts of a module."""
+    return sum(
+        len(part._forward_hooks) + len(part._forward_pre_hooks) + ("forward" in vars(part))
+        for part in module.modules()
+    )

@@ -8,9 +8,12 @@ from functools import cache, partial
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from lamp.errors import LampError
+from lamp.method import attention
 from lamp.method.architecture import BlockSite, map_unet
 from lamp.method.host import Host
 from lamp.method.layout import FrameLayout
@@ -192,3 +195,133 @@ def test_initialising_depends_on_the_seed_only(host: Host) -> None:
     assert all(torch.equal(first[name], again[name]) for name in first)
     differing = {name for name in first if not torch.equal(first[name], other[name])}
     assert differing == {name for name in first if ".attn_temp.to_" in name and "_out" not in name}
+
+
+def products(block: torch.nn.Module, run: Callable[[], object]) -> list[tuple[int, ...]]:
+    """The shapes of the weights of all linear products while the block's query is computed."""
+    shapes: list[tuple[int, ...]] = []
+
+    class Count(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if func is F.linear:
+                shapes.append(tuple(args[1].shape))
+            return func(*args, **(kwargs or {}))
+
+    counter: list[Count] = []
+
+    def begin(*_: object) -> None:
+        counter.append(Count().__enter__())
+
+    def end(*_: object) -> None:
+        counter.pop().__exit__(None, None, None)
+
+    handles = [
+        block.attn1.to_q.register_forward_pre_hook(begin),
+        block.attn1.to_q.register_forward_hook(end),
+    ]
+    try:
+        run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return shapes
+
+
+def first_block(host: Host) -> torch.nn.Module:
+    return host.unet.get_submodule(map_unet(host.unet).blocks[0].module)
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.3])
+def test_a_changed_query_is_one_product_with_the_weight_of_the_moment(
+    host: Host, strength: float
+) -> None:
+    motion, block = random_motion(host.unet), first_block(host)
+    weight = block.attn1.to_q.weight
+    run = partial(predict, host, motion, 3, strength=strength)
+    assert len(products(block, run)) == 1
+    merged = run()
+    with torch.no_grad(), motion.attached(host.unet, FrameLayout(3), strength=strength):
+        with torch.enable_grad():  # two products
+            separate = host.predict(*inputs(3))
+        torch.testing.assert_close(merged, separate.detach(), rtol=1e-5, atol=1e-6)
+        # A LoRA of a later step, as ComfyUI's hooks apply it: nothing of the old weight remains.
+        own = weight.clone()
+        try:
+            weight.add_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(1)))
+            changed = host.predict(*inputs(3))
+            with torch.enable_grad():
+                separate = host.predict(*inputs(3))
+        finally:
+            weight.copy_(own)
+    assert not torch.allclose(changed, merged, atol=1e-3)
+    torch.testing.assert_close(changed, separate.detach(), rtol=1e-5, atol=1e-6)
+
+
+class Packed(torch.Tensor):
+    """Twice a weight, as which only a linear layer uses it: like the packed weights of other
+    libraries, these are not the numbers that they seem to be."""
+
+    __module__ = "gguf"
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is F.linear:
+            return F.linear(args[0], args[1].as_subclass(Tensor) / 2)
+        return super().__torch_function__(func, types, args, kwargs)
+
+
+def test_packed_weights_and_replaced_layers_get_the_change_as_a_second_product(host: Host) -> None:
+    motion, block = random_motion(host.unet), first_block(host)
+    expected, to_q = predict(host, motion, 3), block.attn1.to_q
+    own = to_q.weight
+    try:
+        packed = (own.detach() * 2).as_subclass(Packed)
+        to_q.weight = torch.nn.Parameter(packed, requires_grad=False)
+        got = predict(host, motion, 3).as_subclass(Tensor)
+    finally:
+        to_q.weight = own
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
+    inner = to_q.forward
+    try:
+        to_q.forward = lambda x: inner(x) + 0.5 * inner(x)  # as an adapter that bypasses weights
+        assert len(products(block, partial(predict, host, motion, 3))) == 3
+        assert vars(to_q)["forward"] is not inner
+    finally:
+        del to_q.forward
+
+
+def test_where_other_code_takes_part_the_batch_of_self_attention_keeps_its_shape(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the numbers are the same."""
+    motion, block, seen = random_motion(host.unet), first_block(host), []
+
+    def note(layer: object, args: tuple[Tensor, ...], out: Tensor) -> None:
+        seen.append(len(args[0]))
+
+    handle = block.attn1.to_out[0].register_forward_hook(note)
+    try:
+        joined = predict(host, motion, 3, videos=2)
+        monkeypatch.setattr(attention, "_is_alone", lambda *_: False)
+        apart = predict(host, motion, 3, videos=2)
+    finally:
+        handle.remove()
+    torch.testing.assert_close(joined, apart, rtol=1e-4, atol=1e-5)
+    assert seen == [2, 6]
+
+
+def test_keys_masks_and_replaced_attention_count_as_other_code() -> None:
+    layout, x = FrameLayout(3, 2), torch.zeros(6, 4, 8)
+
+    def alone(*args: object, **kwargs: object) -> bool:
+        return attention._is_alone(args, kwargs, layout)
+
+    def options(override: object) -> dict[str, object]:
+        return {"optimized_attention_override": override}
+
+    assert alone(x, context=None, mask=None, transformer_options={})
+    assert alone(x, transformer_options=options(attention.torch_attention))
+    assert not alone(x, x)
+    assert not alone(x, mask=torch.zeros(4, 4))
+    assert not alone(x, transformer_options=options(lambda *_: None))
+    assert not alone(x[:3])  # tiles, or a part of the batch

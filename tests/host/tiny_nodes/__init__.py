@@ -253,7 +253,10 @@ class CountHooks(io.ComfyNode):
     @classmethod
     def execute(cls, model):
         modules = list(model.model.diffusion_model.modules())
-        hooks = sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in modules)
+        hooks = sum(
+            len(m._forward_hooks) + len(m._forward_pre_hooks) + ("forward" in vars(m))
+            for m in modules
+        )
         return io.NodeOutput(ui={"hooks": [hooks]})
 
 

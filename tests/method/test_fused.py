@@ -1,0 +1,77 @@
+"""When the fused kernels are used, and that a failure is reported; see `interpreted_kernels`."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from lamp.method import fused
+from lamp.method.layers import MotionConv
+
+
+def test_the_kernels_are_their_formulas() -> None:
+    """In a process of its own, as Triton chooses between compiler and interpreter at import."""
+    pytest.importorskip("triton")
+    file = Path(__file__).with_name("interpreted_kernels.py")
+    found = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", str(file)],
+        env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stdout[-4000:]
+
+
+def small_layer() -> MotionConv:
+    conv = MotionConv(5).requires_grad_(False)
+    for parameter in conv.parameters():
+        parameter.copy_(torch.randn(parameter.shape))
+    return conv
+
+
+def test_a_kernel_that_fails_is_reported_once_and_not_used(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> Tensor:
+        raise RuntimeError("ptxas exited with 7")
+
+    monkeypatch.setattr(fused, "_broken", set())
+    monkeypatch.setattr(fused, "ready", lambda x: not fused._broken)
+    monkeypatch.setattr(fused, "operation", lambda name: fail)
+    conv, y = small_layer(), torch.randn(4, 5, 3, 3)
+    with torch.no_grad(), caplog.at_level(logging.WARNING, "lamp"):
+        first, second = conv(y, 2), conv(y, 2)
+    torch.testing.assert_close(first, conv(y, 2))
+    assert torch.equal(first, second)
+    assert [record.message.count("ptxas exited with 7") for record in caplog.records] == [1]
+
+
+def test_running_out_of_memory_is_not_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(fused, "ready", lambda x: True)
+    monkeypatch.setattr(fused, "operation", lambda name: fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        small_layer()(torch.randn(4, 5, 3, 3), 2)
+
+
+def test_kernels_are_for_gpus_without_gradients() -> None:
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    pytest.importorskip("triton")
+    with torch.no_grad():
+        assert not fused.ready(torch.empty(1))
+        if torch.cuda.is_available():
+            pytest.skip("simulated tensors are for machines without a GPU")
+        with FakeTensorMode():
+            x = torch.empty(1, device="cuda", dtype=torch.float16)
+            assert fused.ready(x)
+            with torch.enable_grad():
+                assert not fused.ready(x)
+            assert not fused.ready(x.double())
