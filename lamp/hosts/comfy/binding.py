@@ -1,7 +1,7 @@
 """ComfyUI's UNet as host: a motion bound to a MODEL by wrappers and scoped hooks.
 
 Only ComfyUI's public means are used: a `ModelPatcher` clone, wrappers, and an additional model
-under its memory manager. Forward hooks exist for one UNet call only, so none remain after a
+under its memory manager. Forward hooks exist for one sampling run only: none remain after a
 success, an error or a cancel.
 """
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from ...errors import LampError, MotionFileError
 from ...method.architecture import base_hash, map_unet
 from ...method.masks import MotionMask, all_hold, hold_first_frame, restore_held
-from ...method.motion import ActiveMotion, Motion, attached, motion_masks_of
+from ...method.motion import ActiveMotion, Motion, motion_masks_of
 from ...method.motion_guidance import check_motion_guidance
 from ...method.noise import share_noise
 from ...motion_file.file import MotionFile
@@ -211,7 +211,9 @@ def _outer_sample(bound: BoundMotion) -> Callable[..., Tensor]:
         latent_image = fill_protected(latent_image, denoise_mask)
         try:
             out = executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
+            run.checks.finish()
         finally:
+            run.release()
             options.pop(KEY, None)
             for motion_mask in bound.motion_masks:
                 if motion_mask is not None:
@@ -282,7 +284,7 @@ def _predict_noise(bound: BoundMotion) -> Callable[..., Tensor]:
             return executor(x, timestep, options, seed)
         model = executor.class_obj.inner_model
         _check_size(run, x)
-        check_one_noise_level(timestep)
+        check_one_noise_level(timestep, run.checks)
         scale = model.model_sampling.calculate_input(timestep[:1], torch.ones_like(x[:1]))
         shown = x
         if run.first is not None:
@@ -344,30 +346,34 @@ def _diffusion_model(bound: BoundMotion) -> Callable[..., Tensor]:
         ]
         # Inversion shows frame 1 as it is, and retraces what the model says without guidance.
         guided = bound.motion_guidance != 1.0 and run.first is not None
-        with (
-            run.attending(),
-            attached(
-                executor.class_obj,
-                motions,
-                layout,
-                groupnorm=bound.groupnorm,
-                first_frame=bound.first_frame,
-            ),
-        ):
+        unet, how = (
+            executor.class_obj,
+            {"groupnorm": bound.groupnorm, "first_frame": bound.first_frame},
+        )
 
-            def call(control: Any) -> Tensor:
-                return executor(x, timesteps, context, y, control, options, **kwargs)
+        def call(control: Any) -> Tensor:
+            return executor(x, timesteps, context, y, control, options, **kwargs)
 
+        # The UNet takes the outputs of ControlNets out of their lists.
+        untouched = None if control is None else {key: [*part] for key, part in control.items()}
+        with run.attending(unet, motions, layout, **how) as seen:
             if guided and any(each.strength for each in motions):
-                out = call_guided(call, control, run, layout, options, bound.motion_guidance)
+                out = call_guided(call, control, run, seen, options, bound.motion_guidance)
             else:
                 out = call(control)
-            if not out.isfinite().all():
-                networks = {f"motion {n}": e.motion for n, e in enumerate(bound.all, start=1)}
-                with find_overflow({**networks, "MODEL": executor.class_obj}) as found:
-                    call(control)
-                raise LampError(_overflow(found, x.dtype))
-            return out
+
+        def explain() -> LampError:
+            networks = {f"motion {n}": e.motion for n, e in enumerate(bound.all, start=1)}
+            with (
+                run.attending(unet, motions, layout, **how),
+                find_overflow({**networks, "MODEL": unet}) as found,
+            ):
+                call(untouched)
+            return LampError(_overflow(found, x.dtype))
+
+        run.checks.add(out.isfinite().all(), explain)
+        run.checks.turn()
+        return out
 
     return diffusion_model
 
@@ -394,6 +400,8 @@ def _check_whole_picture(motion_masks: list[MotionMask | None], x: Tensor, run: 
 
 def _within(bound: BoundMotion, run: Run, options: dict[str, Any]) -> bool:
     """Whether the motion acts at the noise level of this call; True if there is none."""
+    if bound.start_percent <= 0.0 and bound.end_percent >= 1.0:
+        return True  # without reading the level, for which the CPU would wait
     sigmas = options.get("sigmas")
     if run.sampling is None or sigmas is None:
         return True

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ...errors import LampError
+from .deferred import DeferredChecks
 from .run import KEY
 
 
@@ -63,16 +64,19 @@ def check_other_nodes(guider: Any) -> None:
         )
 
 
-def check_one_noise_level(sigmas: Tensor) -> None:
+def check_one_noise_level(sigmas: Tensor, checks: DeferredChecks) -> None:
     """Refuse a prediction (`sigmas`: `f`) that treats the frames as separate images.
 
     Raises:
         LampError: the frames have different noise levels.
     """
-    low, high = (sigma.item() for sigma in sigmas.aminmax())
-    if low != high:
-        raise LampError(
+
+    def explain() -> LampError:
+        low, high = (sigma.item() for sigma in sigmas.aminmax())
+        return LampError(
             f"A node calls this MODEL with noise levels from {low:.4g} to {high:.4g} at once, and "
             "a LAMP motion needs one level for all frames. Train LoRA does so: connect the MODEL "
             "to it without the motion."
         )
+
+    checks.add((sigmas == sigmas[0]).all(), explain)

@@ -6,9 +6,9 @@ then be wrong without an error, so the run knows its number of frames and checks
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from ...errors import LampError
 from ...method.layout import FrameLayout
+from ...method.motion import ActiveMotion, attached
+from .deferred import DeferredChecks
 
 KEY = "lamp_motion"
 # Key in the options of a MODEL that samples a piece of a longer video, see `Piece`.
@@ -51,7 +53,10 @@ class Run:
     `given` is starting noise that must not be mixed, `latent` the host's latent image (`f c h w`,
     model scale), `first` its clean frame 1 (`1 c h w`; None shows the frames as they are), `guider`
     and `sampling` the host's own. `shown` is the input of the UNet (`f c h w`) in the prediction
-    under way and `denoised` the last prediction.
+    under way and `denoised` the last prediction. `checks` are those of its calls.
+
+    The hooks of the motions stay on the UNet from the first call to `release`, and act only in the
+    calls of this run.
     """
 
     frames: int
@@ -68,6 +73,10 @@ class Run:
     bypassed: int = 0
     layers_seen: int = 0
     plain_guidance: bool = False
+    checks: DeferredChecks = field(default_factory=DeferredChecks)
+    _hooks: ExitStack = field(default_factory=ExitStack)
+    _hooked: tuple[Any, ...] = ()
+    _layout: FrameLayout | None = None
 
     @property
     def whole(self) -> Piece:
@@ -113,24 +122,50 @@ class Run:
             return
         usual = len(x) == len(rows) * len(options.get("cond_or_uncond", [0]))
         frames = self.shown[rows]
-        wrong = (~_shows(x, frames)).nonzero().flatten()
-        for number in wrong.tolist():
-            if usual and not _shows(x[number].expand(len(rows), -1, -1, -1), frames).any():
-                continue
-            raise LampError(
-                f"Image {number + 1} of {len(x)} in a call of the model is not the expected frame "
-                "of the video: another node on this MODEL reorders or replaces frames. Remove it."
-            )
+        expected = _shows(x, frames)
+
+        def explain() -> LampError | None:
+            for number in (~expected).nonzero().flatten().tolist():
+                if usual and not _shows(x[number].expand(len(rows), -1, -1, -1), frames).any():
+                    continue
+                return LampError(
+                    f"Image {number + 1} of {len(x)} in a call of the model is not the expected "
+                    "frame of the video: another node on this MODEL reorders or replaces frames. "
+                    "Remove it."
+                )
+            return None
+
+        self.checks.add(expected.all(), explain)
 
     @contextmanager
-    def attending(self) -> Iterator[None]:
-        """Mark one call of the UNet in which the motion acts."""
+    def attending(
+        self, unet: nn.Module, motions: Sequence[ActiveMotion], layout: FrameLayout, **how: Any
+    ) -> Iterator[FrameLayout]:
+        """Let motions act in one call of the UNet.
+
+        Args:
+            how: see `lamp.method.motion.attached`.
+
+        Yields:
+            the layout that the hooks read, with the values of the given one.
+        """
+        hooked = (unet, motions, how)
+        if self._layout is None or self._hooked != hooked:
+            self.release()
+            self._hooks.enter_context(attached(unet, motions, layout, **how))
+            self._hooked, self._layout = hooked, layout
+        vars(self._layout).update(vars(layout))
         self.acting = True
         self.acted += 1
         try:
-            yield
+            yield self._layout
         finally:
-            self.acting = False
+            self.acting = self._layout.active = False
+
+    def release(self) -> None:
+        """Remove all hooks."""
+        self._hooks.close()
+        self._hooked, self._layout = (), None
 
     @contextmanager
     def watched(self, unet: nn.Module, ends: tuple[str, str], wrapper: Any) -> Iterator[None]:
