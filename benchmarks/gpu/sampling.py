@@ -92,7 +92,7 @@ def _fused(session: Session, name: str) -> dict[str, Any]:
     if not used:
         return {"used": False}
     found = fused.differences(session.device.kind, DTYPES[name])
-    with fused.off():
+    with fused.only_on():
         plain = call.lamp()
     return {
         "used": True,
@@ -123,7 +123,7 @@ def _speed(session: Session, name: str, videos: int) -> dict[str, Any]:
         "lamp_seconds": session.seconds(call.lamp), "plain_seconds": session.seconds(call.plain),
     }  # fmt: skip
     figures["tax"] = figures["lamp_seconds"] / figures["plain_seconds"]
-    with fused.off():
+    with fused.only_on():
         figures["unfused_seconds"] = session.seconds(call.lamp)
     try:
         literal = call.literal(session.sizes.config)

@@ -37,7 +37,7 @@ class Card:
 
     def _one(self, kernel: Kernel) -> float:
         moving = kernel.bytes / (self.bandwidth * self.memory_share)
-        if kernel.name == "aten::native_group_norm":
+        if kernel.name in ("aten::native_group_norm", "lamp::pooled_norm"):
             moving *= 1.5  # it reads its input twice
         computing = 0.0
         if kernel.is_flash_attention:

@@ -64,7 +64,8 @@ class KernelList(TorchDispatchMode):
         out = func(*args, **kwargs)
         results = [t for t in _tensors(out) if t.is_meta]
         if results and not _is_free(func):
-            given = [t for t in _tensors((*args, *kwargs.values())) if t.is_meta]
+            inputs = (value for key, value in kwargs.items() if key != "out")
+            given = [t for t in _tensors((*args, *inputs)) if t.is_meta]
             name = func._schema.name
             self.kernels.append(_kernel(name, given, results))
         return out

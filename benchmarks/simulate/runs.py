@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from benchmarks.speed.models import SD15_CONFIG, TEXT_TOKENS, empty_unet
+from lamp.method import fused
 from lamp.method.architecture import map_unet, text_width
 from lamp.method.host import Host
 from lamp.method.layout import FrameLayout
@@ -91,7 +92,7 @@ class Subject:
             if motion:
                 layout = FrameLayout(shape.frames, videos)
                 stack.enter_context(learned.attached(unet, layout))
-            for mode in (trace, kernels, DeviceRules("cuda", None)):
+            for mode in (fused.only_on("meta"), trace, kernels, DeviceRules("cuda", None)):
                 stack.enter_context(mode)
             self.host.predict(x, torch.zeros(videos, dtype=torch.long), text)
         weights = sum(p.nbytes for p in given)

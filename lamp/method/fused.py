@@ -25,30 +25,30 @@ MAX_FRAMES = 64  # of `frame_attention`
 _TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 6e-2}
 
 _broken: set[tuple[str, torch.dtype]] = set()
-_wanted = True
+_kinds = frozenset(("cuda",))
 
 
 @contextmanager
-def off() -> Iterator[None]:
-    """Use PyTorch's operations while the block lasts, to compare with them."""
-    global _wanted
-    before, _wanted = _wanted, False
+def only_on(*kinds: str) -> Iterator[None]:
+    """Use the kernels on these kinds of devices while the block lasts: on none, to compare with
+    PyTorch's operations, or on `meta`, to simulate a GPU."""
+    global _kinds
+    before, _kinds = _kinds, frozenset(kinds)
     try:
         yield
     finally:
-        _wanted = before
+        _kinds = before
 
 
 def ready(x: Tensor) -> bool:
     """Whether the fused kernels can be used on `x`: they have no gradient, and torch.compile fuses
     PyTorch's operations by itself."""
     return (
-        x.is_cuda
-        and _wanted
+        x.device.type in _kinds
         and not torch.is_grad_enabled()
         and not torch.compiler.is_compiling()
         and x.dtype in _DTYPES
-        and not torch.is_autocast_enabled(x.device.type)
+        and not torch.is_autocast_enabled("cuda")
         and _works(str(x.device), x.dtype)
         and (str(x.device), x.dtype) not in _broken
     )
@@ -82,10 +82,10 @@ def _give_up(x: Tensor, reason: object) -> None:
 @functools.cache
 def _works(device: str, dtype: torch.dtype) -> bool:
     """Whether Triton is installed and its kernels agree with PyTorch on this device."""
+    if device == "meta":
+        return True  # nothing runs there
     if importlib.util.find_spec("triton") is None:
         return False
-    if not torch.cuda.is_available():
-        return True  # simulated tensors (FakeTensorMode), on which nothing runs
     like = torch.empty((), device=device, dtype=dtype)
     try:
         with torch.random.fork_rng([like.device]):
