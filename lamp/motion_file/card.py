@@ -1,4 +1,4 @@
-"""The page of a motion for a sharing site: Markdown with the metadata block that model hubs read."""
+"""The page of a motion for a sharing site: Markdown, with the metadata that model hubs read."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def motion_card(file: MotionFile, preview: str = "", size: str = "") -> str:
         "Converted from": file.metadata.get(SOURCE_KEY, ""),
         "Started from": starts(file.metadata),
     }
-    picture = f"![Preview]({_escape(preview)})\n\n" if preview else ""
+    picture = f"![Preview](<{re.sub('[<>]', '', _code(preview))}>)\n\n" if preview else ""
     return (
         f"{_front_matter(license_name)}\n# {_escape(title)}\n\n"
         "A LAMP motion for ComfyUI: it animates a first frame.\n\n"
