@@ -102,8 +102,10 @@ def install_torchaudio(lines: list[str], host: Path) -> None:
         if can_import("torchaudio"):
             return
         last = importlib.metadata.version("torchaudio").split("+")[0]
-        say(f"  torchaudio {last} does not fit the installed PyTorch; installing PyTorch {last}")
-        pip("install", f"torch=={last}", "torchvision", f"torchaudio=={last}")
+        # They share the minor release only: there is a torchaudio 2.11.1, but no PyTorch 2.11.1.
+        line = ".".join(last.split(".")[:2])
+        say(f"  torchaudio {last} does not fit the installed PyTorch; installing PyTorch {line}")
+        pip("install", f"torch=={line}.*", "torchvision", f"torchaudio=={last}")
         if can_import("torchaudio"):
             return
         reason = "it cannot be imported"

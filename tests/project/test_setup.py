@@ -124,7 +124,7 @@ def pip_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[tuple[str
     calls: list[tuple[str, ...]] = []
     monkeypatch.setattr(setup_host, "DONE", tmp_path / "done.json")
     monkeypatch.setattr(setup_host, "pip", lambda *arguments: calls.append(arguments))
-    versions = {"torch": "2.90.0+cu150", "torchaudio": "2.11.0+cu130"}
+    versions = {"torch": "2.90.0+cu150", "torchaudio": "2.11.1+cu130"}
     monkeypatch.setattr("importlib.metadata.version", versions.__getitem__)
     return calls
 
@@ -146,7 +146,7 @@ def test_pytorch_goes_back_to_the_last_one_that_torchaudio_fits(
     answers = iter([False, True])
     monkeypatch.setattr(setup_host, "can_import", lambda _: next(answers))
     setup_host.install_requirements(make_host(tmp_path / "host", "torch\ntorchaudio\n"))
-    assert pip_calls[-1] == ("install", "torch==2.11.0", "torchvision", "torchaudio==2.11.0")
+    assert pip_calls[-1] == ("install", "torch==2.11.*", "torchvision", "torchaudio==2.11.1")
 
 
 def test_setup_fails_where_no_torchaudio_works(
