@@ -148,6 +148,16 @@ class Page:
         self.top += 104
 
 
+def tagged(image: Image.Image) -> Image.Image:
+    """A copy with a tag in the corner, which tells a toy twin from its original."""
+    image = image.copy()
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(size=24)
+    left, top = SIDE - 106, SIDE - 48
+    draw.rounded_rectangle((left, top, SIDE - 8, SIDE - 8), 8, _PAPER, _ORANGE, 3)
+    draw.text(((left + SIDE - 8) / 2, top + 20), "TOY", _ORANGE, font, anchor="mm")
+    return image
+
+
 def scaled(frame: NDArray[np.uint8], side: int) -> Image.Image:
     return Image.fromarray(frame).resize((side, side), Image.Resampling.NEAREST)
 
@@ -290,9 +300,9 @@ def main() -> int:
             prompt = prompt_of(name)
             page = Page()
             DRAW[name](page, Run(server, prompt, server.queue(prompt, timeout=3600).check()))
-            for title in (TITLES[name], TITLES.get(f"{name}_toy")):
-                if title is not None:
-                    page.image.save(FOLDER / f"{title}.jpg", quality=88)
+            page.image.save(FOLDER / f"{TITLES[name]}.jpg", quality=88)
+            if f"{name}_toy" in TITLES:
+                tagged(page.image).save(FOLDER / f"{TITLES[f'{name}_toy']}.jpg", quality=88)
             print(name, flush=True)
     return 0
 

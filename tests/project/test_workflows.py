@@ -187,6 +187,12 @@ def test_notes_and_groups_are_in_english_and_chinese(name: str) -> None:
     assert all(each == named[0] for each in named)
 
 
+@pytest.mark.parametrize("twin", TWINS)
+def test_the_thumbnail_of_a_toy_twin_differs(twin: str) -> None:
+    files = (FOLDER / f"{TITLES[name]}.jpg" for name in (twin, TWINS[twin]))
+    assert len({file.read_bytes() for file in files}) == 2
+
+
 @pytest.mark.parametrize("picture", sorted(FOLDER.glob("*.jpg")), ids=lambda path: path.stem)
 def test_a_thumbnail_belongs_to_a_workflow_and_is_small(picture: Path) -> None:
     assert picture.stem in TITLES.values()
