@@ -98,7 +98,8 @@ function passOn(event, target, file) {
 
 async function onDrop(event) {
     const [file, ...others] = event.dataTransfer?.files ?? []
-    if (event.defaultPrevented || passedOn.has(event) || app.dragOverNode) return
+    if (event.defaultPrevented || passedOn.has(event)) return
+    if (app.dragOverNode?.onDragDrop) return // the front end gives the file to this node
     if (others.length || !file?.name.endsWith('.safetensors')) return
     // Whether it is a motion is known only after the front end's own listener would have run.
     event.preventDefault()
