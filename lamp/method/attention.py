@@ -1,4 +1,4 @@
-"""First-frame keys and values in spatial self-attention (paper eq. 5).
+"""First-frame keys and values in spatial self-attention (paper eq. 5), and attention over frames.
 
     Attention(Q^i, K^1, V^1) = softmax(Q^i (K^1)^T / sqrt(d)) V^1
 
@@ -10,13 +10,42 @@ batch keeps its shape, and the output of `to_k` and `to_v` is expanded to all fr
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .layout import FrameLayout
+
+# CUDA kernels put the sequences on a grid axis of at most 65,535.
+_MAX_SEQUENCES = 32768
+# Fused kernels work on tiles of 64 to 128 tokens, and their backward pass has memory for whole
+# tiles. Up to this number of tokens the scores are no larger than queries and keys, and plain
+# products have the faster backward pass on every device.
+_FEW_TOKENS = 32
+
+
+def attend_frames(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention of many short sequences, `b s f d` with s sequences of f tokens."""
+    learns = torch.is_grad_enabled() and q.requires_grad
+    attend: Callable[..., Tensor] = F.scaled_dot_product_attention
+    if learns and q.shape[2] <= _FEW_TOKENS:
+        attend = _plain_attention
+    if q.shape[1] <= _MAX_SEQUENCES:
+        return attend(q, k, v)
+    parts = (t.split(_MAX_SEQUENCES, dim=1) for t in (q, k, v))
+    return torch.cat([attend(*part) for part in zip(*parts, strict=True)], dim=1)
+
+
+def _plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """The product scales its result before rounding it."""
+    shape, nothing = q.shape, q.new_zeros(())
+    q, k, v = (t.flatten(0, 1) for t in (q, k, v))
+    scores = torch.baddbmm(nothing, q, k.transpose(1, 2), beta=0, alpha=q.shape[-1] ** -0.5)
+    return torch.bmm(scores.softmax(-1), v).view(shape)
 
 
 def first_frame_kv(attn1: nn.Module, layout: FrameLayout, stack: ExitStack) -> None:

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from . import fused
+from .attention import attend_frames
 
-# CUDA attention kernels put the heads on a grid axis of at most 65,535.
-_MAX_SEQUENCES = 32768
 # Up to this ratio the feature map of one frame is a matrix wide enough for a fast product. Beyond
 # it one product over all frames is faster, although the input has to be copied.
 _CHANNELS_A_POSITION = 4
@@ -278,17 +277,9 @@ class TemporalAttention(nn.Module):
                 part.unflatten(0, (-1, frames)).unflatten(-1, (self.heads, -1)).flatten(2, 3)
                 for part in projected
             )
-            out = _attend(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+            out = attend_frames(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
             mixed = out.transpose(1, 2).reshape(x.shape)
         return self.to_out[0](mixed)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    if q.shape[1] <= _MAX_SEQUENCES:
-        return F.scaled_dot_product_attention(q, k, v)
-    parts = (t.split(_MAX_SEQUENCES, dim=1) for t in (q, k, v))
-    parted = [F.scaled_dot_product_attention(*part) for part in zip(*parts, strict=True)]
-    return torch.cat(parted, dim=1)
 
 
 def initialise(conv: MotionConv) -> None:

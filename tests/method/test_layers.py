@@ -7,9 +7,10 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from lamp.method import layers
+from lamp.method import attention, layers
 from lamp.method.layers import MotionConv, TemporalAttention, causal_conv1d
 
 
@@ -131,14 +132,28 @@ def test_attention_is_the_formula() -> None:
 
 
 @pytest.mark.parametrize("limit", [1, 4, 5])
+@pytest.mark.parametrize("learns", [False, True])
 def test_attention_split_over_many_positions_is_the_same(
-    limit: int, monkeypatch: pytest.MonkeyPatch
+    limit: int, learns: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = randomised(TemporalAttention(8, 2))
-    x = randn(2 * 3, 6, 8)
-    whole = module(x, 3)
-    monkeypatch.setattr(layers, "_MAX_SEQUENCES", limit)
-    torch.testing.assert_close(module(x, 3), whole)
+    x = randn(2 * 3, 6, 8).requires_grad_(learns)
+    with torch.set_grad_enabled(learns):
+        whole = module(x, 3)
+        monkeypatch.setattr(attention, "_MAX_SEQUENCES", limit)
+        torch.testing.assert_close(module(x, 3), whole)
+
+
+@pytest.mark.parametrize("frames", [5, 40])  # plain products, and PyTorch's kernel
+def test_attention_learns_what_pytorch_does(frames: int) -> None:
+    q, k, v = (randn(2, 3, frames, 4).requires_grad_() for _ in range(3))
+    upstream = randn(2, 3, frames, 4)
+    gradients = [
+        torch.autograd.grad(attend(q, k, v), (q, k, v), upstream)
+        for attend in (attention.attend_frames, F.scaled_dot_product_attention)
+    ]
+    for ours, theirs in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
 
 
 def test_a_new_layer_adds_exactly_nothing() -> None:
