@@ -81,8 +81,8 @@ def make_optimizer(motion: Motion, config: TrainConfig) -> torch.optim.Optimizer
     kind: Any = torch.optim.AdamW
     if config.optimizer != "adamw":
         kind = _library(config.optimizer)
-    elif next(motion.parameters()).device.type == "cpu":
-        settings["fused"] = True  # one pass over memory; the default on GPUs is fast already
+    elif next(motion.parameters()).device.type in ("cpu", "cuda"):
+        settings["fused"] = True  # one pass over memory, without intermediate tensors
     with contextlib.redirect_stdout(None):  # Prodigy prints its weight decay
         optimizer: torch.optim.Optimizer = kind(described, lr=base_rate(config), **settings)
     if hasattr(optimizer, "train"):
@@ -205,7 +205,9 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, states: list[dict[str, A
                 if value.shape == parameter.shape:
                     value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
                 else:
-                    value = value.to("cpu" if name == "step" else parameter.device, copy=True)
+                    # Only fused optimizers count their steps on the device.
+                    on_cpu = name == "step" and not optimizer.defaults.get("fused")
+                    value = value.to("cpu" if on_cpu else parameter.device, copy=True)
             if "/" in name:
                 name, part = name.split("/")
                 quantised.setdefault(name, {})[part] = value
