@@ -165,9 +165,10 @@ class Trainer(io.ComfyNode):
             about = describe_training(config, clips, motion.sites.family)
             about["base_hash"] = image_model_hash(model)
             about["base_model"] = upstream_name(cls.hidden.prompt, cls.hidden.unique_id, "model")
-            training = Training(host, motion, latents, config, start=start)
-            # LoRAs before the trainer are part of the base: a resumed run needs the same ones.
+            # LoRAs before the trainer are part of the base: a resumed run needs the same ones. The
+            # training may round the base's weights.
             who = identity(base_hash(host.unet), clips)
+            training = Training(host, motion, latents, config, start=start)
             if place.state is not None:
                 restore(training, place.state, who)
             place = place.claim()

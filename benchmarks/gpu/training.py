@@ -43,7 +43,7 @@ def _step(session: Session, name: str, more: dict[str, Any]) -> dict[str, Any]:
     unet = session.unet(DTYPES[name])
     estimate = Estimator(PlainUNet(session.sizes.config).to("meta"), shadow_host)(
         MemoryPlan(
-            **vars(config), height=shape.height, width=shape.width, weights_dtype=DTYPES[name],
+            **vars(config), height=shape.height, width=shape.width,
             device="cpu" if kind == "cpu" else "cuda",
         )
     )  # fmt: skip

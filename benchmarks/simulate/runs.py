@@ -8,10 +8,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
 
 from benchmarks.speed.models import SD15_CONFIG, TEXT_TOKENS, empty_unet
-from lamp.method import fused
+from lamp.method import fused, master_weights
 from lamp.method.architecture import map_unet, text_width
 from lamp.method.host import Host
 from lamp.method.layout import FrameLayout
@@ -67,7 +66,7 @@ class Subject:
         computes: torch.dtype | None = None,
         config: dict[str, Any] = SD15_CONFIG,
     ) -> None:
-        self.dtype, self.ops = computes or dtype, nn
+        self.dtype, self.ops = computes or dtype, master_weights
         self.host: Host
         if host == "comfy":
             self.host, shadow, self.ops = _comfy_host(config, dtype, computes)
@@ -92,7 +91,7 @@ class Subject:
             if motion:
                 layout = FrameLayout(shape.frames, videos)
                 stack.enter_context(learned.attached(unet, layout))
-            for mode in (fused.only_on("meta"), trace, kernels, DeviceRules("cuda", None)):
+            for mode in (fused.only_on("meta"), trace, kernels, DeviceRules("cuda")):
                 stack.enter_context(mode)
             self.host.predict(x, torch.zeros(videos, dtype=torch.long), text)
         weights = sum(p.nbytes for p in given)
@@ -124,7 +123,7 @@ def _comfy_host(
     cpu = torch.device("cpu")
     model = empty_model(config, dtype, computes, "meta")
     host = ComfyHost(comfy.model_patcher.ModelPatcher(model, cpu, cpu))
-    return host, lambda unet, kind: ShadowHost(host, unet, kind), comfy.ops.manual_cast
+    return host, lambda unet: ShadowHost(host, unet), comfy.ops.manual_cast
 
 
 PLAIN = "guided call, image model"

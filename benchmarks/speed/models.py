@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lamp.clips.load import clips_from_images
+from lamp.method import master_weights
 from lamp.method.architecture import map_unet, text_width
 from lamp.method.host import Host
 from lamp.method.motion import Motion
@@ -86,7 +87,7 @@ class Subject:
 def build(host: str, size: str, dtype: torch.dtype, device: str) -> Subject:
     """A model with random weights, or the toy base; host `comfy` needs an importable ComfyUI."""
     config = SIZES[size].config
-    patcher, ops, made = None, nn, None
+    patcher, ops, made = None, master_weights, None
     if host == "comfy":
         import comfy.ops
 

@@ -50,7 +50,6 @@ class Case:
     height: int
     width: int
     settings: dict[str, Any] = field(default_factory=dict)
-    weights: torch.dtype = torch.float32
 
     @property
     def size(self) -> str:
@@ -62,7 +61,7 @@ class Case:
 
     def plan(self, device: str) -> MemoryPlan:
         size = {"height": self.height, "width": self.width, "pixels": SIZES[self.size].stride}
-        return MemoryPlan(**vars(self.config), **size, device=device, weights_dtype=self.weights)
+        return MemoryPlan(**vars(self.config), **size, device=device)
 
     def describe(self) -> str:
         height, width = (side * SIZES[self.size].stride for side in (self.height, self.width))
@@ -93,7 +92,7 @@ WIDE_CASES = [
       for frames, more in ((2, {}), (4, {}), (4, _CKPT), (4, _CKPT | _EMA))),
 ]  # fmt: skip
 GPU_CASES = [
-    Case("sd15", 16, 40, 64, _BF16 | {"gradient_checkpointing": on} | more, torch.bfloat16)
+    Case("sd15", 16, 40, 64, _BF16 | {"gradient_checkpointing": on} | more)
     for on in (True, False)
     for more in ({}, _EMA)
 ]
@@ -122,8 +121,7 @@ def _host(case: Case, device: str) -> Iterator[Host]:
         with tuning_host(_comfy_toy()) as host:
             yield host
     else:
-        unet = empty_unet(SIZES[case.size].config, device)
-        yield DiffusersHost(unet if case.weights == torch.float32 else unet.to(case.weights))
+        yield DiffusersHost(empty_unet(SIZES[case.size].config, device))
 
 
 def _comfy_toy() -> Any:
@@ -155,7 +153,7 @@ def _comfy_estimator() -> Estimator:
     from lamp.hosts.comfy.training import ComfyHost
 
     host = ComfyHost(_comfy_toy())
-    return Estimator(host.unet, lambda unet, dtype: ShadowHost(host, unet, dtype))
+    return Estimator(host.unet, lambda unet: ShadowHost(host, unet))
 
 
 def compare(cases: list[Case], device: str, estimates: Estimates) -> list[dict[str, Any]]:
@@ -177,7 +175,7 @@ def show_goal(estimates: Estimates) -> list[dict[str, Any]]:
     for checkpointing in (False, True):
         for optimizer in ("adamw", "adamw8bit"):
             settings = _BF16 | {"gradient_checkpointing": checkpointing, "optimizer": optimizer}
-            estimate = estimates(Case("sd15", 16, 40, 64, settings, torch.bfloat16), "cuda")
+            estimate = estimates(Case("sd15", 16, 40, 64, settings), "cuda")
             name = f"checkpointing {'on' if checkpointing else 'off'}, {optimizer}"
             table.row(name, *(getattr(estimate, part) / GB for part in parts))
             rows.append({"settings": settings, "total": estimate.total})

@@ -148,7 +148,6 @@ def fitted_to_card(
         | {"precision": precision},
         height=clips.height // LATENT_STRIDE,
         width=clips.width // LATENT_STRIDE,
-        weights_dtype=PRECISIONS[precision] or torch.float32,
         device="cuda" if card != "auto" or device.type != "cpu" else "cpu",
         fused=card != "auto" or attention_is_fused(device, PRECISIONS[precision] or torch.float32),
     )

@@ -1,7 +1,7 @@
 """The learned layers of LAMP. Frames are in the batch dimension: `(b f) c h w`.
 
-Layers are built from an `ops` namespace (`torch.nn`, or ComfyUI's layer classes that cast and
-stream weights), so that one definition serves every host.
+Layers are built from an `ops` namespace (`lamp.method.master_weights`, or ComfyUI's layer classes
+that cast and stream weights), so that one definition serves every host.
 """
 
 from __future__ import annotations
@@ -30,17 +30,16 @@ def causal_conv1d(y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
     Args:
         y: `b f c h w`; the result may have another memory layout.
-        weight: `c_out c 3`, fastest in the memory layout of `_taps`.
+        weight: `c_out c 3`, fastest in the memory layout of `_taps`. It and `bias` may have a
+            higher precision than `y`.
     """
     b, _, c, h, w = y.shape
-    # Under autocast `y` comes from a convolution and has the low precision.
-    cast = weight.to(y.dtype), bias.to(y.dtype)
     out: Tensor
     if y.is_contiguous() and c <= _CHANNELS_A_POSITION * h * w:
-        out = _MapProducts.apply(y.flatten(3), *cast)
+        out = _MapProducts.apply(y.flatten(3), weight, bias)
         return out.unflatten(3, (h, w))
     rows = y.permute(1, 0, 3, 4, 2).flatten(1, 3).contiguous()
-    out = _row_products(rows, *cast)
+    out = _row_products(rows, weight.to(y.dtype), bias.to(y.dtype))
     return out.unflatten(1, (b, h, w)).permute(1, 0, 4, 2, 3)
 
 
@@ -52,7 +51,8 @@ class _MapProducts(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """x: `b f c n`."""
         ctx.save_for_backward(x, weight)
-        taps = _taps(weight).flatten(0, 1).t()  # c_out (3 c)
+        taps = _taps(weight.to(x.dtype)).flatten(0, 1).t()  # c_out (3 c)
+        bias = bias.to(x.dtype)
         out = bias[:, None].expand(*x.shape[:2], -1, x.shape[3]).contiguous()
         for video, result in zip(x, out, strict=True):
             _add_windows(result, taps, video)
@@ -65,20 +65,28 @@ class _MapProducts(torch.autograd.Function):
         for_x, for_weight, for_bias = ctx.needs_input_grad
         gradient = gradient.contiguous()
         grad_x = torch.zeros_like(x) if for_x else None
-        grad_taps = torch.zeros_like(_taps(weight)) if for_weight else None
-        turned = weight.flip(2).permute(1, 2, 0).flatten(1)  # c (3 c_out)
+        grad_weight = torch.zeros_like(weight) if for_weight else None
+        turned = weight.to(x.dtype).flip(2).permute(1, 2, 0).flatten(1)  # c (3 c_out)
         for i, (video, upstream) in enumerate(zip(x, gradient, strict=True)):
             if grad_x is not None:
                 _add_windows(grad_x[i], turned, upstream, ahead=True)
-            if grad_taps is not None:
-                for frame, given in enumerate(upstream):
-                    seen = video[max(frame - 2, 0) : frame + 1].flatten(0, 1)
-                    grad_taps.flatten(0, 1)[-len(seen) :].addmm_(seen, given.t())
-        return (
-            grad_x,
-            None if grad_taps is None else grad_taps.permute(2, 1, 0),
-            gradient.sum((0, 1, 3)) if for_bias else None,
-        )
+            if grad_weight is not None:
+                grad_weight += _weight_gradient(video, upstream)
+        grad_bias = gradient.sum((0, 1, 3), dtype=weight.dtype) if for_bias else None
+        return grad_x, grad_weight, grad_bias
+
+
+def _weight_gradient(x: Tensor, upstream: Tensor) -> Tensor:
+    """`c_out c 3` from `f c n` and `f c_out n`. Each tap is one product over all frames, so that
+    half precision rounds its sum once."""
+    f, c, n = x.shape
+    padded = x.new_zeros(c, f + 2, n)
+    padded[:, 2:] = x.transpose(0, 1)
+    rows, given = padded.flatten(1), upstream.transpose(0, 1).flatten(1)
+    taps = x.new_empty(3, c, len(given))
+    for tap in range(3):
+        torch.mm(rows[:, tap * n : (tap + f) * n], given.t(), out=taps[tap])
+    return taps.permute(2, 1, 0)
 
 
 def _add_windows(out: Tensor, matrix: Tensor, x: Tensor, ahead: bool = False) -> None:
@@ -149,7 +157,7 @@ def _gate_conv_class(ops: Any) -> type[nn.Conv2d]:
 
 def _gate_map(y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     # `fold` adds what each position contributes to its neighbours, so flip the kernel.
-    turned = weight[0].flip(1, 2).flatten(1).t()
+    turned = weight[0].to(y.dtype).flip(1, 2).flatten(1).t()
     maps = torch.bmm(turned.expand(len(y), -1, -1), y.flatten(2))
     gate = F.fold(maps, y.shape[-2:], 3, padding=1)
     return gate + bias.to(gate.dtype)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import fused
+from . import fused, master_weights
 from .architecture import SiteMap
 from .attention import first_frame_kv
 from .layers import MotionConv, TemporalAttention, add_residual, initialise, initialise_attention
@@ -35,11 +35,11 @@ class Motion(nn.Module):
 
     Args:
         sites: the map of the UNet.
-        ops: layer classes: `torch.nn`, or those of ComfyUI.
+        ops: layer classes; those of ComfyUI, or by default `master_weights`.
         factory: `dtype` and `device` of the parameters.
     """
 
-    def __init__(self, sites: SiteMap, ops: Any = nn, **factory: Any) -> None:
+    def __init__(self, sites: SiteMap, ops: Any = master_weights, **factory: Any) -> None:
         super().__init__()
         self.sites = sites
         for site in sites.convs:

@@ -146,14 +146,15 @@ class Training:
     that seed and settings determine the run, and its state can be saved (`lamp.training.state`).
 
     Args:
-        host: the image model, frozen, on the device of `motion`.
+        host: the image model, frozen, on the device of `motion`; it computes in the precision of
+            `config` from now on.
         motion: fp32 parameters, initialised; with a `rank` they become factors.
         group: other processes that train the same motion on their shares of each batch.
         start: the motion file to start from, see `lamp.training.warm_start`.
 
     Raises:
-        LampError: the clips have windows of another length, all of them are held out, or `start`
-            does not fit.
+        LampError: the clips have windows of another length, all of them are held out, `start`
+            does not fit, or the image model computes in less than `precision`.
     """
 
     def __init__(
@@ -173,6 +174,7 @@ class Training:
         """Whether `minutes` is given, and its number of steps is not known yet."""
         self.group: ProcessGroup = group or SingleProcess()
         self.device = next(motion.parameters()).device
+        _set_precision(host, config.precision)
         if start is not None:
             start_from(motion, start, config)
         elif config.rank:
@@ -305,10 +307,8 @@ class Training:
         latents, text, noise, timesteps = (
             tensor.to(self.device) for tensor in (batch.latents, batch.text, noise, timesteps)
         )
-        config, dtype = self.config, PRECISIONS[self.config.precision]
-        weights = config.min_snr, config.difference_loss
-        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
-            return predict_loss(self.host, latents, noise, timesteps, text, *weights)
+        weights = self.config.min_snr, self.config.difference_loss
+        return predict_loss(self.host, latents, noise, timesteps, text, *weights)
 
     @contextlib.contextmanager
     def _attached(self, videos: int) -> Iterator[None]:
@@ -344,6 +344,17 @@ def train(
     finally:
         training.finish()
     return training.losses
+
+
+def _set_precision(host: Host, precision: str) -> None:
+    half = PRECISIONS[precision]
+    if half is not None:
+        host.compute_in(half)
+    elif host.dtype.itemsize < 4:
+        raise LampError(
+            f"precision is {precision}, but the image model computes in {host.dtype}: choose bf16 "
+            "or fp16, or load the model in fp32."
+        )
 
 
 def _moving(motion: Motion, optimizer: torch.optim.Optimizer) -> dict[str, nn.Parameter]:

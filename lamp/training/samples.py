@@ -17,7 +17,6 @@ from ..method.sampling import sample
 from .latents import LatentClips
 from .loop import Training
 from .plots import loss_plot
-from .recipe import PRECISIONS
 
 
 def sample_clip(
@@ -46,12 +45,7 @@ def sample_clip(
     config, device = training.config, training.device
     channels, height, width = first.shape
     noise = share_noise(draw_noise(config.frames, channels, height, width, seed))
-    dtype = PRECISIONS[config.precision]
-    with (
-        torch.no_grad(),
-        training.average.shown(),
-        torch.autocast(device.type, dtype, enabled=dtype is not None),
-    ):
+    with torch.no_grad(), training.average.shown():
         return sample(
             training.host,
             training.motion,

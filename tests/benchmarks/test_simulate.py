@@ -104,13 +104,15 @@ MARKS = {
     "time of a guided call, RTX 3060": 1.20,
     "memory, guided call, motion": 1.17,
     "memory, unguided call, motion": 0.95,
-    "memory, training, bf16": 2.54,
-    "memory, training, bf16, 8-bit AdamW": 2.05,
-    "memory, training, bf16, 8-bit AdamW, fp8 model": 1.77,
-    "memory, training, bf16, checkpointing off": 6.98,
-    "reserved memory, training, bf16": 2.65,
-    "reserved memory, training, bf16, 8-bit AdamW": 2.05,
-    "reserved memory, training, bf16, 8-bit AdamW, fp8 model": 1.79,
+    "time of a training step, RTX 4090": 2.36,
+    "time of a training step, RTX 3060": 2.25,
+    "memory, training, bf16": 2.27,
+    "memory, training, bf16, 8-bit AdamW": 1.78,
+    "memory, training, bf16, 8-bit AdamW, fp8 model": 1.50,
+    "memory, training, bf16, checkpointing off": 5.20,
+    "reserved memory, training, bf16": 2.32,
+    "reserved memory, training, bf16, 8-bit AdamW": 1.85,
+    "reserved memory, training, bf16, 8-bit AdamW, fp8 model": 1.63,
 }
 
 

@@ -320,7 +320,7 @@ def test_the_memory_of_a_run_is_estimated_first(comfy: ModuleType) -> None:
 
     host = ComfyHost(patcher_of("sdxl"))
     cases = [
-        (host.unet, lambda unet, dtype: ShadowHost(host, unet, dtype)),
+        (host.unet, lambda unet: ShadowHost(host, unet)),
         (diffusers_of("sdxl").unet, shadow_host),
     ]
     clips, config = latent_clips("sdxl"), TrainConfig(steps=3, frames=FRAMES)

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from benchmarks.samples.tiny_models import tiny_patcher
 from lamp.cli import DONE, main
@@ -22,7 +21,7 @@ from tests.helpers.toy_runs import write_config
 from tests.helpers.trainer_runs import SETTINGS, TrainerRuns
 
 MB = 2**20
-PLAN = MemoryPlan(precision="bf16", weights_dtype=torch.bfloat16)
+PLAN = MemoryPlan(precision="bf16")
 
 
 def estimated(plan: MemoryPlan) -> MemoryEstimate:
@@ -95,7 +94,7 @@ def test_what_was_set_by_hand_stays(fixed: dict[str, Any]) -> None:
 
 
 def test_precision_and_accumulation_are_not_its_own_to_change() -> None:
-    plan = replace(PLAN, precision="fp32", weights_dtype=torch.float32, accumulate=4, ema=0.5)
+    plan = replace(PLAN, precision="fp32", accumulate=4, ema=0.5)
     found = settings_for("8 GB", estimated, plan, 0, {}).estimate.plan
     own = {*cards.CHOSEN, "frames", "height", "width"}
     for each in fields(plan):

@@ -36,8 +36,6 @@ from tests.helpers.small_models import build, hook_count, random_state
 
 pytestmark = pytest.mark.slow  # many of them
 
-BF16 = torch.bfloat16
-
 
 @pytest.fixture(scope="module")
 def unet() -> nn.Module:
@@ -52,7 +50,7 @@ def estimator(unet: nn.Module) -> Estimator:
 
 @pytest.fixture
 def plan() -> MemoryPlan:
-    return MemoryPlan(frames=8, height=16, width=16, weights_dtype=torch.float32)
+    return MemoryPlan(frames=8, height=16, width=16)
 
 
 # --- what is measured -----------------------------------------------------------------------------
@@ -123,7 +121,7 @@ def test_parts_that_follow_from_the_number_of_parameters(
     frozen = sum(p.numel() for p in unet.parameters())
 
     full = estimator(plan)
-    lean = estimator(replace(plan, precision="bf16", weights_dtype=BF16, optimizer="adamw8bit"))
+    lean = estimator(replace(plan, precision="bf16", optimizer="adamw8bit"))
 
     assert full.model == 4 * frozen and lean.model == 2 * frozen
     assert full.motion == lean.motion == 4 * sum(p.numel() for p in motion.parameters())
@@ -184,12 +182,12 @@ def test_planning_leaves_the_model_as_it_is(unet: nn.Module, plan: MemoryPlan) -
 def test_meta_copy_keeps_what_is_shared() -> None:
     layer = nn.Linear(3, 3)
     model = nn.Sequential(layer, layer, nn.BatchNorm1d(3))
-    twin = meta_copy(model, BF16)
+    twin = meta_copy(model)
 
-    assert twin[0].weight is twin[1].weight and twin[0].weight.dtype == BF16
+    assert twin[0].weight is twin[1].weight
     assert twin[2].num_batches_tracked.dtype == torch.int64
     assert {tensor.device.type for tensor in twin.state_dict().values()} == {"meta"}
-    assert twin(torch.empty(5, 3, dtype=BF16, device="meta")).shape == (5, 3)
+    assert twin(torch.empty(5, 3, device="meta")).shape == (5, 3)
 
 
 def test_sentence_names_the_values(estimator: Estimator, plan: MemoryPlan) -> None:
@@ -213,7 +211,7 @@ def test_bad_plans_are_refused(plan: MemoryPlan) -> None:
 
 def formula(plan: MemoryPlan) -> MemoryEstimate:
     """An estimate of the right kind, by a formula: about that of SD 1.x on a GPU."""
-    kind = plan.weights_dtype or torch.float32
+    size = 4 if plan.precision == "fp32" else 2
     learned = 256 * 2**20 // (20 if plan.rank else 1)
     positions = plan.batch * plan.frames * plan.height * plan.width
     each = (
@@ -222,8 +220,8 @@ def formula(plan: MemoryPlan) -> MemoryEstimate:
         * (1 if plan.precision == "fp32" else 0.6)
     )
     return MemoryEstimate(
-        replace(plan, weights_dtype=kind),
-        model=kind.itemsize * 860 * 2**20,
+        plan,
+        model=size * 860 * 2**20,
         motion=4 * learned,
         optimizer={"adamw": 8, "adamw8bit": 2}[plan.optimizer] * learned,
         average=4 * learned if plan.ema else 0,
@@ -257,9 +255,9 @@ def test_no_suggestion_changes_more_than_it_must(available: int) -> None:
 
 
 def _groups(changes: dict[str, object]) -> list[tuple[str, ...]]:
-    together = [("height", "width"), ("batch", "accumulate"), ("precision", "weights_dtype")]
-    alone = [("gradient_checkpointing",), ("optimizer",), ("ema",), ("rank",), ("frames",)]
-    return [group for group in together + alone if group[0] in changes]
+    together = [("height", "width"), ("batch", "accumulate")]
+    alone = ["precision", "gradient_checkpointing", "optimizer", "ema", "rank", "frames"]
+    return [group for group in [*together, *((name,) for name in alone)] if group[0] in changes]
 
 
 def test_least_harmful_changes_come_first() -> None:
@@ -345,7 +343,6 @@ def test_goal_for_stable_diffusion() -> None:
         height=40,
         width=64,
         precision="bf16",
-        weights_dtype=BF16,
         gradient_checkpointing=True,
         optimizer="adamw8bit",
     )

@@ -1,5 +1,6 @@
 """Tuning: the loss of eq. 4, the optimiser, what survives a stop, and that the base stays as is."""
 
+import copy
 import math
 
 import pytest
@@ -320,6 +321,15 @@ def test_the_difference_loss_needs_three_frames() -> None:
         TrainConfig(frames=2, difference_loss=0.5)
 
 
+def test_fp32_is_refused_on_a_host_in_half_precision(
+    host: DiffusersHost, motion: Motion, clips: LatentClips
+) -> None:
+    half = DiffusersHost(copy.deepcopy(host.unet))
+    half.compute_in(torch.bfloat16)
+    with pytest.raises(LampError, match="fp32.*bfloat16"):
+        train(half, motion, clips, config(precision="fp32"))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_half_precision_learns_nearly_the_same_and_keeps_fp32_masters(
@@ -328,7 +338,8 @@ def test_half_precision_learns_nearly_the_same_and_keeps_fp32_masters(
     losses = {}
     for name in ("fp32", precision):
         motion = Motion(map_unet(host.unet)).initialise(0)
-        losses[name] = train(host, motion, clips, config(precision=name, learning_rate=1e-3))
+        own = DiffusersHost(copy.deepcopy(host.unet))  # a run sets the precision of its host
+        losses[name] = train(own, motion, clips, config(precision=name, learning_rate=1e-3))
         assert {p.dtype for p in motion.parameters()} == {torch.float32}
     assert losses[precision] != losses["fp32"]
     assert losses[precision] == pytest.approx(losses["fp32"], rel=0.02)

@@ -21,9 +21,9 @@ from .training import ComfyHost
 class ShadowHost(ComfyHost):
     """A host without its model: it runs another UNet, on `meta` (`lamp.training.memory`)."""
 
-    def __init__(self, host: ComfyHost, unet: nn.Module, dtype: torch.dtype | None) -> None:
+    def __init__(self, host: ComfyHost, unet: nn.Module) -> None:
         vars(self).update(vars(copy.copy(host)))
-        self.unet, self.dtype = unet, dtype or host.dtype
+        self.unet = unet
 
     def _conditions(self, text: Tensor, x: Tensor) -> tuple[Tensor, Tensor | None]:
         """As those of `ComfyHost`; the host's own code for SD-XL does not run on `meta`."""
@@ -59,7 +59,7 @@ def card_settings(
     )
     loaded = [p.nbytes for p in host.unet.parameters() if p.device.type == host.device.type]
     free = int(management.get_free_memory(host.device)) + sum(loaded)
-    estimator = Estimator(host.unet, lambda unet, dtype: ShadowHost(host, unet, dtype))
+    estimator = Estimator(host.unet, lambda unet: ShadowHost(host, unet))
     return settings_for(card, estimator, memory, free, fixed)
 
 
@@ -76,5 +76,5 @@ def plan_memory(
     free = int(management.get_free_memory(host.device))
     return plan.plan_memory(
         host.unet, latents, config, checkpointing, host.device, free, say,
-        lambda unet, dtype: ShadowHost(host, unet, dtype),
+        lambda unet: ShadowHost(host, unet),
     )  # fmt: skip

@@ -37,6 +37,12 @@ class ComfyHost:
         self.alphas_cumprod = (1 / (1 + sigmas.double() ** 2)).float()
         self._text_width = text_width(self.unet) if pooled_width(self.unet) else None
 
+    def compute_in(self, dtype: torch.dtype) -> None:
+        """See `Host.compute_in`."""
+        if self._model.manual_cast_dtype is None:
+            self.unet.to(dtype)
+        self.dtype = dtype
+
     def predict(self, x: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
         """See `Host.predict`."""
         videos = timesteps.shape[0]

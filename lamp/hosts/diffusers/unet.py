@@ -25,18 +25,31 @@ class DiffusersHost:
         self._text_width = text_width(unet) if pooled_width(unet) else None
         self.alphas_cumprod = scaled_linear_alphas()
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which the UNet computes."""
+        return next(self.unet.parameters(), self.alphas_cumprod).dtype
+
+    def compute_in(self, dtype: torch.dtype) -> None:
+        """See `Host.compute_in`."""
+        self.unet.to(dtype)
+
     def predict(self, x: Tensor, timesteps: Tensor, text: Tensor) -> Tensor:
         """See `Host.predict`."""
         frames = x.shape[0] // timesteps.shape[0]
         alphas = self.alphas_cumprod[timesteps.cpu()] if self.v_prediction else None
         timesteps = timesteps.to(x.device).repeat_interleave(frames)
-        text = text.repeat_interleave(frames, dim=0)
+        text = text.to(self.dtype).repeat_interleave(frames, dim=0)
         added = None
         if self._text_width is not None:
             text, pooled = split_pooled(text, self._text_width)
             added = {"text_embeds": pooled, "time_ids": _sizes(x)}
         predicted = self.unet(
-            x, timesteps, encoder_hidden_states=text, added_cond_kwargs=added, return_dict=False
+            x.to(self.dtype),
+            timesteps,
+            encoder_hidden_states=text,
+            added_cond_kwargs=added,
+            return_dict=False,
         )[0]
         predicted = predicted.to(torch.promote_types(predicted.dtype, torch.float32))
         return predicted if alphas is None else noise_from_v(predicted, x, alphas)
@@ -49,8 +62,8 @@ def _sizes(x: Tensor) -> Tensor:
     return sizes.float().expand(x.shape[0], -1)
 
 
-def shadow_host(unet: nn.Module, dtype: torch.dtype | None = None) -> DiffusersHost:
-    """The host of a UNet on `meta`, see `lamp.training.memory`; it computes in the UNet's dtype."""
+def shadow_host(unet: nn.Module) -> DiffusersHost:
+    """The host of a UNet on `meta`, see `lamp.training.memory`."""
     return DiffusersHost(unet)
 
 

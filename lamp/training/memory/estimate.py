@@ -44,14 +44,12 @@ class MemoryPlan(TrainConfig):
     """The settings of a run, and what else its memory depends on.
 
     - ``height``, ``width`` of the latents, each ``pixels`` pixels large;
-    - ``weights_dtype`` of the frozen UNet; None: as loaded;
     - ``device``: `cpu`, or `cuda` for any GPU; ``fused``: see `DeviceRules`.
     """
 
     height: int = 40
     width: int = 64
     text_tokens: int = 77
-    weights_dtype: torch.dtype | None = None
     device: str = "cuda"
     fused: bool = True
     pixels: int = 8
@@ -77,7 +75,7 @@ class MemoryEstimate:
     """Bytes on the device at the worst moment of a step: the frozen ``model``, the ``motion`` in
     fp32, the ``optimizer``'s state, the ``average`` of the motion, ``activations`` with the
     gradients and everything temporary, and on a GPU what PyTorch's allocator reserves besides
-    (``cached``). ``plan``: with its weights' dtype filled in.
+    (``cached``).
     """
 
     plan: MemoryPlan
@@ -111,8 +109,8 @@ class MemoryEstimate:
 
 
 Estimating = Callable[[MemoryPlan], MemoryEstimate]
-Shadow = Callable[[nn.Module, torch.dtype | None], Host]
-"""Makes the host of a UNet on `meta` that computes in a dtype, None: as it does now."""
+Shadow = Callable[[nn.Module], Host]
+"""Makes the host of a UNet on `meta` that computes as it does now."""
 
 
 class Estimator:
@@ -126,8 +124,6 @@ class Estimator:
     def __init__(self, unet: nn.Module, shadow: Shadow) -> None:
         self._unet, self._shadow = unet, shadow
         self._sites = map_unet(unet)
-        block = unet.get_submodule(self._sites.blocks[0].module)
-        self._loaded: torch.dtype = block.attn2.to_k.weight.dtype
         self._steps: dict[MemoryPlan, tuple[int, tuple[Event, ...]]] = {}
 
     def __call__(self, plan: MemoryPlan, *watchers: TorchDispatchMode) -> MemoryEstimate:
@@ -137,17 +133,15 @@ class Estimator:
             watchers: modes that see every operation of the step, which then is not taken from the
                 cache.
         """
-        plan = replace(plan, weights_dtype=plan.weights_dtype or self._loaded)
-        unet, motion = self._models(plan)
+        host, motion = self._models(plan)
         learned = list(motion.trained_parameters().values())
         same = replace(plan, accumulate=min(plan.accumulate, 2), ema=0.0, optimizer="adamw")
         if watchers or same not in self._steps:
-            dtype = None if plan.weights_dtype == self._loaded else plan.weights_dtype
-            trace = trace_step(self._shadow(unet, dtype), motion, plan, *watchers)
+            trace = trace_step(host, motion, plan, *watchers)
             self._steps[same] = trace.peak, tuple(trace.events)
         peak, events = self._steps[same]
         state = OPTIMIZER_BYTES[plan.optimizer]
-        frozen = [p.nbytes for p in [*unet.parameters(), *unet.buffers()]]
+        frozen = [p.nbytes for p in [*host.unet.parameters(), *host.unet.buffers()]]
         masters = [p.numel() * 4 for p in motion.parameters()]
         averages = [p.numel() * 4 for p in learned if plan.ema]
         moments = [int(p.numel() * state / 2) for p in learned for _ in range(2)]
@@ -159,14 +153,15 @@ class Estimator:
         reserved = _reserved([*frozen, *masters, *averages], events, moments) + _CUDA_WORKSPACE
         return replace(estimate, cached=reserved - estimate.total)
 
-    def _models(self, plan: MemoryPlan) -> tuple[nn.Module, Motion]:
+    def _models(self, plan: MemoryPlan) -> tuple[Host, Motion]:
         """The frozen UNet and the motion on `meta`."""
-        # As loaded, norms may have another dtype than the rest.
-        dtype = None if plan.weights_dtype == self._loaded else plan.weights_dtype
+        host = self._shadow(meta_copy(self._unet))
+        if (half := PRECISIONS[plan.precision]) is not None:
+            host.compute_in(half)
         motion = Motion(self._sites, device="meta")
         if plan.rank:
             factorise(motion, plan.rank, seed=0)
-        return meta_copy(self._unet, dtype), motion
+        return host, motion
 
 
 def _reserved(before: list[int], step: tuple[Event, ...], moments: list[int]) -> int:
@@ -197,7 +192,6 @@ def trace_step(
             parameter.grad = None
         given = [*unet.parameters(), *unet.buffers(), *motion.parameters()]
         trace = MemoryTrace(plan.device, given)
-        rules = DeviceRules(plan.device, PRECISIONS[plan.precision], plan.fused)
         layout = FrameLayout(plan.frames, plan.batch)
         stack.enter_context(motion.attached(unet, layout, groupnorm=plan.groupnorm))
         if plan.gradient_checkpointing:
@@ -212,10 +206,8 @@ def trace_step(
         timesteps = torch.zeros(plan.batch, dtype=torch.long)
         prompt_width = text_width(unet) + pooled_width(unet)
         text = torch.empty(plan.batch, plan.text_tokens, prompt_width, device="meta")
-        with rules:
+        with DeviceRules(plan.device, plan.fused):
             loss = predict_loss(host, latents, noise, timesteps, text)
-        rules.end_forward()
-        with rules:
             # `loss.backward()` itself would turn the rules off during recomputation.
             torch.autograd.Variable._execution_engine.run_backward(
                 (loss,), (torch.ones_like(loss),), False, False, (),
@@ -224,12 +216,11 @@ def trace_step(
     return trace
 
 
-def meta_copy(module: nn.Module, dtype: torch.dtype | None = None) -> Any:
-    """A copy without hooks on the `meta` device; `dtype` replaces floating-point dtypes."""
+def meta_copy(module: nn.Module) -> Any:
+    """A copy without hooks on the `meta` device."""
 
     def empty(tensor: Tensor, *_: Any) -> Tensor:
-        kind = dtype if dtype and tensor.is_floating_point() else tensor.dtype
-        return torch.empty_like(tensor, dtype=kind, device="meta")
+        return torch.empty_like(tensor, device="meta")
 
     return twin(module, empty, lambda name: name.endswith("_hooks"))
 

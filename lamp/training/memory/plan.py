@@ -99,7 +99,7 @@ def check_fit(estimator: Estimating, plan: MemoryPlan, available: int) -> None:
     if found := suggest(estimator, plan, available):
         choices = "; or with ".join(each.describe() for each in found)
         raise OutOfMemoryPlanError(f"{begin} It fits with {choices}.")
-    leanest = {k: v for group in _levers(estimate.plan) for k, v in group[-1][2].items()}
+    leanest = {k: v for group in _levers(plan) for k, v in group[-1][2].items()}
     least = estimator(replace(plan, **leanest)).total
     raise OutOfMemoryPlanError(
         f"{begin} Even the smallest settings need {gigabytes(least)}: close other programs that "
@@ -135,7 +135,6 @@ def suggest(
         allowed: whether a changed plan may be suggested.
         most: number of suggestions.
     """
-    plan = estimator(plan).plan
     groups: list[list[Lever]] = [[(0.0, "", {}), *group] for group in _levers(plan)]
     found: dict[tuple[int, ...], Suggestion] = {}
     further = []
@@ -187,10 +186,8 @@ def _levers(plan: MemoryPlan) -> Iterator[list[Lever]]:
     elif clips > 1:
         yield [one]
     if plan.device == "cuda":
-        low = "bf16" if plan.precision == "fp32" else plan.precision
-        if torch.float32 in (plan.weights_dtype, PRECISIONS[plan.precision] or torch.float32):
-            words = f"precision {low} and the model loaded in {low}"
-            yield [(1.5, words, {"precision": low, "weights_dtype": PRECISIONS[low]})]
+        if plan.precision == "fp32":
+            yield [(1.5, "precision bf16", {"precision": "bf16"})]
         if plan.optimizer == "adamw":
             yield [(2.0, "optimizer adamw8bit", {"optimizer": "adamw8bit"})]
     if plan.ema:

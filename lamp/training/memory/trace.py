@@ -2,7 +2,7 @@
 
 It runs on PyTorch's `meta` device: real modules and real autograd on tensors without memory, so
 that autograd keeps what it would keep on the real device. `MemoryTrace` counts bytes by the
-lifetimes of storages. `DeviceRules` supplies what `meta` lacks: autocast and attention kernels.
+lifetimes of storages. `DeviceRules` supplies what `meta` lacks: the device's attention kernels.
 """
 
 from __future__ import annotations
@@ -19,16 +19,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from .allocator import GRAIN, Event
 
-# Operations that autocast computes in low precision, and on CUDA in fp32 (PyTorch's "autocast op
-# reference"). Others take what they get.
-_LOW = frozenset(
-    "linear conv1d conv2d conv3d matmul __matmul__ __rmatmul__ bmm baddbmm mm addmm einsum "
-    "scaled_dot_product_attention".split()
-)
-_HIGH = {
-    "cuda": frozenset("group_norm layer_norm softmax mse_loss exp pow".split()),
-    "cpu": frozenset(["mse_loss"]),
-}
 _GRANULARITY = {"cuda": GRAIN, "cpu": 1}  # of the allocators, in bytes
 
 
@@ -87,48 +77,22 @@ class MemoryTrace(TorchDispatchMode):
 
 
 class DeviceRules(TorchFunctionMode):
-    """Autocast and the attention kernel of a device type, for tensors on `meta`.
-
-    As autocast does, it keeps its low-precision copies of learned parameters until `end_forward`;
-    recomputation in the backward pass keeps none.
+    """The attention kernel of a device type, for tensors on `meta`.
 
     Args:
         fused: whether the device has an attention kernel that never holds the attention matrix.
     """
 
-    def __init__(self, device: str, precision: torch.dtype | None, fused: bool = True) -> None:
+    def __init__(self, device: str, fused: bool = True) -> None:
         super().__init__()
-        self._device, self._precision, self._fused = device, precision, fused
-        self._cache: dict[int, Tensor] = {}
-        self._caching = True
-
-    def end_forward(self) -> None:
-        """Drop the copies, as autocast does when its block ends."""
-        self._caching = False
-        self._cache.clear()
+        self._device, self._fused = device, fused
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
-        high = name in _HIGH[self._device]
-        if self._precision is not None and (high or name in _LOW):
-            target = torch.float32 if high else self._precision
-            args = [self._cast(value, target) for value in args]
-            kwargs = {key: self._cast(value, target) for key, value in kwargs.items()}
-        if name == "scaled_dot_product_attention":
+        if getattr(func, "__name__", "") == "scaled_dot_product_attention":
             return self._attention(*args[:3])
-        return func(*args, **kwargs)
-
-    def _cast(self, value: Any, target: torch.dtype) -> Any:
-        if not isinstance(value, Tensor) or not value.is_floating_point() or value.dtype == target:
-            return value
-        learned = value.requires_grad and value.is_leaf and value.dtype == torch.float32
-        if not (learned and self._caching):
-            return value.to(target)
-        if id(value) not in self._cache:
-            self._cache[id(value)] = value.to(target)
-        return self._cache[id(value)]
+        return func(*args, **kwargs or {})
 
     def _attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The device's kernel. Fused ones keep q, k, v, the output and one number per query."""
