@@ -303,6 +303,7 @@ def _optional() -> list[Any]:
         ),
         setting_input("rank", optional=True),
         setting_input("minutes", optional=True),
+        setting_input("patience", optional=True),
         io.Combo.Input(
             "start_from",
             options=[NONE, *folder_paths.get_filename_list(MOTION_FOLDER)],

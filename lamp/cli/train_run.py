@@ -83,6 +83,11 @@ def _train(
         settings = fitted_to_card(settings, model, device, terminal)
     config = replace(settings.config, precision=_precision(device, settings.choices.precision))
     processes = 1 if group is None else group.count
+    if config.patience and processes > 1:
+        raise LampError(
+            f"patience is {config.patience}, but there are {processes} processes, of which only "
+            "one measures: set patience to 0."
+        )
     check_optimizer(config)
     start = None
     if place.state is None:

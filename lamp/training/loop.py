@@ -193,6 +193,10 @@ class Training:
         self.batches = Batches(clips, train_clips, self.generator)
         self.losses: list[float] = []
         self.validation: list[tuple[int, float]] = []
+        self.sample_scores: list[tuple[int, dict[str, float]]] = []
+        """By step, see `lamp.training.stopping`."""
+        self.learned = False
+        """Whether to stop before the last step, as the motion is learned."""
         self.updating = False
         """Whether an update is under way, so that the parameters belong to no step."""
         self._validation = Validation(clips, held_out, config.seed)
@@ -258,7 +262,7 @@ class Training:
 
         With `minutes`, `on_step` has to call `plan` after one of the first steps.
         """
-        while self.unplanned or self.step < self.config.steps:
+        while not self.learned and (self.unplanned or self.step < self.config.steps):
             on_step(self.advance())
 
     def validate(self) -> float | None:

@@ -21,6 +21,7 @@ from .recipe import TrainConfig
 from .samples import save_loss_plot
 from .session import RunFolder, SaveConfig, run_training
 from .state import StateError
+from .stopping import best_step, merged
 
 
 def describe_training(config: TrainConfig, clips: ClipSet, family: str) -> dict[str, Any]:
@@ -107,17 +108,33 @@ def train_to_file(
     Raises:
         MotionFileError: the motion cannot be written; a state is saved instead, if possible.
     """
+    if training.config.patience and not save_config.sample_every:
+        raise LampError(
+            f"patience is {training.config.patience}, but sample_every is 0: nothing would be "
+            "measured. Set sample_every, or patience to 0."
+        )
     folder.forget_after(training.step)
     begun = training.step
     try:
         run_training(
-            training, folder, save_config, on_step, sample if save_config.sample_every else None
+            training,
+            folder,
+            save_config,
+            on_step,
+            sample if save_config.sample_every else None,
+            lambda: outcome.write(training, "-best"),
         )
     except BaseException:
         # In some versions of ComfyUI its cancel does not derive from Exception.
         if training.step > begun and not training.updating:
             _write_stopped(training, outcome, say)
         raise
+    if training.learned:
+        best = best_step(merged(training.validation, training.sample_scores))
+        say(
+            f"learned after step {training.step}; the best motion, of step {best}, is "
+            f"{outcome.target.name}-best.safetensors"
+        )
     try:
         path = outcome.write(training)
     except MotionFileError as error:

@@ -194,6 +194,14 @@ class TrainConfig:
         0,
         1024,
     )
+    patience: int = setting(
+        0,
+        "Stops when the motion is learned: after this many measurements in which neither the loss "
+        "on held-out clips nor the samples' motion and likeness to frame 1 improve. The best "
+        "motion is saved as NAME-best. Needs hold_out. 4 is a good start, 0 trains all steps.",
+        0,
+        1000,
+    )
     start_from: str = setting(
         "",
         "Motion file whose weights the training starts from, of the same model family. The steps "
@@ -219,6 +227,11 @@ class TrainConfig:
         check_settings(self)
         if self.warmup > self.steps:
             raise LampError(f"warmup is {self.warmup}: choose at most steps, {self.steps}.")
+        if self.patience and not self.hold_out:
+            raise LampError(
+                f"patience is {self.patience}, but hold_out is 0: hold out 1 or 2 clips to measure "
+                "on, or set patience to 0."
+            )
         if self.difference_loss and self.frames < 3:
             raise LampError(
                 f"difference_loss is {self.difference_loss} with {self.frames} frames: it compares "

@@ -17,6 +17,7 @@ from ..method.sampling import sample
 from .latents import LatentClips
 from .loop import Training
 from .plots import loss_plot
+from .stopping import SampleScores
 
 
 def sample_clip(
@@ -82,6 +83,7 @@ class Samples:
         self._first = latents.posteriors[0].mean[0] * latents.scale if first is None else first
         self._text, self._empty = latents.text[latents.clips.captions[0]], latents.text[""]
         self._fps = latents.clips.sample_rate
+        self._scores = SampleScores(latents.clips)
 
     def __call__(self, training: Training) -> Tensor:
         """Sample the motion as it is now.
@@ -96,6 +98,8 @@ class Samples:
         frames = self._decode(video)
         save_animation(self._folder / f"sample-step{training.step:06}.webp", frames, self._fps)
         save_loss_plot(self._folder / "loss.png", training.losses, training.validation)
+        if training.config.patience:
+            training.sample_scores.append((training.step, self._scores(frames)))
         return frames
 
 

@@ -33,6 +33,7 @@ from .loop import StepReport, Training
 from .overhead import Overhead, is_due
 from .recipe import SaveConfig
 from .state import StateError, TrainingState, read_state, take_state, write_state
+from .stopping import Stopping, merged
 
 _STATE = re.compile(r"state-step(\d+)(?:-\d+)?\.safetensors")
 
@@ -197,11 +198,16 @@ def run_training(
     save_config: SaveConfig,
     on_step: Callable[[StepReport], None],
     sample: Callable[[Training], object] | None = None,
+    keep_best: Callable[[], object] = lambda: None,
 ) -> None:
-    """Take all remaining steps of `training`, with validation, samples and saved states.
+    """Take all remaining steps of `training`, with validation, samples and saved states. With
+    `patience`, it ends when the motion is learned.
 
     An error or a cancel (an exception of `on_step` or `sample`) saves the state first, if possible.
     The parameters stay those of the last step, not their average.
+
+    Args:
+        keep_best: called when the motion is the best so far, with `patience`.
 
     Raises:
         LampError: out of memory, with settings to change; see also `Training.advance`.
@@ -213,6 +219,7 @@ def run_training(
         "test": save_config.sample_every,
     }
     overhead, budget = Overhead(every, training.config.steps), Budget(training)
+    stopping = Stopping(training.config.patience, keep_best)
 
     def is_now(kind: str, step: int) -> bool:
         interval = every[kind]
@@ -236,6 +243,9 @@ def run_training(
             with overhead.timed("sample"):
                 sample(training)
             drawing = False
+        if due:
+            measured = merged(training.validation, training.sample_scores)
+            training.learned = stopping.after(measured)
         if budget.is_due(report.step):
             budget.plan(overhead)
         left = overhead.left(report.step)

@@ -34,7 +34,11 @@ from .recipe import TrainConfig
 
 FORMAT = 1
 _MOST_STEPS = 10**9
-_FREE = ("gradient_checkpointing", "start_from")  # settings that do not change a resumed run
+_FREE = (
+    "gradient_checkpointing",
+    "start_from",
+    "patience",
+)  # settings that do not change a resumed run
 _BEFORE = {
     "query_decay": "change",
     "difference_loss": 0.0,
@@ -96,6 +100,7 @@ def take_state(training: Training, identity: dict[str, str], run: str = "") -> T
         "origin": training.origin,
         "order": order,
         "validation": training.validation,
+        "sample_scores": training.sample_scores,
         "average_updates": training.average.updates,
         "scaler": training.scaler.state_dict(),
         "optimizer_numbers": numbers,
@@ -240,6 +245,10 @@ def _restore(training: Training, state: TrainingState) -> None:
     training.scaler.load_state_dict(facts["scaler"])
     if steps := int(facts.get("planned_steps", 0)):
         training.plan(planned(training.asked, steps))
+    training.sample_scores[:] = [
+        (int(step), {str(name): float(value) for name, value in scores.items()})
+        for step, scores in facts.get("sample_scores", [])
+    ]
     training.resume_at(
         tensors["random"], facts["order"], tensors["losses"].tolist(), facts["validation"]
     )

@@ -1,0 +1,148 @@
+"""When a motion is learned (`TrainConfig.patience`): by the loss on held-out clips and the samples.
+
+A sample is compared with the training clips by two measures: the amount of motion (optical flow,
+with OpenCV) and how far the picture moves away from frame 1. All measures are lower when better.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..clips.clip_set import ClipSet
+from ..metrics import motion_amount
+
+HELD_OUT, MOTION, LIKENESS = "held_out_loss", "sample_motion", "sample_likeness"
+_MARGIN = 0.01  # of the held-out loss: smaller improvements do not count
+_SAMPLE_MARGIN = 0.1  # of the others, which are in powers of two
+_SCALE = 0.05  # a difference of the held-out loss that weighs as much as one of 1 in the others
+_CLIPS = 4  # clips that the samples are compared with
+_COARSE = 8  # pixels, side of the cells in which colours are compared
+
+Scores = Mapping[str, float]
+"""Measure -> value."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The measures after a step."""
+
+    step: int
+    scores: Scores
+
+
+def merged(
+    validation: Sequence[tuple[int, float]], samples: Sequence[tuple[int, Scores]]
+) -> list[Measured]:
+    """All measures of a run, by step."""
+    found: dict[int, dict[str, float]] = {}
+    for step, loss in validation:
+        found.setdefault(step, {})[HELD_OUT] = loss
+    for step, scores in samples:
+        found.setdefault(step, {}).update(scores)
+    return [Measured(step, found[step]) for step in sorted(found)]
+
+
+def stale(measured: Sequence[Measured]) -> int:
+    """How many of the last measurements improved nothing."""
+    best: dict[str, float] = {}
+    count = 0
+    for each in measured:
+        improved = [name for name, value in each.scores.items() if _improves(name, value, best)]
+        count = 0 if improved else count + 1
+        best |= {name: each.scores[name] for name in improved}
+    return count
+
+
+def best_step(measured: Sequence[Measured]) -> int:
+    """The step with the best measures taken together; the first of equal ones."""
+    lowest: dict[str, float] = {}
+    for each in measured:
+        for name, value in each.scores.items():
+            lowest[name] = min(value, lowest.get(name, math.inf))
+
+    def cost(each: Measured) -> float:
+        costs = (_distance(name, value, lowest[name]) for name, value in each.scores.items())
+        return sum(costs) / max(len(each.scores), 1)
+
+    return min(measured, key=cost).step
+
+
+def _improves(name: str, value: float, best: Mapping[str, float]) -> bool:
+    if name not in best:
+        return True
+    margin = _MARGIN * abs(best[name]) if name == HELD_OUT else _SAMPLE_MARGIN
+    return value < best[name] - margin
+
+
+def _distance(name: str, value: float, lowest: float) -> float:
+    if name == HELD_OUT:
+        return (value - lowest) / max(_SCALE * abs(lowest), 1e-12)
+    return value - lowest
+
+
+class SampleScores:
+    """Compares samples with the training clips, which are decoded at the first call."""
+
+    def __init__(self, clips: ClipSet) -> None:
+        self._clips = clips
+        self._of_clips: tuple[float | None, float] | None = None
+
+    def __call__(self, frames: Tensor) -> dict[str, float]:
+        """Measures of a sample `f h w 3` in 0..1; without the motion if OpenCV is missing."""
+        if self._of_clips is None:
+            self._of_clips = self._measure_clips()
+        motion, distance = self._of_clips
+        scores = {LIKENESS: max(0.0, _octaves(distance_from_first(frames), distance))}
+        found = motion_amount(frames)
+        if motion is not None and found is not None:
+            scores[MOTION] = abs(_octaves(found, motion))
+        return scores
+
+    def _measure_clips(self) -> tuple[float | None, float]:
+        count = self._clips.settings.frames
+        stride = self._clips.settings.stride
+        numbers = range(0, count * stride, stride)
+        windows = [
+            self._clips.frames(clip, numbers).float() / 255
+            for clip in range(min(len(self._clips), _CLIPS))
+        ]
+        motions = [motion_amount(window) for window in windows]
+        known = [motion for motion in motions if motion is not None]
+        mean = sum(known) / len(known) if known else None
+        return mean, sum(map(distance_from_first, windows)) / len(windows)
+
+
+def distance_from_first(frames: Tensor) -> float:
+    """Mean absolute difference of frames 2.. `f h w 3` from frame 1, in coarse cells."""
+    coarse = F.avg_pool2d(frames.movedim(-1, 1).float().cpu(), _COARSE, ceil_mode=True)
+    return (coarse[1:] - coarse[:1]).abs().mean().item()
+
+
+def _octaves(value: float, reference: float) -> float:
+    """log2 of the ratio; both have a floor, so that still videos stay finite."""
+    return math.log2(max(value, 1e-3) / max(reference, 1e-3))
+
+
+class Stopping:
+    """Ends a training that has learned its motion, and keeps its best motion.
+
+    Args:
+        patience: measurements without an improvement after which it stops; 0: never.
+        keep_best: called when the last measurement is the best so far.
+    """
+
+    def __init__(self, patience: int, keep_best: Callable[[], object]) -> None:
+        self._patience, self._keep_best = patience, keep_best
+
+    def after(self, measured: Sequence[Measured]) -> bool:
+        """Look at the measures so far; whether to stop."""
+        if not self._patience or not measured:
+            return False
+        if best_step(measured) == measured[-1].step:
+            self._keep_best()
+        return stale(measured) >= self._patience

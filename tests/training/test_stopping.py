@@ -1,0 +1,174 @@
+"""When a training stops by itself, on curves that the tests draw, and what it keeps."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks.samples.small_training import FRAMES, small_clips, small_host
+from lamp.clips.load import clips_from_images
+from lamp.errors import LampError
+from lamp.method.architecture import map_unet
+from lamp.method.motion import Motion
+from lamp.motion_file.file import load_motion_file
+from lamp.training.loop import Training
+from lamp.training.outcome import Outcome, train_to_file
+from lamp.training.recipe import TrainConfig
+from lamp.training.session import RunFolder, SaveConfig
+from lamp.training.state import restore, take_state
+from lamp.training.stopping import (
+    HELD_OUT,
+    LIKENESS,
+    MOTION,
+    Measured,
+    SampleScores,
+    best_step,
+    merged,
+    stale,
+)
+
+PATIENCE = 4
+
+
+def falling(slowness: float, seed: int, noise: float = 0.003) -> list[float]:
+    """A loss that falls from 1 to 0.2, with noise."""
+    draw = torch.Generator().manual_seed(seed)
+    wobble = (torch.randn(400, generator=draw) * noise).tolist()
+    return [(0.2 + 0.8 * math.exp(-t / slowness)) * (1 + w) for t, w in enumerate(wobble)]
+
+
+def stops_at(losses: list[float], patience: int = PATIENCE) -> int:
+    for count in range(1, len(losses) + 1):
+        if stale([Measured(step, {HELD_OUT: x}) for step, x in enumerate(losses[:count])]) >= (
+            patience
+        ):
+            return count
+    return len(losses)
+
+
+@pytest.mark.parametrize("slowness", [2.0, 5.0, 10.0, 20.0])
+@pytest.mark.parametrize("seed", range(5))
+def test_it_stops_after_95_percent_of_the_fall_and_long_before_the_end(
+    slowness: float, seed: int
+) -> None:
+    at = stops_at(falling(slowness, seed))
+    assert at > 3 * slowness  # exp(-3) is 5 %
+    assert at < 7 * slowness + 3 * PATIENCE
+
+
+def test_a_loss_that_rises_again_stops_it_and_its_lowest_is_the_best() -> None:
+    losses = [1.0 - 0.05 * t for t in range(11)] + [0.5 + 0.02 * t for t in range(1, 30)]
+    assert stops_at(losses) == 11 + PATIENCE
+    measured = [Measured(step, {HELD_OUT: loss}) for step, loss in enumerate(losses)]
+    assert best_step(measured) == 10
+
+
+def test_samples_that_still_improve_keep_it_going() -> None:
+    flat = [(step, 0.3) for step in range(8)]
+    moving = [(step, {MOTION: 3.0 - 0.3 * step}) for step in range(8)]
+    assert stale(merged(flat, [])) == 7
+    assert stale(merged(flat, moving)) == 0
+    assert best_step(merged(flat, moving)) == 7
+
+
+def test_the_samples_decide_between_equal_losses() -> None:
+    flat = [(step, 0.3) for step in range(3)]
+    samples = [(0, {LIKENESS: 2.0}), (1, {LIKENESS: 0.1}), (2, {LIKENESS: 1.5})]
+    assert best_step(merged(flat, samples)) == 1
+
+
+# --- the measures of a sample ---------------------------------------------------------------------
+
+
+def square(speed: int, frames: int = 6, size: int = 96) -> torch.Tensor:
+    """A textured square that moves to the right on a textured ground."""
+    draw = torch.Generator().manual_seed(0)
+    ground = torch.rand(size, size, 3, generator=draw) * 0.5
+    patch = torch.rand(32, 32, 3, generator=draw)
+    video = ground.repeat(frames, 1, 1, 1)
+    for frame in range(frames):
+        video[frame, 32:64, 8 + speed * frame : 40 + speed * frame] = patch
+    return video
+
+
+def test_a_sample_scores_best_where_it_moves_as_the_clips_do() -> None:
+    clips = clips_from_images([square(4), square(4)], "moves", 6, 96, 96)
+    scores = SampleScores(clips)
+    same, still, fast = (scores(square(speed)) for speed in (4, 0, 9))
+    assert same[LIKENESS] == pytest.approx(0, abs=0.1)
+    assert scores(torch.rand(6, 96, 96, 3))[LIKENESS] >= 0
+    broken = square(4)
+    broken[1:] = 1 - broken[1:]  # another picture than frame 1
+    assert scores(broken)[LIKENESS] > 1
+    pytest.importorskip("cv2")
+    assert same[MOTION] < 0.2
+    assert still[MOTION] > 2 and fast[MOTION] > 0.5
+
+
+# --- in a run -------------------------------------------------------------------------------------
+
+
+def begin(**settings: Any) -> Training:
+    host = small_host()
+    config = TrainConfig(
+        **{"steps": 40, "frames": FRAMES, "learning_rate": 1e-3, "hold_out": 1, **settings}
+    )
+    return Training(host, Motion(map_unet(host.unet)).initialise(0), small_clips(), config)
+
+
+def train(training: Training, folder: Path, every: int = 1) -> list[str]:
+    outcome = Outcome(folder / "run", {"family": "text16"}, run="me")
+    said: list[str] = []
+    train_to_file(
+        training,
+        RunFolder(folder / "states", {}),
+        SaveConfig(0, 1, every),
+        outcome,
+        lambda report: None,
+        lambda training: None,
+        said.append,
+    )
+    return said
+
+
+def test_a_run_stops_and_keeps_the_best_motion_beside_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = [0.5, 0.4, 0.3, 0.31, 0.32, 0.33, 0.34, 0.35, 0.36]
+
+    def validate(self: Training) -> float:
+        self.validation.append((self.step, losses[self.step - 1]))
+        return losses[self.step - 1]
+
+    monkeypatch.setattr(Training, "validate", validate)
+    training = begin(patience=2)
+    said = train(training, tmp_path)
+    assert training.step == 5
+    assert load_motion_file(tmp_path / "run.safetensors").config.steps == 5
+    best = load_motion_file(tmp_path / "run-best.safetensors")
+    assert best.config.steps == 3
+    assert any("5" in text and "3" in text and "run-best" in text for text in said)
+    without = begin(steps=7)
+    train(without, tmp_path / "without")
+    assert without.step == 7
+    assert not (tmp_path / "without/run-best.safetensors").exists()
+
+
+def test_the_scores_survive_a_resume(tmp_path: Path) -> None:
+    training = begin(patience=3)
+    training.advance()
+    training.sample_scores.append((1, {MOTION: 0.25}))
+    again = begin(patience=5)  # may change
+    restore(again, take_state(training, {}), {})
+    assert again.sample_scores == [(1, {MOTION: 0.25})]
+
+
+def test_what_would_never_stop_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(LampError, match="hold_out"):
+        begin(patience=1, hold_out=0)
+    with pytest.raises(LampError, match="sample_every"):
+        train(begin(patience=1), tmp_path, every=0)
