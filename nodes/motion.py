@@ -124,8 +124,8 @@ class LoadMotion(io.ComfyNode):
                     max=5.0,
                     step=0.1,
                     optional=True,
-                    tooltip="Amplifies the motion as cfg amplifies the prompt. 1 is off; try 1.5 "
-                    "to 2 if the motion is weak. Free if cfg is at least this high, otherwise "
+                    tooltip="Amplifies the motion as cfg amplifies the prompt. 1 is off; 1.5 suits "
+                    "most motions, 2 a weak one. Free if cfg is at least this high, otherwise "
                     "sampling takes twice as long. Use one value for chained motions.",
                     **advanced(io.Float.Input),
                 ),
