@@ -319,7 +319,7 @@ def runs(
                 )
                 sampler, figures = Sampler(toy, motion, recipe, seed), {}
                 for which in SETS:
-                    unseen = evaluation_cases(seed, which, kind, count=cases)
+                    unseen = evaluation_cases(seed, which, kind, count=cases, pace=recipe.pace)
                     videos = film(sampler, variant, unseen)
                     figures[which] = measure(videos, unseen, decoded_first_frames(toy, unseen))
                 figures["seconds"] = round(time.perf_counter() - started, 1)

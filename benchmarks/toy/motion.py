@@ -100,7 +100,7 @@ def run(
     figures: ScoreTable = {}
     sheet_videos, sheet_cases = [], []
     for which in SETS:
-        cases = evaluation_cases(seed, which, kind, count=args.cases)
+        cases = evaluation_cases(seed, which, kind, count=args.cases, pace=recipe.pace)
         few = cases[: args.untuned_cases]
         videos = Sampler(toy, motion, recipe, seed).videos(cases)
         still = np.stack([score.static_video(case) for case in cases])

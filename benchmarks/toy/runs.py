@@ -73,7 +73,8 @@ class Recipe:
     rank: int = 0
     difference_loss: float = 0.0
     prompts: str = "caption"  # or 'motion': one prompt for all clips
-    fade: float = 0.0  # see lamp.toy.cases.training_clips
+    fade: float = 0.0  # this and `pace`: see lamp.toy.cases.training_clips
+    pace: float = 1.0
     start_from: str = ""  # a motion file
 
     @property
@@ -141,7 +142,7 @@ def start_training(
         settings |= {"groupnorm": recipe.groupnorm, "rank": recipe.rank}
         settings |= {"difference_loss": recipe.difference_loss, "start_from": recipe.start_from}
     if clips is None:
-        clips = training_clips(seed, kind, fade=recipe.fade)
+        clips = training_clips(seed, kind, fade=recipe.fade, pace=recipe.pace)
     batch, frames = recipe.clips_per_step, clips.frames.shape[1]
     config = TrainConfig(steps=recipe.steps, frames=frames, batch=batch, seed=seed, **settings)
     motion = fresh_motion(toy, seed) if motion is None else motion

@@ -126,16 +126,18 @@ def training_clips(
     clips: int = 8,
     frames: int = FRAMES,
     fade: float = 0.0,
+    pace: float = 1.0,
 ) -> Clips:
     """Training clips; the speed of each differs from the nominal one by at most a tenth.
 
-    ``fade`` is the share of the background's brightness that is lost until the last frame.
+    ``fade`` is the share of the background's brightness that is lost until the last frame, ``pace``
+    a factor on the nominal speed.
     Raises LampError as ``split_pairs`` does.
     """
     rng = np.random.default_rng([seed, 103])
     pairs = split_pairs(seed, clips, motion).clips
     objects = _start(rng, motion, pairs)
-    placed = perform(objects, motion, frames, rng.uniform(0.9, 1.1, size=clips))
+    placed = perform(objects, motion, frames, pace * rng.uniform(0.9, 1.1, size=clips))
     images, _ = draw(*placed, light=np.tile(np.linspace(1.0, 1.0 - fade, frames), clips))
     images = images.reshape(clips, frames, SIZE, SIZE, 3)
     return Clips(images, _captions(objects), MOTIONS[motion].prompt)
@@ -148,8 +150,10 @@ def evaluation_cases(
     count: int = 24,
     clips: int = 8,
     frames: int = FRAMES,
+    pace: float = 1.0,
 ) -> list[Case]:
-    """``which`` is 'combination' or 'hard'; ``seed`` and ``clips`` as for the training clips.
+    """``which`` is 'combination' or 'hard'; ``seed``, ``clips`` and ``pace`` as for the training
+    clips.
 
     Raises LampError as ``split_pairs`` does, or if four clips leave no unseen combination.
     """
@@ -160,7 +164,7 @@ def evaluation_cases(
     rng = np.random.default_rng([seed, 107 if which == "combination" else 109])
     order = np.concatenate([rng.permutation(len(pairs)) for _ in range(-(-count // len(pairs)))])
     objects = _start(rng, motion, pairs[order[:count]])
-    placed = perform(objects, motion, frames)
+    placed = perform(objects, motion, frames, np.full(count, pace))
     images = draw(*placed)[0].reshape(count, frames, SIZE, SIZE, 3)
     grounds = draw_ground(objects[0])
     return [

@@ -7,7 +7,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks.toy.control import KIND, METHODS, compare, holds, measure, periods
+from benchmarks.toy.control import (
+    KIND,
+    METHODS,
+    MOST_JUMP,
+    PACE,
+    compare,
+    holds,
+    measure,
+    periods,
+)
 from benchmarks.toy.runs import RECIPES, Sampler, fresh_motion
 from lamp.toy.base import load_toy_base
 from lamp.toy.cases import Case, evaluation_cases
@@ -52,6 +61,30 @@ def test_a_lost_object_and_a_brighter_ground_show(case: Case) -> None:
     figures = measure(brighter, case, SEAMS)
     assert figures["dB 9-16"] == pytest.approx(10 * np.log10(255**2 / 25), abs=0.5)
     assert figures["dB 2-8"] > 40 and figures["dB 17-24"] > 40
+
+
+def test_a_perfect_extension_passes_because_clips_end_where_they_begin() -> None:
+    """It repeats the clip's steps from the last frame, here on the truth."""
+
+    def extension(pace: float) -> tuple[Case, np.ndarray]:
+        (case,) = evaluation_cases(0, "combination", KIND, 1, frames=36, pace=pace)
+        places = case.targets[0].scenes.x
+        steps = np.diff(places[:8])
+        wanted = np.concatenate([places[:1], places[0] + np.cumsum(np.tile(steps, 5))])
+        shift = np.rint(wanted - places).astype(int)
+        ground = np.rint(case.ground).astype(np.uint8)
+        video = []
+        for frame, mask, dx in zip(case.frames, case.targets[0].masks, shift, strict=True):
+            shown = np.roll(mask, dx, axis=1)[..., None]
+            video.append(np.where(shown, np.roll(frame, dx, axis=1), ground))
+        return case, np.stack(video)
+
+    seams = [7, 14, 21, 28]
+    case, video = extension(PACE)
+    assert holds(measure(video, case, seams) | {"rows": 8.0})
+    case, video = extension(1.0)
+    figures = measure(video, case, seams)
+    assert figures["jump"] > MOST_JUMP * figures["truth"] and not holds(figures | {"rows": 8.0})
 
 
 def test_periods_double() -> None:
