@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from scripts.server.browser import NODES_2, BrowserMissing, browser_path, open_page
 from scripts.server.host import ROOT, HostMissing, host_path
@@ -44,7 +46,7 @@ def skip_without_browser() -> None:
 
 @pytest.fixture(scope="session")
 def server() -> Iterator[ComfyServer]:
-    """ComfyUI with the pack alone, and every file that the workflows name, though empty."""
+    """ComfyUI with the pack alone, and every file that the workflows name, most of them empty."""
     skip_without_browser()
     with ComfyServer() as running:
         for name in ORIGINALS:
@@ -61,6 +63,8 @@ def _lay_out(base: Path, kind: str, inputs: dict[str, Any]) -> None:
             path.touch()
             if kind == "LoadImage":
                 Image.new("RGB", (64, 40), "teal").save(path)
+            if kind == "LAMP_LoadMotion":  # the page asks the server for its header
+                save_file({"x": torch.zeros(1)}, path, {"lamp.format": "1"})
     folder = inputs.get("folder", "(")
     if kind == "LAMP_TrainingClips" and not folder.startswith("("):
         (base / folder).mkdir(parents=True, exist_ok=True)

@@ -68,7 +68,7 @@ def rain(page: Any, server: ComfyServer) -> str:
     """A motion in a sub-folder, which the page knows: its value in the menu."""
     file = server.base / "models" / "lamp_motion" / "more" / "rain.safetensors"
     file.parent.mkdir(exist_ok=True)
-    file.touch()
+    file.write_bytes(base64.b64decode(MOTION))
     page.reload()
     wait_until_ready(page)
     return str(Path("more") / file.name)

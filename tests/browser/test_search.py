@@ -12,7 +12,10 @@ from tests.browser.test_front_end import TOY, UNKNOWN, load
 
 FOUND = """() => [...document.querySelectorAll('[role=option]')]
     .map(option => option.innerText.split('\\n')[0].trim())"""
-TOY_NODES = {"Load LAMP Toy Base", "LAMP Toy Clips", "LAMP Toy Object", "LAMP Toy Score"}
+TOY_NODES = {
+    *("Load LAMP Toy Base", "Load LAMP Toy CLIP"),
+    *("LAMP Toy Clips", "LAMP Toy Object", "LAMP Toy Score"),
+}
 
 
 def search(page: Any, query: str) -> list[str]:
