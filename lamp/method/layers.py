@@ -275,9 +275,7 @@ class TemporalAttention(nn.Module):
         projected = [layer(x) for layer in (self.to_q, self.to_k, self.to_v)]
         mixed = None
         if frames <= fused.MAX_FRAMES and all(part.is_contiguous() for part in projected):
-            mixed = fused.attempt(
-                fused.operation("frame_attention"), *projected, frames, self.heads
-            )
+            mixed = fused.attempt("frame_attention", *projected, frames, self.heads)
         if mixed is None:
             # One sequence per position and head. `b (n heads) f d` is a view of the projections,
             # so nothing is copied.

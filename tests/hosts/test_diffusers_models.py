@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -358,3 +358,18 @@ def test_the_vocabulary_of_a_nearby_comfyui_is_found(
         find_tokenizer()
     with pytest.raises(LampError, match=f"{re.escape(str(tmp_path))}.*vocab.json"):
         find_tokenizer(tmp_path)
+
+
+def test_decoding_needs_the_memory_of_one_frame() -> None:
+    """Whatever is free, so that it never is the peak of a run."""
+    seen = []
+
+    class Vae(torch.nn.Linear):
+        def decode(self, latents: torch.Tensor) -> Any:
+            seen.append(len(latents))
+            return SimpleNamespace(sample=latents[:, :3])
+
+    latents = torch.rand(5, 4, 2, 2) * SCALE
+    pictures = decode(Vae(1, 1), latents)
+    assert seen == [1] * 5
+    torch.testing.assert_close(pictures, (latents[:, :3] / SCALE / 2 + 0.5).movedim(1, -1))
