@@ -4,10 +4,10 @@
     python -m benchmarks.gpu --minutes 3 --out results
     python -m benchmarks.gpu --tiny --device cpu   the same code with a small model, in seconds
 
-It needs PyTorch and this repository, and no network. ComfyUI, diffusers, einops and bitsandbytes
-are optional: what needs one that is missing is skipped, with the reason. So is what does not fit in
-the time or the memory. The model is the UNet of Stable Diffusion 1.x with random weights, on which
-neither time nor memory depends; 16 frames of 320 x 512 pixels.
+It needs PyTorch, NumPy and this repository, and no network. ComfyUI, diffusers, einops (for the
+literal baseline) and bitsandbytes are optional: what needs one that is missing is skipped, with the
+reason. So is what does not fit in the time or the memory. The model is the UNet of Stable Diffusion
+1.x with random weights, on which neither time nor memory depends; 16 frames of 320 x 512 pixels.
 
 Without a GPU it runs the tiny form. Writes gpu.json and gpu.md (a section for docs/performance.md)
 to the folder `--out`, and prints one line of JSON last. Exit status 1 if a comparison fails.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,8 @@ from lamp.method.motion import Motion
 from lamp.toy.base import UNET_CONFIG, build_text_encoder, build_vae, load_toy_base
 from lamp.training.latents import LatentClips, cache_latents
 
-from .literal import LiteralUNet, literal_weights
+if TYPE_CHECKING:
+    from .literal import LiteralUNet
 
 # The config of Stable Diffusion 1.5.
 SD15_CONFIG: dict[str, Any] = {
@@ -86,6 +87,8 @@ class Subject:
 
 def build(host: str, size: str, dtype: torch.dtype, device: str) -> Subject:
     """A model with random weights, or the toy base; host `comfy` needs an importable ComfyUI."""
+    from .literal import LiteralUNet, literal_weights
+
     config = SIZES[size].config
     patcher, ops, made = None, master_weights, None
     if host == "comfy":

@@ -49,8 +49,8 @@ def check_other_nodes(guider: Any) -> None:
         )
     if model.get_wrappers(WrappersMP.APPLY_MODEL, "torch.compile"):
         raise LampError(
-            "torch.compile would recompile at every layer to which a LAMP motion attaches, which "
-            "takes minutes and gains nothing: remove TorchCompileModel from this MODEL."
+            "torch.compile would compile the whole MODEL again in every run, for minutes, because "
+            "each run attaches the LAMP motion anew: remove TorchCompileModel from this MODEL."
         )
     if model.get_additional_models_with_key("multigpu"):
         raise OneGpuOnly
