@@ -11,9 +11,9 @@ repeated first frame, and the true videos.
 
 Measures: the paper's three (section 4.2; lamp.metrics), with a small CLIP of the world: text
 alignment, frame consistency and diversity (lower is better) of each motion's videos. A still video
-has the highest consistency there is. Beside them the world's truth: overlap with the true place
-(only meaningful with the given first frame), path error, share followed, and kept (agreement of
-colour and shape without regard to the place).
+has the highest consistency there is. Beside them the world's own, from its known truth. Of the
+sprites: overlap with the true place (only meaningful with the given first frame), path error, share
+followed, and kept (agreement of colour and shape regardless of the place).
 
 Prints a table with mean and deviation over the seeds, whether the paper's order comes out, and last
 one line of JSON. With `--keep` finished work is stored in a folder, and a stopped run resumes.
@@ -43,7 +43,7 @@ from lamp.toy.clip import ToyClip
 from .clip_training import clip_path, world_clip
 from .methods import METHODS, Job
 from .report import MEAN, PAPER, means, orders, plot, table
-from .worlds import WORLDS, World
+from .worlds import WORLDS, World, load_base
 
 GUIDANCE = 1.0  # none, as in LAMP's recipes on the toy base
 
@@ -149,8 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
     recipes = {kind: world.recipes[kind] for kind in args.motions}
     if args.steps:
         recipes = {kind: replace(recipe, steps=args.steps) for kind, recipe in recipes.items()}
-    toy = world.base(args.base)
-    clip = world_clip(world, toy.config["words"])
+    toy, clip = load_base(world, args.base), world_clip(world)
     settings = {
         "world": world.name,
         "base": digest(args.base or world.base_path),
@@ -167,14 +166,23 @@ def main(arguments: list[str] | None = None) -> int:
         found.setdefault(name, {}).setdefault(seed, {})[kind] = own
         print(f"{name}, {kind}, seed {seed}: {figures['seconds']:.0f} s", flush=True)
     results = with_means(found)
-    table(results)
+    table(results, world.measures)
     told = orders(results)
     for order in told:
         print(order["says"])
     if args.save_plot:
-        plot(args.save_plot, results)
+        plot(args.save_plot, results, world.measures)
     summary = {"settings": settings, "retrieval": clip.about.get("retrieval"), "paper": PAPER}
-    print(json.dumps({**summary, "spread": means(results), "orders": told, "results": results}))
+    print(
+        json.dumps(
+            {
+                **summary,
+                "spread": means(results, world.measures),
+                "orders": told,
+                "results": results,
+            }
+        )
+    )
     return 0
 
 

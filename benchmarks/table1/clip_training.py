@@ -163,17 +163,17 @@ def clip_path(world: World) -> Path:
     return path if path and path.is_file() else BUILD / f"{world.name}.clip.safetensors"
 
 
-def world_clip(world: World, words: dict[str, int], steps: int = STEPS) -> ToyClip:
+def world_clip(world: World, steps: int = STEPS) -> ToyClip:
     """The world's CLIP, trained if there is none yet."""
     path = clip_path(world)
     if not path.is_file():
-        make_clip(world, words, steps, path)
+        make_clip(world, steps, path)
     return load_toy_clip(path)
 
 
-def make_clip(world: World, words: dict[str, int], steps: int, path: Path, seed: int = 0) -> None:
+def make_clip(world: World, steps: int, path: Path, seed: int = 0) -> None:
     """Train a CLIP and save it with its retrieval accuracy."""
-    table = Words(words)
+    table = Words(world.words)
     model = train_clip(world, table, steps, seed)
     about: dict[str, Any] = {"steps": steps, "pictures": steps * BATCH, "seed": seed}
     save_clip(path, model, world, table, about)
@@ -185,7 +185,6 @@ def main(arguments: list[str] | None = None) -> int:
     command = parser("table1.clip_training", __doc__)
     add = command.add_argument
     add("--world", choices=WORLDS, default="sprites")
-    add("--base", type=Path, help="the world's base model, for its vocabulary")
     add("--steps", type=positive, default=STEPS)
     add("--seed", type=int, default=0)
     add("--out", type=Path)
@@ -193,7 +192,7 @@ def main(arguments: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     world = WORLDS[args.world]
     path = args.out or BUILD / f"{world.name}.clip.safetensors"
-    make_clip(world, world.base(args.base).config["words"], args.steps, path, args.seed)
+    make_clip(world, args.steps, path, args.seed)
     told = retrieval(load_toy_clip(path), world)
     print(json.dumps({"file": str(path), "bytes": path.stat().st_size, **told}))
     return 0

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.toy.ablations_report import Measure, Results, print_table, save_plot, spread
 
 MEAN = "mean over motions"
+# The paper's; each world has its own ones beside them.
 MEASURES = {
     "alignment": Measure("alignment", True, zero=False),
     "consistency": Measure("consistency", True, zero=False),
     "diversity": Measure("diversity", False, zero=False),
-    "iou": Measure("overlap", True, high=1.0),
-    "nrmse": Measure("path error", False),
-    "followed": Measure("followed", True, high=1.0),
-    "kept": Measure("kept", True, high=1.0),
 }
+Measures = Mapping[str, Measure]
 # Table 1 of the paper.
 PAPER = {
     "Tune-A-Video": {"alignment": 27.2227, "consistency": 94.8742, "diversity": 84.7186},
@@ -27,24 +26,25 @@ PAPER = {
 }
 
 
-def table(results: Results) -> None:
-    """Print mean and deviation over the seeds, in Markdown."""
-    print_table(results, MEASURES, (MEAN,))
+def table(results: Results, truth: Measures) -> None:
+    """Print mean and deviation over the seeds, in Markdown; `truth`: the world's own measures."""
+    print_table(results, {**MEASURES, **truth}, (MEAN,))
 
 
-def plot(path: Path, results: Results) -> None:
-    save_plot(path, results, MEASURES, {MEAN: "#185aa8"})
+def plot(path: Path, results: Results, truth: Measures) -> None:
+    save_plot(path, results, {**MEASURES, **truth}, {MEAN: "#185aa8"})
 
 
-def means(results: Results) -> dict[str, Any]:
+def means(results: Results, truth: Measures) -> dict[str, Any]:
     """Method -> measure -> mean and deviation over the seeds."""
-    return {name: sets[MEAN] for name, sets in spread(results, MEASURES, (MEAN,)).items()}
+    found = spread(results, {**MEASURES, **truth}, (MEAN,))
+    return {name: sets[MEAN] for name, sets in found.items()}
 
 
 def orders(results: Results) -> list[dict[str, Any]]:
     """For each of the paper's measures: the paper's order and the one here, best first, the pairs
     that differ, each with the number of seeds that show it, and a sentence about them."""
-    return [_order(results, measure) for measure in ("alignment", "consistency", "diversity")]
+    return [_order(results, measure) for measure in MEASURES]
 
 
 def _order(results: Results, measure: str) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,11 +10,20 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.toy import scenes as landscapes
+from benchmarks.toy.ablations_report import Measure
 from benchmarks.toy.runs import RECIPES, Figures, Recipe, Videos
+from lamp.errors import LampError
 from lamp.toy import base, clip, score, world
 from lamp.toy.base import ToyBase, load_toy_base
 from lamp.toy.cases import Clips, evaluation_cases, training_clips
 from lamp.toy.motions import MOTIONS
+from lamp.toy.scenes import base as scenes_base
+from lamp.toy.scenes import cases as scenes_cases
+from lamp.toy.scenes import motions as scenes_motions
+from lamp.toy.scenes.canvas import SIZE as SCENE_SIZE
+from lamp.toy.scenes.drawing import draw_all
+from lamp.toy.scenes.words import WORDS
 
 
 class TestCase(Protocol):
@@ -34,7 +43,8 @@ class World(Protocol):
 
     - ``recipes``: motion -> how LAMP is tuned there; all methods take the same number of steps;
     - ``phrases``: what the motions' prompts say, for the training of CLIP;
-    - ``size``: of a picture, in pixels;
+    - ``size``: of a picture, in pixels; ``words``: of its captions, with their tokens;
+    - ``measures``: by the world's known truth;
     - ``base_path``: its base model;
     - ``clip_path``: the CLIP that comes with the project, if there is one.
     """
@@ -43,10 +53,10 @@ class World(Protocol):
     size: int
     recipes: dict[str, Recipe]
     phrases: Sequence[str]
+    words: dict[str, int]
+    measures: Mapping[str, Measure]
     base_path: Path
     clip_path: Path | None
-
-    def base(self, path: Path | None = None) -> ToyBase: ...
 
     def clips(self, seed: int, motion: str) -> Clips: ...
 
@@ -55,7 +65,7 @@ class World(Protocol):
         ...
 
     def truth(self, videos: Videos, cases: Sequence[Any]) -> Figures:
-        """The measures of `TRUTH` by the world's known truth."""
+        """The world's own `measures`."""
         ...
 
     def pictures(self, rng: np.random.Generator, count: int) -> tuple[NDArray[np.uint8], list[str]]:
@@ -70,11 +80,15 @@ class Sprites:
     size = world.SIZE
     recipes = RECIPES
     phrases: Sequence[str] = world.MOTION_PHRASES
+    words = base.WORDS
+    measures: Mapping[str, Measure] = {
+        "iou": Measure("overlap", True, high=1.0),
+        "nrmse": Measure("path error", False),
+        "followed": Measure("followed", True, high=1.0),
+        "kept": Measure("kept", True, high=1.0),
+    }
     base_path = base.PATH
     clip_path: Path | None = clip.PATH
-
-    def base(self, path: Path | None = None) -> ToyBase:
-        return load_toy_base(path=path or base.PATH)
 
     def clips(self, seed: int, motion: str) -> Clips:
         return training_clips(seed, motion)
@@ -89,7 +103,7 @@ class Sprites:
     def truth(self, videos: Videos, cases: Sequence[Any]) -> Figures:
         pairs = zip(videos, cases, strict=True)
         found = score.summarise([score.score_clip(video, case) for video, case in pairs])
-        return {name: found[name] for name in ("iou", "nrmse", "followed", "kept")}
+        return {name: found[name] for name in self.measures}
 
     def pictures(self, rng: np.random.Generator, count: int) -> tuple[NDArray[np.uint8], list[str]]:
         """Single objects, a fifth with two, and some pictures of one colour and nothing else."""
@@ -127,4 +141,54 @@ def _plain_colours(rng: np.random.Generator, count: int) -> tuple[NDArray[np.uin
     return flat.repeat(side, 1).repeat(side, 2), [f"a plain {name} ground" for name in names]
 
 
-WORLDS: dict[str, World] = {"sprites": Sprites()}
+class Scenes:
+    """The world of lamp/toy/scenes: landscapes of 64 x 64 pixels, the paper's eight motions."""
+
+    name = "scenes"
+    size = SCENE_SIZE
+    recipes = {kind: landscapes.RECIPE for kind in scenes_motions.MOTIONS}
+    phrases: Sequence[str] = [kind.prompt for kind in scenes_motions.MOTIONS.values()]
+    words = WORDS
+    measures: Mapping[str, Measure] = {
+        "motion": Measure("motion", True, high=1.0),
+        "followed": Measure("followed", True, high=1.0),
+        "overlap": Measure("overlap", True, high=1.0),
+        "change": Measure("change", True, high=1.0),
+    }
+    base_path = scenes_base.PATH
+    clip_path: Path | None = None
+
+    def clips(self, seed: int, motion: str) -> Clips:
+        return scenes_cases.training_clips(seed, motion)
+
+    def cases(self, seed: int, motion: str, count: int) -> Sequence[Any]:
+        """In colours and places that no clip shows."""
+        return scenes_cases.evaluation_cases(seed, motion, count)
+
+    def truth(self, videos: Videos, cases: Sequence[Any]) -> Figures:
+        found = landscapes.measured(videos, list(cases))
+        return {name: found[name] for name in self.measures}
+
+    def pictures(self, rng: np.random.Generator, count: int) -> tuple[NDArray[np.uint8], list[str]]:
+        """All subjects in any pose."""
+        kinds = rng.choice(list(scenes_motions.MOTIONS), size=count)
+        scenes = [scenes_motions.still(rng, str(kind)) for kind in kinds]
+        return draw_all(scenes)[0], [scene.caption for scene in scenes]
+
+
+WORLDS: dict[str, World] = {"sprites": Sprites(), "scenes": Scenes()}
+
+
+def load_base(world: World, path: Path | None = None) -> ToyBase:
+    """The world's base model, or another one from `path`.
+
+    Raises:
+        LampError: there is no such file.
+    """
+    path = path or world.base_path
+    if not path.is_file():
+        raise LampError(
+            f"{path} does not exist: train the base of the world '{world.name}' with "
+            "scripts/train_toy_base.py, or give another file with --base."
+        )
+    return load_toy_base(path=path)

@@ -20,9 +20,10 @@ from benchmarks.table1 import animate_diff, clip_training, methods, report, text
 from benchmarks.table1.animate_diff import AnimateDiff, MotionModule
 from benchmarks.table1.methods import METHODS, Job
 from benchmarks.table1.tune_a_video import TuneAVideo, sparse_causal
-from benchmarks.table1.worlds import WORLDS, Sprites
+from benchmarks.table1.worlds import WORLDS, Sprites, load_base
 from benchmarks.toy.ablations import FreeTraining
 from benchmarks.toy.runs import RECIPES
+from lamp.errors import LampError
 from lamp.hosts.diffusers.unet import DiffusersHost
 from lamp.method.architecture import map_unet
 from lamp.method.layout import FrameLayout
@@ -262,12 +263,12 @@ def test_the_contrastive_loss_is_its_formula() -> None:
 
 
 @pytest.fixture
-def small_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, toy: ToyBase) -> Path:
+def small_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A CLIP that learned for two steps."""
     monkeypatch.setattr(clip_training, "BATCH", 20)
     monkeypatch.setattr(clip_training, "retrieval", lambda *_: {})
     path = tmp_path / "small.clip.safetensors"
-    clip_training.make_clip(WORLD, toy.config["words"], 2, path)
+    clip_training.make_clip(WORLD, 2, path)
     monkeypatch.setattr(Sprites, "clip_path", path)
     return path
 
@@ -290,6 +291,30 @@ def test_a_saved_clip_embeds_as_the_trained_one(
     assert torch.allclose(clip.encode_text(captions[3]), read[3], atol=2e-2)
     with pytest.raises(ValueError, match="helicopter"):
         clip.encode_text("a helicopter")
+
+
+# --- worlds ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", WORLDS)
+def test_a_world_knows_its_truth_and_its_words(name: str) -> None:
+    world = WORLDS[name]
+    kind = next(iter(world.recipes))
+    cases = world.cases(0, kind, 2)
+    truth = world.truth(np.stack([case.frames for case in cases]), cases)
+    assert list(truth) == list(world.measures) and truth["followed"] == 1.0
+    still = world.truth(np.stack([case.frames[:1].repeat(8, axis=0) for case in cases]), cases)
+    assert still["followed"] == 0.0
+    images, captions = world.pictures(np.random.default_rng(0), 20)
+    assert images.shape == (20, world.size, world.size, 3) and len(captions) == 20
+    prompts = [f"{caption} {phrase}" for caption in captions for phrase in world.phrases]
+    clip_training.Words(world.words).rows([*prompts, *(case.prompt for case in cases)])
+    assert cases[0].frames.shape[1:3] == images.shape[1:3]
+
+
+def test_a_missing_base_is_named(tmp_path: Path) -> None:
+    with pytest.raises(LampError, match=r"none\.safetensors"):
+        load_base(WORLD, tmp_path / "none.safetensors")
 
 
 # --- the table -------------------------------------------------------------------------------
@@ -355,7 +380,7 @@ def test_a_small_run_makes_the_whole_table_and_resumes(
     assert rows["first frame, still"]["consistency"] == pytest.approx(100.0, abs=1e-3)
     assert rows["first frame, still"]["followed"] == 0.0
     assert all(value is not None for row in rows.values() for value in row.values())
-    assert plot.read_text().count("<circle") == len(METHODS) * len(report.MEASURES) + 1
+    assert plot.read_text().count("<circle") == len(METHODS) * (3 + len(WORLD.measures)) + 1
 
     def refuse(*_: Any) -> Any:
         raise AssertionError("it ran again")
