@@ -183,9 +183,9 @@ METHODS = {
         _animate_diff_videos,
     ),
     "LAMP": Method("lamp", _lamp, _learn_lamp, _lamp_videos(1.0)),
-    f"LAMP, motion guidance {MOTION_GUIDANCE:g}": Method(
+    f"LAMP + motion guidance {MOTION_GUIDANCE:g}": Method(
         "lamp", _lamp, _learn_lamp, _lamp_videos(MOTION_GUIDANCE)
     ),
-    "first frame, still": Method("", None, None, _still_videos),
+    "still first frame": Method("", None, None, _still_videos),
     "true videos": Method("", None, None, _true_videos),
 }

@@ -377,8 +377,8 @@ def test_a_small_run_makes_the_whole_table_and_resumes(
     rows = {name: row["0"]["moves_right"] for name, row in told["results"].items()}
     assert list(rows) == list(METHODS)
     assert rows["true videos"]["iou"] == rows["true videos"]["followed"] == 1.0
-    assert rows["first frame, still"]["consistency"] == pytest.approx(100.0, abs=1e-3)
-    assert rows["first frame, still"]["followed"] == 0.0
+    assert rows["still first frame"]["consistency"] == pytest.approx(100.0, abs=1e-3)
+    assert rows["still first frame"]["followed"] == 0.0
     assert all(value is not None for row in rows.values() for value in row.values())
     assert plot.read_text().count("<circle") == len(METHODS) * (3 + len(WORLD.measures)) + 1
 
