@@ -14,6 +14,7 @@ from ..motion_file.config import MotionConfig
 from ..motion_file.file import RUN_KEY, MotionFile, run_of, save_motion
 from ..motion_file.provenance import CARD_KEY, TRAINING_KEY
 from ..plain import log
+from .compare import save_comparison
 from .loop import StepReport, Training
 from .low_rank import factors, whole_state
 from .optimizers import importance
@@ -21,7 +22,7 @@ from .recipe import TrainConfig
 from .samples import save_loss_plot
 from .session import RunFolder, SaveConfig, run_training
 from .state import StateError
-from .stopping import best_step, merged
+from .stopping import Measured, best_step, merged
 
 
 def describe_training(config: TrainConfig, clips: ClipSet, family: str) -> dict[str, Any]:
@@ -128,9 +129,10 @@ def train_to_file(
         # In some versions of ComfyUI its cancel does not derive from Exception.
         if training.step > begun and not training.updating:
             _write_stopped(training, outcome, say)
+            _save_pictures(training, folder, say)
         raise
     if training.learned:
-        best = best_step(merged(training.validation, training.sample_scores))
+        best = best_step(measures(training))
         say(
             f"learned after step {training.step}; the best motion, of step {best}, is "
             f"{outcome.target.name}-best.safetensors"
@@ -139,11 +141,24 @@ def train_to_file(
         path = outcome.write(training)
     except MotionFileError as error:
         raise MotionFileError(f"{error}{_kept(training, folder)}") from error
+    _save_pictures(training, folder, say)
+    return path
+
+
+def measures(training: Training) -> list[Measured]:
+    """All measures of a run so far, by step."""
+    return merged(training.validation, training.sample_scores)
+
+
+def _save_pictures(training: Training, folder: RunFolder, say: Callable[[str], None]) -> None:
+    """The loss plot, and all samples side by side."""
+    measured = measures(training)
+    best = best_step(measured) if training.config.patience and measured else None
     try:
         save_loss_plot(folder.path / "loss.png", training.losses, training.validation)
-    except LampError as error:  # the motion is saved, a plot is no reason to fail
+        save_comparison(folder.path, measured, best)
+    except LampError as error:  # the motion is saved, a picture is no reason to fail
         say(str(error))
-    return path
 
 
 def _write_stopped(training: Training, outcome: Outcome, say: Callable[[str], None]) -> None:

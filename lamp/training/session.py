@@ -5,6 +5,7 @@ NAME_00001/
     log.jsonl                       one line per step
     loss.png                        raw, smoothed and validation loss
     sample-step000250.webp          the motion so far, always on the same first frame
+    samples.png, samples.webp       all samples side by side, see `lamp.training.compare`
     tensorboard/                    if TensorBoard is installed
     .lock                           see `lamp.files.lock`
 """

@@ -372,6 +372,8 @@ def test_a_run_leaves_a_log_samples_and_pictures(server: ComfyServer) -> None:
         "loss.png",
         "sample-step000002.webp",
         "sample-step000004.webp",
+        "samples.png",
+        "samples.webp",
         "state-step000002.safetensors",
         "state-step000004.safetensors",
     ]

@@ -1,0 +1,144 @@
+"""The samples of a run side by side, to choose a motion by eye: a picture and an animation.
+
+samples.png     one row per sample: its frames from left to right, its step and scores
+samples.webp    all samples at once, each with its step and scores
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import LampError
+from ..files.atomic import write_advice, write_file
+from .stopping import Measured
+
+_SAMPLE = re.compile(r"sample-step(\d+)\.webp")
+_MOST = 24  # samples that are shown; of more, evenly spaced ones
+_FRAMES = 8  # frames in a row of the picture
+_SIDE = 160  # pixels, longest side of a frame
+_LABEL = 30  # pixels, two lines of text
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A sample video: its step, pictures, and the milliseconds that each is shown."""
+
+    step: int
+    frames: Sequence[Any]
+    duration: int
+
+
+def read_samples(folder: Path) -> list[Sample]:
+    """The samples in a run's folder by step, scaled down; at most `_MOST`, first and last included.
+    Damaged ones are left out."""
+    from PIL import Image, ImageSequence
+
+    found = {int(match[1]): path for path in folder.glob("*") if (match := _named(path))}
+    steps = sorted(found)
+    if len(steps) > _MOST:
+        steps = [steps[round(i * (len(steps) - 1) / (_MOST - 1))] for i in range(_MOST)]
+    samples = []
+    for step in steps:
+        with contextlib.suppress(OSError, ValueError), Image.open(found[step]) as image:
+            frames = [_small(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)]
+            duration = int(image.info.get("duration", 0)) or 100  # known once a frame is decoded
+            samples.append(Sample(step, frames, duration))
+    return samples
+
+
+def save_comparison(
+    folder: Path, measured: Sequence[Measured] = (), best: int | None = None
+) -> list[Path]:
+    """Write samples.png and samples.webp into a run's folder; returns their paths, none with fewer
+    than two samples.
+
+    Args:
+        measured: the scores to show.
+        best: the step to mark.
+
+    Raises:
+        LampError: a file cannot be written.
+    """
+    samples = read_samples(folder)
+    if len(samples) < 2:
+        return []
+    scores = {each.step: each.scores for each in measured}
+    labels = {s.step: _label(s.step, scores.get(s.step, {}), s.step == best) for s in samples}
+    picture, film = _rows(samples, labels), _films(samples, labels)
+    options = {"duration": samples[0].duration, "loop": 0, "quality": 85}
+    return [
+        _write(folder / "samples.png", lambda path: picture.save(path, format="PNG")),
+        _write(
+            folder / "samples.webp",
+            lambda path: film[0].save(
+                path, format="WEBP", save_all=True, append_images=film[1:], **options
+            ),
+        ),
+    ]
+
+
+def _named(path: Path) -> re.Match[str] | None:
+    return _SAMPLE.fullmatch(path.name)
+
+
+def _small(frame: Any) -> Any:
+    frame.thumbnail((_SIDE, _SIDE))
+    return frame
+
+
+def _label(step: int, scores: Mapping[str, float], best: bool) -> str:
+    names = {"held_out_loss": "loss", "sample_motion": "motion", "sample_likeness": "likeness"}
+    values = [f"{names[name]} {value:.3g}" for name, value in scores.items() if name in names]
+    return f"step {step}{' (best)' if best else ''}\n{', '.join(values)}"
+
+
+def _rows(samples: Sequence[Sample], labels: Mapping[int, str]) -> Any:
+    """One row per sample, with evenly spaced frames."""
+    width, height = samples[0].frames[0].size
+    sheet, draw = _sheet(width * _FRAMES, (height + _LABEL) * len(samples))
+    for row, sample in enumerate(samples):
+        top, last = row * (height + _LABEL), len(sample.frames) - 1
+        draw.text((4, top + 2), labels[sample.step], fill=(0, 0, 0))
+        for column in range(min(_FRAMES, len(sample.frames))):
+            frame = round(column * last / max(min(_FRAMES, len(sample.frames)) - 1, 1))
+            sheet.paste(sample.frames[frame], (column * width, top + _LABEL))
+    return sheet
+
+
+def _films(samples: Sequence[Sample], labels: Mapping[int, str]) -> list[Any]:
+    """The samples in a grid, frame by frame; shorter ones hold their last frame."""
+    width, height = samples[0].frames[0].size
+    columns = math.ceil(math.sqrt(len(samples)))
+    size = (max(width, 150), height + _LABEL)
+    films = []
+    for frame in range(max(len(sample.frames) for sample in samples)):
+        sheet, draw = _sheet(size[0] * columns, size[1] * math.ceil(len(samples) / columns))
+        for place, sample in enumerate(samples):
+            left, top = place % columns * size[0], place // columns * size[1]
+            draw.text((left + 4, top + 2), labels[sample.step], fill=(0, 0, 0))
+            shown = sample.frames[min(frame, len(sample.frames) - 1)]
+            sheet.paste(shown, (left, top + _LABEL))
+        films.append(sheet)
+    return films
+
+
+def _sheet(width: int, height: int) -> tuple[Any, Any]:
+    from PIL import Image, ImageDraw
+
+    sheet = Image.new("RGB", (width, height), (255, 255, 255))
+    return sheet, ImageDraw.Draw(sheet)
+
+
+def _write(path: Path, write: Callable[[Path], None]) -> Path:
+    try:
+        return write_file(path, write)
+    except OSError as error:
+        raise LampError(
+            f"{path.name} could not be written: {error}. {write_advice(error, path.parent)}."
+        ) from error
