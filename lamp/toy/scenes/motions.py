@@ -34,7 +34,7 @@ class MotionKind:
 
 
 MOTIONS: dict[str, MotionKind] = {
-    "helicopter": MotionKind("flies", (18.5, 22.0), (15.0, 25.0), (2.0, 0.0), 0.18),
+    "helicopter": MotionKind("flies", (18.5, 22.0), (15.0, 25.0), (2.0, 0.0), 0.09),
     "waterfall": MotionKind("flows", (27.0, 37.0), (0.0, 0.0), (0.0, 0.0), 3.0, (0.0, 54.0)),
     "rain": MotionKind("falls", (18.0, 40.0), (30.0, 33.0), (0.0, 0.0), 4.0, (0.0, 72.0)),
     "firework": MotionKind(
