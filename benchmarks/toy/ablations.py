@@ -123,24 +123,33 @@ class NoFirstFrame(Motion):
 
 
 def free_loss(
-    host: Host, latents: Tensor, noise: Tensor, timesteps: Tensor, text: Tensor, min_snr: float
+    host: Host,
+    latents: Tensor,
+    noise: Tensor,
+    timesteps: Tensor,
+    text: Tensor,
+    min_snr: float,
+    difference_loss: float = 0.0,
 ) -> Tensor:
     """`predict_loss` without a first frame: all frames `(b f) c h w` get noise and count."""
     videos = len(timesteps)
     alphas = host.alphas_cumprod[timesteps]
     per_frame = alphas.repeat_interleave(len(latents) // videos)[:, None, None, None]
     guess = host.predict(add_noise(latents, noise, per_frame), timesteps, text).float()
-    both = (x.unflatten(0, (videos, -1)) for x in (guess, noise))
-    return noise_error(*both, alphas, min_snr=min_snr)
+    both = [x.unflatten(0, (videos, -1)) for x in (guess, noise)]
+    loss = noise_error(*both, alphas, min_snr=min_snr)
+    if not difference_loss:
+        return loss
+    changes = (x.diff(dim=1) for x in both)
+    return loss + difference_loss * noise_error(*changes, alphas, min_snr=min_snr)
 
 
 class FreeTraining(Training):
     """Tuning with `free_loss`."""
 
     def _loss(self, batch: Batch, noise: Tensor, timesteps: Tensor) -> Tensor:
-        return free_loss(
-            self.host, batch.latents, noise, timesteps, batch.text, self.config.min_snr
-        )
+        given = (self.host, batch.latents, noise, timesteps, batch.text)
+        return free_loss(*given, self.config.min_snr, self.config.difference_loss)
 
 
 @dataclass(frozen=True)

@@ -106,6 +106,25 @@ def test_without_the_first_frame_all_frames_are_noise_and_count(min_snr: float) 
     snr = np.array([9.0, 0.25])
     weights = np.minimum(snr, min_snr) / snr if min_snr else np.ones(2)
     assert loss.item() == pytest.approx(float((errors * weights).mean()), rel=1e-5)
+    both = free_loss(stub, latents, noise, steps, torch.zeros(2, 1, 1), min_snr, 0.5)
+    changes = np.diff(noise.numpy().reshape(2, 3, -1), axis=1)
+    more = ((changes**2).reshape(2, -1).mean(1) * weights).mean()
+    assert both.item() - loss.item() == pytest.approx(0.5 * float(more), rel=1e-4)
+
+
+def test_the_difference_loss_reaches_the_variant_without_a_first_frame(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: list[float] = []
+    monkeypatch.setattr(
+        ablations, "free_loss", lambda *given: seen.append(given[-1]) or given[1].sum()
+    )
+    small = small_host()
+    motion = Motion(map_unet(small.unet)).initialise(0)
+    config = TrainConfig(steps=2, frames=FRAMES, difference_loss=0.25)
+    training = ablations.FreeTraining(small, motion, small_clips(), config)
+    training._loss(*training._next_batch())
+    assert seen == [0.25]
 
 
 @pytest.mark.parametrize("name", [name for name, variant in VARIANTS.items() if variant.tuned])
