@@ -178,16 +178,16 @@ def test_the_motion_acts_between_its_two_percentages(
     end: float,
     active: int,
 ) -> None:
-    import lamp.hosts.comfy.binding as host
+    from lamp.hosts.comfy.run import Run
 
     strengths: list[float] = []
-    attached = host.attached
+    attending = Run.attending
 
-    def recorded(unet: Any, motions: Any, *args: Any, **options: Any) -> Any:
+    def recorded(run: Run, unet: Any, motions: Any, *args: Any, **options: Any) -> Any:
         strengths.extend(acting.strength for acting in motions)
-        return attached(unet, motions, *args, **options)
+        return attending(run, unet, motions, *args, **options)
 
-    monkeypatch.setattr(host, "attached", recorded)
+    monkeypatch.setattr(Run, "attending", recorded)
     ksampler(moving(plain, file, start_percent=start, end_percent=end), cfg=1.0)
     assert len(strengths) == STEPS
     expected = [1.0] * active + [0.0] * (STEPS - active)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -152,8 +152,9 @@ class Run:
         hooked = (unet, motions, how)
         if self._layout is None or self._hooked != hooked:
             self.release()
-            self._hooks.enter_context(attached(unet, motions, layout, **how))
-            self._hooked, self._layout = hooked, layout
+            own = replace(layout)  # the caller may use its layout for another call
+            self._hooks.enter_context(attached(unet, motions, own, **how))
+            self._hooked, self._layout = hooked, own
         vars(self._layout).update(vars(layout))
         self.acting = True
         self.acted += 1
