@@ -18,6 +18,7 @@ from lamp.motion_file.card import motion_card
 from lamp.motion_file.config import MotionConfig
 from lamp.motion_file.file import MotionFile, load_motion_file, save_motion
 from lamp.motion_file.provenance import LICENSE_KEY, TRAINING_KEY
+from tests.helpers.disks import full_disk
 from tests.helpers.small_models import random_motion
 
 CONFIG = MotionConfig(
@@ -91,3 +92,12 @@ def test_texts_of_the_file_are_no_markup() -> None:
     assert "\n# title" not in page
     damaged = replace(file, metadata={TRAINING_KEY: "[" * 9999, LICENSE_KEY: "mine: all\n- x"})
     assert "license: other" in motion_card(damaged) and "70" in motion_card(damaged)
+
+
+def test_a_full_disk_is_an_error_and_leaves_no_part_of_a_file(
+    motion: Path, tmp_path: Path, capsys: Any
+) -> None:
+    with full_disk(0):
+        assert main(["share", str(motion), str(tmp_path), "--full"]) == FAILED
+    assert "disk space" in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())

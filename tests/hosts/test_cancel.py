@@ -35,8 +35,9 @@ pytestmark = pytest.mark.usefixtures("comfy")
 Nodes = dict[str, Any]
 # Nothing in these goes on for long: the host cancels before and after them.
 AT_ONCE = {
-    "LAMP_AdaINSchedule", "LAMP_LoadMotion", "LAMP_LoadToyBase", "LAMP_MotionInfo",
-    "LAMP_SharedNoise", "LAMP_ToyClips", "LAMP_ToyObject", "LAMP_ToyScore", "LAMP_TrainingRecipe",
+    "LAMP_AdaINSchedule", "LAMP_LoadMotion", "LAMP_LoadToyBase", "LAMP_LoadToyClip",
+    "LAMP_MotionInfo", "LAMP_SharedNoise", "LAMP_ToyClips", "LAMP_ToyObject", "LAMP_ToyScore",
+    "LAMP_TrainingPreset", "LAMP_TrainingRecipe",
 }  # fmt: skip
 
 

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lamp.errors import LampError
 from lamp.training.compare import read_samples, save_comparison
 from lamp.training.stopping import HELD_OUT, MOTION, Measured
+from tests.helpers.disks import full_disk
 
 COLOURS = {100: (250, 0, 0), 2000: (0, 250, 0), 300: (0, 0, 250)}
 
@@ -78,3 +80,13 @@ def test_one_sample_is_nothing_to_compare(tmp_path: Path) -> None:
     write_sample(tmp_path, 100)
     assert save_comparison(tmp_path) == []
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_full_disk_is_named_and_leaves_the_old_comparison(folder: Path) -> None:
+    before = {path: path.read_bytes() for path in save_comparison(folder)}
+    assert {path.name for path in before} == {"samples.png", "samples.webp"}
+    write_sample(folder, 4000)
+    with full_disk(0), pytest.raises(LampError, match="samples.png.*disk space"):
+        save_comparison(folder)
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert len(list(folder.iterdir())) == 6  # no temporary file
