@@ -104,7 +104,7 @@ METHODS: dict[str, Method] = {
 }
 
 # Far from failures: an object that is lost or leaps at a seam, a background that washes out. The
-# jump is limited to a multiple of the true video's, which exceeds 1 if seams fall on fast steps.
+# true video may exceed the limit on jumps itself, if seams fall on fast steps.
 HELD = ("windows", "extended")
 MOST_JUMP, LEAST_SEEN, LEAST_DB = 1.5, 0.9, 20.0
 
@@ -116,7 +116,7 @@ def holds(figures: Figures) -> bool:
     return (
         jump is not None
         and truth is not None
-        and jump <= MOST_JUMP * truth
+        and jump <= max(MOST_JUMP, truth)
         and (figures["seen"] or 0.0) >= LEAST_SEEN
         and figures["rows"] == FRAMES
         and all(value is not None and value >= LEAST_DB for value in decibels)
