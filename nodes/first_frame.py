@@ -17,6 +17,7 @@ from .common import LampMotion, aliases, named_errors, plain_errors, progress_of
 _NAME = "LAMP First-Frame Condition"
 _MAX_SIZE = 8192
 _MAX_FRAMES = 1024
+_UNCONNECTED = object()
 
 
 class FirstFrameCondition(io.ComfyNode):
@@ -87,10 +88,18 @@ class FirstFrameCondition(io.ComfyNode):
     @classmethod
     @plain_errors
     def validate_inputs(
-        cls, width: int | None = None, height: int | None = None, frames: int | None = None
+        cls,
+        width: int | None = None,
+        height: int | None = None,
+        frames: int | None = None,
+        motion: object = _UNCONNECTED,
     ) -> bool | str:
-        """Refuse a wrong size before anything runs; values from links are not known yet."""
+        """Refuse a wrong size before anything runs; values from links, also motion, are None."""
         try:
+            if motion is _UNCONNECTED:
+                for name, value in {"width": width, "height": height, "frames": frames}.items():
+                    if value == 0:
+                        _of_motion(name, None)
             _check_video(width or LATENT_STRIDE, height or LATENT_STRIDE, frames or 2)
         except LampError as error:
             return str(error)

@@ -102,8 +102,8 @@ def _works(device: str, dtype: torch.dtype) -> bool:
 
 
 def differences(device: str, dtype: torch.dtype) -> dict[str, float]:
-    """The largest difference between each kernel and its formula in fp32, relative to the largest
-    value, on small random tensors."""
+    """The largest difference between each kernel and its formula, relative to the largest value, on
+    small random tensors. The formula is in fp64, because a GPU may compute fp32 in TF32."""
     from . import kernels
 
     videos, frames, channels, height, width, groups = 2, 3, 80, 6, 12, 4
@@ -114,9 +114,9 @@ def differences(device: str, dtype: torch.dtype) -> dict[str, float]:
     y, onto = (draw(videos * frames, channels, height, width) for _ in range(2))
     weight, bias = draw(1, channels, 3, 3) * 0.1, draw(1)
     factor = torch.rand((len(y), 1, height, width), device=device).to(dtype)
-    gate = torch.sigmoid(F.conv2d(y.float(), weight.float(), bias.float(), padding=1))
+    gate = torch.sigmoid(F.conv2d(y.double(), weight.double(), bias.double(), padding=1))
     moved = draw(len(y), channels, height, width)
-    expected = onto.float() + 0.5 * gate * factor.float() * moved.float()
+    expected = onto.double() + 0.5 * gate * factor.double() * moved.double()
     maps, windows = kernels.gate(y.flatten(2), weight, bias, frames, True)
     given = (None, maps, factor, 0.5)
     got = kernels.gated_sum(onto, moved.flatten(2), *given, torch.empty_like(onto))
@@ -124,18 +124,18 @@ def differences(device: str, dtype: torch.dtype) -> dict[str, float]:
     rows = moved.flatten(2).transpose(1, 2).flatten(0, 1).contiguous()
     got = kernels.gated_sum(onto, rows, *given, torch.empty_like(onto))
     found["gated sum of rows"] = _apart(got, expected)
-    found["windows"] = _apart(windows, _windows(y.flatten(2), frames).float())
+    found["windows"] = _apart(windows, _windows(y.flatten(2), frames).double())
     gain, shift = draw(channels), draw(channels)
-    video = y.float().unflatten(0, (videos, frames)).transpose(1, 2)
+    video = y.double().unflatten(0, (videos, frames)).transpose(1, 2)
     expected = (
-        F.group_norm(video, groups, gain.float(), shift.float()).transpose(1, 2).flatten(0, 1)
+        F.group_norm(video, groups, gain.double(), shift.double()).transpose(1, 2).flatten(0, 1)
     )
     got = kernels.pooled_norm(y, frames, groups, gain, shift, 1e-5)
     found["pooled norm"] = _apart(got, expected)
     heads = 2
     q, k, v = tokens = [draw(videos * frames, 2, channels) for _ in range(3)]
     lines = (
-        t.float().unflatten(0, (videos, frames)).unflatten(-1, (heads, -1)).permute(0, 2, 3, 1, 4)
+        t.double().unflatten(0, (videos, frames)).unflatten(-1, (heads, -1)).permute(0, 2, 3, 1, 4)
         for t in tokens
     )
     expected = (
@@ -154,7 +154,7 @@ def _windows(y: Tensor, frames: int) -> Tensor:
 
 
 def _apart(got: Tensor, expected: Tensor) -> float:
-    return ((got.float() - expected).abs().max() / expected.abs().max()).item()
+    return ((got.double() - expected).abs().max() / expected.abs().max()).item()
 
 
 # Operations rather than plain functions, so that profilers and simulations see one each.

@@ -197,7 +197,9 @@ def test_sizes_are_checked_before_anything_runs(node_classes: Nodes) -> None:
     assert check(width=512, height=320, frames=16) is True
     assert check(width=None, height=None, frames=None) is True  # the values come from links
     assert {"500", "496"} <= numbers(check(width=500, height=320, frames=16))
-    assert check(width=0, height=0, frames=0) is True  # a motion may be linked
+    assert check(width=0, height=0, frames=0, motion=None) is True  # a motion is linked
+    assert "height" in check(width=512, height=0, frames=16)
+    assert "frames" in check(width=512, height=320, frames=0)
     assert {"1", "2"} <= numbers(check(width=512, height=320, frames=1))
     # The host does not check the limits of inputs that the node validates.
     assert {"8000000", "8192"} <= numbers(check(width=8 * 10**6, height=320, frames=16))

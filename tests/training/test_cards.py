@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.samples.tiny_models import tiny_patcher
 from lamp.cli import DONE, main
@@ -139,6 +140,7 @@ def run_node(node_classes: dict[str, Any], monkeypatch: pytest.MonkeyPatch, **in
     return node.execute(tiny_patcher(64), **inputs)
 
 
+@torch.inference_mode()  # as ComfyUI runs nodes
 def test_the_node_gives_sizes_for_the_clips(
     node_classes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

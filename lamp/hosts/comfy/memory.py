@@ -33,6 +33,7 @@ class ShadowHost(ComfyHost):
         return text[..., : self._text_width], vector.to(self.dtype)
 
 
+@torch.inference_mode(False)  # nodes run in it, and the estimate needs gradients
 def card_settings(
     model: Any, card: str, size: tuple[int, int, int], fixed: Mapping[str, Any]
 ) -> CardSettings:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import torch
 from torch import Tensor
@@ -40,12 +40,17 @@ def load_toy_clip_models(state: dict[str, Tensor], metadata: dict[str, Any]) -> 
 
 
 def _build_clip_vision(config: dict[str, Any], state: dict[str, Tensor]) -> Any:
+    import folder_paths
     from comfy.clip_vision import ClipVisionModel
 
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "config.json"
+    folder = Path(folder_paths.get_temp_directory())
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"lamp_toy_clip_{uuid4().hex}.json"
+    try:  # the class reads its configuration from a file
         path.write_text(json.dumps(config), encoding="utf-8")
         clip_vision = ClipVisionModel(str(path))
+    finally:
+        path.unlink(missing_ok=True)
     clip_vision.load_sd(state)
     return clip_vision
 
