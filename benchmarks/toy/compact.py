@@ -29,9 +29,9 @@ from lamp.motion_file.file import load_motion_file
 from lamp.motion_file.provenance import save_motion_file
 from lamp.toy.base import ToyBase, load_toy_base
 from lamp.toy.cases import evaluation_cases
+from lamp.toy.motions import MOTIONS
 from lamp.training.outcome import Outcome
 
-from .motion import motion_names
 from .runs import (
     FIRST,
     RECIPES,
@@ -41,6 +41,7 @@ from .runs import (
     finished,
     fresh_motion,
     measure,
+    motion_names,
     start_training,
 )
 
@@ -92,7 +93,9 @@ def passes(result: dict[str, Any]) -> bool:
 
 def main() -> int:
     command = parser("toy.compact", __doc__)
-    command.add_argument("--motions", type=motion_names, default=[FIRST], help="names, or all")
+    command.add_argument(
+        "--motions", type=motion_names(MOTIONS), default=[FIRST], help="names, or all"
+    )
     command.add_argument("--seed", type=int, default=0, help="the first seed")
     command.add_argument("--seeds", type=int, default=1)
     command.add_argument("--steps", type=int, help="tuning steps, in place of the recipe's")

@@ -38,6 +38,7 @@ from .runs import (
     Videos,
     fresh_motion,
     measure,
+    motion_names,
     positive,
     tune,
 )
@@ -155,20 +156,10 @@ def summary(results: list[dict[str, Any]], recipes: dict[str, Recipe]) -> dict[s
     return {"pass": all(result["pass"] for result in results), "motions": motions}
 
 
-def motion_names(text: str) -> list[str]:
-    names = list(MOTIONS) if text == "all" else text.split(",")
-    for name in names:
-        if name not in MOTIONS:
-            raise argparse.ArgumentTypeError(
-                f"unknown motion '{name}': choose all, or from {', '.join(MOTIONS)}"
-            )
-    return names
-
-
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     command = parser("motion", __doc__)
     add = command.add_argument
-    add("--motions", type=motion_names, default=[FIRST], help="all, or names with commas")
+    add("--motions", type=motion_names(MOTIONS), default=[FIRST], help="all, or names with commas")
     add("--seed", type=int, default=0, help="the first seed")
     add("--seeds", type=positive, default=1, help="number of seeds")
     add("--cases", type=int, default=16, help="unseen objects per set")

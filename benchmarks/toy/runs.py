@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import argparse
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -278,3 +279,19 @@ def positive(text: str) -> int:
     if int(text) < 1:
         raise ValueError(text)
     return int(text)
+
+
+def motion_names(known: Iterable[str]) -> Callable[[str], list[str]]:
+    """The type of an argument of the command line: all, or known names with commas."""
+    choices = list(known)
+
+    def read(text: str) -> list[str]:
+        names = choices if text == "all" else text.split(",")
+        for name in names:
+            if name not in choices:
+                raise argparse.ArgumentTypeError(
+                    f"unknown motion '{name}': choose all, or from {', '.join(choices)}"
+                )
+        return names
+
+    return read

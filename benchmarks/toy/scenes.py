@@ -26,7 +26,16 @@ from lamp.toy.scenes.cases import CASES, FRAMES, SceneCase, evaluation_cases, tr
 from lamp.toy.scenes.motions import MOTIONS
 from lamp.toy.scenes.score import FOLLOWED, score_video, still_video, wrong_video
 
-from .runs import Recipe, Sampler, Videos, finished, fresh_motion, positive, start_training
+from .runs import (
+    Recipe,
+    Sampler,
+    Videos,
+    finished,
+    fresh_motion,
+    motion_names,
+    positive,
+    start_training,
+)
 
 Figures = dict[str, float]
 RECIPE = Recipe(steps=600)
@@ -93,20 +102,15 @@ def holds(figures: dict[str, Figures]) -> bool:
     return sound and ("tuned" not in motion or motion["tuned"] >= max(FOLLOWED, motion["untuned"]))
 
 
-def motion_names(text: str) -> list[str]:
-    names = list(MOTIONS) if text == "all" else text.split(",")
-    for name in names:
-        if name not in MOTIONS:
-            raise argparse.ArgumentTypeError(
-                f"unknown motion '{name}': choose all, or from {', '.join(MOTIONS)}"
-            )
-    return names
-
-
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     command = parser("scenes", __doc__)
     add = command.add_argument
-    add("--motions", type=motion_names, default=list(MOTIONS), help="all, or names with commas")
+    add(
+        "--motions",
+        type=motion_names(MOTIONS),
+        default=list(MOTIONS),
+        help="all, or names with commas",
+    )
     add("--base", type=Path, help="weights of the base; without, only the measures are tested")
     add("--seed", type=int, default=0)
     add("--cases", type=positive, default=CASES, help="unseen first frames per motion")
