@@ -22,9 +22,11 @@ from . import (
     train,
 )
 from .model_paths import register_motion_folder
+from .words import watch_prompts
 
 # Before the first schema is made: the list of motions is one of its menus.
 register_motion_folder()
+watch_prompts()
 
 
 class LampExtension(ComfyExtension):

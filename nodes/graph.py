@@ -1,4 +1,4 @@
-"""What the graph that runs says: the prompts of the samplers behind a node."""
+"""What the graph of a prompt says: the prompts of the samplers behind a node."""
 
 from __future__ import annotations
 
@@ -50,12 +50,15 @@ def _words(text: str) -> list[str]:
 
 def _behind(graph: Graph, node_id: str) -> Iterator[str]:
     """The nodes that depend on a node."""
+    followers: dict[str, list[str]] = {}
+    for name, node in graph.items():
+        for value in node.get("inputs", {}).values():
+            if _is_link(value):
+                followers.setdefault(str(value[0]), []).append(name)
     seen, waiting = {node_id}, [node_id]
     while waiting:
-        source = waiting.pop()
-        for other, node in graph.items():
-            links = [v for v in node.get("inputs", {}).values() if _is_link(v)]
-            if other not in seen and any(str(link[0]) == source for link in links):
+        for other in followers.get(waiting.pop(), ()):
+            if other not in seen:
                 seen.add(other)
                 waiting.append(other)
                 yield other

@@ -13,7 +13,7 @@ from ..lamp.hosts.comfy.binding import BoundMotion, bind, image_model_hash, load
 from ..lamp.method.architecture import map_unet
 from ..lamp.method.masks import MotionMask, parse_strengths
 from ..lamp.motion_file.file import MotionFile, load_motion_file
-from ..lamp.plain import log, plain
+from ..lamp.plain import log
 from .common import (
     LampMotion,
     advanced,
@@ -21,9 +21,7 @@ from .common import (
     fraction_input,
     named_errors,
     plain_errors,
-    progress_of,
 )
-from .graph import missing_words, prompts_below
 from .model_paths import MOTION_FOLDER, motion_path
 
 # Load Image returns a black mask of this size for an image without transparency.
@@ -43,7 +41,6 @@ class LoadMotion(io.ComfyNode):
             description="Applies a motion to a MODEL, which then animates the first frame of the "
             "latent. Works with the stock samplers, LoRAs and ControlNets. Chained loaders add "
             "their motions.",
-            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
             inputs=[
                 io.Model.Input(
                     "model",
@@ -192,7 +189,6 @@ class LoadMotion(io.ComfyNode):
         motion_mask = MotionMask(mask, feather=feather, hold=hold_still, strengths=strengths)
         file = load_motion_file(motion_path(motion_name), map_unet(unet_of(model)))
         _warn_of_another_base(model, file)
-        _warn_of_missing_words(cls, file)
         bound = BoundMotion(
             load_motion(model, file),
             groupnorm=file.config.groupnorm,
@@ -238,21 +234,6 @@ def _warn_of_another_base(model: Any, file: MotionFile) -> None:
             file.name,
             file.config.base_model or "unknown",
         )
-
-
-def _warn_of_missing_words(node: type[LoadMotion], file: MotionFile) -> None:
-    """A motion acts weakly without the words that it was trained with."""
-    hidden, trigger = node.hidden, file.config.trigger
-    if hidden is None:
-        return
-    missing = missing_words(trigger, prompts_below(hidden.prompt, hidden.unique_id))
-    if missing:
-        text = (
-            f"The prompt lacks words of the motion '{plain(trigger, 100)}': add "
-            f"{plain(', '.join(missing), 100)}."
-        )
-        log.warning("Load LAMP Motion: %s", text)
-        progress_of(node).say(text)
 
 
 NODES: list[type[io.ComfyNode]] = [LoadMotion]

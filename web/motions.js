@@ -1,5 +1,6 @@
 // What a motion file says about itself, on Load LAMP Motion before anything runs: as the tooltip of its
-// menu, and below the inputs once a file is chosen. The header comes from the host's own route.
+// menu, and below the inputs once a file is chosen. The header comes from the host's own route. And the
+// warning of nodes/words.py about a prompt that lacks the words of a motion.
 import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
 
@@ -8,9 +9,25 @@ const NAME = 'about'
 const SHOWN = 300 // characters of a text from a file
 
 const TEXTS = {
-    en: { words: 'Prompt', video: 'Trained on', frames: 'frames', fps: 'fps', license: 'License' },
-    zh: { words: '提示词', video: '训练片段', frames: '帧', fps: 'fps', license: '许可证' }
+    en: {
+        words: 'Prompt',
+        video: 'Trained on',
+        frames: 'frames',
+        fps: 'fps',
+        license: 'License',
+        missing: ({ motion, words }) => `The prompt lacks words of the motion ${motion}: ${words}.`
+    },
+    zh: {
+        words: '提示词',
+        video: '训练片段',
+        frames: '帧',
+        fps: 'fps',
+        license: '许可证',
+        missing: ({ motion, words }) => `提示词缺少运动模式 ${motion} 的词语：${words}。`
+    }
 }
+
+const texts = () => TEXTS[app.extensionManager?.setting.get('Comfy.Locale') === 'zh' ? 'zh' : 'en']
 
 const shorten = (text) => String(text).slice(0, SHOWN)
 
@@ -40,7 +57,7 @@ function describe(metadata) {
     } catch {
         return '' // Load LAMP Motion reports a damaged file
     }
-    const text = TEXTS[app.extensionManager?.setting.get('Comfy.Locale') === 'zh' ? 'zh' : 'en']
+    const text = texts()
     const { width, height, frames, fps } = config
     const video = [
         frames && `${frames} ${text.frames}`,
@@ -101,6 +118,12 @@ async function update(node, widget, chosen) {
 
 app.registerExtension({
     name: 'lamp-motion.Motions',
+    setup() {
+        api.addEventListener('lamp.missing_words', ({ detail }) => {
+            const toast = { severity: 'warn', summary: 'LAMP', detail: texts().missing(detail), life: 15000 }
+            app.extensionManager.toast.add(toast)
+        })
+    },
     nodeCreated(node) {
         if (node.comfyClass !== LOADER) return
         const widget = node.widgets?.find((widget) => widget.name === 'motion_name')

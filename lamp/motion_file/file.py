@@ -183,14 +183,19 @@ def _text(text: str) -> str:
 
 def run_of(path: Path) -> str:
     """The mark of the training run that wrote a motion file, empty if there is none."""
+    return read_header(path).get(RUN_KEY, "")
+
+
+def read_header(path: Path) -> dict[str, str]:
+    """The header's entries, unchecked; none if the file cannot be read."""
     from safetensors import SafetensorError, safe_open
 
     try:
         check_file(path)
         with safe_open(path, framework="pt") as file:
-            return str((file.metadata() or {}).get(RUN_KEY, ""))
+            return dict(file.metadata() or {})
     except (SafetensorError, OSError, ValueError, RuntimeError):
-        return ""
+        return {}
 
 
 def load_motion_file(path: Path, sites: SiteMap | None = None) -> MotionFile:

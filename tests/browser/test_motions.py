@@ -12,6 +12,8 @@ from lamp.motion_file.config import MotionConfig
 from lamp.motion_file.file import save_motion
 from scripts.server.browser import wait_until_ready
 from scripts.server.server import ComfyServer
+from tests.browser.test_files import TOASTS
+from tests.browser.test_front_end import load
 
 PICTURE = "data:image/png;base64,iVBORw0KGgo="
 ABOUT = """async (name) => {
@@ -68,3 +70,20 @@ def test_text_of_a_file_is_never_html(page: Any, server: ComfyServer) -> None:
 def test_a_file_that_is_not_there_shows_nothing(page: Any) -> None:
     found = page.evaluate(ABOUT, "gone.safetensors")
     assert not found.get("text")
+
+
+def test_missing_words_are_shown_as_a_message(page: Any) -> None:
+    load(page, "lamp_animate_image_toy")
+    page.evaluate(
+        """async () => {
+            const node = app.graph.nodes.find(node => /^Prompt/.test(node.title))
+            const input = node.inputs.findIndex(input => input.name === 'text')
+            node.disconnectInput(input)
+            node.widgets.find(widget => widget.name === 'text').value = 'a red bird'
+            await app.queuePrompt(0, 1)
+            await new Promise(done => setTimeout(done, 2000))
+            await app.api.interrupt()
+        }"""
+    )
+    shown = page.evaluate(TOASTS)
+    assert any("toy_moves_right" in text and "moves" in text for text in shown)

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -77,21 +75,38 @@ def test_missing_words(graph: Any, wanted: str, prompts: Any, missing: list[str]
     assert graph.missing_words(wanted, prompts) == missing
 
 
+@pytest.fixture
+def missing_in(node_classes: dict[str, Any]) -> Any:
+    package = node_classes["LAMP_LoadMotion"].__module__.rpartition(".")[0]
+    return importlib.import_module(f"{package}.words").missing_in
+
+
+def queued(text: Any, motion: Any) -> dict[str, Any]:
+    nodes = workflow(text)
+    nodes["2"]["inputs"]["motion_name"] = motion
+    return nodes
+
+
+def test_the_words_of_the_chosen_motion_are_missed(missing_in: Any) -> None:
+    toy = "toy_moves_right.safetensors"  # its captions share: ground moves right
+    assert missing_in(queued("a red bird", toy)) == [(toy, ["ground", "moves", "right"])]
+    assert missing_in(queued("a car on the ground moves", toy)) == [(toy, ["right"])]
+    assert missing_in(queued("a car on the ground moves right", toy)) == []
+
+
 @pytest.mark.parametrize(
-    ("text", "warned"), [("a red bird", True), ("a car on the ground moves right", False)]
+    "prompt",
+    [
+        None,
+        [],
+        {"1": None, "2": {"class_type": "LAMP_LoadMotion", "inputs": ["1", 0]}},
+        queued("a red bird", ["3", 0]),
+        queued("a red bird", "gone.safetensors"),
+        queued("a red bird", "../toy_moves_right.safetensors\0"),
+        queued({}, "toy_moves_right.safetensors"),
+    ],
 )
-def test_the_loader_warns(
-    node_classes: dict[str, Any],
-    toy: Any,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    text: str,
-    warned: bool,
+def test_a_prompt_that_cannot_be_judged_is_not_complained_about(
+    missing_in: Any, prompt: Any
 ) -> None:
-    node = node_classes["LAMP_LoadMotion"]
-    monkeypatch.setattr(node, "hidden", SimpleNamespace(prompt=workflow(text), unique_id="2"))
-    with caplog.at_level(logging.WARNING):
-        file = node.execute(toy[0], "toy_moves_right.safetensors").result[1]
-    assert file.config.trigger == "ground moves right"  # what its captions share
-    found = [record.getMessage() for record in caplog.records]
-    assert any("moves right" in message for message in found) == warned
+    assert missing_in(prompt) == []
