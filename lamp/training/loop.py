@@ -25,6 +25,7 @@ from ..method.sampling import with_first_frame
 from ..method.schedule import TRAIN_TIMESTEPS, add_noise
 from ..motion_file.file import MotionFile
 from ..motion_file.provenance import origin_of
+from .arena import Arena
 from .batches import Batch, Batches
 from .gradient_check import GradientCheck
 from .gradient_checkpointing import checkpointed
@@ -187,6 +188,7 @@ class Training:
         self.trained = list(motion.trained_parameters().values())
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.average = Average(self.trained, config.ema, self.optimizer)
+        self._arena = Arena(self.device)
         self._gradient_check = GradientCheck(_moving(motion, self.optimizer))
         self.generator = torch.Generator().manual_seed(config.seed)
         train_clips, held_out = split_clips(len(clips.posteriors), config.hold_out, config.seed)
@@ -244,9 +246,11 @@ class Training:
         config = self.config
         rate = base_rate(config) * learning_rate_factor(self.step, config)
         set_rate(self.optimizer, rate)
-        mean_loss = self._gradients(rate)
+        with self._arena.measured():
+            mean_loss = self._gradients(rate)
         self.updating = True
         apply_gradients(self.optimizer, self.trained, config.clip_norm, self.scaler, self._decay)
+        self._arena.arrange(self.optimizer)
         self.average.update()
         self.losses.append(mean_loss)
         self._save_position()

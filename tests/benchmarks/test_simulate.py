@@ -110,9 +110,9 @@ MARKS = {
     "memory, training, bf16, 8-bit AdamW": 1.78,
     "memory, training, bf16, 8-bit AdamW, fp8 model": 1.50,
     "memory, training, bf16, checkpointing off": 5.20,
-    "reserved memory, training, bf16": 2.32,
-    "reserved memory, training, bf16, 8-bit AdamW": 1.85,
-    "reserved memory, training, bf16, 8-bit AdamW, fp8 model": 1.63,
+    "reserved memory, training, bf16": 2.24,
+    "reserved memory, training, bf16, 8-bit AdamW": 1.76,
+    "reserved memory, training, bf16, 8-bit AdamW, fp8 model": 1.50,
 }
 
 

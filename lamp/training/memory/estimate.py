@@ -16,6 +16,7 @@ from ...method.architecture import map_unet, pooled_width, text_width
 from ...method.host import Host
 from ...method.layout import FrameLayout
 from ...method.motion import Motion
+from ..arena import MARGIN
 from ..gradient_checkpointing import checkpointed
 from ..loop import predict_loss
 from ..low_rank import factorise
@@ -150,7 +151,8 @@ class Estimator:
         )
         if plan.device != "cuda":
             return estimate
-        reserved = _reserved([*frozen, *masters, *averages], events, moments) + _CUDA_WORKSPACE
+        before = [*frozen, *masters, *averages]
+        reserved = _reserved(before, events, peak, moments) + _CUDA_WORKSPACE
         return replace(estimate, cached=reserved - estimate.total)
 
     def _models(self, plan: MemoryPlan) -> tuple[Host, Motion]:
@@ -164,16 +166,25 @@ class Estimator:
         return host, motion
 
 
-def _reserved(before: list[int], step: tuple[Event, ...], moments: list[int]) -> int:
-    """Bytes that a GPU's allocator reserves: `before` stays from the start on, and the optimizer
-    allocates its `moments` in the first step's update, while the gradients are there."""
-    allocator = CachingAllocator()
-    allocator.replay((-number, size) for number, size in enumerate(before, 1) if size)
-    allocator.replay(step)
-    allocator.replay((-number, size) for number, size in enumerate(moments, len(before) + 1))
+def _reserved(before: list[int], step: tuple[Event, ...], peak: int, moments: list[int]) -> int:
+    """Bytes that a GPU's allocator reserves: `before` stays from the start on. The optimizer
+    allocates its `moments` in the first step's update, while the gradients are there; then the
+    memory is arranged for the steps to come (`lamp.training.arena`), which allocate `peak`."""
+    first, later = CachingAllocator(), CachingAllocator()
+    given = _kept(before, 1)
+    state = _kept(moments, len(before) + 1)
     freed = {number for number, size in step if not size}
-    allocator.replay((number, 0) for number, size in step if size and number not in freed)
-    return allocator.replay(step)
+    gradients = [(number, 0) for number, size in step if size and number not in freed]
+    for events in (given, step, state):
+        first.replay(events)
+    for events in (given, state, [(0, int(MARGIN * peak)), (0, 0)], step, gradients, step):
+        later.replay(events)
+    return max(first.reserved, later.reserved)
+
+
+def _kept(sizes: list[int], start: int) -> list[Event]:
+    """Allocations that are never freed, with negative numbers."""
+    return [(-number, size) for number, size in enumerate(sizes, start) if size]
 
 
 def trace_step(
