@@ -17,6 +17,7 @@ _ALLOCATIONS = frozenset(
     for name in ("empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided")
 )
 _PRODUCTS = frozenset(("aten::mm", "aten::bmm", "aten::addmm", "aten::baddbmm"))
+_MOTION_CONV = "lamp::motion_conv"
 _CONVOLUTIONS = frozenset(("aten::convolution", "aten::convolution_backward"))
 
 
@@ -38,7 +39,12 @@ class Kernel:
     @property
     def is_product(self) -> bool:
         """Whether it is a matrix product or a convolution."""
-        return self.name.rstrip("_") in _PRODUCTS or self.is_convolution
+        return self.name.rstrip("_") in _PRODUCTS or self.is_convolution or self.is_fused
+
+    @property
+    def is_fused(self) -> bool:
+        """Whether it is a product of this project's own kernels."""
+        return self.name == _MOTION_CONV
 
     @property
     def is_convolution(self) -> bool:
@@ -86,6 +92,8 @@ def _kernel(name: str, given: list[Tensor], results: list[Tensor]) -> Kernel:
     operations = 0
     if base in _PRODUCTS:
         operations = 2 * results[0].numel() * given[-1].shape[-2]
+    elif name == _MOTION_CONV:
+        operations = 2 * results[0].numel() * len(given[1])  # zeros before frame 1 included
     elif name == "aten::convolution":
         operations = 2 * results[0].numel() * given[1][0].numel()
     elif name == "aten::convolution_backward":

@@ -54,6 +54,14 @@ def ready(x: Tensor) -> bool:
     )
 
 
+def multiplies_fast(x: Tensor) -> bool:
+    """Whether Triton's own matrix products are about as fast as PyTorch's: in half precision on
+    tensor cores that it supports (Ampere and newer, and the matrix cores of AMD)."""
+    if x.device.type == "cuda" and torch.cuda.get_device_capability(x.device) < (8, 0):
+        return False
+    return x.dtype in (torch.float16, torch.bfloat16)
+
+
 def attempt(run: str | Callable[..., Tensor], x: Tensor, *args: Any) -> Tensor | None:
     """`run(x, *args)` with the fused kernels, or None where they cannot be used.
 
@@ -115,23 +123,21 @@ def differences(device: str, dtype: torch.dtype) -> dict[str, float]:
     weight, bias = draw(1, channels, 3, 3) * 0.1, draw(1)
     factor = torch.rand((len(y), 1, height, width), device=device).to(dtype)
     gate = torch.sigmoid(F.conv2d(y.double(), weight.double(), bias.double(), padding=1))
-    moved = draw(len(y), channels, height, width)
-    expected = onto.double() + 0.5 * gate * factor.double() * moved.double()
-    maps, windows = kernels.gate(y.flatten(2), weight, bias, frames, True)
-    given = (None, maps, factor, 0.5)
-    got = kernels.gated_sum(onto, moved.flatten(2), *given, torch.empty_like(onto))
-    found = {"gated sum": _apart(got, expected)}
-    rows = moved.flatten(2).transpose(1, 2).flatten(0, 1).contiguous()
-    got = kernels.gated_sum(onto, rows, *given, torch.empty_like(onto))
-    found["gated sum of rows"] = _apart(got, expected)
-    found["windows"] = _apart(windows, _windows(y.flatten(2), frames).double())
+    taps, added = draw(3 * channels, channels) * 0.1, draw(channels)
+    moved = torch.einsum("kpn,kc->pcn", _windows(y.double(), frames), taps.double())
+    moved = (moved + added.double()[:, None]).view(y.shape)
+    expected = onto.double() + 0.5 * gate * factor.double() * moved
+    maps = kernels.gate(y.flatten(2), weight, bias)
+    got = kernels.motion_conv(y, taps, added, maps, factor, onto, frames, 0.5)
+    found = {"motion convolution": _apart(got, expected)}
     gain, shift = draw(channels), draw(channels)
     video = y.double().unflatten(0, (videos, frames)).transpose(1, 2)
     expected = (
         F.group_norm(video, groups, gain.double(), shift.double()).transpose(1, 2).flatten(0, 1)
     )
-    got = kernels.pooled_norm(y, frames, groups, gain, shift, 1e-5)
-    found["pooled norm"] = _apart(got, expected)
+    given = (y, frames, groups, gain, shift, 1e-5)
+    found["pooled norm"] = _apart(kernels.pooled_norm(*given, False), expected)
+    found["pooled norm, SiLU"] = _apart(kernels.pooled_norm(*given, True), F.silu(expected))
     heads = 2
     q, k, v = tokens = [draw(videos * frames, 2, channels) for _ in range(3)]
     lines = (
@@ -147,10 +153,10 @@ def differences(device: str, dtype: torch.dtype) -> dict[str, float]:
 
 
 def _windows(y: Tensor, frames: int) -> Tensor:
-    """`(b f) c n` -> `(b f n) (3 c)`: frames i - 2, i - 1 and i, with zeros before frame 1."""
-    video = F.pad(y.unflatten(0, (-1, frames)), (0, 0, 0, 0, 2, 0))
-    taps = [video[:, tap : tap + frames] for tap in range(3)]
-    return torch.stack(taps, 2).permute(0, 1, 4, 2, 3).flatten(0, 2).flatten(1)
+    """`(b f) c h w` -> `(3 c) (b f) n`: frames i - 2, i - 1 and i, with zeros before frame 1."""
+    video = F.pad(y.flatten(2).unflatten(0, (-1, frames)), (0, 0, 0, 0, 2, 0))
+    taps = [video[:, tap : tap + frames].flatten(0, 1) for tap in range(3)]
+    return torch.cat(taps, 1).transpose(0, 1)
 
 
 def _apart(got: Tensor, expected: Tensor) -> float:
@@ -159,24 +165,21 @@ def _apart(got: Tensor, expected: Tensor) -> float:
 
 # Operations rather than plain functions, so that profilers and simulations see one each.
 _OPERATIONS = {
-    "gate": "(Tensor y, Tensor weight, Tensor bias, int frames, bool rows) -> (Tensor, Tensor)",
-    "gated_sum": (
-        "(Tensor onto, Tensor temporal, Tensor? bias, Tensor maps, Tensor? factor, "
-        "float strength, Tensor(a!) out) -> Tensor(a!)"
+    "gate": "(Tensor y, Tensor weight, Tensor bias) -> Tensor",
+    "motion_conv": (
+        "(Tensor y, Tensor taps, Tensor bias, Tensor maps, Tensor? factor, Tensor onto, "
+        "int frames, float strength) -> Tensor"
     ),
     "pooled_norm": (
-        "(Tensor x, int frames, int groups, Tensor weight, Tensor bias, float eps) -> Tensor"
+        "(Tensor x, int frames, int groups, Tensor weight, Tensor bias, float eps, bool silu)"
+        " -> Tensor"
     ),
     "frame_attention": "(Tensor q, Tensor k, Tensor v, int frames, int heads) -> Tensor",
 }
 
 
-def _meta_gate(
-    y: Tensor, weight: Tensor, bias: Tensor, frames: int, rows: bool
-) -> tuple[Tensor, Tensor]:
-    count, channels, positions = y.shape
-    maps = y.new_empty((count, 9, positions), dtype=torch.float32)
-    return maps, y.new_empty((count * positions if rows else 0, 3 * channels))
+def _meta_gate(y: Tensor, *_: Any) -> Tensor:
+    return y.new_empty((len(y), 9, y.shape[2]), dtype=torch.float32)
 
 
 def _on_gpu(name: str) -> Callable[..., Any]:
@@ -201,7 +204,7 @@ def _like_first(first: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(first)
 
 
-_META: dict[str, Callable[..., Any]] = {"gate": _meta_gate, "gated_sum": lambda *args: args[-1]}
+_META: dict[str, Callable[..., Any]] = {"gate": _meta_gate}
 
 
 def operation(name: str) -> Callable[..., Any]:

@@ -6,6 +6,8 @@ All sums are in fp32 and rounded once. Videos are `(b f) c h w` with n = h w pos
 
 from __future__ import annotations
 
+import math
+
 import torch
 import triton
 import triton.language as tl
@@ -14,16 +16,15 @@ from torch import Tensor
 
 @triton.jit
 def _gate_kernel(
-    y, weight, bias, maps, rows, frames, channels, positions,
-    ROWS: tl.constexpr, CHANNELS: tl.constexpr, POSITIONS: tl.constexpr,
+    y, weight, bias, maps, channels, positions,
+    CHANNELS: tl.constexpr, POSITIONS: tl.constexpr,
 ):  # fmt: skip
-    frame = tl.program_id(0)
+    frame = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * POSITIONS + tl.arange(0, POSITIONS)
     inside = at < positions
     taps = tl.arange(0, 16)  # nine; a product needs 16 rows
     total = tl.zeros((16, POSITIONS), tl.float32)
-    source = y + frame.to(tl.int64) * channels * positions
-    in_video = frame % frames
+    source = y + frame * channels * positions
     for start in range(0, channels, CHANNELS):
         channel = start + tl.arange(0, CHANNELS)
         known = channel < channels
@@ -36,116 +37,122 @@ def _gate_kernel(
             mask=known[None, :] & (taps < 9)[:, None], other=0.0,
         )  # fmt: skip
         total += tl.dot(kernel, tile, input_precision="ieee")
-        if ROWS:
-            # The windows of this frame and the next two each take this frame once.
-            for tap in tl.static_range(3):
-                shown = frame.to(tl.int64) + 2 - tap
-                row = (shown * positions + at[None, :]) * (3 * channels)
-                tl.store(
-                    rows + row + tap * channels + channel[:, None], tile,
-                    mask=known[:, None] & inside[None, :] & (in_video + 2 - tap < frames),
-                )  # fmt: skip
-                missing = (frame.to(tl.int64) * positions + at[None, :]) * (3 * channels)
-                tl.store(
-                    rows + missing + tap * channels + channel[:, None], tl.zeros_like(tile),
-                    mask=known[:, None] & inside[None, :] & (in_video < 2 - tap),
-                )  # fmt: skip
     # The centre tap is inside the picture at every position, so the bias can be there.
     total += tl.where(taps == 4, tl.load(bias).to(tl.float32), 0.0)[:, None]
     tl.store(
-        maps + (frame.to(tl.int64) * 9 + taps[:, None]) * positions + at[None, :], total,
+        maps + (frame * 9 + taps[:, None]) * positions + at[None, :], total,
         mask=(taps < 9)[:, None] & inside[None, :],
     )  # fmt: skip
 
 
-def gate(y: Tensor, weight: Tensor, bias: Tensor, frames: int, rows: bool) -> tuple[Tensor, Tensor]:
+def gate(y: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """What each position adds to the gate of its nine neighbours, `(b f) 9 n` in fp32.
 
     Args:
         y: `(b f) c n`, contiguous.
         weight: `1 c 3 3`; ``bias``: `1`, in the dtype of y.
-        rows: also return the windows of three frames as rows, `(b f n) (3 c)`, for one product;
-            otherwise that tensor is empty.
     """
     count, channels, positions = y.shape
     maps = y.new_empty((count, 9, positions), dtype=torch.float32)
-    windows = y.new_empty((count * positions if rows else 0, 3 * channels))
-    block = 32 if rows else 64
-    grid = (count, triton.cdiv(positions, block))
-    _gate_kernel[grid](
-        y, weight, bias, maps, windows, frames, channels, positions,
-        ROWS=rows, CHANNELS=64, POSITIONS=block,
+    block = 64 if positions > 256 else 16  # small frames would fill few cores
+    _gate_kernel[(count, triton.cdiv(positions, block))](
+        y, weight, bias, maps, channels, positions, CHANNELS=64, POSITIONS=block,
     )  # fmt: skip
-    return maps, windows
+    return maps
 
 
 @triton.jit
-def _gated_sum_kernel(
-    onto, temporal, bias, maps, factor, out, strength,
-    channels, height, width, t_channel, t_position, f_frame, f_position,
-    BIAS: tl.constexpr, FACTOR: tl.constexpr, CHANNELS: tl.constexpr, POSITIONS: tl.constexpr,
+def _motion_conv_kernel(
+    y, taps, bias, maps, factor, onto, out, strength,
+    frames, channels, positions, height, width, f_frame, f_position,
+    FACTOR: tl.constexpr, RUN: tl.constexpr,
+    CHANNELS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    frame = tl.program_id(0).to(tl.int64)
-    positions = height * width
-    at = tl.program_id(1) * POSITIONS + tl.arange(0, POSITIONS)
-    inside = at < positions
+    """A product over the windows of three frames, whose channels are contiguous in memory."""
+    channel = tl.program_id(0) * CHANNELS + tl.arange(0, CHANNELS)
+    first = tl.program_id(1) * COLUMNS
+    column = first + tl.arange(0, COLUMNS)  # one position of one frame
+    video = tl.program_id(2).to(tl.int64) * frames
+    # Loads of RUN values need to know that none of them crosses the end of a frame.
+    frame = tl.max_constancy(column // positions, RUN)
+    at = column % positions
+    image = frame.to(tl.int64) * channels * positions + at
+    y += video * channels * positions
+    onto += video * channels * positions
+    out += video * channels * positions
+
+    depth = tl.arange(0, DEPTH)
+    known = frame < frames
+    missing = (2 - frame) * channels  # windows of frames 1 and 2 start before the video
+    total = tl.zeros((CHANNELS, COLUMNS), tl.float32)
+    latest = tl.minimum((first + COLUMNS - 1) // positions, frames - 1)
+    for start in range(tl.maximum(2 - latest, 0) * channels, 3 * channels, DEPTH):
+        row = start + depth
+        place = (row - 2 * channels)[:, None] * positions + image[None, :]
+        place = tl.max_contiguous(tl.multiple_of(place, [1, RUN]), [1, RUN])
+        seen = (row[:, None] >= missing[None, :]) & known[None, :]
+        tile = tl.load(y + place, mask=seen & (row < 3 * channels)[:, None], other=0.0)
+        kernel = tl.load(
+            taps + row[None, :] * channels + channel[:, None],
+            mask=(row < 3 * channels)[None, :] & (channel < channels)[:, None], other=0.0,
+        )  # fmt: skip
+        total = tl.dot(kernel, tile, total, input_precision="ieee")
+
     row = at // width
-    column = at % width
-    gate = tl.zeros((POSITIONS,), tl.float32)
+    left = at % width
+    gate = tl.zeros((COLUMNS,), tl.float32)
     for tap in tl.static_range(9):
         above = row + tap // 3 - 1
-        left = column + tap % 3 - 1
-        seen = inside & (above >= 0) & (above < height) & (left >= 0) & (left < width)
-        place = maps + (frame * 9 + tap) * positions + above * width + left
+        beside = left + tap % 3 - 1
+        seen = known & (above >= 0) & (above < height) & (beside >= 0) & (beside < width)
+        place = maps + ((video + frame) * 9 + tap) * positions + above * width + beside
         gate += tl.load(place, mask=seen, other=0.0)
     gate = strength / (1.0 + tl.exp(-gate))
     if FACTOR:
-        scale = tl.load(factor + frame * f_frame + at * f_position, mask=inside, other=0.0)
-        gate = gate * scale.to(tl.float32)
-    channel = tl.program_id(2) * CHANNELS + tl.arange(0, CHANNELS)
-    valid = (channel < channels)[:, None] & inside[None, :]
-    image = frame * channels * positions
-    place = image + channel[:, None] * positions + at[None, :]
-    moved = image + channel[:, None] * t_channel + at[None, :] * t_position
-    added = tl.load(temporal + moved, mask=valid, other=0.0).to(tl.float32)
-    if BIAS:
-        shift = tl.load(bias + channel, mask=channel < channels, other=0.0)
-        added += shift.to(tl.float32)[:, None]
+        place = factor + (video + frame) * f_frame + at * f_position
+        gate *= tl.load(place, mask=known, other=0.0).to(tl.float32)
+    shift = tl.load(bias + channel, mask=channel < channels, other=0.0).to(tl.float32)
+    place = channel[:, None] * positions + image[None, :]
+    place = tl.max_contiguous(tl.multiple_of(place, [1, RUN]), [1, RUN])
+    valid = (channel < channels)[:, None] & known[None, :]
     base = tl.load(onto + place, mask=valid, other=0.0).to(tl.float32)
-    tl.store(out + place, (base + gate[None, :] * added).to(out.dtype.element_ty), mask=valid)
+    total = base + gate[None, :] * (total + shift[:, None])
+    tl.store(out + place, total.to(out.dtype.element_ty), mask=valid)
 
 
-def gated_sum(
-    onto: Tensor,
-    temporal: Tensor,
-    bias: Tensor | None,
+def motion_conv(
+    y: Tensor,
+    taps: Tensor,
+    bias: Tensor,
     maps: Tensor,
     factor: Tensor | None,
+    onto: Tensor,
+    frames: int,
     strength: float,
-    out: Tensor,
 ) -> Tensor:
-    """Write onto + strength factor sigmoid(gate) (temporal + bias) to `out`.
+    """onto + strength factor sigmoid(gate) (conv1d(y) + bias), with a causal conv1d over frames.
 
     Args:
-        onto, out: `(b f) c h w`, contiguous.
-        temporal: `(b f) c n`, which may share its memory with `out`, or `(b f n) c`; contiguous.
+        y, onto: `(b f) c h w`, contiguous.
+        taps: `(3 c) c_out`, contiguous; ``bias``: `c_out`; in the dtype of y.
         maps: from `gate`.
         factor: `(b f) 1 h w` or `(b f) 1 1 1`.
     """
-    count, channels, height, width = onto.shape
+    count, channels, height, width = y.shape
     positions = height * width
-    steps = (1, channels) if temporal.ndim == 2 else (positions, 1)
     scale, f_steps = factor, (0, 0)
     if factor is not None:
         spread = factor.expand(count, 1, height, width)
         scale = factor if spread.stride(3) == 0 else spread.contiguous()
         f_steps = (spread.stride(0), 0) if spread.stride(3) == 0 else (positions, 1)
-    block = 64
-    grid = (count, triton.cdiv(positions, block), triton.cdiv(channels, 32))
-    _gated_sum_kernel[grid](
-        onto, temporal, bias, maps, scale, out, strength,
-        channels, height, width, *steps, *f_steps,
-        BIAS=bias is not None, FACTOR=factor is not None, CHANNELS=32, POSITIONS=block,
+    out = torch.empty_like(onto)
+    rows = 128 if channels % 128 == 0 else 64 if channels > 32 else 16
+    grid = (triton.cdiv(channels, rows), triton.cdiv(frames * positions, 128), count // frames)
+    _motion_conv_kernel[grid](
+        y, taps, bias, maps, scale, onto, out, strength,
+        frames, channels, positions, height, width, *f_steps,
+        FACTOR=factor is not None, RUN=math.gcd(positions, 8),
+        CHANNELS=rows, COLUMNS=128, DEPTH=32, num_warps=4, num_stages=4,
     )  # fmt: skip
     return out
 
@@ -175,7 +182,7 @@ def _moments_kernel(x, moments, size, BLOCK: tl.constexpr):
 @triton.jit
 def _normalise_kernel(
     x, moments, weight, bias, out, eps, frames, groups, size, positions, width,
-    FRAMES: tl.constexpr, BLOCK: tl.constexpr,
+    SILU: tl.constexpr, FRAMES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     part = tl.program_id(0).to(tl.int64)  # one group of one frame
     group = part % groups
@@ -195,13 +202,16 @@ def _normalise_kernel(
     gain = tl.load(weight + channel, mask=inside, other=0.0).to(tl.float32)
     shift = tl.load(bias + channel, mask=inside, other=0.0).to(tl.float32)
     value = (value - mean) * scale * gain + shift
+    if SILU:
+        value = value / (1.0 + tl.exp(-value))
     tl.store(out + part * size + at, value.to(out.dtype.element_ty), mask=inside)
 
 
 def pooled_norm(
-    x: Tensor, frames: int, groups: int, weight: Tensor, bias: Tensor, eps: float
+    x: Tensor, frames: int, groups: int, weight: Tensor, bias: Tensor, eps: float, silu: bool
 ) -> Tensor:
-    """GroupNorm of `(b f) c h w`, contiguous, with statistics over all frames of each video."""
+    """GroupNorm of `(b f) c h w`, contiguous, with statistics over all frames of each video; with
+    `silu` followed by that activation."""
     count, channels = x.shape[:2]
     positions = x[0, 0].numel()
     width = channels // groups
@@ -211,7 +221,7 @@ def pooled_norm(
     out = torch.empty_like(x)
     _normalise_kernel[(count * groups, triton.cdiv(size, 2048))](
         x, moments, weight, bias, out, eps, frames, groups, size, positions, width,
-        FRAMES=triton.next_power_of_2(frames), BLOCK=2048,
+        SILU=silu, FRAMES=triton.next_power_of_2(frames), BLOCK=2048,
     )  # fmt: skip
     return out
 

@@ -193,7 +193,7 @@ class MotionConv(nn.Module):
         onto: Tensor | None = None,
     ) -> Tensor:
         """Add the residual for y, `(b f) c h w`, to `onto` (by default to y itself)."""
-        if y.is_contiguous() and (onto is None or onto.is_contiguous()):
+        if _is_fusable(y, onto):
             out = fused.attempt(self._fused, y, frames, strength, onto)
             if out is not None:
                 return out
@@ -205,46 +205,30 @@ class MotionConv(nn.Module):
     def _fused(
         self, y: Tensor, frames: int, strength: float | Tensor, onto: Tensor | None
     ) -> Tensor:
-        """Three to six kernels: the gate, products over time, and one for the rest."""
-        positions = y.shape[2] * y.shape[3]
-        rows = y.shape[1] > _CHANNELS_A_POSITION * positions
-        x = y.flatten(2)
-        onto = y if onto is None else onto
-        gate, gated_sum = fused.operation("gate"), fused.operation("gated_sum")
+        """Two kernels: the gate, and everything else."""
+        gate, motion_conv = fused.operation("gate"), fused.operation("motion_conv")
         factor = strength if isinstance(strength, Tensor) else None
         scale = 1.0 if isinstance(strength, Tensor) else strength
 
-        def maps_and_windows(_: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-            return gate(x, weight.to(x.dtype).contiguous(), bias.to(x.dtype), frames, rows)
+        def maps_of(_: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            return gate(y.flatten(2), weight.to(y.dtype).contiguous(), bias.to(y.dtype))
 
-        maps, windows = _run(self.conv_gate, maps_and_windows, y)
+        maps = _run(self.conv_gate, maps_of, y)
 
         def add(_: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-            taps, bias = _taps(weight.to(x.dtype)).flatten(0, 1), bias.to(x.dtype)
-            if rows:
-                temporal = torch.addmm(bias, windows, taps)
-                out = torch.empty_like(onto)
-                return gated_sum(onto, temporal, None, maps, factor, scale, out)
-            temporal = _windowed(x.unflatten(0, (-1, frames)), taps.t()).flatten(0, 1)
-            out = temporal.view(onto.shape)
-            return gated_sum(onto, temporal, bias, maps, factor, scale, out)
+            taps = _taps(weight.to(y.dtype)).flatten(0, 1)
+            base = y if onto is None else onto
+            return motion_conv(y, taps, bias.to(y.dtype), maps, factor, base, frames, scale)
 
         out: Tensor = _run(self.conv1d, add, y)
         return out
 
 
-def _windowed(x: Tensor, matrix: Tensor) -> Tensor:
-    """matrix (x[i-2], x[i-1], x[i]) of `b f c n`, with zeros before frame 1; no gradient."""
-    b, f, c, n = x.shape
-    out = torch.empty_like(x)
-    for seen in range(1, min(f, 2) + 1):
-        part = matrix[:, -seen * c :].expand(b, -1, -1)
-        torch.bmm(part, x[:, :seen].flatten(1, 2), out=out[:, seen - 1])
-    if f > 2:
-        for video, result in zip(x, out, strict=True):
-            windows = video.as_strided((f - 2, 3 * c, n), (c * n, n, 1))
-            torch.bmm(matrix.expand(f - 2, -1, -1), windows, out=result[2:])
-    return out
+def _is_fusable(y: Tensor, onto: Tensor | None) -> bool:
+    """Whether the fused kernels suit the memory of a motion layer's inputs. GPUs copy at least two
+    half-precision values at once, so frames of an odd size would be slow."""
+    alike = y.is_contiguous() and (onto is None or onto.is_contiguous())
+    return alike and y.shape[2] * y.shape[3] % 2 == 0 and fused.multiplies_fast(y)
 
 
 def add_residual(x: Tensor, residual: Tensor, factor: float | Tensor) -> Tensor:

@@ -146,6 +146,7 @@ def attached(
     with ExitStack() as stack:
         if groupnorm == "pooled":
             for norm in sites.norms:
+                _join_silu(host.get(norm.module.removesuffix(".0")), layout, stack)
                 _pool_norm(host[norm.module], layout, stack)
         for conv in sites.convs:
             _add_conv(host[conv.module], layers(conv.name), layout, stack)
@@ -277,31 +278,74 @@ def _token_factor(transformer: nn.Module, layout: FrameLayout, stack: ExitStack)
 def _pool_norm(norm: nn.Module, layout: FrameLayout, stack: ExitStack) -> None:
     """Let a GroupNorm take mean and variance over f, h, w (official code)."""
 
-    def pooled(
-        x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
-    ) -> Tensor:
-        if weight is None or bias is None or not x.is_contiguous():
-            return NotImplemented
-        given = (layout.frames, groups, weight.to(x.dtype), bias.to(x.dtype), eps)
-        out = fused.attempt("pooled_norm", x, *given)
-        return NotImplemented if out is None else out
-
     def make(own: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
         def forward(x: Tensor) -> Tensor:
             if not layout.active:
                 return own(x)
             layout.check(x)
-            if fused.ready(x):
-                with Replaced(F.group_norm, pooled) as replaced:
-                    out = own(x)
-                if replaced.answered:
-                    return out
+            out = _fused_norm(own, x, layout)
+            if out is not None:
+                return out
             video = x.unflatten(0, (-1, layout.frames)).transpose(1, 2)
             return own(video).transpose(1, 2).flatten(0, 1)
 
         return forward
 
     wrap_forward(norm, make, stack)
+
+
+def _join_silu(sequence: nn.Module | None, layout: FrameLayout, stack: ExitStack) -> None:
+    """Where a pooled norm and a SiLU start a sequence (in ComfyUI all do), let one kernel compute
+    both. Call it before `_pool_norm`."""
+    if not isinstance(sequence, nn.Sequential) or len(sequence) < 2:
+        return
+    norm, silu, *rest = sequence
+    others = type(sequence) is not nn.Sequential or type(silu) is not nn.SiLU
+    if others or "forward" in vars(norm) or "forward" in vars(silu):
+        return  # other code takes part
+    plain = norm.forward
+
+    def make(own: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def forward(x: Tensor) -> Tensor:
+            out = None
+            if layout.active and not (_is_watched(norm) or _is_watched(silu)):
+                layout.check(x)
+                out = _fused_norm(plain, x, layout, silu=True)
+            if out is None:
+                return own(x)
+            for module in rest:
+                out = module(out)
+            return out
+
+        return forward
+
+    wrap_forward(sequence, make, stack)
+
+
+def _is_watched(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _fused_norm(
+    own: Callable[[Tensor], Tensor], x: Tensor, layout: FrameLayout, silu: bool = False
+) -> Tensor | None:
+    """The pooled norm of x by the fused kernel, with the weights of the host's layer as cast and
+    patched in this call; None where the kernel cannot be used."""
+
+    def pooled(
+        x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> Tensor:
+        if weight is None or bias is None or not x.is_contiguous():
+            return NotImplemented
+        given = (layout.frames, groups, weight.to(x.dtype), bias.to(x.dtype), eps, silu)
+        out = fused.attempt("pooled_norm", x, *given)
+        return NotImplemented if out is None else out
+
+    if not fused.ready(x):
+        return None
+    with Replaced(F.group_norm, pooled) as replaced:
+        out = own(x)
+    return out if replaced.answered else None
 
 
 def _add_at(root: nn.Module, name: str, module: nn.Module) -> None:

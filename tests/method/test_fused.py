@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -42,8 +43,9 @@ def test_a_kernel_that_fails_is_reported_once_and_not_used(
 
     monkeypatch.setattr(fused, "_broken", set())
     monkeypatch.setattr(fused, "ready", lambda x: not fused._broken)
+    monkeypatch.setattr(fused, "multiplies_fast", lambda x: True)
     monkeypatch.setattr(fused, "operation", lambda name: fail)
-    conv, y = small_layer(), torch.randn(4, 5, 3, 3)
+    conv, y = small_layer(), torch.randn(4, 5, 3, 4)
     with torch.no_grad(), caplog.at_level(logging.WARNING, "lamp"):
         first, second = conv(y, 2), conv(y, 2)
     torch.testing.assert_close(first, conv(y, 2))
@@ -56,9 +58,10 @@ def test_running_out_of_memory_is_not_hidden(monkeypatch: pytest.MonkeyPatch) ->
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     monkeypatch.setattr(fused, "ready", lambda x: True)
+    monkeypatch.setattr(fused, "multiplies_fast", lambda x: True)
     monkeypatch.setattr(fused, "operation", lambda name: fail)
     with pytest.raises(torch.OutOfMemoryError):
-        small_layer()(torch.randn(4, 5, 3, 3), 2)
+        small_layer()(torch.randn(4, 5, 3, 4), 2)
 
 
 def test_kernels_are_for_gpus_without_gradients() -> None:
@@ -73,3 +76,14 @@ def test_kernels_are_for_gpus_without_gradients() -> None:
                 assert fused.ready(x)
             assert not fused.ready(x.double())
         assert not fused.ready(x)
+
+
+@pytest.mark.parametrize(("capability", "fast"), [((7, 5), False), ((8, 0), True), ((12, 0), True)])
+def test_products_need_tensor_cores_and_half_precision(
+    capability: tuple[int, int], fast: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    for dtype in (torch.float16, torch.bfloat16):
+        x = SimpleNamespace(device=torch.device("cuda"), dtype=dtype)
+        assert fused.multiplies_fast(x) is fast
+    assert not fused.multiplies_fast(torch.empty(1, device="meta"))
