@@ -54,6 +54,14 @@ class AnchoredWindows(io.ComfyNode):
                     tooltip="Frames that neighbouring windows share, besides frame 1. They are "
                     "blended: more is smoother and slower.",
                 ),
+                io.Boolean.Input(
+                    "loop",
+                    default=False,
+                    optional=True,
+                    tooltip="Lets the last frame lead back to frame 1, so that the video repeats "
+                    "without a jump. For motions that come back to their start, such as swinging. "
+                    "One more window runs across the end, so short videos take twice as long.",
+                ),
             ],
             outputs=[
                 io.Model.Output(
@@ -67,8 +75,10 @@ class AnchoredWindows(io.ComfyNode):
 
     @classmethod
     @named_errors("LAMP Anchored Windows")
-    def execute(cls, model: Any, length: int = 16, overlap: int = 4) -> io.NodeOutput:
-        return io.NodeOutput(with_windows(model, Windows(length, overlap)))
+    def execute(
+        cls, model: Any, length: int = 16, overlap: int = 4, loop: bool = False
+    ) -> io.NodeOutput:
+        return io.NodeOutput(with_windows(model, Windows(length, overlap, loop)))
 
 
 class ExtendVideo(io.ComfyNode):

@@ -37,8 +37,8 @@ def call(subject: Subject, shape: Shape, windows: Windows | None) -> Callable[[]
     timesteps = torch.full((shape.videos,), 500, device=subject.device)
     seen = shape.frames if windows is None else min(shape.frames, windows.length)
 
-    def predict(rows: Tensor) -> Tensor:
-        return subject.host.predict(x[rows], timesteps, text)
+    def predict(rows: Tensor, shown: Tensor) -> Tensor:
+        return subject.host.predict(shown, timesteps, text)
 
     @torch.inference_mode()
     def run() -> Tensor:

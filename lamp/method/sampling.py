@@ -14,7 +14,7 @@ from .masks import MotionMask, all_hold, hold_first_frame, restore_held
 from .motion import ActiveMotion, Motion, attached, motion_masks_of
 from .motion_guidance import check_motion_guidance, guide_motion, unconditional_scale
 from .prompts import stack_prompts
-from .schedule import ddim_step, ddim_timesteps, next_alpha
+from .schedule import add_noise, ddim_step, ddim_timesteps, next_alpha
 from .windows import Windows, predict_in_windows
 
 StepCallback = Callable[[int, Tensor], None]
@@ -70,16 +70,20 @@ def sample(
     for each in motion_masks:
         if each is not None:
             each.check(frames)
+    timesteps = ddim_timesteps(steps)
+    # Like the other frames it begins with its noise in full, although `alpha` is not quite zero.
+    first_noise = noise[::frames] / (1 - host.alphas_cumprod[timesteps[0]]).sqrt()
     with attached(host.unet, motions, layout, groupnorm=groupnorm):
-        for step, timestep in enumerate(ddim_timesteps(steps)):
+        for step, timestep in enumerate(timesteps):
 
-            def predict(rows: Tensor, x: Tensor = x, timestep: int = timestep) -> Tensor:
+            def predict(rows: Tensor, shown: Tensor, timestep: int = timestep) -> Tensor:
                 layout.frame_indices = tuple((rows[:seen] % frames).tolist())
-                given = (host, x[rows], timestep, cond, uncond if guided else None, guidance)
+                given = (host, shown, timestep, cond, uncond if guided else None, guidance)
                 return predict_guided(*given, layout, motion_guidance)
 
-            eps = predict_in_windows(predict, x, windows, frames)
             alpha = host.alphas_cumprod[timestep]
+            noisy_first = add_noise(first, first_noise, alpha)
+            eps = predict_in_windows(predict, x, windows, frames, noisy_first)
             if all_hold(motion_masks):
                 predicted = hold_first_frame(_predicted(x, eps, alpha), first, motion_masks)
                 eps = (x - alpha.sqrt() * predicted) / (1 - alpha).sqrt()

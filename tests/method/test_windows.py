@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from benchmarks.samples.comfy_runs import SEED, STEPS, conditioning, lamp_ksampler, moving, worst
+from benchmarks.samples.ecosystem import sample as run_sampler
 from benchmarks.samples.tiny_models import text, video_latent
 from lamp.errors import LampError
 from lamp.method.adain import AdaINSchedule
 from lamp.method.noise import draw_noise, share_noise
 from lamp.method.sampling import sample
-from lamp.method.windows import Windows, predict_in_windows
+from lamp.method.windows import Windows, predict_in_windows, returns
 from lamp.motion_file.file import MotionFile
+from tests.hosts.test_run_calls import gligen
 from tests.method.test_inversion import reference
 
 # --- the windows themselves -----------------------------------------------------------------------
@@ -29,17 +31,55 @@ def test_every_window_begins_with_frame_1_and_has_one_length() -> None:
     assert {len(window) for window in places} == {8}
 
 
+@pytest.mark.parametrize("loop", [False, True])
 @pytest.mark.parametrize("overlap", [0, 1, 4, 6])
-@pytest.mark.parametrize("frames", [2, 7, 8, 9, 15, 16, 64])
-def test_the_weights_of_every_frame_sum_to_one(frames: int, overlap: int) -> None:
-    windows = Windows(8, overlap)
+@pytest.mark.parametrize("frames", [4, 7, 8, 9, 15, 16, 64])
+def test_the_weights_of_every_frame_sum_to_one(frames: int, overlap: int, loop: bool) -> None:
+    windows = Windows(8, overlap, loop)
     places, shares = windows.frame_indices(frames), windows.weights(frames)
     assert sorted({frame for window in places for frame in window}) == list(range(frames))
     whole = torch.zeros(frames)
     for window, share in zip(places, shares, strict=True):
-        assert (share > 0).all() and window[1:] == list(range(window[1], window[-1] + 1))
-        whole[window] += share
+        assert all((b - a) % frames == 1 for a, b in zip(window[1:], window[2:], strict=False))
+        assert len(window) == len(share) == len(places[0])
+        whole.index_add_(0, torch.tensor(window), share)
     assert torch.allclose(whole, torch.ones(frames))
+
+
+@pytest.mark.parametrize("frames", [4, 8, 20])
+def test_a_loop_has_one_window_more_across_its_end(frames: int) -> None:
+    loop, plain = Windows(8, 2, loop=True), Windows(8, 2)
+    *places, seam = loop.frame_indices(frames)
+    assert places == plain.frame_indices(frames)
+    (back,) = returns(seam)
+    assert seam[0] == 0 and seam[back - 1 : back + 2] == [frames - 1, 0, 1]
+    *shares, share = loop.weights(frames)
+    expected = torch.zeros(len(seam))
+    expected[[back - 1, back + 1]] = 0.5
+    assert torch.equal(share, expected)
+    for window, ours, theirs in zip(places, shares, plain.weights(frames), strict=True):
+        beside = torch.tensor([frame in (1, frames - 1) for frame in window])
+        assert torch.equal(ours, torch.where(beside, theirs / 2, theirs))
+
+
+def test_a_loop_shows_frame_1_as_noisy_as_its_neighbours() -> None:
+    x = torch.arange(1.0, 11.0).repeat(2)[:, None, None, None].expand(-1, 4, 3, 3)
+    seen = []
+
+    def predict(rows: Tensor, shown: Tensor) -> Tensor:
+        seen.append(shown[:, 0, 0, 0].tolist())
+        return shown
+
+    noisy = torch.tensor([-1.0, -2.0])[:, None, None, None].expand(-1, 4, 3, 3)
+    out = predict_in_windows(predict, x, Windows(6, 1, loop=True), 10, noisy)
+    assert seen[-1] == [1, 9, 10, -1, 2, 3, 1, 9, 10, -2, 2, 3]
+    assert torch.allclose(out, x)  # what is predicted for the noisy frame 1 is not used
+
+
+@pytest.mark.parametrize(("length", "frames"), [(3, 16), (8, 3)])
+def test_a_loop_of_too_few_frames_is_refused(length: int, frames: int) -> None:
+    with pytest.raises(LampError, match="3"):
+        Windows(length, 1, loop=True).frame_indices(frames)
 
 
 def test_the_blend_is_linear() -> None:
@@ -52,7 +92,7 @@ def test_the_blend_is_linear() -> None:
 
 def test_a_prediction_that_needs_no_neighbours_is_not_changed() -> None:
     x = torch.randn(2 * 20, 4, 3, 3, generator=torch.Generator().manual_seed(0))
-    out = predict_in_windows(lambda rows: x[rows] ** 2, x, Windows(8, 3), 20)
+    out = predict_in_windows(lambda rows, shown: shown**2, x, Windows(8, 3), 20)
     assert torch.allclose(out, x**2, atol=1e-6)
 
 
@@ -101,11 +141,17 @@ def test_more_frames_than_trained_run_on_both_hosts(plain: Any, file: MotionFile
 
 
 @pytest.mark.slow
-def test_windows_give_the_same_video_on_both_hosts(plain: Any, file: MotionFile) -> None:
-    ours, expected = both_hosts(plain, file, 13, Windows(6, 2))
+@pytest.mark.parametrize(
+    ("frames", "windows"),
+    [(13, Windows(6, 2)), (13, Windows(6, 2, loop=True)), (6, Windows(6, 2, loop=True))],
+)
+def test_windows_give_the_same_video_on_both_hosts(
+    plain: Any, file: MotionFile, frames: int, windows: Windows
+) -> None:
+    ours, expected = both_hosts(plain, file, frames, windows)
     assert worst(ours, expected) < 1e-4
     assert torch.equal(ours[0], expected[0])
-    whole, _ = both_hosts(plain, file, 13, None)
+    whole, _ = both_hosts(plain, file, frames, None)
     assert worst(ours, whole) > 1e-2
 
 
@@ -144,6 +190,25 @@ def test_the_model_never_sees_more_than_a_window(
         handle.remove()
     assert set(seen) == {6} and len(seen) == len(Windows(6, 2).frame_indices(frames))
     assert asked == [[6, 4, 8, 8]]
+
+
+def test_loops_refuse_what_cannot_return_to_frame_1(plain: Any, file: MotionFile) -> None:
+    """Boxes for each frame, a part of the picture, a piece of a longer video, a short video."""
+    from lamp.hosts.comfy.frames import model_for_piece
+    from lamp.hosts.comfy.run import Piece
+    from lamp.hosts.comfy.windows import with_windows
+
+    loop, latent = with_windows(moving(plain, file), Windows(4, 1, loop=True)), video_latent(7)
+    with pytest.raises(LampError, match="GLIGEN"):
+        run_sampler(loop, positive=gligen(plain), samples=latent)
+    with pytest.raises(LampError, match="Set Mask"):
+        area = [[text(1), {"area": (4, 4, 0, 0), "strength": 1.0}]]
+        run_sampler(loop, positive=area, samples=latent)
+    with pytest.raises(LampError, match="Extend Video"):
+        piece = Piece(tuple(range(6, 13)), 13)
+        run_sampler(model_for_piece(loop, piece), samples=latent)
+    with pytest.raises(LampError, match="4 frames"):
+        run_sampler(loop, samples=video_latent(3))
 
 
 def test_prompts_per_frame_follow_their_frames(
@@ -200,3 +265,5 @@ def test_invalid_inputs_of_the_windows_node_are_refused(
         windowed(node_classes, plain, 6, 2)
     with pytest.raises(LampError, match="^LAMP Anchored Windows: .*5"):
         windowed(node_classes, moving(plain, file), 6, 5)
+    with pytest.raises(LampError, match="^LAMP Anchored Windows: .*3"):
+        node_classes["LAMP_AnchoredWindows"].execute(moving(plain, file), 3, 1, loop=True)

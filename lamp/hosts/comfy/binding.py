@@ -289,7 +289,7 @@ def _predict_noise(bound: BoundMotion) -> Callable[..., Tensor]:
         shown = x
         if run.first is not None:
             shown = torch.cat([run.first.to(x) / scale, x[1:]])
-        run.shown = shown * scale
+        run.noisy_first, run.shown = x[:1], torch.cat([shown, x[:1]]) * scale
         run.bypassed = 0
         run.plain_guidance = has_plain_guidance(executor.class_obj, options)
         convs = bound.motion.sites.convs

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ...errors import LampError
 from ...method.layout import FrameLayout
 from ...method.motion import ActiveMotion, attached
+from ...method.windows import returns
 from .deferred import DeferredChecks
 
 KEY = "lamp_motion"
@@ -52,8 +53,9 @@ class Run:
 
     `given` is starting noise that must not be mixed, `latent` the host's latent image (`f c h w`,
     model scale), `first` its clean frame 1 (`1 c h w`; None shows the frames as they are), `guider`
-    and `sampling` the host's own. `shown` is the input of the UNet (`f c h w`) in the prediction
-    under way and `denoised` the last prediction. `checks` are those of its calls.
+    and `sampling` the host's own. During a prediction, `noisy_first` (`1 c h w`) is frame 1 in the
+    sampler's state, and `shown` (`f+1 c h w`) the UNet's input for all frames and, last, for
+    `noisy_first`. `denoised` is the last prediction. `checks` are those of the UNet's calls.
 
     The hooks of the motions stay on the UNet from the first call to `release`, and act only in the
     calls of this run.
@@ -67,6 +69,7 @@ class Run:
     guider: Any = None
     sampling: Any = None
     shown: Tensor | None = None
+    noisy_first: Tensor | None = None
     denoised: Tensor | None = None
     acting: bool = False
     acted: int = 0
@@ -121,7 +124,8 @@ class Run:
         if self.shown is None:
             return
         usual = len(x) == len(rows) * len(options.get("cond_or_uncond", [0]))
-        frames = self.shown[rows]
+        back = returns(rows)
+        frames = self.shown[[-1 if place in back else row for place, row in enumerate(rows)]]
         expected = _shows(x, frames)
 
         def explain() -> LampError | None:

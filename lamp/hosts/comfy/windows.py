@@ -9,9 +9,9 @@ from uuid import uuid5
 from torch import Tensor
 
 from ...errors import LampError
-from ...method.windows import Windows, predict_in_windows
+from ...method.windows import Windows, predict_in_windows, returns
 from .binding import WINDOW, bound_motion
-from .run import AD_PARAMS, run_of
+from .run import AD_PARAMS, PIECE, Run, run_of
 
 _KEY = "lamp_windows"
 
@@ -44,8 +44,13 @@ def _prepare_sampling(windows: Windows) -> Callable[..., Any]:
     ) -> Any:
         """Reserve memory for one window only."""
         frames, *rest = noise_shape
-        if frames > windows.length:
+        if windows.split(frames):
             _check_memories(model.model_options)
+        if windows.loop and PIECE in model.model_options.get("transformer_options", {}):
+            raise LampError(
+                "LAMP Anchored Windows has loop on, but LAMP Extend Video continues a video, which "
+                "then does not return to frame 1: switch loop off."
+            )
         return executor(model, [min(frames, windows.length), *rest], *args, **kwargs)
 
     return prepare_sampling
@@ -97,13 +102,14 @@ def _apply_model(windows: Windows) -> Callable[..., Tensor]:
     ) -> Tensor:
         options = transformer_options or {}
         run = run_of(options)
-        if run is None or windows.length >= run.frames:
+        if run is None or not windows.split(run.frames):
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
+        _check_whole_frames(windows, run, x)
         frames = run.frames
         videos = run.videos_in(len(x), frames)
         given = (t, c_concat, c_crossattn, control)
 
-        def predict(rows: Tensor) -> Tensor:
+        def predict(rows: Tensor, shown: Tensor) -> Tensor:
             cut = [_rows_of(value, rows, len(x)) for value in given]
             more = {name: _rows_of(value, rows, len(x)) for name, value in kwargs.items()}
             window = rows[: len(rows) // videos].tolist()
@@ -113,18 +119,33 @@ def _apply_model(windows: Windows) -> Callable[..., Tensor]:
                 # Other nodes cache data of a prompt under its number.
                 "uuids": [uuid5(number, str(window)) for number in options.get("uuids", [])],
                 AD_PARAMS: run.whole.part(window).published(),
-                "patches": _whole_middle(options.get("patches", {}), rows, len(x)),
+                "patches": _whole_middle(options.get("patches", {}), rows, len(x), window),
             }
-            return executor(x[rows], *cut, told, **more)
+            return executor(shown, *cut, told, **more)
 
-        return predict_in_windows(predict, x, windows, frames)
+        return predict_in_windows(predict, x, windows, frames, run.noisy_first)
 
     return apply_model
 
 
-def _whole_middle(patches: dict[str, Any], rows: Tensor, batch: int) -> dict[str, Any]:
+def _check_whole_frames(windows: Windows, run: Run, x: Tensor) -> None:
+    if windows.loop and run.noisy_first is not None and x.shape[1:] != run.noisy_first.shape[1:]:
+        raise LampError(
+            "LAMP Anchored Windows has loop on, which needs the whole picture in every call, but a "
+            "prompt for an area or a tiling node gives the model only a part: use Conditioning "
+            "(Set Mask) instead of Conditioning (Set Area), remove the tiling, or switch loop off."
+        )
+
+
+def _whole_middle(
+    patches: dict[str, Any], rows: Tensor, batch: int, window: list[int]
+) -> dict[str, Any]:
     """Middle patches (GLIGEN's boxes) were made for a whole batch, one set per image. Give them a
-    whole batch and use the rows of the window."""
+    whole batch and use the rows of the window.
+
+    Raises:
+        LampError: the window has frame 1 twice.
+    """
 
     def whole(patch: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def middle_patch(x: Tensor, extra_options: dict[str, Any]) -> Tensor:
@@ -135,6 +156,12 @@ def _whole_middle(patches: dict[str, Any], rows: Tensor, batch: int) -> dict[str
         return middle_patch
 
     middle = patches.get("middle_patch", [])
+    if middle and returns(window):
+        raise LampError(
+            "LAMP Anchored Windows has loop on, which does not work with GLIGEN: it makes its "
+            "boxes once for each frame, and a loop shows frame 1 twice. Switch loop off or remove "
+            "GLIGEN."
+        )
     return {**patches, "middle_patch": [whole(patch) for patch in middle]} if middle else patches
 
 
