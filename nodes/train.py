@@ -119,6 +119,7 @@ class Trainer(io.ComfyNode):
         first_frame: Any = None,
         start_from: str = NONE,
         preset: CardSettings | None = None,
+        keep_motions: int = 0,
         **settings: Any,
     ) -> io.NodeOutput:
         from ..lamp.hosts.comfy import (
@@ -144,6 +145,7 @@ class Trainer(io.ComfyNode):
             **(recipe_settings(recipe, steps) if own_recipe is None else own_recipe),
             **settings,
         )
+        save_config = SaveConfig(save_every, keep_states, sample_every, keep_motions=keep_motions)
         place = find_place(name, resume)
         _refuse_early(config, precision, clips, place)
         comfy_training.check_trainable(model)
@@ -186,7 +188,6 @@ class Trainer(io.ComfyNode):
             )
             show = Show(progress, samples)
             folder = RunFolder(place.folder, who, keep_states, mark)
-            save_config = SaveConfig(save_every, keep_states, sample_every)
             with alone_in(place.folder):
                 path = train_to_file(
                     training, folder, save_config, outcome, show.step, show.sample, progress.say
@@ -317,6 +318,7 @@ def _optional() -> list[Any]:
             tooltip="Settings for your graphics card, from LAMP Training Preset. Overrides batch, "
             "optimizer, rank and checkpointing.",
         ),
+        setting_input("keep_motions", SaveConfig, optional=True),
     ]
 
 

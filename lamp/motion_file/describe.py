@@ -7,7 +7,7 @@ from ..method.motion import TRAINED
 from ..plain import plain
 from .config import MotionConfig
 from .file import MotionFile
-from .provenance import LICENSE_KEY, SOURCE_KEY, parents, starts
+from .provenance import LICENSE_KEY, SOURCE_KEY, parents, scores, starts
 
 _LISTED_CAPTIONS = 8
 # Characters; text encoders read a few hundred.
@@ -32,6 +32,8 @@ def describe_motion(file: MotionFile) -> str:
         "Parameters": _count(file),
         "License": file.metadata.get(LICENSE_KEY, "not recorded"),
     }
+    if measured := scores(file.metadata):
+        facts["Measured"] = f"{measured} (lower is better)"
     begun = starts(file.metadata)
     if begun:
         facts["Started from"] = begun

@@ -9,11 +9,12 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..clips.images import thumbnail_uri
 from ..errors import LampError
 from ..files.atomic import write_advice, write_file
 from .stopping import Measured
@@ -52,15 +53,36 @@ def read_samples(folder: Path) -> list[Sample]:
     return samples
 
 
+def sample_thumbnail(folder: Path, step: int) -> str:
+    """The middle frame of the newest sample up to a step, as the header of a motion file holds it;
+    empty if there is none."""
+    import numpy as np
+    import torch
+    from PIL import Image
+
+    found = {int(match[1]): path for path in folder.glob("*") if (match := _named(path))}
+    newest = max((each for each in found if each <= step), default=None)
+    if newest is not None:
+        with contextlib.suppress(OSError, ValueError), Image.open(found[newest]) as image:
+            image.seek(getattr(image, "n_frames", 1) // 2)
+            pixels = np.asarray(image.convert("RGB"))
+            return thumbnail_uri(torch.from_numpy(pixels.copy())[None] / 255)
+    return ""
+
+
 def save_comparison(
-    folder: Path, measured: Sequence[Measured] = (), best: int | None = None
+    folder: Path,
+    measured: Sequence[Measured] = (),
+    best: int | None = None,
+    kept: Container[int] = (),
 ) -> list[Path]:
     """Write samples.png and samples.webp into a run's folder; returns their paths, none with fewer
     than two samples.
 
     Args:
         measured: the scores to show.
-        best: the step to mark.
+        best: the step to mark as best.
+        kept: the steps whose motions have a file, to be marked.
 
     Raises:
         LampError: a file cannot be written.
@@ -69,7 +91,10 @@ def save_comparison(
     if len(samples) < 2:
         return []
     scores = {each.step: each.scores for each in measured}
-    labels = {s.step: _label(s.step, scores.get(s.step, {}), s.step == best) for s in samples}
+    labels = {}
+    for step in (sample.step for sample in samples):
+        marks = [name for name, on in {"best": step == best, "kept": step in kept}.items() if on]
+        labels[step] = _label(step, scores.get(step, {}), marks)
     picture, film = _rows(samples, labels), _films(samples, labels)
     options = {"duration": samples[0].duration, "loop": 0, "quality": 85}
     return [
@@ -92,10 +117,11 @@ def _small(frame: Any) -> Any:
     return frame
 
 
-def _label(step: int, scores: Mapping[str, float], best: bool) -> str:
+def _label(step: int, scores: Mapping[str, float], marks: Sequence[str]) -> str:
     names = {"held_out_loss": "loss", "sample_motion": "motion", "sample_likeness": "likeness"}
     values = [f"{names[name]} {value:.3g}" for name, value in scores.items() if name in names]
-    return f"step {step}{' (best)' if best else ''}\n{', '.join(values)}"
+    noted = f" ({', '.join(marks)})" if marks else ""
+    return f"step {step}{noted}\n{', '.join(values)}"
 
 
 def _rows(samples: Sequence[Sample], labels: Mapping[int, str]) -> Any:

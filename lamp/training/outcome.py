@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -12,15 +13,15 @@ from ..clips.clip_set import ClipSet
 from ..errors import LampError, MotionFileError
 from ..motion_file.config import MotionConfig
 from ..motion_file.file import RUN_KEY, MotionFile, run_of, save_motion
-from ..motion_file.provenance import CARD_KEY, TRAINING_KEY
+from ..motion_file.provenance import CARD_KEY, SCORES_KEY, TRAINING_KEY
 from ..plain import log
-from .compare import save_comparison
+from .compare import sample_thumbnail, save_comparison
 from .loop import StepReport, Training
 from .low_rank import factors, whole_state
 from .optimizers import importance
 from .recipe import TrainConfig
 from .samples import save_loss_plot
-from .session import RunFolder, SaveConfig, run_training
+from .session import BEST, RunFolder, SaveConfig, run_training, step_mark
 from .state import StateError
 from .stopping import Measured, best_step, merged
 
@@ -73,10 +74,16 @@ class Outcome:
         """Header entries about the training."""
         settings = json.dumps(asdict(training.config))
         card = {CARD_KEY: self.extra[CARD_KEY]} if CARD_KEY in self.extra else {}
-        return {**training.origin, TRAINING_KEY: settings, **card}
+        scores = {each.step: each.scores for each in measures(training)}.get(training.step)
+        measured = {SCORES_KEY: json.dumps(scores)} if scores else {}
+        return {**training.origin, TRAINING_KEY: settings, **card, **measured}
 
-    def write(self, training: Training, mark: str = "") -> Path:
+    def write(self, training: Training, mark: str = "", folder: Path | None = None) -> Path:
         """Save the motion; factors are stored as factors.
+
+        Args:
+            mark: the end of the file name.
+            folder: the run's folder, whose newest sample becomes the thumbnail.
 
         Raises:
             MotionFileError: it contains NaN or cannot be written.
@@ -87,11 +94,24 @@ class Outcome:
         if self.run:
             extra[RUN_KEY] = self.run
         own = bool(self.run) and path.exists() and run_of(path) == self.run
+        picture = "" if folder is None else sample_thumbnail(folder, training.step)
         with training.average.shown():
             parts = factors(training.motion)
             return save_motion(
-                path, file.state, file.config, factors=parts, extra=extra, new=not own
+                path,
+                file.state,
+                file.config,
+                factors=parts,
+                thumbnail=picture,
+                extra=extra,
+                new=not own,
             )
+
+    def kept(self) -> set[int]:
+        """The steps whose motions have a file, see `SaveConfig.keep_motions`."""
+        name = f"{glob.escape(self.target.name)}-step*.safetensors"
+        found = self.target.parent.glob(name)
+        return {int(path.stem[-6:]) for path in found if path.stem[-6:].isdecimal()}
 
 
 def train_to_file(
@@ -116,6 +136,15 @@ def train_to_file(
         )
     folder.forget_after(training.step)
     begun = training.step
+
+    def keep(mark: str) -> None:
+        try:
+            outcome.write(training, mark, folder.path)
+        except MotionFileError as error:
+            if mark == BEST:  # the end of the run refers to it
+                raise
+            say(str(error))
+
     try:
         run_training(
             training,
@@ -123,25 +152,25 @@ def train_to_file(
             save_config,
             on_step,
             sample if save_config.sample_every else None,
-            lambda: outcome.write(training, "-best"),
+            keep,
         )
     except BaseException:
         # In some versions of ComfyUI its cancel does not derive from Exception.
         if training.step > begun and not training.updating:
-            _write_stopped(training, outcome, say)
-            _save_pictures(training, folder, say)
+            _write_stopped(training, outcome, folder, say)
+            _save_pictures(training, outcome, folder, say)
         raise
     if training.learned:
         best = best_step(measures(training))
         say(
             f"learned after step {training.step}; the best motion, of step {best}, is "
-            f"{outcome.target.name}-best.safetensors"
+            f"{outcome.target.name}{BEST}.safetensors"
         )
     try:
-        path = outcome.write(training)
+        path = outcome.write(training, folder=folder.path)
     except MotionFileError as error:
         raise MotionFileError(f"{error}{_kept(training, folder)}") from error
-    _save_pictures(training, folder, say)
+    _save_pictures(training, outcome, folder, say)
     return path
 
 
@@ -150,20 +179,24 @@ def measures(training: Training) -> list[Measured]:
     return merged(training.validation, training.sample_scores)
 
 
-def _save_pictures(training: Training, folder: RunFolder, say: Callable[[str], None]) -> None:
+def _save_pictures(
+    training: Training, outcome: Outcome, folder: RunFolder, say: Callable[[str], None]
+) -> None:
     """The loss plot, and all samples side by side."""
     measured = measures(training)
     best = best_step(measured) if training.config.patience and measured else None
     try:
         save_loss_plot(folder.path / "loss.png", training.losses, training.validation)
-        save_comparison(folder.path, measured, best)
+        save_comparison(folder.path, measured, best, outcome.kept())
     except LampError as error:  # the motion is saved, a picture is no reason to fail
         say(str(error))
 
 
-def _write_stopped(training: Training, outcome: Outcome, say: Callable[[str], None]) -> None:
+def _write_stopped(
+    training: Training, outcome: Outcome, folder: RunFolder, say: Callable[[str], None]
+) -> None:
     try:
-        path = outcome.write(training, f"-step{training.step:06}-stopped")
+        path = outcome.write(training, f"{step_mark(training.step)}-stopped", folder.path)
     except MotionFileError as error:  # the reason for the stop matters more
         say(str(error))
     else:

@@ -310,9 +310,29 @@ class SaveConfig:
     sample_guidance: float = setting(
         7.5, "CFG scale of the samples.", 0.0, 1000.0, step=0.5, advanced=True
     )
+    keep_motions: int = setting(
+        0,
+        "How many motions to save during the training, at evenly spaced samples, to choose one by "
+        "eye. 508 MB each with SD 1.x. 0: only the finished one.",
+        0,
+        100,
+    )
 
     def __post_init__(self) -> None:
         check_settings(self)
+        if self.keep_motions and not self.sample_every:
+            raise LampError(
+                f"keep_motions is {self.keep_motions}, but sample_every is 0: the motions are "
+                "kept with their samples. Set sample_every, or keep_motions to 0."
+            )
+
+    def keeps_motion(self, step: int, steps: int) -> bool:
+        """Whether the motion after `step` of `steps` is kept. The last one always has a file."""
+        if not self.keep_motions or not 0 < step < steps or step % self.sample_every:
+            return False
+        samples, sample = (steps - 1) // self.sample_every, step // self.sample_every
+        kept = min(self.keep_motions, samples)
+        return sample * kept // samples > (sample - 1) * kept // samples
 
 
 def preset(name: str, steps: int) -> dict[str, Any]:

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import LampError
+from ..errors import ClipError, LampError
 from ..files.atomic import write_advice, write_file
 from ..method.adain import PAPER, AdaINSchedule
 from ..method.noise import draw_noise, share_noise
 from ..method.sampling import sample
+from ..plain import log
 from .latents import LatentClips
 from .loop import Training
 from .plots import loss_plot
@@ -98,8 +99,12 @@ class Samples:
         frames = self._decode(video)
         save_animation(self._folder / f"sample-step{training.step:06}.webp", frames, self._fps)
         save_loss_plot(self._folder / "loss.png", training.losses, training.validation)
-        if training.config.patience:
+        try:
             training.sample_scores.append((training.step, self._scores(frames)))
+        except ClipError as error:  # the clips are gone; they are trained on as latents
+            if training.config.patience:
+                raise
+            log.warning("%s The samples have no scores.", error)
         return frames
 
 

@@ -4,7 +4,8 @@ NAME_00001/
     state-step000500.safetensors    the newest states, see `lamp.training.state`
     log.jsonl                       one line per step
     loss.png                        raw, smoothed and validation loss
-    sample-step000250.webp          the motion so far, always on the same first frame
+    sample-step000250.webp          the motion so far, always on the same first frame; the motion
+                                    file NAME_00001-step000250 belongs to it, if it was kept
     samples.png, samples.webp       all samples side by side, see `lamp.training.compare`
     tensorboard/                    if TensorBoard is installed
     .lock                           see `lamp.files.lock`
@@ -36,6 +37,8 @@ from .recipe import SaveConfig
 from .state import StateError, TrainingState, read_state, take_state, write_state
 from .stopping import Stopping, merged
 
+BEST = "-best"
+"""The end of the name of a run's best motion, with `patience`."""
 _STATE = re.compile(r"state-step(\d+)(?:-\d+)?\.safetensors")
 
 
@@ -131,6 +134,11 @@ class RunFolder:
                 writer.close()
 
 
+def step_mark(step: int) -> str:
+    """The end of the names of files that belong to a step."""
+    return f"-step{step:06}"
+
+
 def mark_of(state: TrainingState | None) -> str:
     """The id by which a run recognises its own files: that of the state it resumes from, or a new
     one."""
@@ -199,7 +207,7 @@ def run_training(
     save_config: SaveConfig,
     on_step: Callable[[StepReport], None],
     sample: Callable[[Training], object] | None = None,
-    keep_best: Callable[[], object] = lambda: None,
+    keep: Callable[[str], object] = lambda mark: None,
 ) -> None:
     """Take all remaining steps of `training`, with validation, samples and saved states. With
     `patience`, it ends when the motion is learned.
@@ -208,7 +216,8 @@ def run_training(
     The parameters stay those of the last step, not their average.
 
     Args:
-        keep_best: called when the motion is the best so far, with `patience`.
+        keep: called with the end of a file name to save the motion as it is: `BEST`, with
+            `patience`, or `step_mark`, see `SaveConfig.keeps_motion`.
 
     Raises:
         LampError: out of memory, with settings to change; see also `Training.advance`.
@@ -220,7 +229,7 @@ def run_training(
         "test": save_config.sample_every,
     }
     overhead, budget = Overhead(every, training.config.steps), Budget(training)
-    stopping = Stopping(training.config.patience, keep_best)
+    stopping = Stopping(training.config.patience, lambda: keep(BEST))
 
     def is_now(kind: str, step: int) -> bool:
         interval = every[kind]
@@ -244,6 +253,8 @@ def run_training(
             with overhead.timed("sample"):
                 sample(training)
             drawing = False
+            if save_config.keeps_motion(report.step, training.config.steps):
+                keep(step_mark(report.step))
         if due:
             measured = merged(training.validation, training.sample_scores)
             training.learned = stopping.after(measured)
