@@ -1,8 +1,8 @@
 // Files that a workflow needs: a motion dropped on Load LAMP Motion, or on the canvas, is chosen there,
 // and a clip folder that does not exist is named when the workflow opens.
 import { app } from '../../scripts/app.js'
+import { choicesOf, inLanguage, LOADER, select, tell, widgetOf } from './shared.js'
 
-const LOADER = 'LAMP_LoadMotion'
 const LONGEST_HEADER = 100_000_000 // bytes, as in the library safetensors
 
 const TEXTS = {
@@ -23,33 +23,20 @@ const TEXTS = {
     }
 }
 
-function tell(severity, kind, value) {
-    const language = app.extensionManager.setting.get('Comfy.Locale') === 'zh' ? 'zh' : 'en'
-    const detail = TEXTS[language][kind](value)
-    app.extensionManager.toast.add({ severity, summary: 'LAMP', detail, life: 15000 })
-}
-
-function menu(node, name) {
-    const widget = node.widgets?.find((widget) => widget.name === name)
-    const given = widget?.options?.values ?? []
-    return { widget, choices: typeof given === 'function' ? given(widget, node) : given }
-}
+const text = (kind, value) => inLanguage(TEXTS)[kind](value)
 
 const isMotion = (item) => item.kind === 'file' || item.name?.endsWith('.safetensors')
 
 // The value for a file in a loader's menu. The server lists motions in sub-folders with their path.
 function choiceFor(node, file) {
-    return menu(node, 'motion_name').choices.find((choice) => choice.split(/[\\/]/).pop() === file.name)
+    return choicesOf(node, 'motion_name').find((choice) => choice.split(/[\\/]/).pop() === file.name)
 }
 
 function choose(node, file) {
     const found = choiceFor(node, file)
-    if (!found) return tell('warn', 'unknown', file.name)
-    const { widget } = menu(node, 'motion_name')
-    widget.value = found
-    widget.callback?.(found)
-    node.setDirtyCanvas?.(true, true)
-    tell('info', 'chosen', file.name)
+    if (!found) return tell('warn', text('unknown', file.name))
+    select(node, 'motion_name', found)
+    tell('info', text('chosen', file.name))
 }
 
 // --- drops on the canvas, which the front end answers by opening the workflow in the file ----------
@@ -74,7 +61,7 @@ function chooseOnCanvas(event, file) {
     const loaders = graph.nodes.filter((node) => node.comfyClass === LOADER)
     if (loaders.length === 1) return choose(loaders[0], file)
     const node = LiteGraph.createNode(LOADER)
-    if (!choiceFor(node, file)) return tell('warn', 'unknown', file.name)
+    if (!choiceFor(node, file)) return tell('warn', text('unknown', file.name))
     node.pos = app.canvas.convertEventToCanvasOffset(event)
     graph.add(node)
     choose(node, file)
@@ -127,8 +114,9 @@ app.registerExtension({
     afterConfigureGraph() {
         for (const node of app.graph.nodes) {
             if (node.comfyClass !== 'LAMP_TrainingClips') continue
-            const { widget, choices } = menu(node, 'folder')
-            if (widget && !choices.includes(widget.value)) tell('warn', 'missing', widget.value)
+            const folder = widgetOf(node, 'folder')?.value
+            const known = choicesOf(node, 'folder')
+            if (folder && !known.includes(folder)) tell('warn', text('missing', folder))
         }
     }
 })

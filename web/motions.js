@@ -1,10 +1,10 @@
 // What a motion file says about itself, on Load LAMP Motion before anything runs: as the tooltip of its
-// menu, and below the inputs once a file is chosen. The header comes from the host's own route. And the
-// warning of nodes/words.py about a prompt that lacks the words of a motion.
+// menu, and below the inputs once a file is chosen. And the warning of nodes/words.py about a prompt that
+// lacks the words of a motion.
 import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
+import { header, inLanguage, LOADER, parsed, tell, thumbnail, widgetOf } from './shared.js'
 
-const LOADER = 'LAMP_LoadMotion'
 const NAME = 'about'
 const SHOWN = 300 // characters of a text from a file
 
@@ -27,8 +27,6 @@ const TEXTS = {
     }
 }
 
-const texts = () => TEXTS[app.extensionManager?.setting.get('Comfy.Locale') === 'zh' ? 'zh' : 'en']
-
 const shorten = (text) => String(text).slice(0, SHOWN)
 
 const FILLERS = 'a an the of in on at to and with is are'.split(' ')
@@ -41,23 +39,10 @@ function triggerWords({ prompt, captions }) {
     return shared.filter((word) => !FILLERS.includes(word)).join(' ')
 }
 
-async function header(file) {
-    try {
-        const answer = await api.fetchApi(`/view_metadata/lamp_motion?filename=${encodeURIComponent(file)}`)
-        return answer.ok ? await answer.json() : {}
-    } catch {
-        return {} // no such route, or a header that is too long for it
-    }
-}
-
 function describe(metadata) {
-    let config = {}
-    try {
-        config = JSON.parse(metadata['lamp.config'] ?? '{}')
-    } catch {
-        return '' // Load LAMP Motion reports a damaged file
-    }
-    const text = texts()
+    const config = parsed(metadata, 'lamp.config')
+    if (!config) return '' // Load LAMP Motion reports a damaged file
+    const text = inLanguage(TEXTS)
     const { width, height, frames, fps } = config
     const video = [
         frames && `${frames} ${text.frames}`,
@@ -96,13 +81,12 @@ function addWidget(node) {
 }
 
 function show(node, metadata, text) {
-    const known = node.widgets.find((widget) => widget.name === NAME)
+    const known = widgetOf(node, NAME)
     if (!text && !known) return
     const widget = known ?? addWidget(node)
-    const thumbnail = metadata['modelspec.thumbnail'] ?? ''
-    const safe = /^data:image\/(jpeg|png|webp);base64,/.test(thumbnail)
-    widget.lampPicture.src = safe ? thumbnail : ''
-    widget.lampPicture.hidden = !safe
+    const picture = thumbnail(metadata)
+    widget.lampPicture.src = picture
+    widget.lampPicture.hidden = !picture
     widget.value = text
     node.setDirtyCanvas?.(true, true)
 }
@@ -119,14 +103,13 @@ async function update(node, widget, chosen) {
 app.registerExtension({
     name: 'lamp-motion.Motions',
     setup() {
-        api.addEventListener('lamp.missing_words', ({ detail }) => {
-            const toast = { severity: 'warn', summary: 'LAMP', detail: texts().missing(detail), life: 15000 }
-            app.extensionManager.toast.add(toast)
-        })
+        api.addEventListener('lamp.missing_words', ({ detail }) =>
+            tell('warn', inLanguage(TEXTS).missing(detail))
+        )
     },
     nodeCreated(node) {
         if (node.comfyClass !== LOADER) return
-        const widget = node.widgets?.find((widget) => widget.name === 'motion_name')
+        const widget = widgetOf(node, 'motion_name')
         if (!widget) return
         const { callback } = widget
         widget.callback = function () {
@@ -138,7 +121,7 @@ app.registerExtension({
     afterConfigureGraph() {
         for (const node of app.graph.nodes) {
             if (node.comfyClass !== LOADER) continue
-            const widget = node.widgets?.find((widget) => widget.name === 'motion_name')
+            const widget = widgetOf(node, 'motion_name')
             if (widget) update(node, widget, false)
         }
     }

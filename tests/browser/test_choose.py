@@ -1,0 +1,90 @@
+"""Choosing a motion by eye on LAMP Trainer, in ComfyUI's own front end."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lamp.motion_file.config import MotionConfig
+from lamp.motion_file.file import save_motion
+from lamp.motion_file.provenance import SCORES_KEY
+from lamp.training.samples import save_animation
+from scripts.server.browser import NODES_2, change_settings, wait_until_ready
+from scripts.server.server import ComfyServer
+from tests.browser.conftest import has_nodes_2
+from tests.browser.test_files import CHOSEN
+
+# A trainer behind a checkpoint, whose button is pressed; returns the texts of what is offered.
+PRESS = """async (name) => {
+    let trainer = app.graph.nodes.find(node => node.type === 'LAMP_Trainer')
+    if (!trainer) {
+        const base = LiteGraph.createNode('LAMP_LoadToyBase')
+        trainer = LiteGraph.createNode('LAMP_Trainer')
+        app.graph.add(base)
+        app.graph.add(trainer)
+        base.connect(0, trainer, 'model')
+    }
+    trainer.widgets.find(widget => widget.name === 'name').value = name
+    trainer.widgets.find(widget => widget.type === 'button').callback()
+    await new Promise(done => setTimeout(done, 2500))
+    return [...document.querySelectorAll('.lamp-choose button')].map(button => button.innerText)
+}"""
+SHOWN = """() => [...document.querySelectorAll('.lamp-choose img')]
+    .map(picture => picture.hidden ? 0 : picture.naturalWidth)"""
+LINKED = """() => {
+    const loader = app.graph.nodes.find(node => node.type === 'LAMP_LoadMotion')
+    return loader.getInputNode(loader.findInputSlot('model'))?.type
+}"""
+
+
+@pytest.fixture(scope="module")
+def run(server: ComfyServer) -> str:
+    """The files of two runs named horses/eye; the second has two kept motions, one with a sample."""
+    folder: Path = server.base / "models" / "lamp_motion" / "horses"
+    folder.mkdir(parents=True)
+    for name, steps in {"1": 9, "2-step000020": 20, "2-step000100": 100, "2": 150}.items():
+        number, _, mark = name.partition("-")
+        extra = {SCORES_KEY: json.dumps({"sample_motion": steps / 1000, "<b>": 1})}
+        path = folder / f"eye_{int(number):05}{'-' if mark else ''}{mark}.safetensors"
+        save_motion(path, {"x": torch.zeros(1)}, MotionConfig("sd1", steps=steps), extra=extra)
+    samples = server.base / "output" / "lamp_training" / "horses" / "eye_00002"
+    samples.mkdir(parents=True)
+    save_animation(samples / "sample-step000020.webp", torch.rand(3, 32, 48, 3), 8.0)
+    return "horses/eye"
+
+
+@pytest.fixture(params=[False, True], ids=["canvas", "nodes_2"])
+def opened(page: Any, run: str, request: pytest.FixtureRequest) -> Iterator[Any]:
+    if request.param and not has_nodes_2(page):
+        pytest.skip("this front end has no Nodes 2.0")
+    change_settings(page, {NODES_2: request.param})
+    page.reload()
+    wait_until_ready(page)
+    page.evaluate("() => app.graph.clear()")
+    yield page
+    change_settings(page, {NODES_2: False})
+
+
+def test_a_click_chooses_the_motion(opened: Any, run: str) -> None:
+    offered = opened.evaluate(PRESS, run)
+    assert [text.splitlines()[0].split()[-1] for text in offered] == ["20", "100", "150"]
+    assert "0.0200" in offered[0] and "<b>" in offered[0]
+    assert opened.evaluate(SHOWN) == [48, 0, 0]
+    opened.locator(".lamp-choose button").nth(1).click()
+    opened.wait_for_timeout(1500)
+    assert opened.evaluate(CHOSEN) == ["horses/eye_00002-step000100.safetensors"]
+    assert opened.evaluate(LINKED) == "LAMP_LoadToyBase"
+    assert not opened.locator(".lamp-choose").count()
+    opened.evaluate(PRESS, run)
+    opened.locator(".lamp-choose button").nth(0).click()
+    opened.wait_for_timeout(1500)
+    assert opened.evaluate(CHOSEN) == ["horses/eye_00002-step000020.safetensors"]
+
+
+def test_a_name_without_motions_offers_nothing(opened: Any) -> None:
+    assert opened.evaluate(PRESS, "horses/ey") == []

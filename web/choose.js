@@ -1,0 +1,139 @@
+// Choosing a motion by eye: a button on LAMP Trainer shows the motions of its newest run side by side, each
+// with its sample, step and scores. A click sets the loader on the canvas, or adds one.
+import { api } from '../../scripts/api.js'
+import { app } from '../../scripts/app.js'
+import { header, inLanguage, LOADER, parsed, select, tell, thumbnail, widgetOf } from './shared.js'
+
+const TEXTS = {
+    en: {
+        button: 'Choose a motion by eye',
+        none: (name) =>
+            `There is no motion named ${name} yet. Run the training. keep_motions saves several motions of a run.`,
+        step: 'step',
+        best: 'best',
+        stopped: 'stopped',
+        held_out_loss: 'held-out loss',
+        sample_motion: 'motion',
+        sample_likeness: 'likeness',
+        chosen: (file) => `${file} is chosen in Load LAMP Motion.`
+    },
+    zh: {
+        button: '看样片挑选运动模式',
+        none: (name) => `还没有名为 ${name} 的运动模式。请先训练。keep_motions 会保存一次训练中的多个运动模式。`,
+        step: '步数',
+        best: '最佳',
+        stopped: '已停止',
+        held_out_loss: '留出损失',
+        sample_motion: '运动量',
+        sample_likeness: '相似度',
+        chosen: (file) => `已在“加载LAMP运动模式”中选择 ${file}。`
+    }
+}
+
+const plain = (file) => file.replaceAll('\\', '/')
+
+// The motions of the trainer's name: [file, run's name, number of the run, end of the name].
+async function motionsOf(name) {
+    const begin = plain(name)
+        .replace(/[.*+?^${}()|[\]\\]/g, '\\$&')
+        .replace(/%[^%]+%/g, '[^/]+') // a date
+    const pattern = new RegExp(`^(${begin}_(\\d+))((?:-.*)?)\\.safetensors$`)
+    const answer = await api.fetchApi('/models/lamp_motion')
+    const files = answer.ok ? await answer.json() : []
+    return files.flatMap((file) => {
+        const found = plain(file).match(pattern)
+        return found ? [{ file, run: found[1], number: Number(found[2]), end: found[3] }] : []
+    })
+}
+
+function sampleUrl(run, step) {
+    const filename = `sample-step${String(step).padStart(6, '0')}.webp`
+    const place = new URLSearchParams({ type: 'output', subfolder: `lamp_training/${run}`, filename })
+    return api.apiURL(`/view?${place}`)
+}
+
+function card({ run, end }, metadata, use) {
+    const text = inLanguage(TEXTS)
+    const { steps } = parsed(metadata, 'lamp.config') ?? {}
+    const scores = Object.entries(parsed(metadata, 'lamp.scores') ?? {})
+    const marks = ['best', 'stopped'].filter((mark) => end.includes(mark)).map((mark) => text[mark])
+    const button = document.createElement('button')
+    const picture = document.createElement('img')
+    const label = document.createElement('div')
+    button.style.cssText = 'padding: 6px; cursor: pointer; background: none; color: inherit; border: 1px solid #888'
+    picture.style.cssText = 'width: 200px; display: block'
+    label.style.cssText = 'max-width: 200px; white-space: pre-wrap; font-size: 12px; text-align: left'
+    picture.onerror = () => {
+        picture.onerror = null
+        picture.src = thumbnail(metadata)
+        picture.hidden = !thumbnail(metadata)
+    }
+    picture.src = sampleUrl(run, steps)
+    // Never as HTML: it is text from a file.
+    label.textContent = [
+        [`${text.step} ${Number(steps)}`, ...marks].join(', '),
+        ...scores.map(([name, value]) => `${text[name] ?? name} ${Number(value).toPrecision(3)}`)
+    ].join('\n')
+    button.append(picture, label)
+    button.addEventListener('click', use)
+    return button
+}
+
+// The loaders of motions of this training, else the only loader, else a new one.
+function loadersFor(trainer, motions) {
+    const loaders = trainer.graph.nodes.filter((node) => node.comfyClass === LOADER)
+    const files = motions.map(({ file }) => file)
+    const same = loaders.filter((node) => files.includes(widgetOf(node, 'motion_name')?.value))
+    if (same.length) return same
+    if (loaders.length === 1) return loaders
+    const loader = LiteGraph.createNode(LOADER)
+    loader.pos = [trainer.pos[0] + trainer.size[0] + 40, trainer.pos[1]]
+    trainer.graph.add(loader)
+    const link = trainer.getInputLink(trainer.findInputSlot('model'))
+    if (link) trainer.graph.getNodeById(link.origin_id).connect(link.origin_slot, loader, 'model')
+    return [loader]
+}
+
+async function choose(trainer) {
+    const text = inLanguage(TEXTS)
+    const name = widgetOf(trainer, 'name').value.trim().replace(/\.safetensors$/, '')
+    const all = await motionsOf(name)
+    if (!all.length) return tell('warn', text.none(name))
+    const newest = Math.max(...all.map(({ number }) => number))
+    const found = await Promise.all(
+        all
+            .filter(({ number }) => number === newest)
+            .map(async (motion) => ({ motion, metadata: await header(motion.file) }))
+    )
+    const stepOf = ({ metadata }) => parsed(metadata, 'lamp.config')?.steps ?? 0
+    found.sort((one, other) => stepOf(one) - stepOf(other))
+    const dialog = document.createElement('dialog')
+    dialog.className = 'lamp-choose'
+    dialog.style.cssText =
+        'margin: auto; max-width: 90vw; max-height: 90vh; overflow: auto; gap: 8px; flex-wrap: wrap;' +
+        'background: var(--comfy-menu-bg, #222); color: var(--input-text, #ddd); border: 1px solid #888'
+    for (const { motion, metadata } of found) {
+        const use = async () => {
+            dialog.close()
+            await app.refreshComboInNodes() // the file may be newer than the menus
+            for (const loader of loadersFor(trainer, all)) select(loader, 'motion_name', motion.file)
+            tell('info', text.chosen(motion.file))
+        }
+        dialog.append(card(motion, metadata, use))
+    }
+    dialog.addEventListener('close', () => dialog.remove())
+    dialog.addEventListener('click', (event) => event.target === dialog && dialog.close())
+    document.body.append(dialog)
+    dialog.showModal()
+    dialog.style.display = 'flex'
+}
+
+app.registerExtension({
+    name: 'lamp-motion.Choose',
+    nodeCreated(node) {
+        if (node.comfyClass !== 'LAMP_Trainer') return
+        const { button } = inLanguage(TEXTS)
+        const widget = node.addWidget('button', button, null, () => choose(node), { serialize: false })
+        widget.serialize = false // no part of the saved workflow
+    }
+})
