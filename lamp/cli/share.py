@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -54,6 +55,7 @@ def run(args: argparse.Namespace) -> None:
     if frames is not None and "modelspec.thumbnail" not in file.metadata:
         thumbnail = {"modelspec.thumbnail": thumbnail_of(frames)}
         file = replace(file, metadata={**file.metadata, **thumbnail})
+    parts: list[Path] = []
     try:
         args.folder.mkdir(parents=True, exist_ok=True)
         with beside_the_result() as terminal:
@@ -61,24 +63,31 @@ def run(args: argparse.Namespace) -> None:
             size = 1.0 if args.full else SIZE
             extra = {"workflow": workflow}
             written = save_motion_file(target, file, size=size, progress=told, extra=extra)
+        parts.append(written)
         preview = ""
         if frames is not None:
             preview = f"{target.stem}.webp"
-            write_preview(args.folder / preview, frames, workflow)
+            parts.append(write_preview(args.folder / preview, frames, workflow))
         size_text = f"{written.stat().st_size / 1e6:.1f} MB"
         page = motion_card(file, preview, size_text)
         write_file(args.folder / "README.md", lambda part: part.write_text(page, "utf-8"))
-    except OSError as error:
-        raise LampError(f"{args.folder} cannot be written ({error}).") from error
+    except BaseException as error:
+        for part in parts:  # so that the command can be repeated
+            part.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise LampError(f"{args.folder} cannot be written ({error}).") from error
+        raise
     tell(f"{args.folder}: {written.name} ({size_text}), {preview or 'no preview'}, README.md")
     if not file.metadata.get(LICENSE_KEY):
         tell("The license is not recorded: give --license, such as --license CC-BY-4.0.")
 
 
 def newest_sample(file: Path) -> Path | None:
-    """The newest sample of the training that wrote a motion file, in the folder of its name."""
-    samples = sorted((file.parent / file.stem).glob("sample-step*.webp"))
-    return samples[-1] if samples else None
+    """The sample of a motion file, else the newest one, in the folder of the run that wrote it."""
+    run, _, step = re.sub("-(best|stopped)$", "", file.stem).partition("-step")
+    samples = sorted((file.parent / run).glob("sample-step*.webp"))
+    own = [sample for sample in samples if step and sample.stem.endswith(f"-step{step}")]
+    return next(iter([*own, *samples[::-1]]), None)
 
 
 Frames = list[tuple[Any, int]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,8 @@ from PIL import Image
 
 from benchmarks.samples.small_training import small_host
 from lamp.cli import DONE, FAILED, main
+from lamp.cli.share import newest_sample
+from lamp.files import atomic
 from lamp.motion_file.card import motion_card
 from lamp.motion_file.config import MotionConfig
 from lamp.motion_file.file import MotionFile, load_motion_file, save_motion
@@ -101,3 +104,33 @@ def test_a_full_disk_is_an_error_and_leaves_no_part_of_a_file(
         assert main(["share", str(motion), str(tmp_path), "--full"]) == FAILED
     assert "disk space" in capsys.readouterr().err
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".md"])
+def test_it_can_be_repeated_after_a_disk_was_full(
+    motion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    whole = atomic.write_file
+
+    def refuse(path: Path, *given: Any, **more: Any) -> Path:
+        if path.suffix == suffix:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return whole(path, *given, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic, "write_file", refuse)
+        assert main(["share", str(motion), str(tmp_path), "--full"]) == FAILED
+    assert not any(tmp_path.iterdir())
+    assert main(["share", str(motion), str(tmp_path), "--full"]) == DONE
+
+
+def test_a_kept_motion_has_the_preview_of_its_step(tmp_path: Path) -> None:
+    for step in (20, 100):
+        sample = tmp_path / f"horse_00001/sample-step{step:06}.webp"
+        sample.parent.mkdir(exist_ok=True)
+        sample.touch()
+    wanted = {"": 100, "-best": 100, "-step000020": 20, "-step000020-stopped": 20}
+    for mark, step in wanted.items():
+        found = newest_sample(tmp_path / f"horse_00001{mark}.safetensors")
+        assert found is not None and found.stem.endswith(f"{step:06}"), mark
+    assert newest_sample(tmp_path / "horse_00002.safetensors") is None
