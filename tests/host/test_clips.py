@@ -103,9 +103,75 @@ def test_core_video_nodes(server: ComfyServer, folder: Path) -> None:
     assert len({line.split("'")[1] for line in lines[1:5]}) == 4
 
 
+def need(server: ComfyServer, kind: str) -> None:
+    if kind not in server.object_info():
+        pytest.skip(f"this ComfyUI has no node {kind}")
+
+
+def first_frames(server: ComfyServer, result: RunResult) -> list[int]:
+    """The number in the first frame of each clip of numbered frames."""
+    shown = sheet(server, result)
+    return [round((int(shown[50 + 100 * row, 20, 0]) - 4) / 8) for row in range(2)]
+
+
+def test_core_video_dataset_loader(server: ComfyServer, folder: Path) -> None:
+    need(server, "LoadVideoTextDataSetFromFolder")
+    load = {
+        "data": node("LoadVideoTextDataSetFromFolder", folder="grow 马"),
+        "words": node(
+            "StringConcatenate", string_a=["data", 1], string_b="in a field", delimiter=" "
+        ),
+    }
+    lines = report(server.queue({**load, **reading(videos=["data", 0], prompt=["data", 1])}))
+    assert lines[0].startswith("3 clips, 18 windows")
+    captions = [line.split("'")[1] for line in lines[1:4]]
+    assert captions == ["grow 马", "a 画, grow 马", "grow 马"]  # the folder's, where there is none
+    # A node for one text runs once for each clip.
+    lines = report(server.queue({**load, **reading(videos=["data", 0], prompt=["words", 0])}))
+    assert lines[2].endswith("'a 画, grow 马 in a field' (given)")
+
+
+def test_clips_trimmed_and_ordered_on_the_canvas(server: ComfyServer, folder: Path) -> None:
+    need(server, "VideoTemporalCrop")
+    need(server, "CreateList")
+    graph = {
+        "a": node("LoadVideo", file="grow 马/a.mp4"),
+        "trimmed": node(
+            "Video Slice", video=["a", 0], start_time=0.5, duration=0.6, strict_duration=True
+        ),
+        "b": node("LoadVideo", file="grow 马/c.mp4"),
+        "cropped": node("VideoTemporalCrop", video=["b", 0], start_frame=2, length=4),
+        "list": node(
+            "CreateList", **{"inputs.input0": ["cropped", 0], "inputs.input1": ["trimmed", 0]}
+        ),
+        "texts": node("TestVideos", files="grow 马/a.mp4\ngrow 马/c.mp4", texts="one\ntwo"),
+    }
+    clips = reading(videos=["list", 0], prompt=["texts", 1])
+    result = server.queue({**graph, **clips})
+    _, first, second, *_ = report(result)
+    assert " 4 frames, 1 window," in first and first.endswith("'one' (given)")
+    assert " 6 frames, 3 windows," in second and second.endswith("'two' (given)")
+    assert first_frames(server, result) == [2, 5]
+
+
+def test_core_nodes_shuffle_and_thin_videos(server: ComfyServer, folder: Path) -> None:
+    need(server, "ShuffleVideoTextDataset")
+    graph = {
+        "films": node("TestVideos", files="grow 马/a.mp4\ngrow 马/c.mp4", texts="long\nshort"),
+        "mixed": node("ShuffleVideoTextDataset", videos=["films", 0], texts=["films", 1], seed=1),
+        "thin": node(
+            "VideoFrameSample", video=["mixed", 0], num_frames=4, strategy="uniform", seed=0
+        ),
+    }
+    lines = report(server.queue({**graph, **reading(videos=["mixed", 0], prompt=["mixed", 1])}))
+    frames = {line.split("'")[1]: " 12 frames" in line for line in lines[1:3]}
+    assert frames == {"long": True, "short": False}
+    lines = report(server.queue({**graph, **reading(videos=["thin", 0], prompt=["mixed", 1])}))
+    assert all(" 4 frames, 1 window" in line for line in lines[1:3])
+
+
 def test_core_image_dataset_loader(server: ComfyServer) -> None:
-    if "LoadImageTextDataSetFromFolder" not in server.object_info():
-        pytest.skip("this ComfyUI has no nodes for datasets")
+    need(server, "LoadImageTextDataSetFromFolder")
     folder = server.base / "input" / "singles"
     folder.mkdir()
     for number in range(6):
