@@ -1,4 +1,4 @@
-"""`python -m lamp inspect`: summarise a motion file."""
+"""`python -m lamp inspect`: summarise motion files."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ HELP = "show how a motion was trained and how to run it"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """See `Command.add_arguments`."""
-    parser.description = "Print a summary of a motion file."
-    parser.add_argument("file", metavar="FILE", type=Path, help="a motion, NAME.safetensors")
+    parser.description = "Print a summary of each motion file."
+    parser.add_argument(
+        "files", metavar="FILE", type=Path, nargs="+", help="a motion, NAME.safetensors"
+    )
 
 
 def run(args: argparse.Namespace) -> None:
@@ -21,4 +23,5 @@ def run(args: argparse.Namespace) -> None:
     from ..motion_file.file import load_motion_file
     from .output import tell
 
-    tell(describe_motion(load_motion_file(args.file)))
+    for number, file in enumerate(args.files):
+        tell("\n" * (number > 0) + describe_motion(load_motion_file(file)))
