@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -14,9 +15,11 @@ from lamp.method.architecture import map_unet
 from lamp.method.motion import Motion
 from lamp.training.latents import SCALE, LatentClips, cache_latents
 from lamp.training.loop import Training
+from lamp.training.optimizers import ProcessGroup
 from lamp.training.recipe import TrainConfig
 from lamp.training.session import RunFolder, SaveConfig, newest_state, run_training
 from lamp.training.state import restore
+from lamp.training.warm_start import load_start
 
 FRAMES = 3
 
@@ -49,12 +52,20 @@ def small_clips() -> LatentClips:
     )
 
 
+def small_training(
+    host: DiffusersHost, clips: LatentClips, group: ProcessGroup | None = None, **settings: Any
+) -> Training:
+    """A run before its first step, with these settings of `TrainConfig`."""
+    config = TrainConfig(**{"frames": FRAMES, "learning_rate": 1e-2, **settings})
+    motion = Motion(map_unet(host.unet)).initialise(0)
+    return Training(host, motion, clips, config, group, load_start(config))
+
+
 def main(folder: Path, steps: int) -> None:
     """Train from the newest state, if there is one, and save the state after every step."""
     host = small_host()
     who = {"base": "abc", "clips": "def"}
-    config = TrainConfig(steps=steps, frames=FRAMES, learning_rate=1e-2)
-    training = Training(host, Motion(map_unet(host.unet)).initialise(0), small_clips(), config)
+    training = small_training(host, small_clips(), steps=steps)
     found = newest_state([folder])
     if found is not None:
         restore(training, found[1], who)

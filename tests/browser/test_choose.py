@@ -44,7 +44,7 @@ LINKED = """() => {
 
 @pytest.fixture(scope="module")
 def run(server: ComfyServer) -> str:
-    """The files of two runs named horses/eye; the second has two kept motions, one with a sample."""
+    """Two runs named horses/eye; the second has two kept motions, one of them with a sample."""
     folder: Path = server.base / "models" / "lamp_motion" / "horses"
     folder.mkdir(parents=True)
     for name, steps in {"1": 9, "2-step000020": 20, "2-step000100": 100, "2": 150}.items():

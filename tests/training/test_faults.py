@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.samples.small_training import FRAMES, small_clips, small_host
+from benchmarks.samples.small_training import FRAMES
 from lamp.errors import LampError, MotionFileError
 from lamp.hosts.diffusers.unet import DiffusersHost
 from lamp.method.architecture import map_unet
@@ -30,16 +30,6 @@ from lamp.training.state import read_state, restore
 ROOT = Path(__file__).resolve().parents[2]
 WHO = {"base": "abc", "clips": "def"}
 STEPS = 3
-
-
-@pytest.fixture(scope="module")
-def host() -> DiffusersHost:
-    return small_host()
-
-
-@pytest.fixture(scope="module")
-def clips() -> LatentClips:
-    return small_clips()
 
 
 Start = Callable[..., Training]

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from benchmarks.samples.small_training import FRAMES, small_clips, small_host
+from benchmarks.samples.small_training import FRAMES, small_training
 from lamp.cli import DONE, main
 from lamp.errors import LampError
 from lamp.hosts.diffusers.unet import DiffusersHost, shadow_host
@@ -40,21 +40,8 @@ ABOUT = {"family": "text16", "frames": FRAMES}
 SD1: dict[str, Any] = {"sample_size": 64, "cross_attention_dim": 768}  # else diffusers' defaults
 
 
-@pytest.fixture(scope="module")
-def host() -> DiffusersHost:
-    return small_host()
-
-
-@pytest.fixture(scope="module")
-def clips() -> LatentClips:
-    return small_clips()
-
-
 def fresh(host: DiffusersHost, clips: LatentClips, rank: int = RANK, **settings: Any) -> Training:
-    config = TrainConfig(
-        **{"steps": 6, "frames": FRAMES, "learning_rate": 1e-2, "rank": rank, **settings}
-    )
-    return Training(host, Motion(map_unet(host.unet)).initialise(0), clips, config)
+    return small_training(host, clips, **{"steps": 6, "rank": rank, **settings})
 
 
 @pytest.fixture(scope="module")

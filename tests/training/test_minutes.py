@@ -12,7 +12,7 @@ from torch import Tensor
 import lamp.training.budget
 import lamp.training.loop
 import lamp.training.overhead
-from benchmarks.samples.small_training import FRAMES, small_clips, small_host
+from benchmarks.samples.small_training import FRAMES, small_training
 from lamp.errors import LampError
 from lamp.hosts.diffusers.unet import DiffusersHost
 from lamp.method.architecture import map_unet
@@ -62,29 +62,10 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-@pytest.fixture(scope="module")
-def host() -> DiffusersHost:
-    return small_host()
-
-
-@pytest.fixture(scope="module")
-def clips() -> LatentClips:
-    return small_clips()
-
-
 def begin(host: DiffusersHost, clips: LatentClips, group: Any = None, **settings: Any) -> Training:
-    config = TrainConfig(
-        **{
-            "minutes": MINUTES,
-            "frames": FRAMES,
-            "learning_rate": 1e-3,
-            "rate_schedule": "cosine",
-            "warmup": 50,
-            "steps": 2000,
-            **settings,
-        }
-    )
-    return Training(host, Motion(map_unet(host.unet)).initialise(0), clips, config, group)
+    rate = {"learning_rate": 1e-3, "rate_schedule": "cosine", "warmup": 50}
+    given = {"minutes": MINUTES, "steps": 2000, **rate, **settings}
+    return small_training(host, clips, group, **given)
 
 
 def run(

@@ -10,11 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.samples.small_training import FRAMES, small_clips, small_host
+from benchmarks.samples.small_training import small_training
 from lamp.errors import LampError
 from lamp.hosts.diffusers.unet import DiffusersHost
-from lamp.method.architecture import map_unet
-from lamp.method.motion import Motion
 from lamp.training.latents import LatentClips
 from lamp.training.loop import Training
 from lamp.training.optimizers import check_optimizer, installed_optimizers
@@ -26,21 +24,9 @@ MODULES = {"prodigy": "prodigyopt", "schedulefree": "schedulefree", "came": "cam
 PACKAGES = {**MODULES, "came": "came-pytorch", "adamw8bit": "bitsandbytes"}
 
 
-@pytest.fixture(scope="module")
-def host() -> DiffusersHost:
-    return small_host()
-
-
-@pytest.fixture(scope="module")
-def clips() -> LatentClips:
-    return small_clips()
-
-
 def begin(host: DiffusersHost, clips: LatentClips, **settings: Any) -> Training:
-    config = TrainConfig(
-        **{"steps": 40, "frames": FRAMES, "learning_rate": 3e-3, "hold_out": 1, **settings}
-    )
-    return Training(host, Motion(map_unet(host.unet)).initialise(0), clips, config)
+    given = {"steps": 40, "learning_rate": 3e-3, "hold_out": 1, **settings}
+    return small_training(host, clips, **given)
 
 
 @pytest.mark.parametrize("optimizer", MODULES)

@@ -9,13 +9,10 @@ import pytest
 
 import lamp.training.loop
 import lamp.training.overhead
-from benchmarks.samples.small_training import FRAMES, small_clips, small_host
+from benchmarks.samples.small_training import small_training
 from lamp.hosts.diffusers.unet import DiffusersHost
-from lamp.method.architecture import map_unet
-from lamp.method.motion import Motion
 from lamp.training.latents import LatentClips
 from lamp.training.loop import PACE, StepReport, Training
-from lamp.training.recipe import TrainConfig
 from lamp.training.session import RunFolder, SaveConfig, run_training
 
 STEP, SAMPLE, SAVE = 2.0, 50.0, 7.0
@@ -38,16 +35,6 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return clock
 
 
-@pytest.fixture(scope="module")
-def host() -> DiffusersHost:
-    return small_host()
-
-
-@pytest.fixture(scope="module")
-def clips() -> LatentClips:
-    return small_clips()
-
-
 def ran(
     host: DiffusersHost,
     clips: LatentClips,
@@ -59,8 +46,7 @@ def ran(
     seconds: Any = lambda step: STEP,
 ) -> list[StepReport]:
     """The reports of a run whose steps, samples and states take these times and compute nothing."""
-    config = TrainConfig(steps=steps, frames=FRAMES, learning_rate=1e-3)
-    training = Training(host, Motion(map_unet(host.unet)).initialise(0), clips, config)
+    training = small_training(host, clips, steps=steps, learning_rate=1e-3)
 
     def step(rate: float) -> float:
         clock.now += seconds(training.step + 1)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import lamp.training.loop
-from benchmarks.samples.small_training import FRAMES, small_clips, small_host
+from benchmarks.samples.small_training import FRAMES, small_training
 from lamp.hosts.diffusers.unet import DiffusersHost
 from lamp.method.architecture import map_unet
 from lamp.method.motion import Motion
@@ -27,19 +27,8 @@ SHARP: dict[str, Any] = {"learning_rate": 1e-3, "weight_decay": 0.1, "clip_norm"
 Gradients = list[list[Tensor]]
 
 
-@pytest.fixture(scope="module")
-def host() -> DiffusersHost:
-    return small_host()
-
-
-@pytest.fixture(scope="module")
-def clips() -> LatentClips:
-    return small_clips()
-
-
 def fresh(host: DiffusersHost, clips: LatentClips, **settings: Any) -> Training:
-    config = TrainConfig(**{"steps": 5, "frames": FRAMES, **SHARP, **settings})
-    return Training(host, Motion(map_unet(host.unet)).initialise(0), clips, config)
+    return small_training(host, clips, **{"steps": 5, **SHARP, **settings})
 
 
 def bases(training: Training) -> dict[str, Tensor]:

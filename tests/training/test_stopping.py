@@ -9,15 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.samples.small_training import FRAMES, small_clips, small_host
+from benchmarks.samples.small_training import small_clips, small_host, small_training
 from lamp.clips.load import clips_from_images
 from lamp.errors import LampError
-from lamp.method.architecture import map_unet
-from lamp.method.motion import Motion
 from lamp.motion_file.file import load_motion_file
 from lamp.training.loop import Training
 from lamp.training.outcome import Outcome, train_to_file
-from lamp.training.recipe import TrainConfig
 from lamp.training.session import RunFolder, SaveConfig
 from lamp.training.state import restore, take_state
 from lamp.training.stopping import (
@@ -113,11 +110,8 @@ def test_a_sample_scores_best_where_it_moves_as_the_clips_do() -> None:
 
 
 def begin(**settings: Any) -> Training:
-    host = small_host()
-    config = TrainConfig(
-        **{"steps": 40, "frames": FRAMES, "learning_rate": 1e-3, "hold_out": 1, **settings}
-    )
-    return Training(host, Motion(map_unet(host.unet)).initialise(0), small_clips(), config)
+    given = {"steps": 40, "learning_rate": 1e-3, "hold_out": 1, **settings}
+    return small_training(small_host(), small_clips(), **given)
 
 
 def train(training: Training, folder: Path, every: int = 1) -> list[str]:

@@ -10,10 +10,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from benchmarks.samples.small_training import FRAMES, small_clips, small_host
+from benchmarks.samples.small_training import small_clips, small_host, small_training
 from lamp.errors import LampError, MotionFileError
-from lamp.method.architecture import map_unet
-from lamp.method.motion import Motion
 from lamp.motion_file.config import MotionConfig
 from lamp.motion_file.file import RUN_KEY, load_motion_file, run_of, save_motion
 from lamp.training.loop import Training
@@ -27,9 +25,7 @@ ABOUT = {"family": "text16"}
 
 
 def new_training(steps: int, **settings: Any) -> Training:
-    host = small_host()
-    config = TrainConfig(steps=steps, frames=FRAMES, learning_rate=1e-2, **settings)
-    return Training(host, Motion(map_unet(host.unet)).initialise(0), small_clips(), config)
+    return small_training(small_host(), small_clips(), steps=steps, **settings)
 
 
 def run(training: Training, folder: Path, motion: Path, mark: str, every: int = 1) -> Path:

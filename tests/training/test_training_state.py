@@ -14,14 +14,11 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.samples.small_training import small_clips, small_host
+from benchmarks.samples.small_training import small_training
 from lamp.errors import LampError
 from lamp.hosts.diffusers.unet import DiffusersHost
-from lamp.method.architecture import map_unet
-from lamp.method.motion import Motion
 from lamp.training.latents import LatentClips
 from lamp.training.loop import StepReport, Training
-from lamp.training.recipe import TrainConfig
 from lamp.training.session import RunFolder, SaveConfig, newest_state, run_training, states
 from lamp.training.state import StateError, read_state, restore, take_state, write_state
 
@@ -40,19 +37,8 @@ RICH: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module")
-def host() -> DiffusersHost:
-    return small_host()
-
-
-@pytest.fixture(scope="module")
-def clips() -> LatentClips:
-    return small_clips()
-
-
 def fresh(host: DiffusersHost, clips: LatentClips, **settings: Any) -> Training:
-    config = TrainConfig(**{"steps": 8, "frames": 3, "learning_rate": 1e-2, **settings})
-    return Training(host, Motion(map_unet(host.unet)).initialise(0), clips, config)
+    return small_training(host, clips, **{"steps": 8, **settings})
 
 
 def quiet(report: StepReport) -> None:

@@ -12,12 +12,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from benchmarks.motion import main as benchmark
-from benchmarks.samples.small_training import FRAMES, small_clips, small_host
+from benchmarks.samples.small_training import FRAMES, small_host, small_training
 from lamp.cli import DONE, FAILED, main, train_run
 from lamp.errors import IncompatibleModelError, LampError, MotionFileError
 from lamp.hosts.diffusers.unet import DiffusersHost
-from lamp.method.architecture import map_unet
-from lamp.method.motion import Motion
 from lamp.motion_file.describe import describe_motion
 from lamp.motion_file.file import MotionFile, load_motion_file, save_motion
 from lamp.motion_file.provenance import LICENSE_KEY, save_motion_file, starts
@@ -25,9 +23,7 @@ from lamp.training.latents import LatentClips
 from lamp.training.loop import Training
 from lamp.training.low_rank import factors, whole_state
 from lamp.training.outcome import Outcome
-from lamp.training.recipe import TrainConfig
 from lamp.training.state import StateError, read_state, restore, take_state, write_state
-from lamp.training.warm_start import load_start
 from tests.helpers.toy_runs import write_clips, write_config
 from tests.helpers.trainer_runs import SETTINGS, TrainerRuns
 
@@ -35,22 +31,8 @@ WHO = {"base": "abc", "clips": "def"}
 ABOUT = {"family": "text16", "frames": FRAMES}
 
 
-@pytest.fixture(scope="module")
-def host() -> DiffusersHost:
-    return small_host()
-
-
-@pytest.fixture(scope="module")
-def clips() -> LatentClips:
-    return small_clips()
-
-
 def begin(host: DiffusersHost, clips: LatentClips, **settings: Any) -> Training:
-    config = TrainConfig(
-        **{"steps": 6, "frames": FRAMES, "learning_rate": 1e-2, "hold_out": 1, **settings}
-    )
-    motion = Motion(map_unet(host.unet)).initialise(0)
-    return Training(host, motion, clips, config, start=load_start(config))
+    return small_training(host, clips, **{"steps": 6, "hold_out": 1, **settings})
 
 
 def learned(host: DiffusersHost, clips: LatentClips, path: Path, **settings: Any) -> Training:
