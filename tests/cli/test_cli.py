@@ -8,7 +8,7 @@ import re
 import signal
 import subprocess
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,7 @@ from lamp.method.architecture import map_unet
 from lamp.method.motion import Motion
 from lamp.motion_file.config import MotionConfig
 from lamp.motion_file.file import save_motion
+from lamp.motion_file.provenance import SCORES_KEY
 from lamp.training.loop import StepReport
 from lamp.training.recipe import RunChoices, TrainConfig, preset
 
@@ -93,6 +94,15 @@ def test_inspect_tells_what_a_motion_is(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["inspect", str(path)]) == 0
     told = capsys.readouterr().out
     assert "Prompt: rain falls" in told and "77 steps" in told
+    other = save_motion(
+        tmp_path / "snow.safetensors",
+        motion.state_dict(),
+        replace(about, steps=88),
+        extra={SCORES_KEY: '{"held_out_loss": 0.25}'},
+    )
+    assert main(["inspect", str(path), str(other)]) == 0
+    told = capsys.readouterr().out
+    assert told.index("77 steps") < told.index("88 steps") < told.index("held out loss 0.25")
 
 
 # --- config files ----------------------------------------------------------------------------
