@@ -24,16 +24,19 @@ from .layout import FrameLayout
 _MAX_SEQUENCES = 32768
 # Fused kernels work on tiles of 64 to 128 tokens, and their backward pass has memory for whole
 # tiles. Up to this number of tokens the scores are no larger than queries and keys, and plain
-# products have the faster backward pass on every device.
+# products are faster on GPUs, and with gradients on every device.
 _FEW_TOKENS = 32
+_PRODUCTS_ON = ("cuda", "meta")  # meta stands for a GPU
 
 
 def attend_frames(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """Attention of many short sequences, `b s f d` with s sequences of f tokens."""
-    learns = torch.is_grad_enabled() and q.requires_grad
     attend: Callable[..., Tensor] = F.scaled_dot_product_attention
-    if learns and q.shape[2] <= _FEW_TOKENS:
-        attend = _plain_attention
+    if q.shape[2] <= _FEW_TOKENS:
+        if torch.is_grad_enabled() and q.requires_grad:
+            attend = _plain_attention
+        elif q.device.type in _PRODUCTS_ON:
+            attend = _plain_attention_in_place
     if q.shape[1] <= _MAX_SEQUENCES:
         return attend(q, k, v)
     parts = (t.split(_MAX_SEQUENCES, dim=1) for t in (q, k, v))
@@ -41,11 +44,25 @@ def attend_frames(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 def _plain_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The product scales its result before rounding it."""
-    shape, nothing = q.shape, q.new_zeros(())
+    shape = q.shape
     q, k, v = (t.flatten(0, 1) for t in (q, k, v))
+    return torch.bmm(_weights(q, k), v).view(shape)
+
+
+def _plain_attention_in_place(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Each video by itself, as the sequences of one are a view of its projections, and into the
+    memory layout of `q`, so that nothing is copied; no gradient."""
+    out = torch.empty_like(q)
+    for query, key, value, result in zip(q, k, v, out, strict=True):
+        torch.bmm(_weights(query, key), value, out=result)
+    return out
+
+
+def _weights(q: Tensor, k: Tensor) -> Tensor:
+    """Softmax of the scores; the product scales its result before rounding it."""
+    nothing = q.new_empty(())  # not read, as beta is 0
     scores = torch.baddbmm(nothing, q, k.transpose(1, 2), beta=0, alpha=q.shape[-1] ** -0.5)
-    return torch.bmm(scores.softmax(-1), v).view(shape)
+    return scores.softmax(-1)
 
 
 def first_frame_kv(attn1: nn.Module, layout: FrameLayout, stack: ExitStack) -> None:

@@ -147,12 +147,13 @@ def motion_conv(
         f_steps = (spread.stride(0), 0) if spread.stride(3) == 0 else (positions, 1)
     out = torch.empty_like(onto)
     rows = 128 if channels % 128 == 0 else 64 if channels > 32 else 16
-    grid = (triton.cdiv(channels, rows), triton.cdiv(frames * positions, 128), count // frames)
+    columns = 128 if frames * positions > 1024 else 64  # small frames would fill few cores
+    grid = (triton.cdiv(channels, rows), triton.cdiv(frames * positions, columns), count // frames)
     _motion_conv_kernel[grid](
         y, taps, bias, maps, scale, onto, out, strength,
         frames, channels, positions, height, width, *f_steps,
         FACTOR=factor is not None, RUN=math.gcd(positions, 8),
-        CHANNELS=rows, COLUMNS=128, DEPTH=32, num_warps=4, num_stages=4,
+        CHANNELS=rows, COLUMNS=columns, DEPTH=32, num_warps=4, num_stages=4,
     )  # fmt: skip
     return out
 

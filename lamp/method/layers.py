@@ -197,10 +197,12 @@ class MotionConv(nn.Module):
             out = fused.attempt(self._fused, y, frames, strength, onto)
             if out is not None:
                 return out
-        gate = (torch.sigmoid(self.conv_gate(y)) * strength).unflatten(0, (-1, frames))
+        gate = torch.sigmoid(self.conv_gate(y))
+        if isinstance(strength, Tensor) or strength != 1.0:
+            gate = gate * strength
         temporal = self.conv1d(y.unflatten(0, (-1, frames)))
         onto = (y if onto is None else onto).unflatten(0, (-1, frames))
-        return add_residual(onto, temporal, gate).flatten(0, 1)
+        return add_residual(onto, temporal, gate.unflatten(0, (-1, frames))).flatten(0, 1)
 
     def _fused(
         self, y: Tensor, frames: int, strength: float | Tensor, onto: Tensor | None

@@ -144,6 +144,19 @@ def test_attention_split_over_many_positions_is_the_same(
         torch.testing.assert_close(module(x, 3), whole)
 
 
+def test_short_sequences_on_a_gpu_are_plain_products_in_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    q, k, v = (randn(2, 5, 6, 4).transpose(1, 2) for _ in range(3))  # views of b f s d
+    expected = F.scaled_dot_product_attention(q, k, v)
+    monkeypatch.setattr(attention, "_PRODUCTS_ON", ("cpu",))
+    monkeypatch.setattr(F, "scaled_dot_product_attention", None)
+    with torch.no_grad():
+        got = attention.attend_frames(q, k, v)
+    torch.testing.assert_close(got, expected)
+    assert got.stride() == q.stride()
+
+
 @pytest.mark.parametrize("frames", [5, 40])  # plain products, and PyTorch's kernel
 def test_attention_learns_what_pytorch_does(frames: int) -> None:
     q, k, v = (randn(2, 3, frames, 4).requires_grad_() for _ in range(3))
