@@ -1,4 +1,4 @@
-"""The toy model and its world of sprites, to try the pack without a download."""
+"""The toy models and their two worlds, to try the pack without a download."""
 
 from __future__ import annotations
 
@@ -17,16 +17,30 @@ _SEED = (
 _COUNT = "Number of clips, must be even. Keep 8: LAMP Toy Object assumes it."
 
 
-def _motion_input() -> io.Combo.Input:
-    from ..lamp.toy.motions import MOTIONS
+# Inputs that came later are last and optional, so that older workflows still run.
 
-    # Last and optional, so that workflows from before this input existed still run.
+
+def _motion_input() -> io.Combo.Input:
+    from ..lamp.toy.worlds import motion_names
+
     return io.Combo.Input(
         "motion",
-        options=list(MOTIONS),
+        options=motion_names(),
         default="moves_right",
         optional=True,
-        tooltip="Motion of the objects. Use the same in LAMP Toy Clips and LAMP Toy Object.",
+        tooltip="Motion of the clips. Use the same in LAMP Toy Clips and LAMP Toy Object. Those "
+        "from helicopter on belong to the world scenes, the others to sprites.",
+    )
+
+
+def _world_input() -> io.Combo.Input:
+    return io.Combo.Input(
+        "world",
+        options=["sprites", "scenes"],
+        default="sprites",
+        optional=True,
+        tooltip="sprites: coloured shapes of 32x32 pixels. scenes: landscapes of 64x64 pixels with "
+        "the eight motions of the paper.",
     )
 
 
@@ -39,13 +53,16 @@ class LoadToyBase(io.ComfyNode):
             node_id="LAMP_LoadToyBase",
             display_name="Load LAMP Toy Base",
             category="LAMP/toy",
-            description="Loads a tiny model with the SD 1.x architecture that generates coloured "
-            "sprites of 32x32 pixels. It comes with the pack, to try workflows without a download.",
-            inputs=[],
+            description="Loads a tiny model with the SD 1.x architecture that generates pictures "
+            "of 32x32 or 64x64 pixels. It comes with the pack, to try workflows without download.",
+            inputs=[_world_input()],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="Toy UNet."),
                 io.Clip.Output(display_name="clip", tooltip="Toy text encoder."),
-                io.Vae.Output(display_name="vae", tooltip="Toy VAE, 2 pixels per latent."),
+                io.Vae.Output(
+                    display_name="vae",
+                    tooltip="Toy VAE, 2 pixels per latent for sprites, 4 for scenes.",
+                ),
             ],
             **aliases("demo model", "test model", "try without download"),
             **out_of_search(),
@@ -53,11 +70,12 @@ class LoadToyBase(io.ComfyNode):
 
     @classmethod
     @named_errors("Load LAMP Toy Base")
-    def execute(cls) -> io.NodeOutput:
+    def execute(cls, world: str = "sprites") -> io.NodeOutput:
         from ..lamp.hosts.comfy.toy import load_toy_models
         from ..lamp.toy.base import toy_state
+        from ..lamp.toy.worlds import BASES
 
-        return io.NodeOutput(*load_toy_models(toy_state()))
+        return io.NodeOutput(*load_toy_models(toy_state(BASES[world])))
 
 
 class LoadToyClip(io.ComfyNode):
@@ -69,9 +87,9 @@ class LoadToyClip(io.ComfyNode):
             node_id="LAMP_LoadToyClip",
             display_name="Load LAMP Toy CLIP",
             category="LAMP/toy",
-            description="Loads a tiny CLIP, trained on pictures and captions of the toy world, for "
+            description="Loads a tiny CLIP, trained on pictures and captions of a toy world, for "
             "LAMP Video Metrics. It knows no other pictures and words.",
-            inputs=[],
+            inputs=[_world_input()],
             outputs=[
                 io.ClipVision.Output(
                     display_name="clip_vision", tooltip="Image encoder, for LAMP Video Metrics."
@@ -88,11 +106,12 @@ class LoadToyClip(io.ComfyNode):
 
     @classmethod
     @named_errors("Load LAMP Toy CLIP")
-    def execute(cls) -> io.NodeOutput:
+    def execute(cls, world: str = "sprites") -> io.NodeOutput:
         from ..lamp.hosts.comfy.toy import load_toy_clip_models
         from ..lamp.toy.clip import clip_state
+        from ..lamp.toy.worlds import CLIPS
 
-        return io.NodeOutput(*load_toy_clip_models(*clip_state()))
+        return io.NodeOutput(*load_toy_clip_models(*clip_state(CLIPS[world])))
 
 
 class ToyClips(io.ComfyNode):
@@ -130,7 +149,7 @@ class ToyClips(io.ComfyNode):
     @classmethod
     @named_errors("LAMP Toy Clips")
     def execute(cls, seed: int, clips: int, motion: str = "moves_right") -> io.NodeOutput:
-        from ..lamp.toy.cases import training_clips
+        from ..lamp.toy.worlds import training_clips
 
         made = training_clips(seed, motion, clips)
         prompts = [f"{caption} {made.motion}" for caption in made.captions]
@@ -153,7 +172,8 @@ class ToyObject(io.ComfyNode):
                     "unseen",
                     options=["combination", "hard"],
                     tooltip="combination: shape and colour occur in the clips, but not together. "
-                    "hard: neither occurs.",
+                    "hard: neither occurs. Scenes have only combination: neither colour nor place "
+                    "occurs.",
                 ),
                 io.Int.Input(
                     "number", default=0, min=0, max=23, tooltip="Which of the 24 objects."
@@ -175,7 +195,7 @@ class ToyObject(io.ComfyNode):
     def execute(
         cls, seed: int, unseen: str, number: int, motion: str = "moves_right"
     ) -> io.NodeOutput:
-        from ..lamp.toy.cases import evaluation_cases
+        from ..lamp.toy.worlds import evaluation_cases
 
         case = evaluation_cases(seed, unseen, motion)[number]
         truth = _image(case.frames)
@@ -210,17 +230,11 @@ class ToyScore(io.ComfyNode):
     @classmethod
     @named_errors("LAMP Toy Score")
     def execute(cls, images: torch.Tensor, case: Any) -> io.NodeOutput:
-        from ..lamp.toy.motions import MOTIONS
-        from ..lamp.toy.score import score_clip
+        from ..lamp.toy.worlds import score_text
 
         frames = (images.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
-        score = score_clip(frames, case)
-        error = {"place": "path", "angle": "angle", "size": "size"}[MOTIONS[case.kind].seen_in]
-        text = (
-            f"{case.prompt}: {'followed' if score.followed else 'not followed'}, IoU "
-            f"{score.iou:.2f}, {error} error {score.nrmse:.2f}, background {score.ground:.1f} dB"
-        )
-        return io.NodeOutput(score.iou, text, ui=ui.PreviewText(text))
+        overlap, text = score_text(frames, case)
+        return io.NodeOutput(overlap, text, ui=ui.PreviewText(text))
 
 
 def _image(frames: Any) -> torch.Tensor:

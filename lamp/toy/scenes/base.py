@@ -12,6 +12,7 @@ from typing import Any
 from .. import base
 
 PATH = Path(__file__).with_name("scenes_base.safetensors")
+CLIP_PATH = Path(__file__).with_name("scenes_clip.safetensors")
 VAE_CONFIG: dict[str, Any] = {
     **base.VAE_CONFIG,
     "block_out_channels": [64, 64, 64],
