@@ -37,13 +37,12 @@ from benchmarks.report import parser
 from benchmarks.toy.ablations import Kept
 from benchmarks.toy.runs import Figures, Recipe, Videos, average, positive
 from lamp.metrics import diversity, frame_consistency, text_alignment
-from lamp.toy.base import ToyBase
-from lamp.toy.clip import ToyClip
+from lamp.toy.base import ToyBase, load_toy_base
+from lamp.toy.clip import ToyClip, load_toy_clip
 
-from .clip_training import clip_path, world_clip
 from .methods import METHODS, Job
 from .report import MEAN, PAPER, means, orders, plot, table
-from .worlds import WORLDS, World, load_base
+from .worlds import WORLDS, World
 
 GUIDANCE = 1.0  # none, as in LAMP's recipes on the toy base
 
@@ -149,11 +148,12 @@ def main(arguments: list[str] | None = None) -> int:
     recipes = {kind: world.recipes[kind] for kind in args.motions}
     if args.steps:
         recipes = {kind: replace(recipe, steps=args.steps) for kind, recipe in recipes.items()}
-    toy, clip = load_base(world, args.base), world_clip(world)
+    base_path = args.base or world.base_path
+    toy, clip = load_toy_base(path=base_path), load_toy_clip(world.clip_path)
     settings = {
         "world": world.name,
-        "base": digest(args.base or world.base_path),
-        "clip": digest(clip_path(world)),
+        "base": digest(base_path),
+        "clip": digest(world.clip_path),
         "recipes": {kind: asdict(recipe) for kind, recipe in recipes.items()},
         "cases": args.cases,
         "guidance": args.guidance,

@@ -157,20 +157,6 @@ def retrieval(clip: ToyClip, world: World, count: int = 256, seed: int = 991) ->
     }
 
 
-def clip_path(world: World) -> Path:
-    """Where the world's CLIP is: it comes with the project, or is trained once, in build/."""
-    path = world.clip_path
-    return path if path and path.is_file() else BUILD / f"{world.name}.clip.safetensors"
-
-
-def world_clip(world: World, steps: int = STEPS) -> ToyClip:
-    """The world's CLIP, trained if there is none yet."""
-    path = clip_path(world)
-    if not path.is_file():
-        make_clip(world, steps, path)
-    return load_toy_clip(path)
-
-
 def make_clip(world: World, steps: int, path: Path, seed: int = 0) -> None:
     """Train a CLIP and save it with its retrieval accuracy."""
     table = Words(world.words)

@@ -13,9 +13,7 @@ from numpy.typing import NDArray
 from benchmarks.toy import scenes as landscapes
 from benchmarks.toy.ablations_report import Measure
 from benchmarks.toy.runs import RECIPES, Figures, Recipe, Videos
-from lamp.errors import LampError
 from lamp.toy import base, clip, score, world
-from lamp.toy.base import ToyBase, load_toy_base
 from lamp.toy.cases import Clips, evaluation_cases, training_clips
 from lamp.toy.motions import MOTIONS
 from lamp.toy.scenes import base as scenes_base
@@ -46,7 +44,7 @@ class World(Protocol):
     - ``size``: of a picture, in pixels; ``words``: of its captions, with their tokens;
     - ``measures``: by the world's known truth;
     - ``base_path``: its base model;
-    - ``clip_path``: the CLIP that comes with the project, if there is one.
+    - ``clip_path``: its CLIP.
     """
 
     name: str
@@ -56,7 +54,7 @@ class World(Protocol):
     words: dict[str, int]
     measures: Mapping[str, Measure]
     base_path: Path
-    clip_path: Path | None
+    clip_path: Path
 
     def clips(self, seed: int, motion: str) -> Clips: ...
 
@@ -88,7 +86,7 @@ class Sprites:
         "kept": Measure("kept", True, high=1.0),
     }
     base_path = base.PATH
-    clip_path: Path | None = clip.PATH
+    clip_path = clip.PATH
 
     def clips(self, seed: int, motion: str) -> Clips:
         return training_clips(seed, motion)
@@ -146,7 +144,7 @@ class Scenes:
 
     name = "scenes"
     size = SCENE_SIZE
-    recipes = {kind: landscapes.RECIPE for kind in scenes_motions.MOTIONS}
+    recipes = landscapes.RECIPES
     phrases: Sequence[str] = [kind.prompt for kind in scenes_motions.MOTIONS.values()]
     words = WORDS
     measures: Mapping[str, Measure] = {
@@ -156,7 +154,7 @@ class Scenes:
         "change": Measure("change", True, high=1.0),
     }
     base_path = scenes_base.PATH
-    clip_path: Path | None = None
+    clip_path = scenes_base.CLIP_PATH
 
     def clips(self, seed: int, motion: str) -> Clips:
         return scenes_cases.training_clips(seed, motion)
@@ -177,18 +175,3 @@ class Scenes:
 
 
 WORLDS: dict[str, World] = {"sprites": Sprites(), "scenes": Scenes()}
-
-
-def load_base(world: World, path: Path | None = None) -> ToyBase:
-    """The world's base model, or another one from `path`.
-
-    Raises:
-        LampError: there is no such file.
-    """
-    path = path or world.base_path
-    if not path.is_file():
-        raise LampError(
-            f"{path} does not exist: train the base of the world '{world.name}' with "
-            "scripts/train_toy_base.py, or give another file with --base."
-        )
-    return load_toy_base(path=path)

@@ -1,12 +1,12 @@
 """The paper's eight motions in the world of landscapes: are they learned from eight clips?
 
-    python -m benchmarks.scenes --save-gif build/scenes
-    python -m benchmarks.scenes --base FILE --motions horse,smile --save-gif build/scenes
+    python -m benchmarks.scenes --seeds 3 --keep build/scenes --save-gif build/scenes
+    python -m benchmarks.scenes --measures
 
 Six first frames a motion, in colours and places that no clip shows. The motion's own measures (see
 lamp/toy/scenes/score.py) must be high for the true videos, and low for still ones and for another
-motion. With a base, a motion is tuned on eight clips, and its videos must be better than those of
-the untuned model. Prints a table, and last one line of JSON.
+motion. A motion is tuned on eight clips, and its videos must be better than those of the untuned
+model. Prints a table, and last one line of JSON.
 """
 
 from __future__ import annotations
@@ -21,24 +21,29 @@ import torch
 from PIL import Image
 
 from benchmarks.report import Table, finish, parser
+from lamp.method.motion import Motion
 from lamp.toy.base import ToyBase, load_toy_base
+from lamp.toy.scenes.base import PATH
 from lamp.toy.scenes.cases import CASES, FRAMES, SceneCase, evaluation_cases, training_clips
 from lamp.toy.scenes.motions import MOTIONS
 from lamp.toy.scenes.score import FOLLOWED, score_video, still_video, wrong_video
 
 from .runs import (
+    MOTION_GUIDANCE,
     Recipe,
     Sampler,
     Videos,
     finished,
     fresh_motion,
+    kept_motion,
     motion_names,
     positive,
     start_training,
 )
 
 Figures = dict[str, float]
-RECIPE = Recipe(steps=600)
+STEPS = 500
+RECIPES = {kind: Recipe(steps=STEPS) for kind in MOTIONS}
 
 
 def measured(videos: Videos, cases: list[SceneCase]) -> Figures:
@@ -66,32 +71,47 @@ def save_gif(path: Path, rows: list[Videos], zoom: int = 3, seconds: float = 0.1
 
 
 def tuned_videos(
-    toy: ToyBase, kind: str, recipe: Recipe, cases: list[SceneCase], seed: int
+    toy: ToyBase,
+    kind: str,
+    recipe: Recipe,
+    cases: list[SceneCase],
+    seed: int,
+    keep: Path | None = None,
 ) -> dict[str, Videos]:
-    """Videos of the model tuned on the eight clips of this seed, and of the untuned one."""
-    clips = training_clips(seed, kind, frames=len(cases[0].frames))
-    tuned = finished(start_training(toy, recipe, seed, kind, clips=clips), quiet=False).motion
-    models = {"tuned": tuned, "untuned": fresh_motion(toy, seed)}
+    """Videos of the model tuned on the eight clips of this seed, and of the untuned one.
+
+    `keep`: a file with the tuned motion; it is written if there is none.
+    """
+    fresh = fresh_motion(toy, seed)
+
+    def train() -> Motion:
+        clips = training_clips(seed, kind, frames=len(cases[0].frames))
+        return finished(start_training(toy, recipe, seed, kind, clips=clips), quiet=False).motion
+
+    models = {"tuned": kept_motion(keep, fresh_motion(toy, seed), train), "untuned": fresh}
     return {
         name: Sampler(toy, motion, recipe, seed).videos(cases) for name, motion in models.items()
     }
 
 
 def run(
-    toy: ToyBase | None, kind: str, recipe: Recipe, args: argparse.Namespace
+    toy: ToyBase | None, kind: str, seed: int, recipe: Recipe, args: argparse.Namespace
 ) -> dict[str, Figures]:
-    """Figures of one motion by video: true, still, wrong, and tuned and untuned with a base."""
-    cases = evaluation_cases(args.seed, kind, args.cases, args.frames)
+    """Figures of one motion and seed by video: true, still, wrong, and tuned and untuned with a
+    base."""
+    cases = evaluation_cases(seed, kind, args.cases, args.frames)
     videos = {
         "true": np.stack([case.frames for case in cases]),
         "still": np.stack([still_video(case) for case in cases]),
         "wrong": np.stack([wrong_video(case) for case in cases]),
     }
+    file = f"{kind}_{seed}"
     if toy is not None:
-        videos |= tuned_videos(toy, kind, recipe, cases, args.seed)
+        keep = args.keep and args.keep / f"{file}_{args.frames}_{recipe.steps}.safetensors"
+        videos |= tuned_videos(toy, kind, recipe, cases, seed, keep)
     if args.save_gif:
         shown = [videos[name] for name in ("true", "tuned") if name in videos]
-        save_gif(args.save_gif / f"{kind}.gif", shown)
+        save_gif(args.save_gif / f"{file}.gif", shown)
     return {name: measured(one, cases) for name, one in videos.items()}
 
 
@@ -111,30 +131,43 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         default=list(MOTIONS),
         help="all, or names with commas",
     )
-    add("--base", type=Path, help="weights of the base; without, only the measures are tested")
-    add("--seed", type=int, default=0)
+    add("--base", type=Path, default=PATH, help="weights of the base")
+    add("--measures", action="store_true", help="test the measures only, without a base")
+    add("--seed", type=int, default=0, help="the first seed")
+    add("--seeds", type=positive, default=1, help="number of seeds")
     add("--cases", type=positive, default=CASES, help="unseen first frames per motion")
     add("--frames", type=positive, default=FRAMES, help="8 or 16")
-    add("--steps", type=positive, default=RECIPE.steps, help="of tuning")
-    add("--motion-guidance", type=float, default=RECIPE.motion_guidance)
+    add("--steps", type=positive, help="of tuning, in place of each motion's own number")
+    add("--motion-guidance", type=float, default=MOTION_GUIDANCE)
     add("--threads", type=int, default=1)
+    add("--keep", type=Path, help="folder of trained motions, to train each only once")
     add("--save-gif", type=Path, help="folder for one GIF per motion: true, then tuned videos")
     return command.parse_args(arguments)
+
+
+def chosen_recipe(kind: str, args: argparse.Namespace) -> Recipe:
+    recipe = replace(RECIPES[kind], motion_guidance=args.motion_guidance)
+    return replace(recipe, steps=args.steps) if args.steps else recipe
 
 
 def main(arguments: list[str] | None = None) -> int:
     args = parse(arguments)
     torch.set_num_threads(args.threads)
-    toy = load_toy_base(path=args.base) if args.base else None
-    recipe = replace(RECIPE, steps=args.steps, motion_guidance=args.motion_guidance)
+    toy = None if args.measures else load_toy_base(path=args.base)
+    if args.keep:
+        args.keep.mkdir(parents=True, exist_ok=True)
     columns = ("motion", "followed", "overlap", "change")
     own = ("place", "pose", "period", "flow", "particles")
-    table, motions = Table({"motion": 11, "video": 8}, (*columns, *own), 10), {}
+    table, motions = Table({"motion": 11, "seed": 5, "video": 8}, (*columns, *own), 10), {}
     for kind in args.motions:
-        figures = run(toy, kind, recipe, args)
-        for name, row in figures.items():
-            table.row(kind, name, *(row.get(column) for column in (*columns, *own)))
-        motions[kind] = {"pass": holds(figures), "figures": figures}
+        seeds = {}
+        for seed in range(args.seed, args.seed + args.seeds):
+            figures = run(toy, kind, seed, chosen_recipe(kind, args), args)
+            for name, row in figures.items():
+                values = (row.get(column) for column in (*columns, *own))
+                table.row(kind, str(seed), name, *values)
+            seeds[seed] = {"pass": holds(figures), "figures": figures}
+        motions[kind] = {"pass": all(one["pass"] for one in seeds.values()), "seeds": seeds}
     return finish({"pass": all(one["pass"] for one in motions.values()), "motions": motions})
 
 

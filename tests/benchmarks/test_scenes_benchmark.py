@@ -21,13 +21,14 @@ from lamp.toy.scenes.words import WORDS
 def test_the_true_videos_pass_and_are_saved(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--motions", "rain,smile", "--cases", "1", "--save-gif", str(tmp_path)]
+    arguments = ["--measures", "--motions", "rain,smile", "--cases", "1"]
+    arguments += ["--save-gif", str(tmp_path)]
     assert scenes.main(arguments) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert set(result["motions"]) == {"rain", "smile"}
-    assert result["motions"]["rain"]["figures"]["still"]["motion"] == 0.0
+    assert result["motions"]["rain"]["seeds"]["0"]["figures"]["still"]["motion"] == 0.0
     case = evaluation_cases(0, "smile", 1)[0]
-    with Image.open(tmp_path / "smile.gif") as film:
+    with Image.open(tmp_path / "smile_0.gif") as film:
         assert (film.n_frames, film.size) == (8, (3 * 64, 3 * 64))
         film.seek(7)
         last = np.asarray(film.convert("RGB"))[1::3, 1::3].astype(float)

@@ -20,10 +20,9 @@ from benchmarks.table1 import animate_diff, clip_training, methods, report, text
 from benchmarks.table1.animate_diff import AnimateDiff, MotionModule
 from benchmarks.table1.methods import METHODS, Job
 from benchmarks.table1.tune_a_video import TuneAVideo, sparse_causal
-from benchmarks.table1.worlds import WORLDS, Sprites, load_base
+from benchmarks.table1.worlds import WORLDS, Sprites
 from benchmarks.toy.ablations import FreeTraining
 from benchmarks.toy.runs import RECIPES
-from lamp.errors import LampError
 from lamp.hosts.diffusers.unet import DiffusersHost
 from lamp.method.architecture import map_unet
 from lamp.method.layout import FrameLayout
@@ -310,11 +309,6 @@ def test_a_world_knows_its_truth_and_its_words(name: str) -> None:
     prompts = [f"{caption} {phrase}" for caption in captions for phrase in world.phrases]
     clip_training.Words(world.words).rows([*prompts, *(case.prompt for case in cases)])
     assert cases[0].frames.shape[1:3] == images.shape[1:3]
-
-
-def test_a_missing_base_is_named(tmp_path: Path) -> None:
-    with pytest.raises(LampError, match=r"none\.safetensors"):
-        load_base(WORLD, tmp_path / "none.safetensors")
 
 
 # --- the table -------------------------------------------------------------------------------
