@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from lamp.toy import score, world
-from lamp.toy.cases import Case
+from lamp.toy.scenes.canvas import SIZE
+from lamp.toy.scenes.cases import SceneCase
+from lamp.toy.scenes.score import SceneScore, score_video
 
 FPS = 6
-ZOOM = 4
+ZOOM = 3
 VIDEO_ROUNDS = 4  # since eight frames are short
 _GAP, _HEAD, _SIDE = 8, 22, 84
 _PAPER, _INK, _GOOD, _BAD = (24, 24, 28), (225, 225, 225), (120, 210, 130), (240, 120, 110)
@@ -24,14 +25,14 @@ _PAPER, _INK, _GOOD, _BAD = (24, 24, 28), (225, 225, 225), (120, 210, 130), (240
 
 @dataclass(frozen=True)
 class Film:
-    """One object: its case, and the generated frames (f, h, w, 3)."""
+    """One picture: its case, and the generated frames (f, h, w, 3)."""
 
-    case: Case
+    case: SceneCase
     frames: NDArray[np.uint8]
 
     @property
-    def score(self) -> score.Score:
-        return score.score_clip(self.frames, self.case)
+    def score(self) -> SceneScore:
+        return score_video(self.frames, self.case)
 
 
 def write_pictures(films: Sequence[Film], out: Path) -> None:
@@ -44,8 +45,8 @@ def write_pictures(films: Sequence[Film], out: Path) -> None:
 
 
 def animation(films: Sequence[Film], in_row: int = 4) -> list[Image.Image]:
-    """One picture per frame: objects side by side, the true frame above the generated one."""
-    side = world.SIZE * ZOOM
+    """One picture per frame: videos side by side, the true frame above the generated one."""
+    side = SIZE * ZOOM
     row = _HEAD + 2 * side + 3 * _GAP
     width = _SIDE + min(len(films), in_row) * (side + _GAP)
     height = -(-len(films) // in_row) * row
@@ -56,7 +57,7 @@ def animation(films: Sequence[Film], in_row: int = 4) -> list[Image.Image]:
         for place, film in enumerate(films):
             left = _SIDE + place % in_row * (side + _GAP)
             top = place // in_row * row + _GAP // 2
-            title = film.case.caption.split(" on ")[0]
+            title = film.case.caption.split(" near ")[0]
             _write(draw, (left, top), title, _GOOD if film.score.followed else _BAD)
             if place % in_row == 0:
                 _label(draw, top + _HEAD, side, _GAP)
@@ -66,16 +67,16 @@ def animation(films: Sequence[Film], in_row: int = 4) -> list[Image.Image]:
     return pictures
 
 
-def contact_sheet(films: Sequence[Film], zoom: int = 3) -> Image.Image:
-    """A row per object: true frames, with the generated ones below them."""
-    side, count = world.SIZE * zoom, len(films[0].frames)
+def contact_sheet(films: Sequence[Film], zoom: int = 2) -> Image.Image:
+    """A row per picture: true frames, with the generated ones below them."""
+    side, count = SIZE * zoom, len(films[0].frames)
     row = _HEAD + 2 * side + 2 * _GAP
     page = Image.new("RGB", (_SIDE + count * (side + 4) + _GAP, len(films) * row + _GAP), _PAPER)
     draw = ImageDraw.Draw(page)
     for number, film in enumerate(films):
         top, found = number * row + _GAP, film.score
         verdict = "followed" if found.followed else "not followed"
-        text = f"{film.case.caption}: {verdict}, IoU {found.iou:.2f}, path error {found.nrmse:.2f}"
+        text = f"{film.case.caption}: {verdict}, motion {found.motion:.2f}"
         _write(draw, (_SIDE, top), text, _GOOD if found.followed else _BAD)
         _label(draw, top + _HEAD, side, 4)
         for frames, below in ((film.case.frames, 0), (film.frames, side + 4)):

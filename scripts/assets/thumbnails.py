@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from lamp.toy.cases import evaluation_cases, training_clips
+from lamp.toy.worlds import evaluation_cases, training_clips
 from scripts.demo import node_of
 from scripts.server.run import RunResult
 from scripts.server.server import ComfyServer
 from scripts.workflows import FOLDER, ORIGINALS, TITLES, load_api
 from scripts.workflows.convert import Prompt
-from scripts.workflows.toy import CAPTION, on_toy
+from scripts.workflows.toy import CAPTION, KIND, on_toy
 
 Frames = Sequence[NDArray[np.uint8]] | NDArray[np.uint8]  # h w 3 each
 SIDE, GAP, LABEL = 532, 4, 34
@@ -31,7 +31,6 @@ _PAPER, _INK, _QUIET = (24, 24, 28), (235, 235, 235), (120, 120, 128)
 _BLUE, _GREEN, _ORANGE = _COLOURS = (90, 150, 200), (110, 175, 110), (215, 130, 70)
 # Which of the toy's unseen objects a thumbnail shows.
 _OBJECTS = {
-    "lamp_toy_train_and_generate": 6,
     "lamp_animate_image": 3,
     "lamp_extend_video": 0,
     "lamp_long_video_windows": 8,
@@ -84,9 +83,12 @@ class Run:
 
 def prompt_of(name: str) -> Prompt:
     """The workflow on the toy, with its own object."""
-    # The clips of the toy workflow are drawn directly: its motion comes with the pack.
-    source = "lamp_animate_image" if name.startswith("lamp_toy") else name
-    prompt = on_toy(load_api(source))
+    prompt = load_api(name)
+    if name.startswith("lamp_toy"):  # its video shows the truth as well
+        video = prompt[node_of(prompt, "CreateVideo")]["inputs"]
+        video["images"] = [node_of(prompt, "VAEDecode"), 0]
+        return prompt
+    prompt = on_toy(prompt)
     trainers = [node["inputs"] for node in prompt.values() if node["class_type"] == "LAMP_Trainer"]
     for number, inputs in enumerate(trainers, start=1):
         inputs["steps"] = 100 * number
@@ -172,10 +174,11 @@ def spread(film: Frames, count: int) -> list[NDArray[np.uint8]]:
 
 def toy_workflow(page: Page, run: Run) -> None:
     page.label("8 clips", _BLUE)
-    clips = training_clips(0).frames
+    kind = run.prompt[node_of(run.prompt, "LAMP_ToyClips")]["inputs"]["motion"]
+    clips = training_clips(0, kind).frames
     for row in (clips[:4], clips[4:]):
-        page.row([clip[3] for clip in row])
-    page.label("A new object, generated", _ORANGE)
+        page.row([clip[7] for clip in row])
+    page.label("A new picture, animated", _ORANGE)
     page.row(spread(run.film(), 4))
 
 
@@ -239,7 +242,7 @@ def few_steps(page: Page, run: Run) -> None:
 
 
 def edit(page: Page, run: Run) -> None:
-    case = evaluation_cases(0, "combination")[_OBJECTS["lamp_edit_video_sdxl"]]
+    case = evaluation_cases(0, "combination", KIND)[_OBJECTS["lamp_edit_video_sdxl"]]
     page.label("Clip", _BLUE)
     page.row(spread(case.frames, 4))
     page.top += 30

@@ -12,8 +12,9 @@ from typing import Any
 
 from scripts.workflows.convert import Prompt
 
-MOTION = "toy_moves_right.safetensors"
-CAPTION = "a yellow star on a teal dotted ground moves right"  # of the toy object 0
+KIND = "horse"
+MOTION = f"toy_{KIND}.safetensors"
+CAPTION = "a filled purple horse near mountains at noon runs"  # of the toy object 0
 TRAINING = {
     "recipe": "fast",
     "steps": 300,
@@ -25,13 +26,15 @@ TRAINING = {
 }
 STEPS = 20
 FRAMES = 8
-_SIZE = {"width": 32, "height": 32}
-_OBJECT = {"seed": 0, "unseen": "combination", "number": 0, "motion": "moves_right"}
+SIDE = 64
+_SIZE = {"width": SIDE, "height": SIDE}
+_WORLD = {"world": "scenes"}
+_OBJECT = {"seed": 0, "unseen": "combination", "number": 0, "motion": KIND}
 _REPLACED: dict[str, tuple[str, dict[str, Any]]] = {
-    "CheckpointLoaderSimple": ("LAMP_LoadToyBase", {}),
+    "CheckpointLoaderSimple": ("LAMP_LoadToyBase", _WORLD),
     "LoadImage": ("LAMP_ToyObject", _OBJECT),
     "LoadVideo": ("LAMP_ToyObject", _OBJECT),
-    "CLIPVisionLoader": ("LAMP_LoadToyClip", {}),
+    "CLIPVisionLoader": ("LAMP_LoadToyClip", _WORLD),
 }
 _OBJECTS = ("LoadImage", "LoadVideo")
 _PROMPT = "PrimitiveStringMultiline"
@@ -121,7 +124,7 @@ def _feed_clips(prompt: Prompt) -> None:
     """A folder of clips becomes the toy's clips."""
     for node in list(prompt.values()):
         if node["class_type"] == "LAMP_TrainingClips" and "images" not in node["inputs"]:
-            world = {"seed": 0, "clips": 8, "motion": "moves_right"}
-            prompt["toy_clips"] = {"class_type": "LAMP_ToyClips", "inputs": world}
+            chosen = {"seed": 0, "clips": 8, "motion": KIND}
+            prompt["toy_clips"] = {"class_type": "LAMP_ToyClips", "inputs": chosen}
             fed = {"images": ["toy_clips", 0], "prompt": ["toy_clips", 1]}
             node["inputs"] |= {"folder": "(from images)", **fed}

@@ -20,13 +20,13 @@ from scripts.server.server import ComfyServer
 from scripts.workflows import BLUEPRINT, FOLDER, ORIGINALS, TITLES, TWINS, load_api, load_canvas
 from scripts.workflows.__main__ import refreshed
 from scripts.workflows.convert import CORE, NOTE, input_specs, is_widget
-from scripts.workflows.toy import on_toy
+from scripts.workflows.toy import SIDE, on_toy
 
 NAMES = sorted(TITLES)
 TOY = "lamp_toy_train_and_generate"
-# Frames and width of each twin's video, where they are not those of one toy clip: 8 and 32.
+# Frames and width of each twin's video, where they are not those of one toy clip: 8 and 64.
 FRAMES = {"lamp_extend_video_toy": 8 + 2 * 7, "lamp_long_video_windows_toy": 24}
-WIDTH = {"lamp_evaluate_toy": 2 * 32 + 8}
+WIDTH = {"lamp_evaluate_toy": 2 * SIDE + 8}
 Prompt = dict[str, dict[str, Any]]
 # What the user has to bring: which files there are is not for us to say.
 USER_FILES = {
@@ -178,8 +178,8 @@ def test_a_twin_runs_on_a_fresh_install(server: ComfyServer, name: str) -> None:
     """As it is, but for fewer steps."""
     prompt = in_few_steps(load_api(name))
     video = video_of(server, server.queue(prompt).check(), prompt)
-    frames, width = FRAMES.get(name, 8), WIDTH.get(name, 32)
-    assert video.shape == (frames, 32, width, 3)
+    frames, width = FRAMES.get(name, 8), WIDTH.get(name, SIDE)
+    assert video.shape == (frames, SIDE, width, 3)
 
 
 @pytest.mark.parametrize("name", sorted(set(ORIGINALS) - set(TWINS.values()) - {TOY}))
@@ -202,7 +202,7 @@ def test_a_training_workflow_runs_on_the_toy(server: ComfyServer, name: str) -> 
     motions = (server.base / "models" / "lamp_motion" / "tests").glob(f"{name}_*")
     assert len({file.read_bytes() for file in motions}) == len(trainers)
     if len(trainers) > 1:
-        assert video_of(server, result, prompt).shape == (8, 32, 3 * 32 + 2 * 8, 3)
+        assert video_of(server, result, prompt).shape == (8, SIDE, 3 * SIDE + 2 * 8, 3)
 
 
 @pytest.mark.slow

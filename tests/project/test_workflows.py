@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from benchmarks.toy.runs import MOTION_GUIDANCE, Recipe
-from lamp.toy.cases import evaluation_cases
+from lamp.toy.worlds import evaluation_cases
 from scripts.server.host import ROOT
 from scripts.workflows import API, FOLDER, ORIGINALS, TITLES, TWINS, load_api, load_canvas
 from scripts.workflows.convert import NOTE, PACK, to_canvas, to_prompt
-from scripts.workflows.toy import CAPTION, LEFT_OUT, on_toy
+from scripts.workflows.toy import CAPTION, KIND, LEFT_OUT, on_toy
 
 NAMES = sorted(TITLES)
 TOY = "lamp_toy_train_and_generate"
@@ -311,7 +311,7 @@ def test_a_twin_has_the_graph_of_its_original(twin: str) -> None:
 
 
 def test_the_twins_caption_names_the_toy_object() -> None:
-    assert evaluation_cases(0, "combination")[0].prompt == CAPTION
+    assert evaluation_cases(0, "combination", KIND)[0].prompt == CAPTION
 
 
 def test_what_a_twin_leaves_out_is_known() -> None:
