@@ -95,24 +95,28 @@ def tuned_videos(
 
 
 def run(
-    toy: ToyBase | None, kind: str, seed: int, recipe: Recipe, args: argparse.Namespace
-) -> dict[str, Figures]:
-    """Figures of one motion and seed by video: true, still, wrong, and tuned and untuned with a
-    base."""
-    cases = evaluation_cases(seed, kind, args.cases, args.frames)
+    toy: ToyBase | None,
+    kind: str,
+    seed: int,
+    cases: list[SceneCase],
+    args: argparse.Namespace,
+) -> dict[str, Videos]:
+    """Videos of one motion and seed: true, still, wrong, and tuned and untuned with a base."""
+    recipe = chosen_recipe(kind, args)
     videos = {
         "true": np.stack([case.frames for case in cases]),
         "still": np.stack([still_video(case) for case in cases]),
         "wrong": np.stack([wrong_video(case) for case in cases]),
     }
-    file = f"{kind}_{seed}"
     if toy is not None:
-        keep = args.keep and args.keep / f"{file}_{args.frames}_{recipe.steps}.safetensors"
-        videos |= tuned_videos(toy, kind, recipe, cases, seed, keep)
-    if args.save_gif:
-        shown = [videos[name] for name in ("true", "tuned") if name in videos]
-        save_gif(args.save_gif / f"{file}.gif", shown)
-    return {name: measured(one, cases) for name, one in videos.items()}
+        file = f"{kind}_{seed}_{args.frames}_{recipe.steps}.safetensors"
+        videos |= tuned_videos(toy, kind, recipe, cases, seed, args.keep and args.keep / file)
+    return videos
+
+
+def shown(videos: dict[str, Videos]) -> list[Videos]:
+    """The rows of a picture: true videos, and tuned ones below them."""
+    return [videos[name] for name in ("true", "tuned") if name in videos]
 
 
 def holds(figures: dict[str, Figures]) -> bool:
@@ -141,7 +145,11 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--motion-guidance", type=float, default=MOTION_GUIDANCE)
     add("--threads", type=int, default=1)
     add("--keep", type=Path, help="folder of trained motions, to train each only once")
-    add("--save-gif", type=Path, help="folder for one GIF per motion: true, then tuned videos")
+    add(
+        "--save-gif",
+        type=Path,
+        help="folder for a GIF of each motion, true videos over tuned ones, and one of all motions",
+    )
     return command.parse_args(arguments)
 
 
@@ -159,15 +167,24 @@ def main(arguments: list[str] | None = None) -> int:
     columns = ("motion", "followed", "overlap", "change")
     own = ("place", "pose", "period", "flow", "particles")
     table, motions = Table({"motion": 11, "seed": 5, "video": 8}, (*columns, *own), 10), {}
+    firsts: list[list[Videos]] = []
     for kind in args.motions:
         seeds = {}
         for seed in range(args.seed, args.seed + args.seeds):
-            figures = run(toy, kind, seed, chosen_recipe(kind, args), args)
+            cases = evaluation_cases(seed, kind, args.cases, args.frames)
+            videos = run(toy, kind, seed, cases, args)
+            if args.save_gif:
+                save_gif(args.save_gif / f"{kind}_{seed}.gif", shown(videos))
+                firsts.append([rows[:1] for rows in shown(videos)])
+            figures = {name: measured(one, cases) for name, one in videos.items()}
             for name, row in figures.items():
                 values = (row.get(column) for column in (*columns, *own))
                 table.row(kind, str(seed), name, *values)
             seeds[seed] = {"pass": holds(figures), "figures": figures}
         motions[kind] = {"pass": all(one["pass"] for one in seeds.values()), "seeds": seeds}
+    if args.save_gif:
+        rows = [np.concatenate(row) for row in zip(*firsts, strict=True)]
+        save_gif(args.save_gif / "motions.gif", rows)
     return finish({"pass": all(one["pass"] for one in motions.values()), "motions": motions})
 
 

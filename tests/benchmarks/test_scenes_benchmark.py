@@ -32,6 +32,8 @@ def test_the_true_videos_pass_and_are_saved(
         assert (film.n_frames, film.size) == (8, (3 * 64, 3 * 64))
         film.seek(7)
         last = np.asarray(film.convert("RGB"))[1::3, 1::3].astype(float)
+    with Image.open(tmp_path / "motions.gif") as film:
+        assert film.size == (2 * 3 * 64, 3 * 64)
     assert np.abs(last - case.frames[-1]).mean() < 12  # a GIF has 256 colours
 
 
