@@ -38,7 +38,7 @@ class Film:
 def write_pictures(films: Sequence[Film], out: Path) -> None:
     """motion.webp, motion.mp4 and contact_sheet.png."""
     frames = animation(films)
-    rest = {"append_images": frames[1:], "duration": 1000 // FPS, "loop": 0, "lossless": True}
+    rest = {"append_images": frames[1:], "duration": 1000 // FPS, "loop": 0, "quality": 80}
     frames[0].save(out / "motion.webp", save_all=True, **rest)
     write_video(frames * VIDEO_ROUNDS, out / "motion.mp4")
     contact_sheet(films).save(out / "contact_sheet.png")

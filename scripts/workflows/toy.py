@@ -47,6 +47,8 @@ LEFT_OUT: dict[str, dict[int, Any]] = {
     "GetVideoComponents": {0: "video", 2: 6.0},
     "ControlNetLoader": {},
     "CLIPLoader": {},
+    # Chosen for a card and Stable Diffusion.
+    "LAMP_TrainingPreset": {1: SIDE, 2: SIDE, 3: FRAMES},
 }
 
 

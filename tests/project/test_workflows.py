@@ -328,4 +328,5 @@ def test_what_a_twin_leaves_out_is_known() -> None:
         },
         "lamp_evaluate": {"CLIPLoader"},  # Load LAMP Toy CLIP replaces both loaders
         "lamp_few_steps_lora": {"LoraLoaderModelOnly"},
+        "lamp_train_motion": {"LAMP_TrainingPreset"},
     }
