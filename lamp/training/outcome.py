@@ -23,7 +23,7 @@ from .recipe import TrainConfig
 from .samples import save_loss_plot
 from .session import BEST, RunFolder, SaveConfig, run_training, step_mark
 from .state import StateError
-from .stopping import Measured, best_step, merged
+from .stopping import Measured, best_of_run, merged
 
 
 def describe_training(config: TrainConfig, clips: ClipSet, family: str) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def train_to_file(
             _save_pictures(training, outcome, folder, say)
         raise
     if training.learned:
-        best = best_step(measures(training))
+        best = best_of_run(measures(training), training.config)
         say(
             f"learned after step {training.step}; the best motion, of step {best}, is "
             f"{outcome.target.name}{BEST}.safetensors"
@@ -183,8 +183,8 @@ def _save_pictures(
     training: Training, outcome: Outcome, folder: RunFolder, say: Callable[[str], None]
 ) -> None:
     """The loss plot, and all samples side by side."""
-    measured = measures(training)
-    best = best_step(measured) if training.config.patience and measured else None
+    measured, config = measures(training), training.config
+    best = best_of_run(measured, config) if config.patience and measured else None
     try:
         save_loss_plot(folder.path / "loss.png", training.losses, training.validation)
         save_comparison(folder.path, measured, best, outcome.kept())

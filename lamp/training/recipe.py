@@ -197,8 +197,9 @@ class TrainConfig:
     patience: int = setting(
         0,
         "Stops when the motion is learned: after this many measurements in which neither the loss "
-        "on held-out clips nor the samples' motion and likeness to frame 1 improve. The best "
-        "motion is saved as NAME-best. Needs hold_out. 4 is a good start, 0 trains all steps.",
+        "on held-out clips nor the samples' motion and likeness to frame 1 improve. A falling "
+        "learning rate must also be down to a quarter. The best motion is saved as NAME-best. "
+        "Needs hold_out. 3 is a good start with 20 samples per run, 0 trains all steps.",
         0,
         1000,
     )

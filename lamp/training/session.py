@@ -229,7 +229,7 @@ def run_training(
         "test": save_config.sample_every,
     }
     overhead, budget = Overhead(every, training.config.steps), Budget(training)
-    stopping = Stopping(training.config.patience, lambda: keep(BEST))
+    stopping = Stopping(lambda: keep(BEST))
 
     def is_now(kind: str, step: int) -> bool:
         interval = every[kind]
@@ -257,7 +257,7 @@ def run_training(
                 keep(step_mark(report.step))
         if due:
             measured = merged(training.validation, training.sample_scores)
-            training.learned = stopping.after(measured)
+            training.learned = stopping.after(measured, training.config)
         if budget.is_due(report.step):
             budget.plan(overhead)
         left = overhead.left(report.step)

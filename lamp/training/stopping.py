@@ -2,6 +2,9 @@
 
 A sample is compared with the training clips by two measures: the amount of motion (optical flow,
 with OpenCV) and how far the picture moves away from frame 1. All measures are lower when better.
+
+While the learning rate is high, every step still moves the motion about, and videos go on improving
+after all measures have come to rest. A falling rate is therefore waited for (docs/toy_results.md).
 """
 
 from __future__ import annotations
@@ -15,11 +18,13 @@ from torch import Tensor
 
 from ..clips.clip_set import ClipSet
 from ..metrics import motion_amount
+from .recipe import TrainConfig, learning_rate_factor
 
 HELD_OUT, MOTION, LIKENESS = "held_out_loss", "sample_motion", "sample_likeness"
-_MARGIN = 0.01  # of the held-out loss: smaller improvements do not count
+_MARGIN = 0.025  # of the held-out loss: smaller improvements do not count
 _SAMPLE_MARGIN = 0.1  # of the others, which are in powers of two
 _SCALE = 0.05  # a difference of the held-out loss that weighs as much as one of 1 in the others
+_LOW_RATE = 0.25  # of the highest rate
 _CLIPS = 4  # clips that the samples are compared with
 _COARSE = 8  # pixels, side of the cells in which colours are compared
 
@@ -70,6 +75,19 @@ def best_step(measured: Sequence[Measured]) -> int:
         return sum(costs) / max(len(each.scores), 1)
 
     return min(measured, key=cost).step
+
+
+def settled(measured: Sequence[Measured], config: TrainConfig) -> list[Measured]:
+    """The measurements since the rate has fallen to a quarter; all, if it does not fall."""
+    if config.rate_schedule == "constant":
+        return list(measured)
+    after_warmup = [each for each in measured if each.step >= config.warmup]
+    return [each for each in after_warmup if learning_rate_factor(each.step, config) <= _LOW_RATE]
+
+
+def best_of_run(measured: Sequence[Measured], config: TrainConfig) -> int:
+    """`best_step` of the settled measurements, or of all as long as there are none."""
+    return best_step(settled(measured, config) or measured)
 
 
 def _improves(name: str, value: float, best: Mapping[str, float]) -> bool:
@@ -132,17 +150,16 @@ class Stopping:
     """Ends a training that has learned its motion, and keeps its best motion.
 
     Args:
-        patience: measurements without an improvement after which it stops; 0: never.
         keep_best: called when the last measurement is the best so far.
     """
 
-    def __init__(self, patience: int, keep_best: Callable[[], object]) -> None:
-        self._patience, self._keep_best = patience, keep_best
+    def __init__(self, keep_best: Callable[[], object]) -> None:
+        self._keep_best = keep_best
 
-    def after(self, measured: Sequence[Measured]) -> bool:
-        """Look at the measures so far; whether to stop."""
-        if not self._patience or not measured:
+    def after(self, measured: Sequence[Measured], config: TrainConfig) -> bool:
+        """Look at the measures so far; whether to stop, as `TrainConfig.patience` says."""
+        if not config.patience or not measured:
             return False
-        if best_step(measured) == measured[-1].step:
+        if best_of_run(measured, config) == measured[-1].step:
             self._keep_best()
-        return stale(measured) >= self._patience
+        return bool(settled(measured, config)) and stale(measured) >= config.patience

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -15,6 +17,7 @@ from lamp.errors import LampError
 from lamp.motion_file.file import load_motion_file
 from lamp.training.loop import Training
 from lamp.training.outcome import Outcome, train_to_file
+from lamp.training.recipe import TrainConfig, preset
 from lamp.training.session import RunFolder, SaveConfig
 from lamp.training.state import restore, take_state
 from lamp.training.stopping import (
@@ -23,8 +26,11 @@ from lamp.training.stopping import (
     MOTION,
     Measured,
     SampleScores,
+    Stopping,
+    best_of_run,
     best_step,
     merged,
+    settled,
     stale,
 )
 
@@ -76,6 +82,73 @@ def test_the_samples_decide_between_equal_losses() -> None:
     flat = [(step, 0.3) for step in range(3)]
     samples = [(0, {LIKENESS: 2.0}), (1, {LIKENESS: 0.1}), (2, {LIKENESS: 1.5})]
     assert best_step(merged(flat, samples)) == 1
+
+
+# --- recorded runs --------------------------------------------------------------------------------
+
+RECORDED = json.loads(Path(__file__).with_name("toy_curves.json").read_text(encoding="utf-8"))
+"""Runs of benchmarks.motion with a ninth clip held out, measured 20 times: the measures, and the
+overlap of eight unseen objects after some steps."""
+
+
+def measured_in(run: dict[str, Any]) -> list[Measured]:
+    names = HELD_OUT, MOTION, LIKENESS
+    every = run["steps"] // 20
+    values = zip(*(run[name] for name in names), strict=True)
+    return [
+        Measured(every * number, dict(zip(names, each, strict=True)))
+        for number, each in enumerate(values, start=1)
+    ]
+
+
+def recorded_stop(run: dict[str, Any]) -> int:
+    steps = run["steps"]
+    config = TrainConfig(steps=steps, hold_out=1, patience=3, **preset("fast", steps))
+    measured, kept = measured_in(run), list[int]()
+    stopping = Stopping(lambda: kept.append(last))
+    for count in range(1, len(measured) + 1):
+        last = measured[count - 1].step
+        if stopping.after(measured[:count], config):
+            break
+    assert kept[-1] == best_of_run(measured[:count], config)
+    assert settled([Measured(kept[-1], {})], config)  # not one of the noisy steps before
+    return last
+
+
+def share_of_final(run: dict[str, Any], step: int) -> float:
+    """Of the final overlap, between the measured steps by interpolation."""
+    steps = [int(name) for name in run["overlap"]]
+    values = list(run["overlap"].values())
+    return float(np.interp(step, steps, values) / values[-1])
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_recorded_runs_stop_with_nearly_all_of_their_score(name: str) -> None:
+    run = RECORDED[name]
+    stop = recorded_stop(run)
+    assert share_of_final(run, stop) >= 0.95
+    assert 0.69 * run["steps"] < stop <= 0.9 * run["steps"]
+
+
+def test_without_waiting_for_the_rate_a_run_would_stop_too_early() -> None:
+    """The measures of 'wave' rest long before its videos do. At a constant rate nothing tells."""
+    run = RECORDED["wave 500"]
+    stop = next(
+        each.step
+        for count, each in enumerate(measured_in(run), start=1)
+        if stale(measured_in(run)[:count]) >= 3
+    )
+    assert share_of_final(run, stop) < 0.9 < share_of_final(run, recorded_stop(run))
+
+
+def test_a_rate_that_is_low_in_the_warmup_is_not_settled() -> None:
+    config = TrainConfig(steps=100, warmup=50, rate_schedule="cosine")
+    steps = [
+        each.step for each in settled([Measured(step, {}) for step in range(0, 101, 10)], config)
+    ]
+    assert steps == [90, 100]
+    flat = TrainConfig(steps=100, warmup=50)
+    assert len(settled([Measured(step, {}) for step in range(0, 101, 10)], flat)) == 11
 
 
 # --- the measures of a sample ---------------------------------------------------------------------
