@@ -26,9 +26,9 @@ class TrainingPreset(io.ComfyNode):
             node_id="LAMP_TrainingPreset",
             display_name="LAMP Training Preset",
             category="LAMP/training",
-            description="Chooses size, frames, batch, optimizer, rank and checkpointing for a "
-            "graphics card, by the memory estimate, and shows them before the training starts. "
-            "What you set here yourself stays.",
+            description="Chooses size, frames, batch, optimizer, update, rank and checkpointing "
+            "for a graphics card, by the memory estimate, and shows them before the training "
+            "starts. What you set here yourself stays.",
             is_experimental=True,
             is_output_node=True,
             hidden=[io.Hidden.unique_id],

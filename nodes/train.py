@@ -199,10 +199,10 @@ def _refuse_early(config: TrainConfig, precision: str, clips: ClipSet, place: Pl
     """Refuse what can be refused before models are loaded and clips are encoded."""
     check_optimizer(config)
     split_clips(len(clips), config.hold_out, config.seed)
-    if place.state is None:
-        return
     settled = precision in PRECISIONS
     asked = replace(config, precision=precision) if settled else config
+    if place.state is None:
+        return
     known = {"clips": identity("", clips)["clips"]}
     check_state(place.state, asked, 1, known, () if settled else ("precision",))
 
@@ -316,9 +316,10 @@ def _optional() -> list[Any]:
             "preset",
             optional=True,
             tooltip="Settings for your graphics card, from LAMP Training Preset. Overrides batch, "
-            "optimizer, rank and checkpointing.",
+            "optimizer, update, rank and checkpointing.",
         ),
         setting_input("keep_motions", SaveConfig, optional=True),
+        setting_input("update", optional=True),
     ]
 
 

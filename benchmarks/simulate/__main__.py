@@ -36,7 +36,7 @@ from .runs import HOSTS, Run, Runs, simulate
 def show(runs: Runs) -> None:
     """Tables of memory, kernels and times."""
     columns = ("allocated, GiB", "reserved, GiB", "kernels", "moved, GB", "TFLOP")
-    table = Table({"run": 44}, (*columns, *(f"{card.name}, ms" for card in CARDS)), 15)
+    table = Table({"run": 63}, (*columns, *(f"{card.name}, ms" for card in CARDS)), 15)
     for name, run in runs.traced.items():
         memory = (run.allocated / GB, run.reserved / GB)
         numbers = (f"{len(run.kernels)}", run.moved / 1e9, run.operations / 1e12)

@@ -133,6 +133,9 @@ STEP = "training, bf16"
 FP16_STEP = "training, fp16"
 EIGHT_BIT = "training, bf16, 8-bit AdamW"
 EIGHT_BIT_FP8 = "training, bf16, 8-bit AdamW, fp8 model"
+EARLY = f"{EIGHT_BIT}, update backward"
+EARLY_FP8 = f"{EIGHT_BIT_FP8}, update backward"
+OFFLOADED = f"{STEP}, update offload"
 UNCHECKPOINTED = "training, bf16, checkpointing off"
 _PLAN = MemoryPlan(frames=16, precision="bf16", gradient_checkpointing=True)
 
@@ -169,10 +172,13 @@ def simulate(host: str) -> Runs:
             STEP: _PLAN,
             FP16_STEP: replace(_PLAN, precision="fp16"),
             EIGHT_BIT: compact,
+            EARLY: replace(compact, update="backward"),
+            OFFLOADED: replace(_PLAN, update="offload"),
             UNCHECKPOINTED: replace(_PLAN, gradient_checkpointing=False),
         }.items()
     }
     if host == "comfy":  # diffusers does not compute with fp8 weights
         packed = Subject(host, torch.float8_e4m3fn, torch.bfloat16)
         steps[EIGHT_BIT_FP8] = packed.estimate(compact)
+        steps[EARLY_FP8] = packed.estimate(replace(compact, update="backward"))
     return Runs(traced, steps)

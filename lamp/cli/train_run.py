@@ -156,7 +156,7 @@ def fitted_to_card(
         device="cuda" if card != "auto" or device.type != "cpu" else "cpu",
         fused=card != "auto" or attention_is_fused(device, PRECISIONS[precision] or torch.float32),
     )
-    names = {"height", "width", "frames", "batch", "optimizer", "rank"}
+    names = {"height", "width", "frames", "batch", "optimizer", "update", "rank"}
     given = {name: getattr(plan, name) for name in names & settings.given}
     if settings.choices.checkpointing != "auto":
         given["gradient_checkpointing"] = settings.choices.checkpointing == "on"

@@ -25,13 +25,15 @@ class Arena:
     """Arranges the memory of a training on CUDA and ROCm. On other devices it does nothing."""
 
     def __init__(self, device: torch.device) -> None:
-        self._device, self._waits = device, device.type == "cuda"
+        self._device = device
+        self.waits = device.type == "cuda"
+        """Whether the memory is still to be arranged."""
         self._needed = 0
 
     @contextlib.contextmanager
     def measured(self) -> Iterator[None]:
         """Measure what the forward and backward pass in the block allocate at most."""
-        if not self._waits:
+        if not self.waits:
             yield
             return
         torch.cuda.reset_peak_memory_stats(self._device)
@@ -39,11 +41,15 @@ class Arena:
         yield
         self._needed = torch.cuda.max_memory_allocated(self._device) - before
 
-    def arrange(self, optimizer: torch.optim.Optimizer) -> None:
-        """Arrange the memory after an update, if that has not been done. No gradients are left."""
-        if not self._waits or not optimizer.state:
+    def arrange(self, optimizer: torch.optim.Optimizer, state_device: torch.device) -> None:
+        """Arrange the memory after an update, if that has not been done. No gradients are left.
+
+        Args:
+            state_device: see `restore_optimizer`.
+        """
+        if not self.waits or not optimizer.state:
             return
-        self._waits = False
+        self.waits = False
         states = [
             {
                 name: value.cpu() if isinstance(value, Tensor) else value
@@ -53,6 +59,6 @@ class Arena:
         ]
         optimizer.state.clear()
         torch.cuda.empty_cache()
-        restore_optimizer(optimizer, states)
+        restore_optimizer(optimizer, states, state_device)
         with contextlib.suppress(torch.OutOfMemoryError):  # the step may still fit in parts
             torch.empty(int(MARGIN * self._needed), dtype=torch.uint8, device=self._device)

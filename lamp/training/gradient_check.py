@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import LampError
 
@@ -27,12 +27,18 @@ class GradientCheck:
 
     def __init__(self, learned: dict[str, nn.Parameter]) -> None:
         self._waiting = dict(learned)
+        self._reached: dict[int, Tensor] = {}
         self._steps = 0
 
     @property
     def waits(self) -> bool:
         """Whether some parameter has had no gradient yet."""
         return bool(self._waiting)
+
+    def note(self, parameter: nn.Parameter) -> None:
+        """Look at the gradient of a parameter. Needed if it is freed before `check`."""
+        if self.waits and parameter.grad is not None:
+            self._reached[id(parameter)] = parameter.grad.any()
 
     def check(self, scale: float = 1.0) -> None:
         """Check the gradients of a step.
@@ -45,17 +51,18 @@ class GradientCheck:
         """
         if not self.waits:
             return
-        _refuse(name for name, p in self._waiting.items() if p.grad is None)
+        for parameter in self._waiting.values():
+            self.note(parameter)
+        reached, self._reached = self._reached, {}
+        _refuse(name for name, p in self._waiting.items() if id(p) not in reached)
         if scale != 1.0 and not _all_finite(self._waiting.values()):
             return
         self._steps += 1
-        reached = torch.stack([p.grad.any() for p in self._waiting.values() if p.grad is not None])
+        flags = torch.stack([reached[id(p)] for p in self._waiting.values()]).tolist()
         self._waiting = {
             name: parameter
-            for (name, parameter), is_reached in zip(
-                self._waiting.items(), reached.tolist(), strict=True
-            )
-            if not is_reached
+            for (name, parameter), flag in zip(self._waiting.items(), flags, strict=True)
+            if not flag
         }
         if self._steps >= PATIENCE:
             _refuse(self._waiting)

@@ -27,6 +27,7 @@ from ..motion_file.file import MotionFile
 from ..motion_file.provenance import origin_of
 from .arena import Arena
 from .batches import Batch, Batches
+from .early_updates import early_updates
 from .gradient_check import GradientCheck
 from .gradient_checkpointing import checkpointed
 from .latents import LatentClips
@@ -189,6 +190,9 @@ class Training:
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=config.precision == "fp16")
         self.average = Average(self.trained, config.ema, self.optimizer)
         self._arena = Arena(self.device)
+        self.state_device = torch.device("cpu") if config.update == "offload" else self.device
+        """Where the optimizer's state is between updates."""
+        self._early = early_updates(self.optimizer, self.trained, config, self.group.count)
         self._gradient_check = GradientCheck(_moving(motion, self.optimizer))
         self.generator = torch.Generator().manual_seed(config.seed)
         train_clips, held_out = split_clips(len(clips.posteriors), config.hold_out, config.seed)
@@ -240,7 +244,7 @@ class Training:
 
         Raises:
             LampError: the loss is not finite, or a parameter gets no gradient. The parameters are
-                those before the step.
+                those before the step, unless `updating` says otherwise.
         """
         begun = time.perf_counter()
         config = self.config
@@ -249,8 +253,13 @@ class Training:
         with self._arena.measured():
             mean_loss = self._gradients(rate)
         self.updating = True
-        apply_gradients(self.optimizer, self.trained, config.clip_norm, self.scaler, self._decay)
-        self._arena.arrange(self.optimizer)
+        if self._early is None:
+            apply_gradients(
+                self.optimizer, self.trained, config.clip_norm, self.scaler, self._decay
+            )
+        elif self._decay is not None:
+            self._decay.apply()
+        self._arena.arrange(self.optimizer, self.state_device)
         self.average.update()
         self.losses.append(mean_loss)
         self._save_position()
@@ -292,7 +301,12 @@ class Training:
         with self._attached(self.config.batch):
             for _ in range(self.config.accumulate):
                 loss = self._loss(*self._next_batch()) / self.config.accumulate
-                self.scaler.scale(loss).backward()
+                if self._early is None:
+                    self.scaler.scale(loss).backward()
+                else:
+                    _finite(loss.detach(), self.step, rate)
+                    self.updating = True
+                    self._early.backward(loss, self._gradient_check.note, self._arena.waits)
                 total += loss.detach()
         if self._gradient_check.waits and total.isfinite():
             self._gradient_check.check(self.scaler.get_scale())
@@ -326,7 +340,8 @@ class Training:
                 self.motion.attached(self.host.unet, layout, groupnorm=self.config.groupnorm)
             )
             if self.config.gradient_checkpointing and torch.is_grad_enabled():
-                stack.enter_context(checkpointed(self.host.unet, self.motion))
+                early = self._early is not None
+                stack.enter_context(checkpointed(self.host.unet, self.motion, early))
             yield
 
 

@@ -192,9 +192,15 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     ]
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, states: list[dict[str, Any]]) -> None:
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, states: list[dict[str, Any]], device: torch.device
+) -> None:
     """Restore the result of `optimizer_state` exactly. (`load_state_dict` would convert quantized
-    bytes to floats.)"""
+    bytes to floats.)
+
+    Args:
+        device: of tensors as large as their parameter.
+    """
     for parameter, state in zip(_parameters(optimizer), states, strict=True):
         whole: dict[str, Any] = {}
         quantised: dict[str, dict[str, Tensor]] = {}
@@ -203,7 +209,9 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, states: list[dict[str, A
                 # Copies, as tensors read in inference mode cannot be changed later, with the
                 # strides of the parameter, which fused optimizers rely on.
                 if value.shape == parameter.shape:
-                    value = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+                    value = torch.empty_like(parameter, dtype=value.dtype, device=device).copy_(
+                        value
+                    )
                 else:
                     # Only fused optimizers count their steps on the device.
                     on_cpu = name == "step" and not optimizer.defaults.get("fused")

@@ -43,6 +43,7 @@ _BEFORE = {
     "query_decay": "change",
     "difference_loss": 0.0,
     "minutes": 0.0,
+    "update": "step",
 }  # of states that do not tell it
 
 
@@ -235,7 +236,7 @@ def _restore(training: Training, state: TrainingState) -> None:
     for name, value in _below("optimizer.", tensors).items():
         index, key = name.split(".", 1)
         entries[int(index)][key] = value
-    restore_optimizer(training.optimizer, entries)
+    restore_optimizer(training.optimizer, entries, training.state_device)
     if "optimizer_groups" in facts:  # states of earlier versions have none
         restore_groups(training.optimizer, facts["optimizer_groups"])
     for number, value in enumerate(training.average.values):

@@ -14,7 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.simulate.cards import CARDS, Card
 from benchmarks.simulate.goals import goals
 from benchmarks.simulate.kernels import Kernel, KernelList
-from benchmarks.simulate.runs import Runs, simulate
+from benchmarks.simulate.runs import EARLY, EIGHT_BIT, OFFLOADED, STEP, Runs, simulate
+
+GB = 2**30
 
 
 def meta(*shape: int, grad: bool = False, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -121,6 +123,14 @@ def test_memory_and_kernels_stay_below_their_marks(runs: Runs) -> None:
     ratios = {goal.name: goal.ratio for goal in goals(runs)}
     assert ratios.keys() == MARKS.keys()
     assert {name: ratio for name, ratio in ratios.items() if ratio > MARKS[name]} == {}
+
+
+@pytest.mark.slow
+def test_updates_during_the_backward_pass_save_memory(runs: Runs) -> None:
+    saved = runs.steps[EIGHT_BIT].total - runs.steps[EARLY].total
+    assert saved > 0.5 * GB
+    state = runs.steps[STEP].optimizer
+    assert runs.steps[STEP].total - runs.steps[OFFLOADED].total > state + 0.5 * GB
 
 
 @pytest.mark.slow

@@ -245,6 +245,7 @@ def test_the_example_in_the_docs_shows_every_setting_with_its_default() -> None:
         assert set(tables[table]) == set(keys.model_fields), table
     shown = set(re.findall(r"^# (\w+) = ", text, flags=re.M)) - {"tokenizer", "fps"}
     defaults = {**_defaults(TrainConfig), "precision": "auto", "checkpointing": "auto"}
+    defaults["card"] = "none"
     defaults["betas"] = list(TrainConfig.betas)  # as TOML has it
     for name in shown & set(tables["recipe"]):
         assert tables["recipe"][name] == defaults.get(name, "auto"), name

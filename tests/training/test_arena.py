@@ -17,9 +17,9 @@ from lamp.training.recipe import TrainConfig
 STEPS = 3
 
 
-def new_training() -> Training:
+def new_training(update: str) -> Training:
     host = small_host()
-    config = TrainConfig(steps=STEPS, frames=FRAMES, learning_rate=1e-2)
+    config = TrainConfig(steps=STEPS, frames=FRAMES, learning_rate=1e-2, update=update)
     return Training(host, Motion(map_unet(host.unet)).initialise(0), small_clips(), config)
 
 
@@ -43,8 +43,11 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str | int]:
     return calls
 
 
-def test_the_memory_is_arranged_once_and_the_run_is_the_same(asked: list[str | int]) -> None:
-    plain, arranged = new_training(), new_training()
+@pytest.mark.parametrize("update", ["step", "backward", "offload"])
+def test_the_memory_is_arranged_once_and_the_run_is_the_same(
+    asked: list[str | int], update: str
+) -> None:
+    plain, arranged = new_training(update), new_training(update)
     arranged._arena = Arena(torch.device("cuda"))
     plain.run()
     assert not asked
@@ -64,9 +67,9 @@ def test_an_update_that_is_skipped_does_not_count(asked: list[str | int]) -> Non
     arena = Arena(torch.device("cuda"))
     with arena.measured():
         pass
-    arena.arrange(optimizer)
+    arena.arrange(optimizer, torch.device("cpu"))
     assert "empty_cache" not in asked
     parameter.grad = torch.ones(2)
     optimizer.step()
-    arena.arrange(optimizer)
+    arena.arrange(optimizer, torch.device("cpu"))
     assert "empty_cache" in asked

@@ -223,7 +223,9 @@ def formula(plan: MemoryPlan) -> MemoryEstimate:
         plan,
         model=size * 860 * 2**20,
         motion=4 * learned,
-        optimizer={"adamw": 8, "adamw8bit": 2}[plan.optimizer] * learned,
+        optimizer=0
+        if plan.update == "offload"
+        else {"adamw": 8, "adamw8bit": 2}[plan.optimizer] * learned,
         average=4 * learned if plan.ema else 0,
         activations=int(positions * each) + (4 * learned if plan.accumulate > 1 else 0) + 2**27,
     )
@@ -256,7 +258,7 @@ def test_no_suggestion_changes_more_than_it_must(available: int) -> None:
 
 def _groups(changes: dict[str, object]) -> list[tuple[str, ...]]:
     together = [("height", "width"), ("batch", "accumulate")]
-    alone = ["precision", "gradient_checkpointing", "optimizer", "ema", "rank", "frames"]
+    alone = ["precision", "gradient_checkpointing", "optimizer", "update", "ema", "rank", "frames"]
     return [group for group in [*together, *((name,) for name in alone)] if group[0] in changes]
 
 

@@ -11,7 +11,7 @@ from ..optimizers import installed_optimizers
 from .estimate import GB, Estimating, MemoryEstimate, MemoryPlan, gigabytes
 from .plan import check_fit, suggest
 
-CHOSEN = ("batch", "optimizer", "rank", "gradient_checkpointing")
+CHOSEN = ("batch", "optimizer", "update", "rank", "gradient_checkpointing")
 """The settings of a training that a card decides, besides the clips' frames, width and height."""
 _OF_CLIPS = ("frames", "height", "width")
 

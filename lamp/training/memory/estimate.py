@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -68,6 +69,7 @@ class MemoryPlan(TrainConfig):
             f"{self.frames} frames of {size}, batch {self.batch}, precision {self.precision}, "
             f"checkpointing {state}, optimizer {self.optimizer}"
             + (f", rank {self.rank}" if self.rank else "")
+            + (f", update {self.update}" if self.update != "step" else "")
         )
 
 
@@ -146,13 +148,16 @@ class Estimator:
         masters = [p.numel() * 4 for p in motion.parameters()]
         averages = [p.numel() * 4 for p in learned if plan.ema]
         moments = [int(p.numel() * state / 2) for p in learned for _ in range(2)]
+        if plan.update == "offload" and plan.device != "cpu":
+            moments = []  # the step has those of one parameter
         estimate = MemoryEstimate(
             plan, sum(frozen), sum(masters), sum(moments), sum(averages), activations=peak
         )
         if plan.device != "cuda":
             return estimate
         before = [*frozen, *masters, *averages]
-        reserved = _reserved(before, events, peak, moments) + _CUDA_WORKSPACE
+        late = plan.update == "step"
+        reserved = _reserved(before, events, peak, moments, late) + _CUDA_WORKSPACE
         return replace(estimate, cached=reserved - estimate.total)
 
     def _models(self, plan: MemoryPlan) -> tuple[Host, Motion]:
@@ -166,16 +171,19 @@ class Estimator:
         return host, motion
 
 
-def _reserved(before: list[int], step: tuple[Event, ...], peak: int, moments: list[int]) -> int:
+def _reserved(
+    before: list[int], step: tuple[Event, ...], peak: int, moments: list[int], late: bool
+) -> int:
     """Bytes that a GPU's allocator reserves: `before` stays from the start on. The optimizer
-    allocates its `moments` in the first step's update, while the gradients are there; then the
-    memory is arranged for the steps to come (`lamp.training.arena`), which allocate `peak`."""
+    allocates its `moments` in the first step's update, if it is `late` while the gradients are
+    there, else in main memory. Then the memory is arranged for the steps to come
+    (`lamp.training.arena`), which allocate `peak`."""
     first, later = CachingAllocator(), CachingAllocator()
     given = _kept(before, 1)
     state = _kept(moments, len(before) + 1)
     freed = {number for number, size in step if not size}
     gradients = [(number, 0) for number, size in step if size and number not in freed]
-    for events in (given, step, state):
+    for events in (given, step, state if late else []):
         first.replay(events)
     for events in (given, state, [(0, int(MARGIN * peak)), (0, 0)], step, gradients, step):
         later.replay(events)
@@ -206,7 +214,11 @@ def trace_step(
         layout = FrameLayout(plan.frames, plan.batch)
         stack.enter_context(motion.attached(unet, layout, groupnorm=plan.groupnorm))
         if plan.gradient_checkpointing:
-            stack.enter_context(checkpointed(unet, motion))
+            stack.enter_context(checkpointed(unet, motion, plan.update != "step"))
+        if plan.update != "step":
+            for parameter in learned:
+                hook = parameter.register_post_accumulate_grad_hook(partial(_update, plan))
+                stack.callback(hook.remove)
         for mode in (trace, *watchers):
             stack.enter_context(mode)
         if plan.accumulate > 1:  # accumulated gradients live through the forward pass
@@ -225,6 +237,15 @@ def trace_step(
                 allow_unreachable=True, accumulate_grad=True,
             )  # fmt: skip
     return trace
+
+
+def _update(plan: MemoryPlan, parameter: Tensor) -> None:
+    """The memory of an update during the backward pass (`lamp.training.early_updates`)."""
+    if plan.update == "offload" and plan.device != "cpu":
+        torch.empty(
+            int(parameter.numel() * OPTIMIZER_BYTES["adamw"]), 1, dtype=torch.uint8, device="meta"
+        )
+    parameter.grad = None
 
 
 def meta_copy(module: nn.Module) -> Any:

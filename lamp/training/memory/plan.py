@@ -145,7 +145,10 @@ def suggest(
     def suggestion(choice: tuple[int, ...]) -> Suggestion | None:
         changes = {k: v for _, _, change in levers(choice) for k, v in change.items()}
         name = " and ".join(name for _, name, _ in levers(choice))
-        changed = replace(plan, **changes)
+        try:
+            changed = replace(plan, **changes)
+        except LampError:
+            return None  # changes that do not go together
         if not allowed(changed):
             return None
         # Activations shrink at most in proportion to the video, which spares most of the passes.
@@ -188,8 +191,8 @@ def _levers(plan: MemoryPlan) -> Iterator[list[Lever]]:
     if plan.device == "cuda":
         if plan.precision == "fp32":
             yield [(1.5, "precision bf16", {"precision": "bf16"})]
-        if plan.optimizer == "adamw":
-            yield [(2.0, "optimizer adamw8bit", {"optimizer": "adamw8bit"})]
+        if updates := list(_updates(plan)):
+            yield updates
     if plan.ema:
         yield [(2.5, "ema off", {"ema": 0.0})]
     if sizes := list(_smaller_sizes(plan)):
@@ -206,6 +209,22 @@ def _levers(plan: MemoryPlan) -> Iterator[list[Lever]]:
     fewer = [f for share in (0.75, 0.5, 0.25) if (f := int(plan.frames * share)) >= 2]
     if fewer:
         yield [(15.0 + 2 * i, f"frames {f}", {"frames": f}) for i, f in enumerate(fewer)]
+
+
+def _updates(plan: MemoryPlan) -> Iterator[Lever]:
+    """Smaller optimizer states, and updates that free the gradients early."""
+    in_backward: Lever = (1.8, "update backward", {"update": "backward"})
+    whole = plan.optimizer == "adamw" and plan.update != "offload"
+    early = plan.update == "step" and plan.precision != "fp16"
+    if early and plan.optimizer in ("adamw", "adamw8bit"):
+        yield in_backward
+    if whole:
+        yield (2.0, "optimizer adamw8bit", {"optimizer": "adamw8bit"})
+        if early:
+            both = {"optimizer": "adamw8bit", "update": "backward"}
+            yield (2.4, "optimizer adamw8bit and update backward", both)
+        if plan.precision != "fp16":
+            yield (6.0, "update offload", {"update": "offload"})
 
 
 def _smaller_sizes(plan: MemoryPlan) -> Iterator[tuple[int, int]]:
