@@ -157,6 +157,42 @@ def test_layers_that_begin_at_zero_are_given_time(settings: dict[str, Any]) -> N
     assert training.step == steps
 
 
+def test_gates_that_are_fully_open_are_no_fault() -> None:
+    """As after a long training: sigmoid(30) is 1 in fp32, and its derivative 0."""
+    from lamp.method.architecture import map_unet
+    from lamp.method.motion import Motion
+
+    host, steps = small_host(), PATIENCE + 1
+    motion = Motion(map_unet(host.unet)).initialise(0)
+    with torch.no_grad():
+        for name, gate in motion.trained_parameters().items():
+            if name.endswith("conv_gate.bias"):
+                gate.fill_(30.0)
+    config = TrainConfig(steps=steps, frames=FRAMES, learning_rate=1e-4)
+    training = Training(host, motion, small_clips(), config)
+    for _ in range(steps):
+        training.advance()
+    assert training.step == steps
+
+
+@pytest.mark.parametrize("scale", [1.0, 1024.0])
+def test_a_gate_without_a_gradient_needs_a_convolution_that_has_one(scale: float) -> None:
+    """And with the loss scaling of fp16, a gradient may have been rounded to zero."""
+    names = ("a.conv1d.weight", "a.conv_gate.weight")
+    learned = {name: nn.Parameter(torch.zeros(2)) for name in names}
+    for reached in (torch.zeros(2), torch.ones(2)):
+        check = GradientCheck(learned)
+        learned[names[0]].grad, learned[names[1]].grad = reached, torch.zeros(2)
+        for _ in range(PATIENCE - 1):
+            check.check(scale)
+        if reached.any() and scale == 1.0:
+            check.check(scale)
+            assert not check.waits
+        else:
+            with pytest.raises(LampError, match="a.conv"):
+                check.check(scale)
+
+
 def test_steps_that_overflow_in_fp16_are_no_steps() -> None:
     """The scaler skips them, so that zeros stay zeros meanwhile."""
     layer = nn.Parameter(torch.zeros(2))
