@@ -183,7 +183,9 @@ def main(arguments: list[str] | None = None) -> int:
             seeds[seed] = {"pass": holds(figures), "figures": figures}
         motions[kind] = {"pass": all(one["pass"] for one in seeds.values()), "seeds": seeds}
     if args.save_gif:
-        rows = [np.concatenate(row) for row in zip(*firsts, strict=True)]
+        in_row = 4 if len(firsts) % 4 == 0 else len(firsts)
+        parts = [firsts[start : start + in_row] for start in range(0, len(firsts), in_row)]
+        rows = [np.concatenate(row) for part in parts for row in zip(*part, strict=True)]
         save_gif(args.save_gif / "motions.gif", rows)
     return finish({"pass": all(one["pass"] for one in motions.values()), "motions": motions})
 

@@ -31,7 +31,7 @@ _PAPER, _INK, _QUIET = (24, 24, 28), (235, 235, 235), (120, 120, 128)
 _BLUE, _GREEN, _ORANGE = _COLOURS = (90, 150, 200), (110, 175, 110), (215, 130, 70)
 # Which of the toy's unseen objects a thumbnail shows.
 _OBJECTS = {
-    "lamp_animate_image": 3,
+    "lamp_animate_image": 10,
     "lamp_extend_video": 0,
     "lamp_long_video_windows": 8,
     "lamp_few_steps_lora": 12,
@@ -275,8 +275,9 @@ def measures(page: Page, run: Run) -> None:
     page.row(spread(film[:, :, -side:], 4))
     page.top += 40
     for line, colour in zip(run.text("LAMP_VideoMetrics").splitlines(), _COLOURS, strict=False):
-        for part in line.split(": ", 1):
-            page.label(part, colour)
+        name, values = line.split(": ", 1)
+        page.label(name, colour)
+        page.label(", ".join(values.split(", ")[:2]), colour)
 
 
 DRAW: dict[str, Callable[[Page, Run], None]] = {
