@@ -51,9 +51,9 @@ def measure(video: Videos, case: Case) -> Figures:
     (change, seam), (true_change, true_seam) = _changes(masks), _changes(target.masks)
     still = np.repeat(video[:1], len(video), axis=0)
     return {
-        "jump": _finite(seam / np.nanmax(change)),
-        "truth": _finite(true_seam / np.nanmax(true_change)),
-        "travel": _finite(np.nanmean(change) / np.nanmean(true_change)),
+        "jump": _ratio(seam, np.nanmax(change)),
+        "truth": _ratio(true_seam, np.nanmax(true_change)),
+        "travel": _ratio(np.nanmean(change), np.nanmean(true_change)),
         "overlap": float(overlap(masks[1:], target.masks[1:]).mean()),
         "seen": float(((share > AREA[0]) & (share < AREA[1])).mean()),
         "dB": ground_psnr(video[1:], still[1:], ~around(masks[1:] | masks[0])),
@@ -67,8 +67,8 @@ def _changes(masks: np.ndarray) -> tuple[np.ndarray, float]:
     return changes[:-1], float(changes[-1])
 
 
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None
+def _ratio(part: float, of: float) -> float | None:
+    return float(part / of) if np.isfinite(part) and of > 0 else None
 
 
 def holds(figures: Figures, whole: bool) -> bool:
