@@ -87,7 +87,7 @@ function loadersFor(trainer, motions) {
     if (same.length) return same
     if (loaders.length === 1) return loaders
     const loader = LiteGraph.createNode(LOADER)
-    loader.pos = [trainer.pos[0] + trainer.size[0] + 40, trainer.pos[1]]
+    loader.pos = [trainer.pos[0], trainer.pos[1] + trainer.size[1] + 60]
     trainer.graph.add(loader)
     const link = trainer.getInputLink(trainer.findInputSlot('model'))
     if (link) trainer.graph.getNodeById(link.origin_id).connect(link.origin_slot, loader, 'model')

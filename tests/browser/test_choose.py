@@ -31,11 +31,14 @@ PRESS = """async (name) => {
     }
     trainer.widgets.find(widget => widget.name === 'name').value = name
     trainer.widgets.find(widget => widget.type === 'button').callback()
-    await new Promise(done => setTimeout(done, 2500))
+    for (let wait = 0; wait < 100 && !document.querySelector('.lamp-choose img'); wait++)
+        await new Promise(done => setTimeout(done, 100))
+    await new Promise(done => setTimeout(done, 1500)) // the pictures
     return [...document.querySelectorAll('.lamp-choose button')].map(button => button.innerText)
 }"""
 SHOWN = """() => [...document.querySelectorAll('.lamp-choose img')]
     .map(picture => picture.hidden ? 0 : picture.naturalWidth)"""
+IS_CHOSEN = f"wanted => JSON.stringify(({CHOSEN})()) === JSON.stringify(wanted)"
 LINKED = """() => {
     const loader = app.graph.nodes.find(node => node.type === 'LAMP_LoadMotion')
     return loader.getInputNode(loader.findInputSlot('model'))?.type
@@ -76,14 +79,12 @@ def test_a_click_chooses_the_motion(opened: Any, run: str) -> None:
     assert "0.0200" in offered[0] and "<b>" in offered[0]
     assert opened.evaluate(SHOWN) == [48, 0, 0]
     opened.locator(".lamp-choose button").nth(1).click()
-    opened.wait_for_timeout(1500)
-    assert opened.evaluate(CHOSEN) == ["horses/eye_00002-step000100.safetensors"]
+    opened.wait_for_function(IS_CHOSEN, arg=["horses/eye_00002-step000100.safetensors"])
     assert opened.evaluate(LINKED) == "LAMP_LoadToyBase"
     assert not opened.locator(".lamp-choose").count()
     opened.evaluate(PRESS, run)
     opened.locator(".lamp-choose button").nth(0).click()
-    opened.wait_for_timeout(1500)
-    assert opened.evaluate(CHOSEN) == ["horses/eye_00002-step000020.safetensors"]
+    opened.wait_for_function(IS_CHOSEN, arg=["horses/eye_00002-step000020.safetensors"])
 
 
 def test_a_name_without_motions_offers_nothing(opened: Any) -> None:
