@@ -86,4 +86,4 @@ def test_missing_words_are_shown_as_a_message(page: Any) -> None:
         }"""
     )
     shown = page.evaluate(TOASTS)
-    assert any("toy_moves_right" in text and "moves" in text for text in shown)
+    assert any("toy_horse" in text and "runs" in text for text in shown)
