@@ -26,11 +26,11 @@ from ..lamp.training.recipe import (
     SaveConfig,
     TrainConfig,
     choose_precision,
-    find_setting,
 )
 from ..lamp.training.recipe import preset as recipe_settings
 from ..lamp.training.samples import Samples
 from ..lamp.training.session import Place, RunFolder, identity, mark_of
+from ..lamp.training.settings import find_setting
 from ..lamp.training.state import check_state, restore
 from ..lamp.training.validation import split_clips
 from ..lamp.training.warm_start import load_start
@@ -200,6 +200,7 @@ def _refuse_early(config: TrainConfig, precision: str, clips: ClipSet, place: Pl
     check_optimizer(config)
     split_clips(len(clips), config.hold_out, config.seed)
     settled = precision in PRECISIONS
+    # Checks the settings with this precision, too.
     asked = replace(config, precision=precision) if settled else config
     if place.state is None:
         return

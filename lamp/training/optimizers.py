@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ..errors import LampError
 from ..method.motion import Motion
-from .recipe import TrainConfig, find_setting
+from .recipe import TrainConfig
+from .settings import find_setting
 
 logger = logging.getLogger("lamp")
 
