@@ -25,7 +25,7 @@ from ...plain import log
 from .latent import check_latent, check_start, fill_protected
 from .motion_guidance import call_guided, has_plain_guidance
 from .other_nodes import check_one_noise_level, check_other_nodes, keep_on_one_gpu
-from .overflow import find_overflow
+from .overflow import find_overflow, overflow_text
 from .run import AD_PARAMS, KEY, PIECE, Run, run_of
 
 # Marks a noise tensor that is shared already (paper eq. 6), so that it is never mixed twice.
@@ -339,7 +339,8 @@ def _diffusion_model(bound: BoundMotion) -> Callable[..., Tensor]:
                 "its video is unknown: use it with LAMP KSampler or ComfyUI's samplers."
             )
         layout = run.layout(x, options, options.get(WINDOW))
-        _check_whole_picture(bound.motion_masks, x, run)
+        if any(each is not None and each.mask is not None for each in bound.motion_masks):
+            run.check_whole_picture(x, "A mask on the motion", "remove the mask")
         motions = [
             each if _within(each, run, options) else replace(each, strength=0.0)
             for each in bound.all
@@ -369,33 +370,13 @@ def _diffusion_model(bound: BoundMotion) -> Callable[..., Tensor]:
                 find_overflow({**networks, "MODEL": unet}) as found,
             ):
                 call(untouched)
-            return LampError(_overflow(found, x.dtype))
+            return LampError(overflow_text(found, x.dtype))
 
         run.checks.add(out.isfinite().all(), explain)
         run.checks.turn()
         return out
 
     return diffusion_model
-
-
-def _overflow(found: list[str], dtype: torch.dtype) -> str:
-    place = f"in {found[0]}" if found else "on the way to the MODEL"
-    return (
-        f"The video became NaN or infinite {place}, computed in {dtype}, and would be black. Lower "
-        "cfg and the strength of the motion, or start ComfyUI with --force-fp32."
-    )
-
-
-def _check_whole_picture(motion_masks: list[MotionMask | None], x: Tensor, run: Run) -> None:
-    masked = any(
-        motion_mask is not None and motion_mask.mask is not None for motion_mask in motion_masks
-    )
-    if masked and run.shown is not None and x.shape[-2:] != run.shown.shape[-2:]:
-        raise LampError(
-            "A mask on the motion needs the whole picture in every call, but a prompt for an area "
-            "or a tiling node gives the model only a part: use Conditioning (Set Mask) instead of "
-            "Conditioning (Set Area), remove the tiling, or remove the mask."
-        )
 
 
 def _within(bound: BoundMotion, run: Run, options: dict[str, Any]) -> bool:

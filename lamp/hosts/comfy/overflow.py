@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 
@@ -26,6 +27,15 @@ def find_overflow(networks: Mapping[str, nn.Module]) -> Iterator[list[str]]:
                 hook = functools.partial(see, name)
                 stack.callback(module.register_forward_hook(hook).remove)
         yield found
+
+
+def overflow_text(found: list[str], dtype: torch.dtype) -> str:
+    """What the user is told, with the layers of `find_overflow`."""
+    place = f"in {found[0]}" if found else "on the way to the MODEL"
+    return (
+        f"The video became NaN or infinite {place}, computed in {dtype}, and would be black. Lower "
+        "cfg and the strength of the motion, or start ComfyUI with --force-fp32."
+    )
 
 
 def _is_finite(values: Any) -> bool:

@@ -115,6 +115,15 @@ class Run:
             )
         return rows // frames
 
+    def check_whole_picture(self, x: Tensor, what: str, cure: str) -> None:
+        """Raises LampError if a call has a part of the picture, which `what` cannot work with."""
+        if self.shown is not None and x.shape[-2:] != self.shown.shape[-2:]:
+            raise LampError(
+                f"{what} needs the whole picture in every call, but a prompt for an area or a "
+                "tiling node gives the model only a part: use Conditioning (Set Mask) instead of "
+                f"Conditioning (Set Area), remove the tiling, or {cure}."
+            )
+
     def _check_order(self, x: Tensor, rows: list[int], options: dict[str, Any]) -> None:
         """Check that each row of each video in the batch is the expected frame of the run.
 

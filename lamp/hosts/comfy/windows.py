@@ -11,7 +11,7 @@ from torch import Tensor
 from ...errors import LampError
 from ...method.windows import Windows, predict_in_windows, returns
 from .binding import WINDOW, bound_motion
-from .run import AD_PARAMS, PIECE, Run, run_of
+from .run import AD_PARAMS, PIECE, run_of
 
 _KEY = "lamp_windows"
 
@@ -104,7 +104,8 @@ def _apply_model(windows: Windows) -> Callable[..., Tensor]:
         run = run_of(options)
         if run is None or not windows.split(run.frames):
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, **kwargs)
-        _check_whole_frames(windows, run, x)
+        if windows.loop:
+            run.check_whole_picture(x, "LAMP Anchored Windows with loop on", "switch loop off")
         frames = run.frames
         videos = run.videos_in(len(x), frames)
         given = (t, c_concat, c_crossattn, control)
@@ -126,15 +127,6 @@ def _apply_model(windows: Windows) -> Callable[..., Tensor]:
         return predict_in_windows(predict, x, windows, frames, run.noisy_first)
 
     return apply_model
-
-
-def _check_whole_frames(windows: Windows, run: Run, x: Tensor) -> None:
-    if windows.loop and run.noisy_first is not None and x.shape[1:] != run.noisy_first.shape[1:]:
-        raise LampError(
-            "LAMP Anchored Windows has loop on, which needs the whole picture in every call, but a "
-            "prompt for an area or a tiling node gives the model only a part: use Conditioning "
-            "(Set Mask) instead of Conditioning (Set Area), remove the tiling, or switch loop off."
-        )
 
 
 def _whole_middle(
