@@ -34,9 +34,11 @@ def _motion_input() -> io.Combo.Input:
 
 
 def _world_input() -> io.Combo.Input:
+    from ..lamp.toy.worlds import BASES
+
     return io.Combo.Input(
         "world",
-        options=["sprites", "scenes"],
+        options=list(BASES),
         default="sprites",
         optional=True,
         tooltip="sprites: coloured shapes of 32x32 pixels. scenes: landscapes of 64x64 pixels with "
@@ -54,7 +56,8 @@ class LoadToyBase(io.ComfyNode):
             display_name="Load LAMP Toy Base",
             category="LAMP/toy",
             description="Loads a tiny model with the SD 1.x architecture that generates pictures "
-            "of 32x32 or 64x64 pixels. It comes with the pack, to try workflows without download.",
+            "of 32x32 or 64x64 pixels. It comes with the pack, to try workflows without a "
+            "download.",
             inputs=[_world_input()],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="Toy UNet."),
@@ -161,6 +164,8 @@ class ToyObject(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
+        from ..lamp.toy.worlds import SETS
+
         return io.Schema(
             node_id="LAMP_ToyObject",
             display_name="LAMP Toy Object",
@@ -170,7 +175,7 @@ class ToyObject(io.ComfyNode):
                 seed_input(_SEED, most=2**31 - 1, changes=False),
                 io.Combo.Input(
                     "unseen",
-                    options=["combination", "hard"],
+                    options=list(SETS),
                     tooltip="combination: shape and colour occur in the clips, but not together. "
                     "hard: neither occurs. Scenes have only combination: neither colour nor place "
                     "occurs.",

@@ -82,13 +82,13 @@ def tuned_videos(
 
     `keep`: a file with the tuned motion; it is written if there is none.
     """
-    fresh = fresh_motion(toy, seed)
 
     def train() -> Motion:
         clips = training_clips(seed, kind, frames=len(cases[0].frames))
         return finished(start_training(toy, recipe, seed, kind, clips=clips), quiet=False).motion
 
-    models = {"tuned": kept_motion(keep, fresh_motion(toy, seed), train), "untuned": fresh}
+    tuned = kept_motion(keep, fresh_motion(toy, seed), train)
+    models = {"tuned": tuned, "untuned": fresh_motion(toy, seed)}
     return {
         name: Sampler(toy, motion, recipe, seed).videos(cases) for name, motion in models.items()
     }

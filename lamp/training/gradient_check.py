@@ -67,10 +67,10 @@ class GradientCheck:
             if not flag
         }
         if self._steps >= PATIENCE:
-            _refuse(name for name in self._waiting if scale != 1.0 or not self._is_full(name))
+            _refuse(name for name in self._waiting if scale != 1.0 or not self._is_open_gate(name))
             self._waiting = {}
 
-    def _is_full(self, name: str) -> bool:
+    def _is_open_gate(self, name: str) -> bool:
         """Whether this is the gate of a convolution that a gradient has reached.
 
         A sigmoid that a longer training drove to exactly 1 has a gradient of exactly 0 (in fp32

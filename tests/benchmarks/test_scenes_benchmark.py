@@ -57,6 +57,7 @@ def test_a_model_that_did_not_learn_does_not_pass() -> None:
     figures = {"true": {"motion": 1.0}, "still": {"motion": 0.0}, "wrong": {"motion": 0.2}}
     assert scenes.holds(figures)
     assert not scenes.holds({**figures, "still": {"motion": 0.3}})
+    assert not scenes.holds({**figures, "wrong": {"motion": 0.5}})
     learned = {"tuned": {"motion": 0.6}, "untuned": {"motion": 0.1}}
     assert scenes.holds({**figures, **learned})
     assert not scenes.holds({**figures, **learned, "tuned": {"motion": 0.4}})
