@@ -17,8 +17,19 @@ def new_file(path: Path) -> Path:
     """
     if path.suffix != ".safetensors":
         raise LampError(f"{path.name} does not end in .safetensors: choose a name that does.")
+    return free(path)
+
+
+def free(path: Path) -> Path:
+    """Check that nothing is at `path`.
+
+    Raises:
+        LampError: something is.
+    """
     if path.exists():
-        raise LampError(f"{path} already exists and is not overwritten: choose another name.")
+        raise LampError(
+            f"{path} already exists and is not overwritten: choose another name or folder."
+        )
     return path
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,7 +30,8 @@ the motion is left out. Look through README.md before you publish it."""
         "--preview",
         type=Path,
         metavar="VIDEO",
-        help="an animated WebP, GIF or picture (default: the newest sample of its training)",
+        help="an animated WebP, GIF or picture (default: the newest sample of its training, in a "
+        "folder of its name beside it or in ComfyUI's output/lamp_training)",
     )
     parser.add_argument("--license", default="", metavar="NAME", help="such as CC-BY-4.0")
     parser.add_argument("--full", action="store_true", help="do not compress the motion")
@@ -42,52 +45,72 @@ def run(args: argparse.Namespace) -> None:
     from ..motion_file.compress import SIZE
     from ..motion_file.file import load_motion_file
     from ..motion_file.provenance import LICENSE_KEY, save_motion_file
-    from .output import new_file, tell
+    from .output import free, new_file, tell
     from .terminal import beside_the_result
 
     file = load_motion_file(args.file)
     if args.license:
         file = replace(file, metadata={**file.metadata, LICENSE_KEY: args.license})
-    target = new_file(args.folder / file.name)
-    source = args.preview or newest_sample(args.file)
+    names = [new_file(args.folder / file.name).name, f"{args.file.stem}.webp", "README.md"]
+    for name in names:
+        free(args.folder / name)
+    source = args.preview or newest_sample(args.file, file.config.steps)
     frames = None if source is None else read_preview(source)
     workflow = json.dumps(example_workflow(file))
     if frames is not None and "modelspec.thumbnail" not in file.metadata:
         thumbnail = {"modelspec.thumbnail": thumbnail_of(frames)}
         file = replace(file, metadata={**file.metadata, **thumbnail})
-    parts: list[Path] = []
+    # Moved into place when all is written, so that the command can be repeated after a failure.
+    part = args.folder / ".lamp_share.part"
     try:
-        args.folder.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
         with beside_the_result() as terminal:
             told = partial(terminal.progress, "compressing")
             size = 1.0 if args.full else SIZE
             extra = {"workflow": workflow}
-            written = save_motion_file(target, file, size=size, progress=told, extra=extra)
-        parts.append(written)
-        preview = ""
-        if frames is not None:
-            preview = f"{target.stem}.webp"
-            parts.append(write_preview(args.folder / preview, frames, workflow))
+            written = save_motion_file(
+                part / file.name, file, size=size, progress=told, extra=extra
+            )
         size_text = f"{written.stat().st_size / 1e6:.1f} MB"
-        page = motion_card(file, preview, size_text)
-        write_file(args.folder / "README.md", lambda part: part.write_text(page, "utf-8"))
-    except BaseException as error:
-        for part in parts:  # so that the command can be repeated
-            part.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise LampError(f"{args.folder} cannot be written ({error}).") from error
-        raise
-    tell(f"{args.folder}: {written.name} ({size_text}), {preview or 'no preview'}, README.md")
+        if frames is None:
+            names.pop(1)
+        else:
+            write_preview(part / names[1], frames, workflow)
+        page = motion_card(file, "" if frames is None else names[1], size_text)
+        write_file(part / "README.md", lambda path: path.write_text(page, "utf-8"))
+        for name in names:
+            (part / name).rename(free(args.folder / name))
+    except OSError as error:
+        raise LampError(f"{args.folder} cannot be written ({error}).") from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    tell(f"{args.folder}: {', '.join(names)}, {size_text}")
+    if source is None:
+        tell("There is no preview, as no sample of its training was found: give --preview.")
+    else:
+        tell(f"The preview is {source}.")
     if not file.metadata.get(LICENSE_KEY):
         tell("The license is not recorded: give --license, such as --license CC-BY-4.0.")
 
 
-def newest_sample(file: Path) -> Path | None:
-    """The sample of a motion file, else the newest one, in the folder of the run that wrote it."""
-    run, _, step = re.sub("-(best|stopped)$", "", file.stem).partition("-step")
-    samples = sorted((file.parent / run).glob("sample-step*.webp"))
-    own = [sample for sample in samples if step and sample.stem.endswith(f"-step{step}")]
-    return next(iter([*own, *samples[::-1]]), None)
+def newest_sample(motion: Path, step: int) -> Path | None:
+    """The newest sample up to a step, in the folder of the run that wrote a motion file."""
+    from ..training.compare import sample_of
+
+    found = (sample_of(folder, step) for folder in _run_folders(motion.absolute()))
+    return next(filter(None, found), None)
+
+
+def _run_folders(motion: Path) -> Iterator[Path]:
+    """Beside the file, and in the output folder of the ComfyUI that it is in."""
+    run = re.sub(r"-(best|step\d+)(-stopped)?(_\d+)?$", "", motion.stem)
+    yield motion.parent / run
+    for host in motion.parents:
+        motions = host / "models" / "lamp_motion"
+        if motion.is_relative_to(motions):
+            below = motion.parent.relative_to(motions)
+            yield host / "output" / "lamp_training" / below / run
 
 
 Frames = list[tuple[Any, int]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import PureWindowsPath
 from typing import Any
 
 from ..files.strict_json import read_json
@@ -35,14 +36,16 @@ def motion_card(file: MotionFile, preview: str = "", size: str = "") -> str:
         "Converted from": file.metadata.get(SOURCE_KEY, ""),
         "Started from": starts(file.metadata),
     }
+    example = "Open the motion file with Ctrl+O: it holds"
+    if preview:
+        example = "Drop the preview on the canvas, or open the motion file with Ctrl+O: both hold"
     picture = f"![Preview](<{re.sub('[<>]', '', _code(preview))}>)\n\n" if preview else ""
     return (
         f"{_front_matter(license_name)}\n# {_escape(title)}\n\n"
         "A LAMP motion for ComfyUI: it animates a first frame.\n\n"
         f"{picture}{_table('Motion', facts)}\n## Use\n\n"
         f"1. Put `{_code(file.name)}` into `models/lamp_motion` and press R.\n"
-        "2. Drop the preview on the canvas, or open the motion file with Ctrl+O: both hold an "
-        "example workflow.\n"
+        f"2. {example} an example workflow.\n"
         "3. Choose a first frame, and use the prompt words above.\n\n"
         f"## Training data\n\n{_captions(config.captions)}\n"
         f"## Training\n\n{_table('Setting', _settings(file))}"
@@ -85,7 +88,11 @@ def _settings(file: MotionFile) -> dict[str, Any]:
         recorded = read_json(file.metadata.get(TRAINING_KEY, "{}"))
     except (ValueError, RecursionError):
         return known
-    return {**known, **recorded, "steps": config.steps} if type(recorded) is dict else known
+    if type(recorded) is not dict:
+        return known
+    # The command line of earlier versions recorded the whole path, which is private.
+    start = {"start_from": PureWindowsPath(str(recorded.get("start_from", ""))).name}
+    return {**known, **recorded, **start, "steps": config.steps}
 
 
 def _table(title: str, facts: dict[str, Any]) -> str:

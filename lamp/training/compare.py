@@ -53,17 +53,23 @@ def read_samples(folder: Path) -> list[Sample]:
     return samples
 
 
+def sample_of(folder: Path, step: int) -> Path | None:
+    """The newest sample of a run up to a step."""
+    found = {int(match[1]): path for path in folder.glob("*") if (match := _named(path))}
+    newest = max((each for each in found if each <= step), default=None)
+    return None if newest is None else found[newest]
+
+
 def sample_thumbnail(folder: Path, step: int) -> str:
-    """The middle frame of the newest sample up to a step, as the header of a motion file holds it;
-    empty if there is none."""
+    """The middle frame of `sample_of`, as the header of a motion file holds it; empty if there is
+    none."""
     import numpy as np
     import torch
     from PIL import Image
 
-    found = {int(match[1]): path for path in folder.glob("*") if (match := _named(path))}
-    newest = max((each for each in found if each <= step), default=None)
-    if newest is not None:
-        with contextlib.suppress(OSError, ValueError), Image.open(found[newest]) as image:
+    sample = sample_of(folder, step)
+    if sample is not None:
+        with contextlib.suppress(OSError, ValueError), Image.open(sample) as image:
             image.seek(getattr(image, "n_frames", 1) // 2)
             pixels = np.asarray(image.convert("RGB"))
             return thumbnail_uri(torch.from_numpy(pixels.copy())[None] / 255)
@@ -75,6 +81,7 @@ def save_comparison(
     measured: Sequence[Measured] = (),
     best: int | None = None,
     kept: Container[int] = (),
+    states: Container[int] = (),
 ) -> list[Path]:
     """Write samples.png and samples.webp into a run's folder; returns their paths, none with fewer
     than two samples.
@@ -83,6 +90,7 @@ def save_comparison(
         measured: the scores to show.
         best: the step to mark as best.
         kept: the steps whose motions have a file, to be marked.
+        states: the steps with a training state, from which a motion can be saved, to be marked.
 
     Raises:
         LampError: a file cannot be written.
@@ -93,7 +101,8 @@ def save_comparison(
     scores = {each.step: each.scores for each in measured}
     labels = {}
     for step in (sample.step for sample in samples):
-        marks = [name for name, on in {"best": step == best, "kept": step in kept}.items() if on]
+        known = {"best": step == best, "kept": step in kept, "state": step in states}
+        marks = [name for name, on in known.items() if on]
         labels[step] = _label(step, scores.get(step, {}), marks)
     picture, film = _rows(samples, labels), _films(samples, labels)
     options = {"duration": samples[0].duration, "loop": 0, "quality": 85}

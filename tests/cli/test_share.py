@@ -14,8 +14,7 @@ import torch
 from PIL import Image
 
 from benchmarks.samples.small_training import small_host
-from lamp.cli import DONE, FAILED, main
-from lamp.cli.share import newest_sample
+from lamp.cli import DONE, FAILED, main, share
 from lamp.files import atomic
 from lamp.motion_file.card import motion_card
 from lamp.motion_file.config import MotionConfig
@@ -86,6 +85,21 @@ def test_a_preview_that_is_none_is_named(motion: Path, tmp_path: Path, capsys: A
     assert not (tmp_path / "up").exists()
 
 
+def test_the_page_names_only_what_is_there() -> None:
+    file = MotionFile({}, CONFIG, {}, "horse.safetensors")
+    assert "preview" not in motion_card(file).lower()
+    assert "the preview" in motion_card(file, "horse.webp")
+
+
+@pytest.mark.parametrize(
+    "path", ["/home/me/secret/a b.safetensors", "C:\\me\\secret\\a b.safetensors"]
+)
+def test_the_page_names_no_folder(path: str) -> None:
+    settings = {TRAINING_KEY: json.dumps({"start_from": path})}
+    page = motion_card(MotionFile({}, CONFIG, settings, "horse.safetensors"))
+    assert "secret" not in page and "a b.safetensors" in page
+
+
 def test_texts_of_the_file_are_no_markup() -> None:
     evil = "<script>|[x](javascript:y)\n# title `code`"
     file = MotionFile({}, replace(CONFIG, prompt=evil, captions=[evil]), {}, "a`b.safetensors")
@@ -107,8 +121,9 @@ def test_a_full_disk_is_an_error_and_leaves_no_part_of_a_file(
 
 
 @pytest.mark.parametrize("suffix", [".webp", ".md"])
-def test_it_can_be_repeated_after_a_disk_was_full(
-    motion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+@pytest.mark.parametrize("killed", [False, True])
+def test_it_can_be_repeated_after_a_failure(
+    motion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, killed: bool
 ) -> None:
     whole = atomic.write_file
 
@@ -119,18 +134,51 @@ def test_it_can_be_repeated_after_a_disk_was_full(
 
     with monkeypatch.context() as patch:
         patch.setattr(atomic, "write_file", refuse)
+        if killed:  # nothing is cleaned up then
+            patch.setattr(share.shutil, "rmtree", lambda *given, **more: None)
+            patch.setattr(Path, "unlink", lambda *given, **more: None)
         assert main(["share", str(motion), str(tmp_path), "--full"]) == FAILED
-    assert not any(tmp_path.iterdir())
+    assert killed == any(tmp_path.iterdir())
+    assert main(["share", str(motion), str(tmp_path), "--full"]) == DONE
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("name", ["README.md", "horse_00001.webp"])
+def test_other_files_of_the_folder_stay(
+    motion: Path, tmp_path: Path, capsys: Any, name: str
+) -> None:
+    """Such as the page of another motion that was shared into it."""
+    (tmp_path / name).write_text("mine")
+    assert main(["share", str(motion), str(tmp_path), "--full"]) == FAILED
+    assert name in capsys.readouterr().err
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+    (tmp_path / name).rename(tmp_path / "other.md")
     assert main(["share", str(motion), str(tmp_path), "--full"]) == DONE
 
 
-def test_a_kept_motion_has_the_preview_of_its_step(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("file", "run"),
+    [
+        ("ours/horse_00001{}", "ours/horse_00001"),
+        ("app/models/lamp_motion/horse_00001{}", "app/output/lamp_training/horse_00001"),
+        ("app/models/lamp_motion/a b/马_00001{}", "app/output/lamp_training/a b/马_00001"),
+    ],
+)
+def test_the_preview_is_the_sample_of_the_motions_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, run: str
+) -> None:
     for step in (20, 100):
-        sample = tmp_path / f"horse_00001/sample-step{step:06}.webp"
-        sample.parent.mkdir(exist_ok=True)
+        sample = tmp_path / run / f"sample-step{step:06}.webp"
+        sample.parent.mkdir(parents=True, exist_ok=True)
         sample.touch()
-    wanted = {"": 100, "-best": 100, "-step000020": 20, "-step000020-stopped": 20}
-    for mark, step in wanted.items():
-        found = newest_sample(tmp_path / f"horse_00001{mark}.safetensors")
-        assert found is not None and found.stem.endswith(f"{step:06}"), mark
-    assert newest_sample(tmp_path / "horse_00002.safetensors") is None
+    marks = ("", "-best", "-step000020", "-step000020-stopped", "-step000020_00001")
+    for place in (tmp_path, Path()):  # also relative to the current folder
+        monkeypatch.chdir(tmp_path)
+        for mark in marks:
+            path = place / f"{file.format(mark)}.safetensors"
+            for step, wanted in {20: 20, 99: 20, 150: 100}.items():
+                found = share.newest_sample(path, step)
+                assert found is not None and found.stem.endswith(f"{wanted:06}"), (mark, step)
+            assert share.newest_sample(path, 19) is None
+            other = path.with_name(path.name.replace("00001", "00002", 1))
+            assert share.newest_sample(other, 150) is None
