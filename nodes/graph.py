@@ -11,12 +11,17 @@ from ..lamp.motion_file.config import FILLERS
 _TEXTS = ("text", "text_g", "text_l", "prompt", "value", "string")
 """Inputs in which text encoders and text nodes hold their text."""
 _POSITIVE = ("positive", "conditioning")
+# Not words: tags of LoRAs, and names of embeddings.
+_TAGS = re.compile(r"<[^<>:\s]*:[^<>]*>|embedding:\S+", re.IGNORECASE)
+_WILDCARD = re.compile(r"__[^\s_][^\n]*?__|\{[^{}|]*\|[^{}]*\}")
+# Chinese and Japanese have no spaces between words, so each character counts.
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
 
 Graph = Mapping[str, Mapping[str, Any]]
 
 
 def prompts_below(graph: Graph | None, node_id: Any) -> list[str] | None:
-    """The texts that lead to the positive input of any sampler behind a node.
+    """The texts that lead to the positive input of each sampler behind a node, one per line.
 
     Args:
         graph: the prompt as the host sends it to its nodes.
@@ -30,9 +35,9 @@ def prompts_below(graph: Graph | None, node_id: Any) -> list[str] | None:
             link = graph[sampler].get("inputs", {}).get(name)
             if _is_link(link):
                 texts = list(_texts(graph, str(link[0])))
-                if not texts or None in texts:
+                if not texts or any(text is None or _WILDCARD.search(text) for text in texts):
                     return None
-                found += [text for text in texts if text is not None]
+                found.append("\n".join(text for text in texts if text is not None))
     return found or None
 
 
@@ -45,7 +50,7 @@ def missing_words(wanted: str, prompts: Iterable[str] | None) -> list[str]:
 
 
 def _words(text: str) -> list[str]:
-    return re.findall(r"\w+", text.lower())
+    return _WORD.findall(_TAGS.sub(" ", text).casefold())
 
 
 def _behind(graph: Graph, node_id: str) -> Iterator[str]:
@@ -89,9 +94,9 @@ def _texts(graph: Graph, node_id: str) -> Iterator[str | None]:
 
 
 def _value(graph: Graph, node_id: str) -> str | None:
-    """The text of a node that only holds one."""
+    """The text of a node that only holds one, and not, for example, the name of a file."""
     inputs = graph.get(node_id, {}).get("inputs", {})
-    values = [value for value in inputs.values() if isinstance(value, str)]
+    values = [inputs[name] for name in _TEXTS if isinstance(inputs.get(name), str)]
     return values[0] if len(values) == 1 == len(inputs) else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import time
 from typing import Any
 
 import pytest
@@ -49,6 +50,32 @@ def test_a_text_that_another_node_holds_or_makes(graph: Any) -> None:
     assert graph.prompts_below(workflow(["9", 0], **{"9": made}), 2) is None
 
 
+@pytest.mark.parametrize(
+    "inputs",
+    [{"file": "prompts.txt"}, {"image": "horse.png"}, {"wildcard": "animals"}, {"index": 3}],
+)
+def test_a_text_that_is_no_prompt_is_not_taken_for_one(graph: Any, inputs: dict[str, Any]) -> None:
+    nodes = workflow(["9", 0], **{"9": {"class_type": "Prompts", "inputs": inputs}})
+    assert graph.prompts_below(nodes, 2) is None
+
+
+@pytest.mark.parametrize("text", ["a __animal__ runs", "a {red|white} bird", "a __a/b-c*__ runs"])
+def test_a_wildcard_is_not_known_yet(graph: Any, text: str) -> None:
+    assert graph.prompts_below(workflow(text), 2) is None
+
+
+def test_joined_prompts_count_together_and_those_of_two_samplers_do_not(graph: Any) -> None:
+    other = {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "runs"}}
+    joined = {"conditioning_to": ["4", 0], "conditioning_from": ["8", 0]}
+    concat = {"class_type": "ConditioningConcat", "inputs": joined}
+    nodes = workflow("a horse", **{"7": concat, "8": other})
+    nodes["6"]["inputs"]["positive"] = ["7", 0]
+    assert graph.missing_words("horse runs", graph.prompts_below(nodes, 2)) == []
+    second = {"model": ["2", 0], "positive": ["4", 0], "negative": ["5", 0]}
+    nodes["9"] = {"class_type": "KSampler", "inputs": second}
+    assert graph.missing_words("horse runs", graph.prompts_below(nodes, 2)) == ["runs"]
+
+
 @pytest.mark.parametrize("nodes", [None, {}, {"2": {"inputs": {}}}])
 def test_no_sampler_is_no_prompt(graph: Any, nodes: Any) -> None:
     assert graph.prompts_below(nodes, 2) is None
@@ -69,10 +96,26 @@ def test_a_circle_ends(graph: Any) -> None:
         ("a horse runs", ["the runs of a horse", "a bird"], ["horse", "runs"]),
         ("a horse runs", None, []),
         ("马奔跑", ["马奔跑"], []),
+        ("马奔跑", ["一匹白马在草原上奔跑，4k"], []),
+        ("马奔跑", ["一匹白马"], ["奔", "跑"]),
+        ("a horse runs", ["(((horse:1.2), [runs])), (4k:1.1)"], []),
+        ("a horse runs", ["Horse\nRUNS!"], []),
+        ("a horse runs", ["a car runs <lora:horse runs:0.8>"], ["horse"]),
+        ("a horse runs", ["embedding:horse runs, (embedding:horse:1.2)"], ["horse"]),
+        ("a horse runs", ["2 < 3: a horse runs > 1"], []),
+        ("Straße", ["STRASSE"], []),
     ],
 )
 def test_missing_words(graph: Any, wanted: str, prompts: Any, missing: list[str]) -> None:
     assert graph.missing_words(wanted, prompts) == missing
+
+
+@pytest.mark.parametrize("part", ["<", ":", "<:", "{", "|", "{|", "_", "__a ", "embedding:"])
+def test_long_texts_take_no_time(graph: Any, part: str) -> None:
+    begun = time.process_time()
+    nodes = workflow(part * (90_000 // len(part)))
+    graph.missing_words("a horse runs", graph.prompts_below(nodes, 2))
+    assert time.process_time() - begun < 1
 
 
 @pytest.fixture
