@@ -9,6 +9,7 @@ from comfy_api.latest import io
 
 from ..lamp.clips.images import LATENT_STRIDE, Fit, check_size, fit_images
 from ..lamp.errors import LampError
+from ..lamp.hosts.comfy.toy import toy_side
 from ..lamp.hosts.comfy.vae import encode_first_frame, first_picture
 from ..lamp.motion_file.file import MotionFile
 from ..lamp.plain import log
@@ -123,6 +124,12 @@ class FirstFrameCondition(io.ComfyNode):
         _check_video(width, height, frames)
         if image.shape[0] > 1:
             log.warning("%s: image has %d images, only the first is used.", _NAME, len(image))
+        side = toy_side(vae)
+        if side and (width, height) != (side, side):
+            cls._warn(
+                f"The video is {width} x {height}, but this toy base draws {side} x {side}: set "
+                f"width and height to {side}."
+            )
         picture = fit_images(first_picture(image, cls._warn), width, height, fit)
         family = "sd1" if motion is None else motion.config.family
         first = encode_first_frame(vae, picture, family)

@@ -10,6 +10,7 @@ from comfy_api.latest import io
 
 from ..lamp.errors import LampError
 from ..lamp.hosts.comfy.binding import BoundMotion, bind, image_model_hash, load_motion, unet_of
+from ..lamp.hosts.comfy.toy import check_toy_motion
 from ..lamp.method.architecture import map_unet
 from ..lamp.method.masks import MotionMask, parse_strengths
 from ..lamp.motion_file.file import MotionFile, load_motion_file
@@ -188,7 +189,7 @@ class LoadMotion(io.ComfyNode):
         mask = _given_mask(mask)
         motion_mask = MotionMask(mask, feather=feather, hold=hold_still, strengths=strengths)
         file = load_motion_file(motion_path(motion_name), map_unet(unet_of(model)))
-        _warn_of_another_base(model, file)
+        _check_base(model, file)
         bound = BoundMotion(
             load_motion(model, file),
             groupnorm=file.config.groupnorm,
@@ -224,10 +225,12 @@ def _given_mask(mask: Any) -> Any:
     )
 
 
-def _warn_of_another_base(model: Any, file: MotionFile) -> None:
-    """Most motions also fit other checkpoints of their family, so this is only a warning."""
+def _check_base(model: Any, file: MotionFile) -> None:
+    """Most motions also fit other checkpoints of their family, so this is only a warning, except
+    for the toy base of another world."""
     trained = file.config.base_hash
     if trained and image_model_hash(model) not in ("", trained):
+        check_toy_motion(model, file)
         log.warning(
             "Load LAMP Motion: %s was trained on the checkpoint '%s', but another one is "
             "connected. If the video looks poor, use that checkpoint.",

@@ -27,6 +27,7 @@ from ..method.motion import Motion
 from ..motion_file.file import MotionFile
 from ..motion_file.provenance import CARD_KEY
 from ..plain import log
+from ..toy.base import check_clips
 from ..training.latents import LatentClips, cache_latents
 from ..training.loop import StepReport, Training
 from ..training.memory.cards import settings_for
@@ -43,7 +44,7 @@ from ..training.warm_start import load_start
 from .place import find_place
 from .stopping import StopRequest
 from .terminal import LogLines, Terminal, describe_step
-from .train_config import RunSettings
+from .train_config import TOY, RunSettings
 
 
 def train(settings: RunSettings) -> None:
@@ -106,6 +107,8 @@ def _train(
         check_state(place.state, config, processes, {"clips": identity("", clips)["clips"]})
     if model is None:
         model = load_image_model(settings.base, settings.tokenizer or "")
+    if settings.base == TOY:
+        check_clips((clips.size(clip) for clip in range(len(clips))), model.vae.config.sample_size)
     if start is not None:
         start.check_against(map_unet(model.unet))
         terminal.say(f"starting from {start.name}")

@@ -9,11 +9,14 @@ as JSON in its header.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+
+from ..errors import LampError
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL, UNet2DConditionModel
@@ -107,6 +110,24 @@ def build_text_encoder(config: dict[str, Any] | None = None) -> CLIPTextModel:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     return CLIPTextModel(CLIPTextConfig(**(config or TEXT_CONFIG)))
+
+
+def check_clips(sizes: Iterable[tuple[int, int]], side: int) -> None:
+    """Check that clips have the size of the pictures that a toy base draws.
+
+    Args:
+        sizes: width and height of the clips.
+        side: of the base's pictures, in pixels.
+
+    Raises:
+        LampError: one has another size.
+    """
+    for width, height in sizes:
+        if (width, height) != (side, side):
+            raise LampError(
+                f"The clips are {width} x {height}, but this toy base draws only {side} x {side}: "
+                f"set width and height of the clips to {side}, or use the toy base of their world."
+            )
 
 
 # --- words ----------------------------------------------------------------------------------

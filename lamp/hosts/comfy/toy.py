@@ -10,7 +10,14 @@ from uuid import uuid4
 import torch
 from torch import Tensor
 
+from ...errors import IncompatibleModelError
+from ...motion_file.file import MotionFile
+from ...toy.base import toy_state
+from .binding import image_model_hash
 from .models import build_patcher
+
+_SIDE = "lamp_toy_side"
+"""Attached to a toy MODEL and VAE: side of their pictures in pixels."""
 
 
 class ToyModels(NamedTuple):
@@ -24,11 +31,38 @@ class ToyModels(NamedTuple):
 def load_toy_models(state: dict[str, Any]) -> ToyModels:
     """Build ComfyUI's models from `lamp.toy.base.toy_state()`."""
     config = state["metadata"]
-    return ToyModels(
+    models = ToyModels(
         build_patcher(config["unet"], _floats(state["unet"])),
         _build_clip(config["text_encoder"], _floats(state["text_encoder"])),
         _build_vae(config["vae"], _floats(state["vae"])),
     )
+    for patcher in (models.model, models.vae.patcher):
+        patcher.set_attachments(_SIDE, config["vae"]["sample_size"])
+    return models
+
+
+def toy_side(model: Any) -> int | None:
+    """Side in pixels of the pictures of a toy MODEL or VAE; None for any other."""
+    attached = getattr(getattr(model, "patcher", model), "get_attachment", None)
+    return None if attached is None else attached(_SIDE)
+
+
+def check_toy_motion(model: Any, file: MotionFile) -> None:
+    """Check that a motion was not trained on the toy base of another world than a toy MODEL's.
+
+    Raises:
+        IncompatibleModelError: it was.
+    """
+    from ...toy.worlds import BASES
+
+    side = toy_side(model)
+    for world, path in BASES.items() if side else ():
+        other = load_toy_models(toy_state(path)).model
+        if toy_side(other) != side and image_model_hash(other) == file.config.base_hash:
+            raise IncompatibleModelError(
+                f"{file.name} was trained on the toy base of the world {world}, but the connected "
+                f"MODEL is another toy base: set world to {world} in Load LAMP Toy Base."
+            )
 
 
 def load_toy_clip_models(state: dict[str, Tensor], metadata: dict[str, Any]) -> tuple[Any, Any]:
