@@ -22,11 +22,13 @@ from . import (
     train,
 )
 from .model_paths import register_motion_folder
+from .training_run import add_route
 from .words import watch_prompts
 
 # Before the first schema is made: the list of motions is one of its menus.
 register_motion_folder()
 watch_prompts()
+add_route()
 
 
 class LampExtension(ComfyExtension):

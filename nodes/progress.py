@@ -10,6 +10,11 @@ from ..lamp.plain import log, plain, plain_lines
 _PREVIEW_SIZE = 512  # pixels of the longer side
 
 
+def running_server() -> Any:
+    """The host's server; None where nodes run without one."""
+    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+
+
 class NodeProgress:
     """Progress on the canvas. `update` raises when the user has pressed cancel."""
 
@@ -38,7 +43,7 @@ class NodeProgress:
 
     def say(self, text: str) -> None:
         """Show a line of text below the node, where there is a server to show it."""
-        server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+        server = running_server()
         if server is not None and self._node_id is not None:
             server.send_progress_text(plain_lines(text), plain(self._node_id))
 

@@ -16,6 +16,7 @@ from ..lamp.files.lock import alone_in
 from ..lamp.hosts.comfy.folders import shown
 from ..lamp.method.architecture import base_hash, map_unet, unet_family
 from ..lamp.motion_file.provenance import CARD_KEY
+from ..lamp.toy.base import check_clips
 from ..lamp.training.loop import Training
 from ..lamp.training.memory.cards import CardSettings
 from ..lamp.training.optimizers import check_optimizer, check_package, installed_optimizers
@@ -133,6 +134,7 @@ class Trainer(io.ComfyNode):
         )
         from ..lamp.hosts.comfy.binding import image_model_hash
         from ..lamp.hosts.comfy.memory import plan_memory
+        from ..lamp.hosts.comfy.toy import toy_side
         from ..lamp.hosts.comfy.vae import first_picture
 
         if preset is not None:
@@ -149,10 +151,14 @@ class Trainer(io.ComfyNode):
         place = find_place(name, resume)
         _refuse_early(config, precision, clips, place)
         comfy_training.check_trainable(model)
+        for side in filter(None, map(toy_side, (model, vae))):
+            check_clips((clips.size(clip) for clip in range(len(clips))), side)
         start = None
         if place.state is None:
             start = load_start(config, map_unet(model.model.diffusion_model), motion_path)
         progress = NodeProgress(cls.hidden.unique_id)
+        if preset is not None and (advice := preset.differs_from(clips.settings)):
+            progress.announce(advice)
         comfy_training.warn_of_ignored_patches(model)
         given = None
         if first_frame is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,14 +12,18 @@ import folder_paths
 from torch import Tensor
 
 from ..lamp.errors import LampError
-from ..lamp.plain import log
+from ..lamp.hosts.comfy.folders import shown
+from ..lamp.motion_file.file import RUN_KEY, run_of
+from ..lamp.motion_file.provenance import save_motion_file
+from ..lamp.plain import log, plain
+from ..lamp.training.from_state import motion_of_state
 from ..lamp.training.loop import StepReport, Training
 from ..lamp.training.samples import Samples
 from ..lamp.training.session import Place, newest_first, newest_run, states
 from ..lamp.training.state import read_state
 from .common import motion_folder
 from .model_paths import motion_root
-from .progress import NodeProgress, duration
+from .progress import NodeProgress, duration, running_server
 
 RUNS = "lamp_training"
 _DEEPEST = 6  # parts of a name: horses/brown/run_00001 has three
@@ -68,15 +73,61 @@ def find_place(name: str, resume: str) -> Place:
             return _new_place(fresh)
         path, state = found
     else:
-        # Some versions of the host do not check menu values sent over the API.
-        if resume not in resume_choices():
-            raise LampError(
-                f"The training state '{resume[:100]}' does not exist. Press R and choose another."
-            )
-        path = runs_root() / resume
+        path = _state_path(resume)
         state = read_state(path)
-    relative = path.parent.relative_to(runs_root())
-    return Place(path.parent, motion_root() / relative, state)
+    return Place(path.parent, _motion_of_run(path), state)
+
+
+def save_motion_of_state(name: str) -> str:
+    """Save the motion of a training state as one of `keep_motions`, if it has no file yet.
+
+    Returns:
+        Its name in the motion folder.
+
+    Raises:
+        LampError: there is no such state, or see `motion_of_state`.
+    """
+    path = _state_path(name)
+    file = motion_of_state(path, _motion_of_run(path))
+    target = _motion_of_run(path).with_name(f"{file.name}.safetensors")
+    mark = {key: file.metadata[key] for key in (RUN_KEY,) if key in file.metadata}
+    if not target.exists() or run_of(target) != mark.get(RUN_KEY):
+        target = save_motion_file(target, file, extra=mark)
+        log.info("LAMP: saved %s", shown(target))
+    return str(target.relative_to(motion_root()))
+
+
+def add_route() -> None:
+    """Let a click in `web/choose.js` call `save_motion_of_state`; without a server, do nothing."""
+    server = running_server()
+    if server is None:
+        return
+    from aiohttp import web
+
+    async def save(request: Any) -> Any:
+        try:
+            asked = await request.json()
+            name = await asyncio.to_thread(save_motion_of_state, str(asked["state"]))
+        except LampError as error:
+            return web.json_response({"error": plain(str(error))}, status=400)
+        except (KeyError, TypeError, ValueError):
+            return web.json_response({"error": "state is missing"}, status=400)
+        return web.json_response({"motion": name})
+
+    server.routes.post("/lamp/motion_of_state")(save)
+
+
+def _state_path(name: str) -> Path:
+    # Some versions of the host do not check menu values sent over the API.
+    if name in (NONE, LATEST) or name not in resume_choices():
+        raise LampError(
+            f"The training state '{name[:100]}' does not exist. Press R and choose another."
+        )
+    return runs_root() / name
+
+
+def _motion_of_run(state: Path) -> Path:
+    return motion_root() / state.parent.relative_to(runs_root())
 
 
 def _new_place(fresh: Path) -> Place:

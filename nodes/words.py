@@ -5,7 +5,6 @@ Nodes with unchanged inputs do not run again, so the check is made for every pro
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from ..lamp.errors import LampError
@@ -14,6 +13,7 @@ from ..lamp.motion_file.file import read_header
 from ..lamp.plain import log, plain
 from .graph import missing_words, prompts_below
 from .model_paths import motion_path
+from .progress import running_server
 
 EVENT = "lamp.missing_words"
 """Sent to the page that queued the prompt, with `motion` and `words`; web/motions.js shows it."""
@@ -22,7 +22,7 @@ LOADER = "LAMP_LoadMotion"
 
 def watch_prompts() -> None:
     """Check every prompt that the server queues; without a server, do nothing."""
-    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    server = running_server()
     if server is None:
         return
 

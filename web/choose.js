@@ -1,8 +1,9 @@
 // Choosing a motion by eye: a button on LAMP Trainer shows the motions of its newest run side by side, each
-// with its sample, step and scores. A click sets the loader on the canvas, or adds one.
+// with its sample, step and scores. A click sets the loader on the canvas, or adds one. Motions that have
+// no file are saved from a training state first (nodes/training_run.py), where there is one.
 import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
-import { header, inLanguage, LOADER, parsed, select, tell, thumbnail, widgetOf } from './shared.js'
+import { choicesOf, header, inLanguage, LOADER, parsed, select, tell, thumbnail, widgetOf } from './shared.js'
 
 const TEXTS = {
     en: {
@@ -12,6 +13,9 @@ const TEXTS = {
         step: 'step',
         best: 'best',
         stopped: 'stopped',
+        state: 'saved when chosen',
+        others: 'All samples of this run. Those that are not above have no file: keep_motions saves more motions.',
+        failed: (reason) => `The motion was not saved: ${reason}`,
         held_out_loss: 'held-out loss',
         sample_motion: 'motion',
         sample_likeness: 'likeness',
@@ -23,6 +27,9 @@ const TEXTS = {
         step: '步数',
         best: '最佳',
         stopped: '已停止',
+        state: '选择时保存',
+        others: '本次训练的全部样片。上面没有列出的没有文件：用 keep_motions 可保存更多运动模式。',
+        failed: (reason) => `运动模式未能保存：${reason}`,
         held_out_loss: '留出损失',
         sample_motion: '运动量',
         sample_likeness: '相似度',
@@ -46,8 +53,26 @@ async function motionsOf(name) {
     })
 }
 
-function sampleUrl(run, step) {
-    const filename = `sample-step${String(step).padStart(6, '0')}.webp`
+// The states of a run at other steps than those of its motions.
+function statesOf(trainer, run, steps) {
+    return choicesOf(trainer, 'resume').flatMap((state) => {
+        const found = plain(state).match(/^(.*)\/state-step(\d+)(?:-\d+)?\.safetensors$/)
+        if (found?.[1] !== run || steps.includes(Number(found[2]))) return []
+        const metadata = { 'lamp.config': JSON.stringify({ steps: Number(found[2]) }) }
+        return [{ motion: { run, end: '-state', state }, metadata }]
+    })
+}
+
+// Saves the motion of a state; its file, or null after an error.
+async function saved(state) {
+    const asked = { method: 'POST', body: JSON.stringify({ state }) }
+    const answer = await api.fetchApi('/lamp/motion_of_state', asked)
+    const { motion, error } = await answer.json().catch(() => ({ error: answer.statusText }))
+    if (!motion) tell('error', inLanguage(TEXTS).failed(error))
+    return motion ?? null
+}
+
+function fileUrl(run, filename) {
     const place = new URLSearchParams({ type: 'output', subfolder: `lamp_training/${run}`, filename })
     return api.apiURL(`/view?${place}`)
 }
@@ -56,7 +81,7 @@ function card({ run, end }, metadata, use) {
     const text = inLanguage(TEXTS)
     const { steps } = parsed(metadata, 'lamp.config') ?? {}
     const scores = Object.entries(parsed(metadata, 'lamp.scores') ?? {})
-    const marks = ['best', 'stopped'].filter((mark) => end.includes(mark)).map((mark) => text[mark])
+    const marks = ['best', 'stopped', 'state'].filter((mark) => end.includes(mark)).map((mark) => text[mark])
     const button = document.createElement('button')
     const picture = document.createElement('img')
     const label = document.createElement('div')
@@ -68,7 +93,7 @@ function card({ run, end }, metadata, use) {
         picture.src = thumbnail(metadata)
         picture.hidden = !thumbnail(metadata)
     }
-    picture.src = sampleUrl(run, steps)
+    picture.src = fileUrl(run, `sample-step${String(steps).padStart(6, '0')}.webp`)
     // Never as HTML: it is text from a file.
     label.textContent = [
         [`${text.step} ${Number(steps)}`, ...marks].join(', '),
@@ -77,6 +102,18 @@ function card({ run, end }, metadata, use) {
     button.append(picture, label)
     button.addEventListener('click', use)
     return button
+}
+
+// The comparison of all samples, if the run has one.
+function allSamples(run) {
+    const area = document.createElement('div')
+    const picture = document.createElement('img')
+    area.style.cssText = 'flex-basis: 100%; font-size: 12px'
+    picture.style.cssText = 'max-width: 100%; display: block'
+    picture.onerror = () => area.remove()
+    picture.src = fileUrl(run, 'samples.png')
+    area.append(inLanguage(TEXTS).others, picture)
+    return area
 }
 
 // The loaders of motions of this training, else the only loader, else a new one.
@@ -100,12 +137,15 @@ async function choose(trainer) {
     const all = await motionsOf(name)
     if (!all.length) return tell('warn', text.none(name))
     const newest = Math.max(...all.map(({ number }) => number))
+    const { run } = all.find(({ number }) => number === newest)
+    await app.refreshComboInNodes() // states and files may be newer than the menus
     const found = await Promise.all(
         all
             .filter(({ number }) => number === newest)
             .map(async (motion) => ({ motion, metadata: await header(motion.file) }))
     )
     const stepOf = ({ metadata }) => parsed(metadata, 'lamp.config')?.steps ?? 0
+    found.push(...statesOf(trainer, run, found.map(stepOf)))
     found.sort((one, other) => stepOf(one) - stepOf(other))
     const dialog = document.createElement('dialog')
     dialog.className = 'lamp-choose'
@@ -115,12 +155,15 @@ async function choose(trainer) {
     for (const { motion, metadata } of found) {
         const use = async () => {
             dialog.close()
-            await app.refreshComboInNodes() // the file may be newer than the menus
-            for (const loader of loadersFor(trainer, all)) select(loader, 'motion_name', motion.file)
-            tell('info', text.chosen(motion.file))
+            const file = motion.file ?? (await saved(motion.state))
+            if (!file) return
+            await app.refreshComboInNodes() // the file is newer than the menus
+            for (const loader of loadersFor(trainer, all)) select(loader, 'motion_name', file)
+            tell('info', text.chosen(file))
         }
         dialog.append(card(motion, metadata, use))
     }
+    dialog.append(allSamples(run))
     dialog.addEventListener('close', () => dialog.remove())
     dialog.addEventListener('click', (event) => event.target === dialog && dialog.close())
     document.body.append(dialog)

@@ -35,7 +35,7 @@ class Product(nn.Module):
         self._known = known
 
     def forward(self, up: Tensor, down: Tensor) -> Tensor:
-        return (up.T @ down.flatten(1)).unflatten(1, down.shape[1:])
+        return product(up, down)
 
     def right_inverse(self, weight: Tensor) -> Factors:
         """Initial factors of a new tensor: their product is zero, or noise of the tensor's scale.
@@ -86,9 +86,14 @@ def factorise(
         parametrize.register_parametrization(motion.get_submodule(module), leaf, product)
 
 
-def factors(motion: Motion) -> dict[str, Factors]:
-    """Canonical name -> `up` and `down`, of each tensor trained as factors."""
-    state = motion.state_dict()
+def product(up: Tensor, down: Tensor) -> Tensor:
+    """The matrix `o ...` of its factors."""
+    return (up.T @ down.flatten(1)).unflatten(1, down.shape[1:])
+
+
+def factors(state: Mapping[str, Tensor]) -> dict[str, Factors]:
+    """Canonical name -> `up` and `down`, of each tensor of a motion's `state_dict` that was trained
+    as factors."""
     return {
         name.replace(_MARK, ".").removesuffix(".original0"): (
             up,
@@ -99,10 +104,7 @@ def factors(motion: Motion) -> dict[str, Factors]:
     }
 
 
-def whole_state(motion: Motion) -> dict[str, Tensor]:
-    """The motion's tensors by canonical name, with factors multiplied."""
-    state = {name: tensor for name, tensor in motion.state_dict().items() if _MARK not in name}
-    for name in factors(motion):
-        module, _, leaf = name.rpartition(".")
-        state[name] = getattr(motion.get_submodule(module), leaf).detach()
-    return state
+def whole_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A motion's `state_dict` by canonical name, with factors multiplied."""
+    whole = {name: tensor for name, tensor in state.items() if _MARK not in name}
+    return whole | {name: product(*parts) for name, parts in factors(state).items()}

@@ -6,7 +6,7 @@ import glob
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from ..clips.clip_set import ClipSet
@@ -21,7 +21,7 @@ from .low_rank import factors, whole_state
 from .optimizers import importance
 from .recipe import TrainConfig
 from .samples import save_loss_plot
-from .session import BEST, RunFolder, SaveConfig, run_training, step_mark
+from .session import BEST, RunFolder, SaveConfig, run_training, state_steps, step_mark
 from .state import StateError
 from .stopping import Measured, best_of_run, merged
 
@@ -63,7 +63,7 @@ class Outcome:
     def file(self, training: Training) -> MotionFile:
         """The current motion (its average, if there is one) in fp32 on the CPU."""
         with training.average.shown():
-            state = whole_state(training.motion)
+            state = whole_state(training.motion.state_dict())
             state = {name: value.detach().float().cpu().clone() for name, value in state.items()}
         factors_learned = bool(training.config.rank)
         known = {} if factors_learned else importance(training.motion, training.optimizer)
@@ -72,7 +72,9 @@ class Outcome:
 
     def _records(self, training: Training) -> dict[str, str]:
         """Header entries about the training."""
-        settings = json.dumps(asdict(training.config))
+        # Without the folder, which is private.
+        start = PurePath(training.config.start_from).name
+        settings = json.dumps({**asdict(training.config), "start_from": start})
         card = {CARD_KEY: self.extra[CARD_KEY]} if CARD_KEY in self.extra else {}
         scores = {each.step: each.scores for each in measures(training)}.get(training.step)
         measured = {SCORES_KEY: json.dumps(scores)} if scores else {}
@@ -96,7 +98,7 @@ class Outcome:
         own = bool(self.run) and path.exists() and run_of(path) == self.run
         picture = "" if folder is None else sample_thumbnail(folder, training.step)
         with training.average.shown():
-            parts = factors(training.motion)
+            parts = factors(training.motion.state_dict())
             return save_motion(
                 path,
                 file.state,
@@ -187,7 +189,8 @@ def _save_pictures(
     best = best_of_run(measured, config) if config.patience and measured else None
     try:
         save_loss_plot(folder.path / "loss.png", training.losses, training.validation)
-        save_comparison(folder.path, measured, best, outcome.kept())
+        kept = outcome.kept() | {training.step}
+        save_comparison(folder.path, measured, best, kept, state_steps(folder.path) - kept)
     except LampError as error:  # the motion is saved, a picture is no reason to fail
         say(str(error))
 

@@ -161,6 +161,11 @@ def states(folder: Path) -> list[Path]:
     return [path for _, path in sorted(found)]
 
 
+def state_steps(folder: Path) -> set[int]:
+    """The steps of the states in a run's folder."""
+    return {name[0] for path in states(folder) if (name := _name(path))}
+
+
 def newest_first(paths: Iterable[Path]) -> list[Path]:
     """Files by age. Files deleted meanwhile are left out, as a run deletes its older states."""
     found = []

@@ -100,6 +100,7 @@ def take_state(training: Training, identity: dict[str, str], run: str = "") -> T
         "run": run,
         "origin": training.origin,
         "order": order,
+        "trained": list(training.motion.trained_parameters()),
         "validation": training.validation,
         "sample_scores": training.sample_scores,
         "average_updates": training.average.updates,
@@ -129,8 +130,11 @@ def write_state(path: Path, state: TrainingState) -> Path:
         ) from error
 
 
-def read_state(path: Path) -> TrainingState:
+def read_state(path: Path, parts: tuple[str, ...] = ("",)) -> TrainingState:
     """Read what `write_state` wrote.
+
+    Args:
+        parts: the beginnings of the names of the tensors to read.
 
     Raises:
         StateError: it is missing, damaged, or of another format.
@@ -142,7 +146,7 @@ def read_state(path: Path) -> TrainingState:
         with safe_open(path, framework="pt") as file:
             facts = read_json((file.metadata() or {})["lamp.state"])
             # Copies, as Windows can neither replace nor delete a memory-mapped file.
-            names = list(file.keys())
+            names = [name for name in file.keys() if name.startswith(parts)]  # noqa: SIM118
             tensors = {name: file.get_tensor(name).clone() for name in names}
         if facts["format"] != FORMAT:
             raise ValueError(f"its format is {facts['format']}, this version reads {FORMAT}")
@@ -171,7 +175,7 @@ def restore(training: Training, state: TrainingState, identity: dict[str, str]) 
         StateError: a setting that changes the numbers differs, or the state is damaged. The
             training must not be used then.
     """
-    with _named(state):
+    with named(state):
         check_state(state, training.asked, training.group.count, identity)
         _restore(training, state)
 
@@ -193,7 +197,7 @@ def check_state(
         StateError: a setting that changes the numbers differs, or the state is beyond the run's
             last step.
     """
-    with _named(state):
+    with named(state):
         last = config.steps
         if config.minutes:
             last = int(state.facts.get("planned_steps", 0)) or state.step
@@ -207,7 +211,7 @@ def check_state(
 
 
 @contextlib.contextmanager
-def _named(state: TrainingState) -> Iterator[None]:
+def named(state: TrainingState) -> Iterator[None]:
     """Turn every error of a damaged state into a `StateError`."""
     try:
         yield
@@ -229,11 +233,11 @@ def _named(state: TrainingState) -> Iterator[None]:
 
 def _restore(training: Training, state: TrainingState) -> None:
     tensors, facts = state.tensors, state.facts
-    training.motion.load_state_dict(_below("motion.", tensors))
+    training.motion.load_state_dict(below("motion.", tensors))
     entries: list[dict[str, Any]] = [{} for _ in training.trained]
     for index, numbers in facts["optimizer_numbers"].items():
         entries[int(index)].update(numbers)
-    for name, value in _below("optimizer.", tensors).items():
+    for name, value in below("optimizer.", tensors).items():
         index, key = name.split(".", 1)
         entries[int(index)][key] = value
     restore_optimizer(training.optimizer, entries, training.state_device)
@@ -255,7 +259,8 @@ def _restore(training: Training, state: TrainingState) -> None:
     )
 
 
-def _below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def below(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors whose names begin with `prefix`, without it."""
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from lamp.motion_file.config import MotionConfig
-from lamp.motion_file.file import save_motion
+from lamp.motion_file.file import RUN_KEY, load_motion_file, save_motion
 from lamp.motion_file.provenance import SCORES_KEY
 from lamp.training.samples import save_animation
+from lamp.training.state import TrainingState, write_state
 from scripts.server.browser import NODES_2, change_settings, wait_until_ready
 from scripts.server.server import ComfyServer
 from tests.browser.conftest import has_nodes_2
-from tests.browser.test_files import CHOSEN
+from tests.browser.test_files import CHOSEN, TOASTS
 
 # A trainer behind a checkpoint, whose button is pressed; returns the texts of what is offered.
 PRESS = """async (name) => {
@@ -45,19 +48,29 @@ LINKED = """() => {
 }"""
 
 
+def steps_of(offered: list[str]) -> list[int]:
+    return [int(re.findall(r"\d+", text)[0]) for text in offered]
+
+
 @pytest.fixture(scope="module")
 def run(server: ComfyServer) -> str:
-    """Two runs named horses/eye; the second has two kept motions, one of them with a sample."""
+    """Two runs named horses/eye; the second has two kept motions, one of them with a sample, a
+    training state and a comparison of all samples."""
     folder: Path = server.base / "models" / "lamp_motion" / "horses"
     folder.mkdir(parents=True)
     for name, steps in {"1": 9, "2-step000020": 20, "2-step000100": 100, "2": 150}.items():
         number, _, mark = name.partition("-")
-        extra = {SCORES_KEY: json.dumps({"sample_motion": steps / 1000, "<b>": 1})}
+        scores = json.dumps({"sample_motion": steps / 1000, "<b>": 1})
+        extra = {SCORES_KEY: scores, RUN_KEY: f"run {number}"}
         path = folder / f"eye_{int(number):05}{'-' if mark else ''}{mark}.safetensors"
         save_motion(path, {"x": torch.zeros(1)}, MotionConfig("sd1", steps=steps), extra=extra)
     samples = server.base / "output" / "lamp_training" / "horses" / "eye_00002"
     samples.mkdir(parents=True)
     save_animation(samples / "sample-step000020.webp", torch.rand(3, 32, 48, 3), 8.0)
+    facts = {"step": 60, "settings": {"optimizer": "adamw"}, "run": "run 2", "validation": []}
+    state = TrainingState({"motion.x": torch.ones(1)}, facts)
+    write_state(samples / "state-step000060.safetensors", state)
+    Image.new("RGB", (99, 9)).save(samples / "samples.png")
     return "horses/eye"
 
 
@@ -75,16 +88,42 @@ def opened(page: Any, run: str, request: pytest.FixtureRequest) -> Iterator[Any]
 
 def test_a_click_chooses_the_motion(opened: Any, run: str) -> None:
     offered = opened.evaluate(PRESS, run)
-    assert [text.splitlines()[0].split()[-1] for text in offered] == ["20", "100", "150"]
+    assert steps_of(offered) == [20, 60, 100, 150]
     assert "0.0200" in offered[0] and "<b>" in offered[0]
-    assert opened.evaluate(SHOWN) == [48, 0, 0]
-    opened.locator(".lamp-choose button").nth(1).click()
+    assert opened.evaluate(SHOWN) == [48, 0, 0, 0, 99]
+    opened.locator(".lamp-choose button").nth(2).click()
     opened.wait_for_function(IS_CHOSEN, arg=["horses/eye_00002-step000100.safetensors"])
     assert opened.evaluate(LINKED) == "LAMP_LoadToyBase"
     assert not opened.locator(".lamp-choose").count()
     opened.evaluate(PRESS, run)
     opened.locator(".lamp-choose button").nth(0).click()
     opened.wait_for_function(IS_CHOSEN, arg=["horses/eye_00002-step000020.safetensors"])
+
+
+def test_a_click_saves_the_motion_of_a_state(opened: Any, run: str, server: ComfyServer) -> None:
+    assert steps_of(opened.evaluate(PRESS, run)) == [20, 60, 100, 150]
+    opened.locator(".lamp-choose button").nth(1).click()
+    opened.wait_for_function(IS_CHOSEN, arg=["horses/eye_00002-step000060.safetensors"])
+    path = server.base / "models/lamp_motion/horses/eye_00002-step000060.safetensors"
+    try:
+        assert load_motion_file(path).state["x"] == 1
+        assert steps_of(opened.evaluate(PRESS, run)) == [20, 60, 100, 150]
+    finally:
+        path.unlink()
+
+
+def test_a_motion_that_cannot_be_saved_is_told(opened: Any, run: str, server: ComfyServer) -> None:
+    path = server.base / "output/lamp_training/horses/eye_00002/state-step000060.safetensors"
+    whole = path.read_bytes()
+    opened.evaluate(PRESS, run)
+    try:
+        path.write_bytes(whole[: len(whole) // 2])
+        opened.locator(".lamp-choose button").nth(1).click()
+        opened.wait_for_timeout(2000)
+        assert any(path.name in text for text in opened.evaluate(TOASTS))
+        assert not list((server.base / "models/lamp_motion/horses").glob("*60*"))
+    finally:
+        path.write_bytes(whole)
 
 
 def test_a_name_without_motions_offers_nothing(opened: Any) -> None:

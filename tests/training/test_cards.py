@@ -12,6 +12,7 @@ import torch
 
 from benchmarks.samples.tiny_models import tiny_patcher
 from lamp.cli import DONE, main
+from lamp.clips.settings import ClipSettings
 from lamp.motion_file.file import load_motion_file
 from lamp.training.memory import cards
 from lamp.training.memory.cards import CardSettings, available_memory, settings_for
@@ -112,6 +113,14 @@ def test_auto_takes_what_is_free() -> None:
     found = chosen("auto", 7 * GB)
     assert found.estimate.total <= 7 * GB and found.training["gradient_checkpointing"]
     assert "7.0 GB" in found.describe()
+
+
+def test_clips_that_the_preset_is_not_for_are_noticed() -> None:
+    found = chosen("12 GB", width=32)
+    assert not found.differs_from(ClipSettings(**found.clips, bucket=True))
+    for name, value in {"width": 512, "height": 64, "frames": 8}.items():
+        advice = found.differs_from(ClipSettings(**{**found.clips, name: value}))
+        assert f"{name} {value}" in advice and f"{name} {found.clips[name]}" in advice
 
 
 # --- where it is chosen ---------------------------------------------------------------------------

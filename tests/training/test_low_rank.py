@@ -88,7 +88,7 @@ def test_a_fresh_one_adds_nothing_and_its_queries_are_noise_as_ever(host: Diffus
     factorise(motion, RANK, seed=0)
     how = {"groupnorm": "frame", "first_frame": False}
     assert torch.equal(predict(host, motion, **how), predict(host, whole, **how))
-    wanted, found = whole.state_dict(), whole_state(motion)
+    wanted, found = whole.state_dict(), whole_state(motion.state_dict())
     assert found.keys() == wanted.keys()
     for name in found:
         assert found[name].shape == wanted[name].shape
@@ -99,7 +99,7 @@ def test_a_fresh_one_adds_nothing_and_its_queries_are_noise_as_ever(host: Diffus
 
 
 def test_each_learned_tensor_is_the_product_of_its_factors(trained: Training) -> None:
-    state, parts = whole_state(trained.motion), factors(trained.motion)
+    state, parts = whole_state(trained.motion.state_dict()), factors(trained.motion.state_dict())
     assert {name.split(".")[-2] for name in parts} >= {"conv1d", "to_q", "to_k", "to_v", "0"}
     for name, (up, down) in parts.items():
         product = np.einsum("ro,rn->on", up.numpy(), down.flatten(1).numpy())
@@ -112,7 +112,7 @@ def test_a_rank_that_saves_nothing_changes_nothing(host: DiffusersHost) -> None:
     motion = Motion(map_unet(host.unet)).initialise(0)
     before = motion.state_dict()
     factorise(motion, 512, seed=0)
-    assert not factors(motion) and motion.state_dict().keys() == before.keys()
+    assert not factors(motion.state_dict()) and motion.state_dict().keys() == before.keys()
 
 
 # --- what is kept ----------------------------------------------------------------------------
@@ -125,7 +125,7 @@ def test_what_loads_is_the_product_in_eight_bits(
     with safe_open(path, framework="pt") as file:
         forms = forms_of(file.metadata()[RANK_KEY])
     assert all(form[0] == [RANK, 0, 0, 0] for form in forms.values())  # 8 bits, all of them
-    found, wanted = load_motion_file(path), whole_state(trained.motion)
+    found, wanted = load_motion_file(path), whole_state(trained.motion.state_dict())
     found.check_against(map_unet(host.unet))
     for name, tensor in wanted.items():
         if name in forms:
@@ -199,7 +199,7 @@ def test_at_the_size_of_sd1_rank_64_takes_a_twentieth(full_size: Motion) -> None
     assert full == pytest.approx(508e6, rel=0.01)
     motion = Motion(full_size.sites, device="meta")
     factorise(motion, 64, seed=0)
-    parts = factors(motion)
+    parts = factors(motion.state_dict())
     small = sum(
         Encoding((64, 0, 0, 0), whole[name]).bytes if name in parts else 2 * int(np.prod(shape))
         for name, shape in whole.items()
@@ -208,7 +208,7 @@ def test_at_the_size_of_sd1_rank_64_takes_a_twentieth(full_size: Motion) -> None
 
 
 def test_the_bytes_of_a_form_are_those_that_are_written(trained: Training) -> None:
-    data, header = compress_factors(factors(trained.motion))
+    data, header = compress_factors(factors(trained.motion.state_dict()))
     forms = forms_of(header)
     found = [Encoding(tuple(ranks), tuple(shape)) for ranks, *shape in forms.values()]
     assert data.dtype == torch.uint8 and len(data) == sum(form.bytes for form in found)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from ...clips.settings import ClipSettings
 from ..optimizers import installed_optimizers
 from .estimate import GB, Estimating, MemoryEstimate, MemoryPlan, gigabytes
 from .plan import check_fit, suggest
@@ -40,6 +41,15 @@ class CardSettings:
         plan = self.estimate.plan
         size = {"width": plan.width * plan.pixels, "height": plan.height * plan.pixels}
         return {"frames": plan.frames, **size}
+
+    def differs_from(self, clips: ClipSettings) -> str:
+        """What to do if the clips were read with other settings; empty if they were not."""
+        given = {name: getattr(clips, name) for name in self.clips}
+        if given == self.clips:
+            return ""
+        wanted = ", ".join(f"{name} {value}" for name, value in self.clips.items())
+        found = ", ".join(f"{name} {value}" for name, value in given.items())
+        return f"the preset is for clips with {wanted}, but these have {found}: connect its outputs"
 
     def describe(self) -> str:
         """Card, settings and estimate in words."""
