@@ -22,7 +22,7 @@ from .recipe import TrainConfig, learning_rate_factor
 
 HELD_OUT, MOTION, LIKENESS = "held_out_loss", "sample_motion", "sample_likeness"
 _MARGIN = 0.025  # of the held-out loss: smaller improvements do not count
-_SAMPLE_MARGIN = 0.1  # of the others, which are in powers of two
+_SAMPLE_MARGIN = 0.15  # of the others, which are in powers of two
 _SCALE = 0.05  # a difference of the held-out loss that weighs as much as one of 1 in the others
 _LOW_RATE = 0.25  # of the highest rate
 _CLIPS = 4  # clips that the samples are compared with

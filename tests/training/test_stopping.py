@@ -7,17 +7,18 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
 from benchmarks.samples.small_training import small_clips, small_host, small_training
+from benchmarks.toy import stopping
+from benchmarks.toy.runs import Recipe
 from lamp.clips.load import clips_from_images
 from lamp.errors import LampError
 from lamp.motion_file.file import load_motion_file
 from lamp.training.loop import Training
 from lamp.training.outcome import Outcome, train_to_file
-from lamp.training.recipe import TrainConfig, preset
+from lamp.training.recipe import TrainConfig
 from lamp.training.session import RunFolder, SaveConfig
 from lamp.training.state import restore, take_state
 from lamp.training.stopping import (
@@ -86,59 +87,48 @@ def test_the_samples_decide_between_equal_losses() -> None:
 
 # --- recorded runs --------------------------------------------------------------------------------
 
-RECORDED = json.loads(Path(__file__).with_name("toy_curves.json").read_text(encoding="utf-8"))
-"""Runs of benchmarks.motion with a ninth clip held out, measured 20 times: the measures, and the
-overlap of eight unseen objects after some steps."""
+RECORDED = {
+    name: stopping.Curve.of(stored)
+    for name, stored in json.loads(
+        Path(__file__).with_name("toy_curves.json").read_text(encoding="utf-8")
+    ).items()
+}
+"""Curves of benchmarks.toy.stopping, by motion and seed."""
 
 
-def measured_in(run: dict[str, Any]) -> list[Measured]:
-    names = HELD_OUT, MOTION, LIKENESS
-    every = run["steps"] // 20
-    values = zip(*(run[name] for name in names), strict=True)
-    return [
-        Measured(every * number, dict(zip(names, each, strict=True)))
-        for number, each in enumerate(values, start=1)
-    ]
-
-
-def recorded_stop(run: dict[str, Any]) -> int:
-    steps = run["steps"]
-    config = TrainConfig(steps=steps, hold_out=1, patience=3, **preset("fast", steps))
-    measured, kept = measured_in(run), list[int]()
-    stopping = Stopping(lambda: kept.append(last))
-    for count in range(1, len(measured) + 1):
-        last = measured[count - 1].step
-        if stopping.after(measured[:count], config):
-            break
-    assert kept[-1] == best_of_run(measured[:count], config)
-    assert settled([Measured(kept[-1], {})], config)  # not one of the noisy steps before
-    return last
-
-
-def share_of_final(run: dict[str, Any], step: int) -> float:
-    """Of the final overlap, between the measured steps by interpolation."""
-    steps = [int(name) for name in run["overlap"]]
-    values = list(run["overlap"].values())
-    return float(np.interp(step, steps, values) / values[-1])
+def config_of(curve: stopping.Curve) -> TrainConfig:
+    return TrainConfig(steps=curve.steps, **stopping.settings(Recipe(steps=curve.steps)))
 
 
 @pytest.mark.parametrize("name", RECORDED)
-def test_recorded_runs_stop_with_nearly_all_of_their_score(name: str) -> None:
-    run = RECORDED[name]
-    stop = recorded_stop(run)
-    assert share_of_final(run, stop) >= 0.95
-    assert 0.69 * run["steps"] < stop <= 0.9 * run["steps"]
+def test_recorded_runs_stop_when_they_are_learned(name: str) -> None:
+    curve = RECORDED[name]
+    found = stopping.figures(curve, Recipe(steps=curve.steps))
+    assert stopping.holds(found)
+    assert found["stops"] <= 0.9 * curve.steps
+
+
+@pytest.mark.parametrize("name", RECORDED)
+def test_the_kept_motion_is_the_best_of_the_steps_with_a_low_rate(name: str) -> None:
+    curve, kept = RECORDED[name], list[int]()
+    config, rule = config_of(curve), Stopping(lambda: kept.append(last))
+    for count, each in enumerate(curve.measured, start=1):
+        last = each.step
+        if rule.after(curve.measured[:count], config):
+            break
+    assert kept[-1] == best_of_run(curve.measured[:count], config)
+    assert settled([Measured(kept[-1], {})], config)  # not one of the noisy steps before
 
 
 def test_without_waiting_for_the_rate_a_run_would_stop_too_early() -> None:
     """The measures of 'wave' rest long before its videos do. At a constant rate nothing tells."""
-    run = RECORDED["wave 500"]
+    curve = RECORDED["wave 500"]
     stop = next(
         each.step
-        for count, each in enumerate(measured_in(run), start=1)
-        if stale(measured_in(run)[:count]) >= 3
+        for count, each in enumerate(curve.measured, start=1)
+        if stale(curve.measured[:count]) >= stopping.PATIENCE
     )
-    assert share_of_final(run, stop) < 0.9 < share_of_final(run, recorded_stop(run))
+    assert curve.share(stop) < 0.9 < curve.share(stopping.stops_at(curve, config_of(curve)))
 
 
 def test_a_rate_that_is_low_in_the_warmup_is_not_settled() -> None:
