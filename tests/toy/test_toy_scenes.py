@@ -67,6 +67,36 @@ def test_flow_finds_the_speed_of_a_slid_picture() -> None:
     np.testing.assert_allclose(np.median(inner[moving], axis=0), [2.0, 0.0], atol=0.3)
 
 
+@pytest.mark.parametrize("kind", ["helicopter", "horse", "birds", "guitar"])
+def test_pictures_that_look_alike_go_on_alike(kind: str) -> None:
+    """A pose is the same in two phases of a cycle: frame 1 must not leave it open which one."""
+    paths = []
+    for seed in range(3):
+        scenes = some_case(kind, seed).scenes
+        if kind == "birds":  # each bird has its own delay
+            scenes = [replace(one, detail=0) for one in scenes]
+        paths.append(np.stack([measures.POSES[kind](one) for one in scenes]))
+    spread = np.ptp(np.stack(paths), axis=0)
+    assert spread.max() < 0.4 * np.ptp(paths[0], axis=0).max()
+
+
+def test_pixels_match_within_the_reach() -> None:
+    one = np.zeros((1, 9, 9), bool)
+    one[0, 4, 4] = True
+    assert measures.near_share(one, one, 1) == 1.0
+    assert measures.near_share(one, np.roll(one, 1, 2), 1) == 1.0
+    assert measures.near_share(one, np.roll(one, 2, 2), 1) == 0.0
+    both = one | np.roll(one, 3, 2)  # one of two pixels is found: precision 1, recall 1/2
+    assert measures.near_share(one, both, 1) == pytest.approx(2 / 3)
+
+
+def test_sparks_in_wrong_places_do_not_count() -> None:
+    case = some_case("firework")
+    assert measures.particle_share(case.frames, case) == 1.0
+    apart = np.stack([case.frames[0], *np.roll(case.frames[1:], 9, axis=2)])
+    assert measures.particle_share(apart, case) < 0.4
+
+
 def test_water_and_rain_fall_at_the_speed_of_their_motion() -> None:
     water, rain = some_case("waterfall"), some_case("rain")
     tops = nature.streaks(water.scenes[1])[:, 1] - nature.streaks(water.scenes[0])[:, 1]

@@ -11,6 +11,7 @@ from lamp.toy import cases, clip, worlds
 from lamp.toy.base import load_toy_base, toy_state
 from lamp.toy.scenes import cases as scenes_cases
 from lamp.toy.scenes import motions, words
+from lamp.toy.scenes import score as scenes_score
 
 
 def test_a_motion_belongs_to_one_world() -> None:
@@ -53,6 +54,15 @@ def test_the_base_of_the_scenes_decodes_what_it_encodes() -> None:
         name: value.shape for name, value in sprites.items()
     }
     assert toy.config["words"] == words.WORDS
+
+
+@pytest.mark.parametrize("kind", motions.MOTIONS)
+def test_what_the_vae_loses_does_not_count_as_another_motion(kind: str) -> None:
+    toy = load_toy_base(path=worlds.BASES["scenes"])
+    for case in scenes_cases.evaluation_cases(6, kind, 2):
+        decoded = (toy.decode(toy.encode(case.frames)).numpy() * 255.0).round().astype(np.uint8)
+        found = scenes_score.score_video(np.concatenate([case.frames[:1], decoded[1:]]), case)
+        assert found.motion >= 0.6
 
 
 def test_the_clip_of_the_scenes_tells_subjects_apart() -> None:

@@ -1,7 +1,8 @@
 """Measures of the eight motions in generated frames: place, pose, flow, particles, period.
 
 Every measure is 1 for the truth and 0 for a still video. Poses are measured by synthesis: the pose
-whose drawing fits a frame best. Lengths are in pixels.
+whose drawing fits a frame best. Lengths are in pixels. Places and poses are compared in blurred
+pictures, so that the softness of a VAE does not count as another motion.
 """
 
 from __future__ import annotations
@@ -20,8 +21,12 @@ from .scene import Scene
 
 Array = NDArray[np.float64]
 Frames = NDArray[np.uint8]
+Pictures = NDArray[np.float32]
+Masks = NDArray[np.bool_]
 
-DIFFERENT = 40.0  # RGB distance from the backdrop above which a pixel is part of what moves
+BLUR = 1.0  # standard deviation
+DIFFERENT = 25.0  # RGB distance from the backdrop above which a pixel is part of what moves
+SPARK = 2  # radius of a spark
 PHASES = 24  # tried poses
 REACH = 3  # tried shifts around the centre of what moves
 TAU = 2.0 * np.pi
@@ -30,19 +35,28 @@ TAU = 2.0 * np.pi
 # --- what moves ------------------------------------------------------------------------------
 
 
-def moving_masks(frames: Frames, case: SceneCase) -> NDArray[np.bool_]:
+def blurred(pictures: Frames) -> Pictures:
+    """Pictures (..., h, w, 3) without details finer than about two pixels."""
+    import cv2
+
+    flat = pictures.reshape(-1, *pictures.shape[-3:]).astype(np.float32)
+    soft = [cv2.GaussianBlur(picture, (0, 0), BLUR) for picture in flat]
+    return np.stack(soft).reshape(pictures.shape)
+
+
+def moving_masks(frames: Frames, case: SceneCase) -> Masks:
     """Pixels (f, h, w) that differ from the backdrop."""
-    gap = frames.astype(float) - case.backdrop.astype(float)
+    gap = blurred(frames) - blurred(case.backdrop)
     return np.linalg.norm(gap, axis=-1) > DIFFERENT
 
 
-def overlap(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> Array:
+def overlap(one: Masks, other: Masks) -> Array:
     """Intersection over union per frame; 1 if both are empty."""
     union = (one | other).sum((-2, -1))
     return np.where(union == 0, 1.0, (one & other).sum((-2, -1)) / np.maximum(union, 1))
 
 
-def centres(masks: NDArray[np.bool_]) -> Array:
+def centres(masks: Masks) -> Array:
     """Centres (f, 2) as x, y of masks; of an empty one, the middle of the picture."""
     rows, columns = np.mgrid[: masks.shape[-2], : masks.shape[-1]] + 0.5
     area = masks.sum((-2, -1))
@@ -89,49 +103,53 @@ def fitted(frames: Frames, case: SceneCase) -> tuple[Array, Array]:
     """Places (f, 2) relative to frame 1, and poses (f, d), whose drawings fit the frames best.
 
     The drawing of each pose is laid over the backdrop: around the centre of what moves if the
-    motion travels, else at the true place.
+    motion travels, else at the true place. In a motion that happens once, a frame that no pose
+    explains counts as the pose of frame 1.
     """
     first, motion = case.scenes[0], MOTIONS[case.kind]
     phases = np.linspace(0.0, 1.0, PHASES, endpoint=motion.once)
     tried = [replace(first, phase=float(phase)) for phase in phases]
-    pictures = np.stack([draw(scene)[0] for scene in tried])
-    solid = moving_masks(pictures, case)
+    drawn = np.stack([draw(scene)[0] for scene in tried])
+    solid = moving_masks(drawn, case)
+    pictures, backdrop = blurred(drawn), blurred(case.backdrop)
     still = motion.velocity == (0.0, 0.0)
     near = np.arange(-REACH, REACH + 1) if not still else np.zeros(1, int)
     shifts = np.zeros((len(frames), 2), int)
     if not still:
         shifts = np.rint(centres(moving_masks(frames, case)) - centres(solid).mean(0)).astype(int)
     places, poses = [], []
-    for frame, (x, y) in zip(frames, shifts, strict=True):
-        fits = [
-            (
-                *_fit(frame, pictures, solid, case.backdrop, (int(x + dx), int(y + dy))),
-                x + dx,
-                y + dy,
-            )
-            for dx in near
-            for dy in near
-        ]
-        _, index, *place = min(fits)
+    for frame, (x, y) in zip(blurred(frames), shifts, strict=True):
+        tries = [(int(x + dx), int(y + dy)) for dx in near for dy in near]
+        fits = [(*_fit(frame, pictures, solid, backdrop, place), place) for place in tries]
+        _, index, place = min(fits)
         places.append(place)
-        poses.append(POSES[case.kind](tried[index]))
+        known = not motion.once or _explains(pictures[index], frame, pictures[[0, -1]], solid)
+        poses.append(POSES[case.kind](tried[index] if known else first))
     return np.array(places, float), np.stack(poses)
 
 
 def _fit(
-    frame: Frames,
-    pictures: Frames,
-    solid: NDArray[np.bool_],
-    backdrop: Frames,
-    shift: tuple[int, int],
+    frame: Pictures,
+    pictures: Pictures,
+    solid: Masks,
+    backdrop: Pictures,
+    place: tuple[int, int],
 ) -> tuple[float, int]:
     """Least squared error, and which of the pictures has it when it is laid over the backdrop."""
-    turned = shift[::-1]
+    turned = place[::-1]
     laid = np.where(
         np.roll(solid, turned, (1, 2))[..., None], np.roll(pictures, turned, (1, 2)), backdrop
     )
-    errors = np.square(laid.astype(np.float32) - frame).sum((1, 2, 3))
+    errors = np.square(laid - frame).sum((1, 2, 3))
     return float(errors.min()), int(errors.argmin())
+
+
+def _explains(best: Pictures, frame: Pictures, ends: Pictures, solid: Masks) -> bool:
+    """Whether a drawing is closer to a frame, where anything moves, than half of the distance
+    between the first and the last pose."""
+    where = solid.any(0)
+    error, span = (np.square((a - b)[where]).sum() for a, b in ((best, frame), ends))
+    return bool(error <= 0.5 * span)
 
 
 def period_share(found: Array, truth: Array) -> float:
@@ -181,23 +199,40 @@ def flow_share(frames: Frames, case: SceneCase) -> float:
 # --- particles -------------------------------------------------------------------------------
 
 
+def near_share(one: Masks, other: Masks, reach: int) -> float:
+    """F1 score of two masks (f, h, w): pixels match within `reach`; 1 if they agree."""
+    found = (_share_near(one, other, reach), _share_near(other, one, reach))
+    return 2.0 * found[0] * found[1] / max(sum(found), 1e-9)
+
+
+def _share_near(one: Masks, other: Masks, reach: int) -> float:
+    import cv2
+
+    square = np.ones((2 * reach + 1, 2 * reach + 1), np.uint8)
+    wide = np.stack([cv2.dilate(mask.astype(np.uint8), square) for mask in other]).astype(bool)
+    return float((one & wide).sum() / max(1, one.sum()))
+
+
 def particle_share(frames: Frames, case: SceneCase) -> float:
-    """Share of the drops that are found at their next place in the next frame.
+    """Share of the particles that are where they should be. The share that a still video has by
+    chance is subtracted, and that of the truth is 1.
 
-    The share that a still video has by chance is subtracted, and that of the truth is 1. Drops are
-    compared with themselves, one frame earlier, because nobody can know where new ones begin.
+    Sparks are compared with the true ones, frames 2 to the last; drops with themselves, one frame
+    earlier, because nobody can know where new ones begin.
     """
-    masks, true_masks = moving_masks(frames, case), moving_masks(case.frames, case)
-    still = np.repeat(true_masks[:1], len(frames), 0)
-    found, truth, chance = (_moved_share(one, case) for one in (masks, true_masks, still))
-    return float(np.clip((found - chance) / (truth - chance), 0.0, 1.0))
+    masks, truth = moving_masks(frames, case), moving_masks(case.frames, case)
+    still = np.repeat(truth[:1], len(frames), 0)
+    if case.kind == "rain":
+        shares = [_fallen_share(one, case) for one in (masks, truth, still)]
+    else:
+        shares = [near_share(one[1:], truth[1:], SPARK) for one in (masks, truth, still)]
+    found, most, chance = shares
+    return float(np.clip((found - chance) / (most - chance), 0.0, 1.0))
 
 
-def _moved_share(masks: NDArray[np.bool_], case: SceneCase) -> float:
+def _fallen_share(masks: Masks, case: SceneCase) -> float:
     fall = case.scenes[1].phase - case.scenes[0].phase
-    dx, dy = -nature.RAIN_SLANT * fall, fall
-    moved = np.roll(masks[:-1], (round(dy), round(dx)), (1, 2))
-    inside = np.ones_like(moved)
-    inside[:, : round(dy)] = False
-    both, one = moved & masks[1:] & inside, (moved | masks[1:]) & inside
-    return float(both.sum() / max(1, one.sum()))
+    down, across = round(fall), round(-nature.RAIN_SLANT * fall)
+    moved = np.roll(masks[:-1], (down, across), (1, 2))
+    inside = np.arange(masks.shape[1])[:, None] >= down
+    return near_share(moved & inside, masks[1:] & inside, 1)

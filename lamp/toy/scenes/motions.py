@@ -20,7 +20,8 @@ class MotionKind:
         x, y: range of the subject's place at the start.
         velocity: pixels per frame, x and y.
         pace: change of the phase per frame; for a motion that happens once, over the whole clip.
-        phase: range of the phase at the start.
+        phase: range of the phase at the start. It is narrow where one small picture does not tell
+            how the motion goes on: a strum, a wing, a rotor, a leg.
         once: progress from 0 to 1 rather than a cycle.
     """
 
@@ -34,18 +35,18 @@ class MotionKind:
 
 
 MOTIONS: dict[str, MotionKind] = {
-    "helicopter": MotionKind("flies", (18.5, 22.0), (15.0, 25.0), (2.0, 0.0), 0.09),
+    "helicopter": MotionKind("flies", (18.5, 22.0), (15.0, 25.0), (2.0, 0.0), 0.09, (0.0, 0.03)),
     "waterfall": MotionKind("flows", (27.0, 37.0), (0.0, 0.0), (0.0, 0.0), 3.0, (0.0, 54.0)),
     "rain": MotionKind("falls", (18.0, 40.0), (30.0, 33.0), (0.0, 0.0), 4.0, (0.0, 72.0)),
     "firework": MotionKind(
         "bursts", (25.0, 39.0), (20.0, 26.0), (0.0, 0.0), 0.8, (0.12, 0.16), once=True
     ),
-    "horse": MotionKind("runs", (22.0, 25.0), (38.0, 42.0), (1.0, 0.0), 1.0 / 8.0),
-    "birds": MotionKind("fly", (20.0, 24.0), (24.0, 28.0), (1.5, -0.3), 1.0 / 6.0),
+    "horse": MotionKind("runs", (22.0, 25.0), (38.0, 42.0), (1.0, 0.0), 1.0 / 8.0, (0.0, 0.1)),
+    "birds": MotionKind("fly", (20.0, 24.0), (24.0, 28.0), (1.5, -0.3), 1.0 / 6.0, (0.25, 0.3)),
     "smile": MotionKind(
         "smiles", (27.0, 37.0), (27.0, 31.0), (0.0, 0.0), 1.0, (0.0, 0.0), once=True
     ),
-    "guitar": MotionKind("plays", (24.0, 36.0), (23.0, 26.0), (0.0, 0.0), 1.0 / 6.0),
+    "guitar": MotionKind("plays", (24.0, 36.0), (23.0, 26.0), (0.0, 0.0), 1.0 / 6.0, (0.75, 0.8)),
 }
 LONGEST = 16  # frames of the longest clip
 

@@ -137,6 +137,7 @@ def draw_firework(canvas: Canvas, scene: Scene) -> None:
 
 # --- birds ----------------------------------------------------------------------------------
 
+TOGETHER = 0.15  # of a beat, the most between two birds
 FLOCK = np.array([(10.0, 0.0), (-1.0, -10.0), (-2.0, 11.0), (-11.0, 1.0)])
 
 
@@ -144,7 +145,7 @@ def birds(scene: Scene) -> tuple[Array, Array]:
     """Places (n, 2) of the birds, and the angle (n,) of their wings above the level."""
     detail = scene.random(2)
     places = FLOCK + detail.uniform(-1.2, 1.2, FLOCK.shape)
-    beat = TAU * (scene.phase + detail.random(len(FLOCK)))
+    beat = TAU * (scene.phase + TOGETHER * detail.random(len(FLOCK)))
     return places + np.array([scene.x, scene.y]), 0.15 + 0.75 * np.sin(beat)
 
 

@@ -18,10 +18,10 @@ from .motions import MOTIONS, perform
 
 # The measures of each motion; its score is the lowest.
 MEASURES: dict[str, tuple[str, ...]] = {
-    "helicopter": ("place", "pose"),
+    "helicopter": ("place",),
     "waterfall": ("flow",),
     "rain": ("flow", "particles"),
-    "firework": ("pose", "overlap"),
+    "firework": ("pose", "particles"),
     "horse": ("place", "pose", "period"),
     "birds": ("place", "pose", "period"),
     "smile": ("pose",),
@@ -76,22 +76,21 @@ def score_video(frames: NDArray[np.uint8], case: SceneCase) -> SceneScore:
         )
     masks, true_masks = (measures.moving_masks(video, case) for video in (frames, case.frames))
     names, own = MEASURES[case.kind], {}
-    if "pose" in names:
+    if "place" in names or "pose" in names:
         places, poses = measures.fitted(frames, case)
         true_places = np.array([(scene.x, scene.y) for scene in case.scenes])
         true_poses = np.stack([measures.POSES[case.kind](scene) for scene in case.scenes])
-        own["pose"] = measures.followed_share(poses, true_poses)
-        if "place" in names:
-            own["place"] = measures.followed_share(places, true_places)
-        if "period" in names:
-            own["period"] = measures.period_share(poses, true_poses)
+        found = {
+            "place": measures.followed_share(places, true_places),
+            "pose": measures.followed_share(poses, true_poses),
+            "period": measures.period_share(poses, true_poses),
+        }
+        own |= {name: found[name] for name in names if name in found}
     if "flow" in names:
         own["flow"] = measures.flow_share(frames, case)
     if "particles" in names:
         own["particles"] = measures.particle_share(frames, case)
     shared = float(measures.overlap(masks[1:], true_masks[1:]).mean())
-    if "overlap" in names:
-        own["overlap"] = shared
     return SceneScore(shared, changed_share(frames, case), own)
 
 
