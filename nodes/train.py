@@ -152,7 +152,7 @@ class Trainer(io.ComfyNode):
         _refuse_early(config, precision, clips, place)
         comfy_training.check_trainable(model)
         for side in filter(None, map(toy_side, (model, vae))):
-            check_clips((clips.size(clip) for clip in range(len(clips))), side)
+            check_clips(clips.sizes, side)
         start = None
         if place.state is None:
             start = load_start(config, map_unet(model.model.diffusion_model), motion_path)

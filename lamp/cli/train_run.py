@@ -108,7 +108,7 @@ def _train(
     if model is None:
         model = load_image_model(settings.base, settings.tokenizer or "")
     if settings.base == TOY:
-        check_clips((clips.size(clip) for clip in range(len(clips))), model.vae.config.sample_size)
+        check_clips(clips.sizes, model.vae.config.sample_size)
     if start is not None:
         start.check_against(map_unet(model.unet))
         terminal.say(f"starting from {start.name}")

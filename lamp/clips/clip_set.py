@@ -103,6 +103,11 @@ class ClipSet:
         """Number of frames of a clip: at the chosen rate, up to the cap, looped if too short."""
         return self.sources[clip].length
 
+    @property
+    def sizes(self) -> list[tuple[int, int]]:
+        """The different sizes of the clips."""
+        return list(dict.fromkeys(source.size for source in self.sources))
+
     def size(self, clip: int) -> tuple[int, int]:
         """Width and height of a clip's frames, in pixels."""
         return self.sources[clip].size

@@ -28,11 +28,10 @@ def describe_clips(clips: ClipSet) -> str:
     """A headline, a line per clip, a legend, and the warnings. Names and captions come from outside
     and cannot start a line of their own."""
     chosen = clips.settings
-    sizes = dict.fromkeys(clips.size(number) for number in range(len(clips)))
     head = (
         f"{_number(len(clips), 'clip')}, {_number(len(clips.windows()), 'window')} of "
         f"{chosen.frames} frames, stride {chosen.stride}, "
-        + " and ".join(f"{width} x {height}" for width, height in sizes)
+        + " and ".join(f"{width} x {height}" for width, height in clips.sizes)
     )
     head += f", {chosen.fps:g} fps" if chosen.fps else ""
     lines = [_line(clips, number) for number in range(len(clips))]

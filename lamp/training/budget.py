@@ -42,14 +42,14 @@ class Budget:
         training.group.mean_([own])
         training.plan(planned(training.config, round(own.item() * training.group.count)))
         overhead.last = training.config.steps
-        log.info(
-            "LAMP: %d steps fit into %g minutes", training.config.steps, training.config.minutes
-        )
-        if training.config.steps < _FEW:
+        found = training.config.steps, training.config.minutes
+        if training.config.steps >= _FEW:
+            log.info("LAMP: %d steps fit into %g minutes", *found)
+        else:
             log.warning(
-                "Only %d steps fit into %g minutes: set minutes higher, or choose smaller clips.",
-                training.config.steps,
-                training.config.minutes,
+                "There is time for only %d steps (minutes is %g): set minutes higher, or choose "
+                "smaller clips.",
+                *found,
             )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import re
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -104,16 +104,10 @@ def save_comparison(
         known = {"best": step == best, "kept": step in kept, "state": step in states}
         marks = [name for name, on in known.items() if on]
         labels[step] = _label(step, scores.get(step, {}), marks)
-    picture, film = _rows(samples, labels), _films(samples, labels)
     options = {"duration": samples[0].duration, "loop": 0, "quality": 85}
     return [
-        _write(folder / "samples.png", lambda path: picture.save(path, format="PNG")),
-        _write(
-            folder / "samples.webp",
-            lambda path: film[0].save(
-                path, format="WEBP", save_all=True, append_images=film[1:], **options
-            ),
-        ),
+        write_picture(folder / "samples.png", [_rows(samples, labels)]),
+        write_picture(folder / "samples.webp", _films(samples, labels), **options),
     ]
 
 
@@ -170,10 +164,23 @@ def _sheet(width: int, height: int) -> tuple[Any, Any]:
     return sheet, ImageDraw.Draw(sheet)
 
 
-def _write(path: Path, write: Callable[[Path], None]) -> Path:
+def write_picture(path: Path, images: Sequence[Any], **options: Any) -> Path:
+    """Write a picture, or several as an animation.
+
+    Args:
+        options: of the encoder.
+
+    Raises:
+        LampError: it cannot be written.
+    """
+    first, *others = images
+    kind = path.suffix.removeprefix(".").upper()
+    if others:
+        options |= {"save_all": True, "append_images": others}
     try:
-        return write_file(path, write)
+        return write_file(path, lambda temporary: first.save(temporary, format=kind, **options))
     except OSError as error:
         raise LampError(
-            f"{path.name} could not be written: {error}. {write_advice(error, path.parent)}."
+            f"The picture {path.name} could not be written: {error}. "
+            f"{write_advice(error, path.parent)}, or set sample_every to 0."
         ) from error

@@ -29,8 +29,7 @@ from .stopping import Measured, best_of_run, merged
 def describe_training(config: TrainConfig, clips: ClipSet, family: str) -> dict[str, Any]:
     """Metadata of the motion file about its training: fields of `MotionConfig`."""
     captions = clips.captions
-    sizes = {clips.size(clip) for clip in range(len(clips))}
-    width, height = sizes.pop() if len(sizes) == 1 else (0, 0)
+    width, height = clips.sizes[0] if len(clips.sizes) == 1 else (0, 0)
     return {
         "family": family,
         "frames": config.frames,

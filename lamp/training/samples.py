@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ClipError, LampError
-from ..files.atomic import write_advice, write_file
+from ..errors import ClipError
 from ..method.adain import PAPER, AdaINSchedule
 from ..method.noise import draw_noise, share_noise
 from ..method.sampling import sample
 from ..plain import log
+from .compare import write_picture
 from .latents import LatentClips
 from .loop import Training
 from .plots import loss_plot
@@ -116,7 +116,7 @@ def save_loss_plot(
     Raises:
         LampError: it cannot be written.
     """
-    return _write(path, _images(loss_plot(losses, validation)))
+    return write_picture(path, _images(loss_plot(losses, validation)))
 
 
 def save_animation(path: Path, frames: Tensor, fps: float) -> Path:
@@ -125,9 +125,7 @@ def save_animation(path: Path, frames: Tensor, fps: float) -> Path:
     Raises:
         LampError: it cannot be written.
     """
-    first, *others = _images(frames)
-    options = {"duration": round(1000 / fps), "loop": 0, "quality": 90}
-    return _write(path, [first, *others], save_all=True, append_images=others, **options)
+    return write_picture(path, _images(frames), duration=round(1000 / fps), loop=0, quality=90)
 
 
 def _images(frames: Tensor) -> list[Any]:
@@ -135,14 +133,3 @@ def _images(frames: Tensor) -> list[Any]:
 
     pixels = (frames.detach().clamp(0, 1) * 255).round().to("cpu", torch.uint8)
     return [Image.fromarray(picture) for picture in pixels.numpy()]
-
-
-def _write(path: Path, images: list[Any], **options: Any) -> Path:
-    kind = path.suffix.removeprefix(".").upper()
-    try:
-        return write_file(path, lambda temporary: images[0].save(temporary, format=kind, **options))
-    except OSError as error:
-        raise LampError(
-            f"The picture {path.name} could not be written: {error}. "
-            f"{write_advice(error, path.parent)}, or set sample_every to 0."
-        ) from error

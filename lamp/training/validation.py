@@ -24,8 +24,8 @@ def split_clips(count: int, hold_out: int, seed: int) -> tuple[list[int], list[i
     """
     if hold_out >= count:
         raise LampError(
-            f"hold_out is {hold_out}, but there are only {count} clips: choose less, to leave some "
-            "to train on."
+            f"hold_out is {hold_out}, but there are only {count} clips: hold out fewer, to "
+            "leave some to train on."
         )
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).tolist()
     return sorted(order[hold_out:]), sorted(order[:hold_out])
