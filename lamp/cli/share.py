@@ -43,7 +43,8 @@ def run(args: argparse.Namespace) -> None:
     from ..files.atomic import write_file
     from ..motion_file.card import motion_card
     from ..motion_file.compress import SIZE
-    from ..motion_file.file import load_motion_file
+    from ..motion_file.encoding import RANK_KEY
+    from ..motion_file.file import copy_motion, load_motion_file
     from ..motion_file.provenance import LICENSE_KEY, save_motion_file
     from .output import free, new_file, tell
     from .terminal import beside_the_result
@@ -65,13 +66,14 @@ def run(args: argparse.Namespace) -> None:
     try:
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        with beside_the_result() as terminal:
-            told = partial(terminal.progress, "compressing")
+        written, extra = part / file.name, {"workflow": workflow}
+        if RANK_KEY in file.metadata and not args.full:  # compact, and coded again it would lose
+            copy_motion(args.file, written, file.metadata, extra)
+        else:
             size = 1.0 if args.full else SIZE
-            extra = {"workflow": workflow}
-            written = save_motion_file(
-                part / file.name, file, size=size, progress=told, extra=extra
-            )
+            with beside_the_result() as terminal:
+                told = partial(terminal.progress, "compressing")
+                save_motion_file(written, file, size=size, progress=told, extra=extra)
         size_text = f"{written.stat().st_size / 1e6:.1f} MB"
         if frames is None:
             names.pop(1)

@@ -95,8 +95,6 @@ def save_motion(
         MotionFileError: a tensor holds NaN or infinite values, or the disk refuses the file.
         LampError: the size is out of range, or too small for this motion.
     """
-    from safetensors.torch import save_file
-
     check_size(size)
     compact = size < 1.0 or bool(factors)
     tensors = {name: _stored(name, tensor, dtype) for name, tensor in state.items()}
@@ -114,6 +112,36 @@ def save_motion(
         rest = tensors.keys() - (factors or tensors).keys()
         tensors = {BYTES_KEY: data, **{name: tensors[name] for name in rest}}
         metadata |= {"lamp.format": "2", RANK_KEY: encodings}
+    return _write(path, tensors, metadata, new)
+
+
+def copy_motion(
+    source: Path, target: Path, metadata: Mapping[str, str], extra: Mapping[str, str]
+) -> Path:
+    """Write a new file with the tensors of a motion file as they are stored.
+
+    Args:
+        metadata: its header, perhaps changed; only the entries about the motion are kept.
+        extra: further header entries.
+
+    Raises:
+        MotionFileError: the disk refuses the file.
+    """
+    from safetensors import safe_open
+
+    with safe_open(source, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    own = {
+        name: text
+        for name, text in metadata.items()
+        if name.startswith(("lamp.", "modelspec.")) and name != RUN_KEY
+    }
+    return _write(target, tensors, {**own, **_fitting(extra)}, True)
+
+
+def _write(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str], new: bool) -> Path:
+    from safetensors.torch import save_file
+
     # File names can hold bytes that are not text: each becomes a `?`, as in captions.
     metadata = {_text(name): _text(text) for name, text in metadata.items()}
 

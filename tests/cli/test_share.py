@@ -18,7 +18,7 @@ from lamp.cli import DONE, FAILED, main, share
 from lamp.files import atomic
 from lamp.motion_file.card import motion_card
 from lamp.motion_file.config import MotionConfig
-from lamp.motion_file.file import MotionFile, load_motion_file, save_motion
+from lamp.motion_file.file import RUN_KEY, MotionFile, load_motion_file, save_motion
 from lamp.motion_file.provenance import LICENSE_KEY, TRAINING_KEY
 from tests.helpers.disks import full_disk
 from tests.helpers.small_models import random_motion
@@ -65,6 +65,23 @@ def test_the_folder_holds_all_that_a_site_wants(motion: Path, tmp_path: Path) ->
     for part in ("license: cc-by-4.0", "a horse runs", "8 frames, 256 x 192, 12 fps", "3 clips",
                  "5.5", "70", "(<horse_00001.webp>)"):  # fmt: skip
         assert part in page, part
+
+
+def test_a_compact_motion_is_not_coded_again(motion: Path, tmp_path: Path) -> None:
+    """It would lose, and a motion of a low rank would even grow."""
+    state = load_motion_file(motion).state
+    name = next(name for name in state if name.endswith("attn_temp.to_q.weight"))
+    up, down = torch.rand(2, len(state[name])), torch.rand(2, len(state[name][0]))
+    path = tmp_path / "rank_00001.safetensors"
+    extra = {"workflow": "private", RUN_KEY: "run", "lamp.start": "[]"}
+    save_motion(path, state, CONFIG, factors={name: (up, down)}, extra=extra)
+    given = ["share", str(path), str(tmp_path / "up"), "--license", "CC0-1.0"]
+    assert main(given) == DONE
+    wanted, found = load_motion_file(path), load_motion_file(tmp_path / "up" / path.name)
+    assert found.config == wanted.config
+    assert all(torch.equal(found.state[name], each) for name, each in wanted.state.items())
+    assert found.metadata[LICENSE_KEY] == "CC0-1.0" and "lamp.start" in found.metadata
+    assert RUN_KEY not in found.metadata and "private" not in found.metadata["workflow"]
 
 
 def test_nothing_is_overwritten_and_full_files_stay_full(motion: Path, tmp_path: Path) -> None:
