@@ -75,7 +75,7 @@ def score_video(frames: NDArray[np.uint8], case: SceneCase) -> SceneScore:
             f"{case.frames.shape}: give all of its frames and no others."
         )
     masks, true_masks = (measures.moving_masks(video, case) for video in (frames, case.frames))
-    names, own = MEASURES[case.kind], {}
+    names, own = MEASURES[case.kind], dict[str, float]()
     if "place" in names or "pose" in names:
         places, poses = measures.fitted(frames, case)
         true_places = np.array([(scene.x, scene.y) for scene in case.scenes])
