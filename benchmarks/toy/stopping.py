@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -68,7 +68,7 @@ class Curve:
     steps: int
     still: float
     overlap: dict[int, float]
-    scores: dict[int, Scores]
+    scores: Mapping[int, Scores]
 
     @classmethod
     def of(cls, stored: dict[str, Any]) -> Curve:
