@@ -40,6 +40,7 @@ from lamp.training.stopping import Measured, SampleScores, Scores, Stopping, mer
 from lamp.training.validation import split_clips
 
 from .runs import (
+    FIRST,
     RECIPES,
     Recipe,
     Sampler,
@@ -184,7 +185,7 @@ def kept_curve(path: Path | None, make: Callable[..., Curve], *given: Any) -> Cu
 def main(arguments: list[str] | None = None) -> int:
     command = parser("toy.stopping", __doc__)
     add = command.add_argument
-    add("--motions", type=motion_names(MOTIONS), default=list(MOTIONS))
+    add("--motions", type=motion_names(MOTIONS), default=[FIRST], help="all, or names with commas")
     add("--seed", type=int, default=0, help="the first seed")
     add("--seeds", type=positive, default=1)
     add("--cases", type=positive, default=8, help="unseen objects")
