@@ -260,7 +260,7 @@ def _is_plain(weight: Tensor) -> bool:
 
 def _token_factor(transformer: nn.Module, layout: FrameLayout, stack: ExitStack) -> Factor:
     """The factor for tokens of a spatial transformer; its input shows the size of their grid."""
-    size: list[int] = []
+    size = [0, 0]
 
     def see(_: nn.Module, args: tuple[Any, ...]) -> None:
         size[:] = args[0].shape[-2:]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.samples.comfy_runs import SEED, advanced, conditioning, lamp_ksampler, moving, worst
-from benchmarks.samples.ecosystem import FRAMES, Patch, host_node, sample
+from benchmarks.samples.ecosystem import FRAMES, Patch, sample
 from benchmarks.samples.tiny_models import video_latent
 from benchmarks.samples.tiny_patches import lora_state
 from lamp.errors import LampError
@@ -172,13 +172,3 @@ def test_percentages_are_those_of_the_levels_in_force(plain: Any, file: MotionFi
     whole = sample(EDM(moving(plain, file)), **run)
     still = sample(EDM(moving(plain, file, strength=0.0)), **run)
     assert worst(sample(behind, **run), whole) > 1e-3 < worst(sample(behind, **run), still)
-
-
-def test_torch_compile_is_refused(plain: Any, file: MotionFile) -> None:
-    node = ("torch_compile", "TorchCompileModel")
-    for model in (
-        host_node(*node, model=moving(plain, file), backend="inductor"),
-        moving(host_node(*node, model=plain, backend="inductor"), file),
-    ):
-        with pytest.raises(LampError, match="TorchCompileModel"):
-            sample(model)

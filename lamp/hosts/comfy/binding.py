@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from ...method.motion_guidance import check_motion_guidance
 from ...method.noise import share_noise
 from ...motion_file.file import MotionFile
 from ...plain import log
+from .compiled import CompiledCalls, is_compiled, take_over
 from .latent import check_latent, check_start, fill_protected
 from .motion_guidance import call_guided, has_plain_guidance
 from .other_nodes import check_one_noise_level, check_other_nodes, keep_on_one_gpu
@@ -130,10 +132,11 @@ def bind(patcher: Any, bound: BoundMotion) -> Any:
     check_motion_guidance(bound.motion_guidance)
     bound = _stack_on(patcher.get_attachment(KEY), bound)
     model = patcher.clone()
-    # Newer versions stream the weights of core models through their own patcher class.
-    patcher_class = getattr(
-        comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher
-    )
+    # Newer versions stream the weights of core models through their own patcher class, which
+    # torch.compile cannot follow.
+    patcher_class = comfy.model_patcher.ModelPatcher
+    if not is_compiled(patcher):
+        patcher_class = getattr(comfy.model_patcher, "CoreModelPatcher", patcher_class)
     weights = patcher_class(bound.motion, model.load_device, model.offload_device)
     keep_on_one_gpu(weights)
     model.set_additional_models(KEY, [*model.get_additional_models_with_key(KEY), weights])
@@ -201,7 +204,7 @@ def _outer_sample(bound: BoundMotion) -> Callable[..., Tensor]:
         patcher = guider.model_patcher
         sampling = patcher.get_model_object("model_sampling")
         check_start(noise, latent_image, sigmas, patcher.model, sampling)
-        run = Run(len(latent_image), options.get(PIECE))
+        run = Run(len(latent_image), options.get(PIECE), compile=take_over(guider))
         if getattr(noise, SHARED_NOISE, False):
             run.given = noise
         for motion_mask in bound.motion_masks:
@@ -320,6 +323,7 @@ def _check_size(run: Run, x: Tensor) -> None:
 
 def _diffusion_model(bound: BoundMotion) -> Callable[..., Tensor]:
     """Attach the motions for one UNet call; each acts between its start and end percent."""
+    compiled = CompiledCalls(with_masks=any(bound.motion_masks))
 
     def diffusion_model(
         executor: Any,
@@ -352,16 +356,17 @@ def _diffusion_model(bound: BoundMotion) -> Callable[..., Tensor]:
             {"groupnorm": bound.groupnorm, "first_frame": bound.first_frame},
         )
 
-        def call(control: Any) -> Tensor:
-            return executor(x, timesteps, context, y, control, options, **kwargs)
+        def call(unet: Any, control: Any) -> Tensor:
+            return unet(x, timesteps, context, y, control, options, **kwargs)
 
         # The UNet takes the outputs of ControlNets out of their lists.
         untouched = None if control is None else {key: [*part] for key, part in control.items()}
         with run.attending(unet, motions, layout, **how) as seen:
+            moving = partial(call, compiled.inside(executor, run, motions, seen))
             if guided and any(each.strength for each in motions):
-                out = call_guided(call, control, run, seen, options, bound.motion_guidance)
+                out = call_guided(moving, control, run, seen, options, bound.motion_guidance)
             else:
-                out = call(control)
+                out = moving(control)
 
         def explain() -> LampError:
             networks = {f"motion {n}": e.motion for n, e in enumerate(bound.all, start=1)}
@@ -369,7 +374,7 @@ def _diffusion_model(bound: BoundMotion) -> Callable[..., Tensor]:
                 run.attending(unet, motions, layout, **how),
                 find_overflow({**networks, "MODEL": unet}) as found,
             ):
-                call(untouched)
+                call(executor, untouched)
             return LampError(overflow_text(found, x.dtype))
 
         run.checks.add(out.isfinite().all(), explain)

@@ -9,6 +9,7 @@ from torch import Tensor
 from ...method.adain import AdaINSchedule
 from ...method.motion_map import record_activity
 from .binding import bound_motion
+from .compiled import uncompiled
 from .sampler import OFFICIAL_SCHEDULER, sample_video
 
 
@@ -35,7 +36,7 @@ def motion_activity(
     height, width = latent["samples"].shape[-2:]
     with record_activity(*(each.motion for each in bound_motion(model).all)) as activity:
         sample_video(
-            model,
+            uncompiled(model),
             positive,
             negative,
             latent,

@@ -39,18 +39,11 @@ def check_other_nodes(guider: Any) -> None:
     Raises:
         LampError: there is such a node on the MODEL or in the guider.
     """
-    from comfy.patcher_extension import WrappersMP
-
     model = guider.model_patcher
     if guider.model_options.get("context_handler") is not None:
         raise LampError(
             "Context windows split the video into parts without frame 1, which a LAMP motion "
             "needs: remove the Context Windows node from this MODEL and use LAMP Anchored Windows."
-        )
-    if model.get_wrappers(WrappersMP.APPLY_MODEL, "torch.compile"):
-        raise LampError(
-            "torch.compile would compile the whole MODEL again in every run, for minutes, because "
-            "each run attaches the LAMP motion anew: remove TorchCompileModel from this MODEL."
         )
     if model.get_additional_models_with_key("multigpu"):
         raise OneGpuOnly

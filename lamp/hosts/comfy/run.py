@@ -55,7 +55,8 @@ class Run:
     model scale), `first` its clean frame 1 (`1 c h w`; None shows the frames as they are), `guider`
     and `sampling` the host's own. During a prediction, `noisy_first` (`1 c h w`) is frame 1 in the
     sampler's state, and `shown` (`f+1 c h w`) the UNet's input for all frames and, last, for
-    `noisy_first`. `denoised` is the last prediction. `checks` are those of the UNet's calls.
+    `noisy_first`. `denoised` is the last prediction. `compile` are arguments of `torch.compile`, or
+    None. `checks` are those of the UNet's calls.
 
     The hooks of the motions stay on the UNet from the first call to `release`, and act only in the
     calls of this run.
@@ -76,6 +77,7 @@ class Run:
     bypassed: int = 0
     layers_seen: int = 0
     plain_guidance: bool = False
+    compile: dict[str, Any] | None = None
     checks: DeferredChecks = field(default_factory=DeferredChecks)
     _hooks: ExitStack = field(default_factory=ExitStack)
     _hooked: tuple[Any, ...] = ()
@@ -194,6 +196,8 @@ class Run:
         """
 
         def count(_: nn.Module, args: Any) -> None:
+            if torch.compiler.is_compiling():
+                return  # `CompiledCalls` counts
             self.bypassed += not self.acting
             self.layers_seen += self.acting
 
