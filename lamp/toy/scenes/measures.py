@@ -145,11 +145,11 @@ def _fit(
 
 
 def _explains(best: Pictures, frame: Pictures, ends: Pictures, solid: Masks) -> bool:
-    """Whether a drawing is closer to a frame, where anything moves, than half of the distance
-    between the first and the last pose."""
+    """Whether a drawing is closer to a frame, where anything moves, than the first and the last
+    pose are to each other."""
     where = solid.any(0)
     error, span = (np.square((a - b)[where]).sum() for a, b in ((best, frame), ends))
-    return bool(error <= 0.5 * span)
+    return bool(error <= span)
 
 
 def period_share(found: Array, truth: Array) -> float:
