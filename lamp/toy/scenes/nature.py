@@ -137,7 +137,7 @@ def draw_firework(canvas: Canvas, scene: Scene) -> None:
 
 # --- birds ----------------------------------------------------------------------------------
 
-TOGETHER = 0.15  # of a beat, the most between two birds
+TOGETHER = 0.05  # of a beat, the most between two birds
 FLOCK = np.array([(10.0, 0.0), (-1.0, -10.0), (-2.0, 11.0), (-11.0, 1.0)])
 
 
