@@ -84,6 +84,7 @@ def test_one_graph_serves_all_steps_and_runs(
         assert count_hooks(small) == 0
 
 
+@pytest.mark.slow
 def test_the_graph_of_the_image_model_is_not_used_with_a_motion(
     small: Any, motion: MotionFile, graphs: Graphs, compiling: Any
 ) -> None:
