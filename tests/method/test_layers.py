@@ -49,6 +49,21 @@ def test_causal_conv_is_the_formula(frames: int) -> None:
 
 @pytest.mark.parametrize("frames", [1, 2, 5])
 @pytest.mark.usefixtures("way")
+def test_causal_conv_is_the_same_where_products_are_slow(
+    frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    y, weight, bias = randn(2, frames, 6, 4, 3), randn(5, 6, 3, seed=1), randn(5, seed=2)
+    expected = causal_conv1d(y, weight, bias).float()
+    monkeypatch.setattr(layers, "_SLOW_PRODUCTS", True)
+    given = y.float(), weight.float(), bias.float()
+    with torch.no_grad():
+        torch.testing.assert_close(causal_conv1d(*given), expected)
+        nothing = causal_conv1d(given[0], torch.zeros_like(given[1]), torch.zeros(5))
+    assert not nothing.any()
+
+
+@pytest.mark.parametrize("frames", [1, 2, 5])
+@pytest.mark.usefixtures("way")
 def test_causal_conv_has_the_gradients_of_its_numbers(frames: int) -> None:
     y, weight, bias = randn(2, frames, 3, 2, 1), randn(4, 3, 3, seed=1), randn(4, seed=2)
     given = tuple(tensor.requires_grad_() for tensor in (y, weight, bias))
