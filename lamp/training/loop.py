@@ -30,6 +30,7 @@ from .batches import Batch, Batches
 from .early_updates import early_updates
 from .gradient_check import GradientCheck
 from .gradient_checkpointing import checkpointed
+from .last_norm import keep_last_norm_exact
 from .latents import LatentClips
 from .low_rank import factorise
 from .optimizers import (
@@ -339,6 +340,7 @@ class Training:
             stack.enter_context(
                 self.motion.attached(self.host.unet, layout, groupnorm=self.config.groupnorm)
             )
+            keep_last_norm_exact(self.host.unet, self.motion.sites, stack)
             if self.config.gradient_checkpointing and torch.is_grad_enabled():
                 early = self._early is not None
                 stack.enter_context(checkpointed(self.host.unet, self.motion, early))

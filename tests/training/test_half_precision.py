@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from types import ModuleType
 
 import pytest
@@ -12,6 +13,7 @@ from lamp.method.host import Host
 from lamp.method.layers import causal_conv1d
 from lamp.method.layout import FrameLayout
 from lamp.method.motion import Motion
+from lamp.training.last_norm import keep_last_norm_exact
 from lamp.training.loop import predict_loss
 from tests.helpers.small_models import TEXT_WIDTH, build, random_motion, random_state
 
@@ -28,7 +30,8 @@ def gradients(host: Host, motion: Motion, seed: int, autocast: bool = False) -> 
     for parameter in learned.values():
         parameter.requires_grad_(True)
         parameter.grad = None
-    with motion.attached(host.unet, FrameLayout(FRAMES)):
+    with motion.attached(host.unet, FrameLayout(FRAMES)), ExitStack() as stack:
+        keep_last_norm_exact(host.unet, motion.sites, stack)
         with torch.autocast("cpu", BF16, enabled=autocast):
             loss = predict_loss(host, latents, noise, timesteps, text)
         loss.backward()
@@ -50,7 +53,7 @@ def errors(found: list[dict[str, Tensor]], exact: list[dict[str, Tensor]]) -> di
 
 @pytest.mark.parametrize("kind", ["diffusers", "comfy"])
 def test_gradients_in_bf16_are_as_exact_as_under_autocast(kind: str, comfy: ModuleType) -> None:
-    host, draws = build(kind, random_state()), range(3)
+    host, draws = build(kind, random_state()), range(6)
     motion = random_motion(host.unet)
     exact = [gradients(host, motion, draw) for draw in draws]
     assert len(exact[0]) == len(motion.trained_parameters())
@@ -59,11 +62,11 @@ def test_gradients_in_bf16_are_as_exact_as_under_autocast(kind: str, comfy: Modu
     found = [gradients(host, motion, draw) for draw in draws]
     assert {gradient.dtype for gradient in found[0].values()} == {torch.float32}
     ours = errors(found, exact)
-    # Pure bf16 also rounds the statistics of the frozen GroupNorms, which autocast keeps in fp32.
-    # Everything else is the same: with those in fp32 the errors are equal.
+    # Pure bf16 also rounds the statistics of the other frozen GroupNorms, which autocast keeps in
+    # fp32. Everything else is the same: with those in fp32 the errors are equal.
     ratios = {name: ours[name] / autocast[name] for name in ours}
-    assert sum(ratios.values()) / len(ratios) < 1.05
-    assert {name: ratio for name, ratio in ratios.items() if ratio > 1.35} == {}
+    assert sum(ratios.values()) / len(ratios) < 1.02
+    assert {name: ratio for name, ratio in ratios.items() if ratio > 1.15} == {}
     if kind == "diffusers":  # ComfyUI's norms do not mix precisions
         for module in host.unet.modules():
             if isinstance(module, (torch.nn.GroupNorm, torch.nn.LayerNorm)):

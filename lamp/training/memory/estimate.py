@@ -19,6 +19,7 @@ from ...method.layout import FrameLayout
 from ...method.motion import Motion
 from ..arena import MARGIN
 from ..gradient_checkpointing import checkpointed
+from ..last_norm import keep_last_norm_exact
 from ..loop import predict_loss
 from ..low_rank import factorise
 from ..recipe import PRECISIONS, TrainConfig
@@ -213,6 +214,7 @@ def trace_step(
         trace = MemoryTrace(plan.device, given)
         layout = FrameLayout(plan.frames, plan.batch)
         stack.enter_context(motion.attached(unet, layout, groupnorm=plan.groupnorm))
+        keep_last_norm_exact(unet, motion.sites, stack)
         if plan.gradient_checkpointing:
             stack.enter_context(checkpointed(unet, motion, plan.update != "step"))
         if plan.update != "step":
