@@ -246,12 +246,11 @@ _WRITING = {"save_file", "write_text", "write_bytes", "mkdir", "makedirs", "touc
 _TRIED = {
     "lamp/cli/share.py": "tests/cli/test_share.py",
     "lamp/hosts/comfy/toy.py": "a temporary file of one call",
-    "lamp/training/compare.py": "tests/training/test_compare.py",
+    "lamp/training/compare.py": "here and tests/training/test_compare.py",
     "lamp/files/cache.py": "tests/files/test_cache.py, disks that fail",
     "lamp/motion_file/file.py": "here",
     "lamp/files/atomic.py": "here",
     "lamp/files/lock.py": "here and tests/files/test_run_lock.py",
-    "lamp/training/samples.py": "here",
     "lamp/training/session.py": "here and tests/training/test_faults.py",
     "lamp/training/state.py": "here and tests/training/test_faults.py",
     "nodes/model_paths.py": "tests/nodes/test_nodes_motion.py",
