@@ -193,6 +193,8 @@ def main(arguments: list[str] | None = None) -> int:
     add("--sample-steps", type=positive, default=10)
     add("--keep", type=Path, help="folder of curves, each measured once")
     args = command.parse_args(arguments)
+    if args.steps and args.steps % MEASUREMENTS:
+        command.error(f"--steps must be a multiple of {MEASUREMENTS}")
     torch.set_num_threads(1)
     toy, rows = load_toy_base(), []
     names = ("needed", "stops", "stops / needed", "overlap", "gain")
