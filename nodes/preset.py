@@ -48,8 +48,8 @@ class TrainingPreset(io.ComfyNode):
                 _menu(
                     "optimizer",
                     installed_optimizers(),
-                    " There are adamw, adamw8bit, prodigy, schedulefree and came, each if its "
-                    "package is installed.",
+                    " adamw and muon are always listed; adamw8bit, prodigy, schedulefree and came "
+                    "if their packages are installed.",
                 ),
                 _menu("checkpointing", ["on", "off"]),
             ],

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import LampError
 from ..method.motion import Motion
+from .muon import Muon, is_matrix
 from .recipe import TrainConfig
 from .settings import find_setting
 
@@ -54,7 +55,8 @@ _LIBRARIES = {
         ("pytorch_optimizer", "pytorch_optimizer", "CAME"),
     ),
 }
-_ADAMW = ("adamw", "adamw8bit")
+_BUILT_IN: dict[str, Any] = {"adamw": torch.optim.AdamW, "muon": Muon}
+_DECAY_WHOLE = ("adamw", "muon", "adamw8bit")  # by 1 - rate * decay, apart from the gradients
 _OWN_SETTINGS = ("lr", "factor")  # set by the training before each step
 
 
@@ -68,21 +70,23 @@ def make_optimizer(motion: Motion, config: TrainConfig) -> torch.optim.Optimizer
     """
     check_optimizer(config)
     motion.requires_grad_(False)
-    groups: dict[float, list[nn.Parameter]] = {}
+    muon = config.optimizer == "muon"
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in motion.trained_parameters().items():
         parameter.requires_grad_(True)
-        groups.setdefault(rate_factor(name, parameter, config), []).append(parameter)
-    described = [
+        factor = rate_factor(name, parameter, config)
+        matrix = muon and _is_stepped_as_matrix(name, parameter)
+        groups.setdefault((factor, matrix), []).append(parameter)
+    described: list[dict[str, Any]] = [
         {"params": members, "factor": factor, "lr": base_rate(config) * factor}
-        for factor, members in groups.items()
+        | ({"matrices": matrices} if muon else {})
+        for (factor, matrices), members in groups.items()
     ]
     settings: dict[str, Any] = {"betas": config.betas, "weight_decay": config.weight_decay}
     if config.optimizer == "came":
         settings["betas"] = (*config.betas, 0.9999)  # the third is CAME's own default
-    kind: Any = torch.optim.AdamW
-    if config.optimizer != "adamw":
-        kind = _library(config.optimizer)
-    elif next(motion.parameters()).device.type in ("cpu", "cuda"):
+    kind: Any = _BUILT_IN.get(config.optimizer) or _library(config.optimizer)
+    if config.optimizer == "adamw" and next(motion.parameters()).device.type in ("cpu", "cuda"):
         settings["fused"] = True  # one pass over memory, without intermediate tensors
     with contextlib.redirect_stdout(None):  # Prodigy prints its weight decay
         optimizer: torch.optim.Optimizer = kind(described, lr=base_rate(config), **settings)
@@ -98,7 +102,7 @@ def base_rate(config: TrainConfig) -> float:
 
 def decays_base(config: TrainConfig) -> bool:
     """Whether the optimizer's weight decay is that of AdamW, which `QueryDecay` completes."""
-    return config.optimizer in _ADAMW
+    return config.optimizer in _DECAY_WHOLE
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
@@ -115,13 +119,25 @@ def rate_factor(name: str, parameter: Tensor, config: TrainConfig) -> float:
     """Learning rate factor of a trained tensor, by its canonical name and its width."""
     if ".attn_temp." in name:
         factor = config.attention_rate
-    elif ".to_q." in name:
+    elif _is_query(name):
         factor = config.query_rate
     else:
         factor = config.conv_rate
-    if config.reference_width and parameter.ndim > 1:
+    by_width = config.optimizer != "muon" or not _is_stepped_as_matrix(name, parameter)
+    if config.reference_width and parameter.ndim > 1 and by_width:
         factor *= min(1.0, config.reference_width / parameter.shape[1])
     return factor
+
+
+def _is_query(name: str) -> bool:
+    """Whether it is a change of the image model's queries."""
+    return ".to_q." in name and ".attn_temp." not in name
+
+
+def _is_stepped_as_matrix(name: str, parameter: Tensor) -> bool:
+    """Whether Muon steps it as a matrix. The queries were trained by AdamW, which their change
+    goes on with: Muon changes them in all directions, which harms them (docs/toy_results.md)."""
+    return is_matrix(parameter) and not _is_query(name)
 
 
 def check_optimizer(config: TrainConfig) -> None:
@@ -154,16 +170,17 @@ def check_package(optimizer: str) -> None:
     """
     if optimizer in _LIBRARIES:
         _library(optimizer)
-    elif optimizer != "adamw":
-        raise LampError(f"optimizer is '{optimizer[:100]}': choose adamw, {', '.join(_LIBRARIES)}.")
+    elif optimizer not in _BUILT_IN:
+        known = ", ".join([*_BUILT_IN, *_LIBRARIES])
+        raise LampError(f"optimizer is '{optimizer[:100]}': choose one of {known}.")
 
 
 def installed_optimizers() -> list[str]:
-    """The optimizers that can be chosen: AdamW, and those whose package is installed."""
+    """The optimizers that can be chosen: our own, and those whose package is installed."""
     return [
         name
         for name in find_setting(TrainConfig, "optimizer").metadata["choices"]
-        if name == "adamw"
+        if name in _BUILT_IN
         or any(
             importlib.util.find_spec(module.partition(".")[0]) for _, module, _ in _LIBRARIES[name]
         )
@@ -335,7 +352,7 @@ def importance(motion: Motion, optimizer: torch.optim.Optimizer) -> dict[str, fl
     """`MotionConfig.importance` of the matrices, from AdamW's second moments: running means of the
     squared gradients.
 
-    Empty before the first step and with 8-bit moments.
+    Empty before the first step, with 8-bit moments and with Muon, which has none of matrices.
     """
     matrices = {n: p for n, p in motion.trained_parameters().items() if p.ndim > 1}
     moments = {n: optimizer.state.get(p, {}).get("exp_avg_sq") for n, p in matrices.items()}

@@ -11,12 +11,14 @@ import pytest
 import torch
 
 from benchmarks.samples.tiny_models import tiny_patcher
+from benchmarks.speed.models import SD15_CONFIG
 from lamp.cli import DONE, main
 from lamp.clips.settings import ClipSettings
+from lamp.hosts.diffusers.unet import shadow_host
 from lamp.motion_file.file import load_motion_file
 from lamp.training.memory import cards
 from lamp.training.memory.cards import CardSettings, available_memory, settings_for
-from lamp.training.memory.estimate import GB, MemoryEstimate, MemoryPlan
+from lamp.training.memory.estimate import GB, Estimator, MemoryEstimate, MemoryPlan
 from lamp.training.memory.plan import OutOfMemoryPlanError
 from lamp.training.recipe import CARDS
 from tests.helpers.toy_runs import write_config
@@ -29,7 +31,7 @@ PLAN = MemoryPlan(precision="bf16")
 def estimated(plan: MemoryPlan) -> MemoryEstimate:
     """A model of the costs: whole numbers, near those of SD 1.x."""
     learned = 12 if plan.rank else 250
-    state = {"adamw8bit": 2, "prodigy": 16}.get(plan.optimizer, 8)
+    state = {"adamw8bit": 2, "muon": 4, "prodigy": 16}.get(plan.optimizer, 8)
     share = plan.positions * plan.batch / 40960
     activations = (3000 if plan.gradient_checkpointing else 16000) * share
     return MemoryEstimate(
@@ -147,6 +149,21 @@ def run_node(node_classes: dict[str, Any], monkeypatch: pytest.MonkeyPatch, **in
     node = node_classes["LAMP_TrainingPreset"]
     monkeypatch.setattr(node, "hidden", type("Hidden", (), {"unique_id": None}))
     return node.execute(tiny_patcher(64), **inputs)
+
+
+@pytest.mark.slow
+def test_muon_fits_small_cards_at_full_size() -> None:
+    """With SD 1.x, as docs/train_a_motion.md says, and without an optional package."""
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        estimator = Estimator(UNet2DConditionModel(**SD15_CONFIG), shadow_host)
+    plan = replace(PLAN, height=40, width=64, gradient_checkpointing=True)
+    muon = replace(plan, optimizer="muon")
+    saved = estimator(plan).total - estimator(muon).total
+    assert 0.8 * GB < saved < 0.95 * GB
+    assert estimator(muon).total <= available_memory("8 GB", 0)
+    assert estimator(replace(muon, update="offload")).total <= available_memory("6 GB", 0)
 
 
 @torch.inference_mode()  # as ComfyUI runs nodes

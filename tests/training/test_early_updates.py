@@ -44,7 +44,13 @@ def assert_same(found: Training, expected: Training) -> None:
 
 @pytest.mark.parametrize("update", ["backward", "offload"])
 @pytest.mark.parametrize(
-    "settings", [{}, {"gradient_checkpointing": True}, {"rank": 2, "ema": 0.9, "batch": 2}]
+    "settings",
+    [
+        {},
+        {"gradient_checkpointing": True},
+        {"rank": 2, "ema": 0.9, "batch": 2},
+        {"optimizer": "muon"},
+    ],
 )
 def test_without_clipping_the_numbers_are_those_of_the_ordinary_step(
     update: str, settings: dict[str, Any]

@@ -1,4 +1,4 @@
-"""Optimizers of other packages: what they learn, what a state keeps, what is refused by name."""
+"""Optimizers besides AdamW: what they learn, what a state keeps, what is refused by name."""
 
 from __future__ import annotations
 
@@ -30,11 +30,16 @@ def begin(host: DiffusersHost, clips: LatentClips, **settings: Any) -> Training:
     return small_training(host, clips, **given)
 
 
-@pytest.mark.parametrize("optimizer", MODULES)
+def needed(optimizer: str) -> None:
+    if optimizer in MODULES:
+        pytest.importorskip(MODULES[optimizer])
+
+
+@pytest.mark.parametrize("optimizer", [*MODULES, "muon"])
 def test_it_learns(host: DiffusersHost, clips: LatentClips, optimizer: str, capsys: Any) -> None:
-    pytest.importorskip(MODULES[optimizer])
+    needed(optimizer)
     training = begin(host, clips, optimizer=optimizer)
-    assert type(training.optimizer).__module__.startswith(MODULES[optimizer])
+    assert MODULES.get(optimizer, optimizer) in type(training.optimizer).__module__
     before = training.validate()
     for _ in range(40):
         training.advance()
@@ -43,11 +48,11 @@ def test_it_learns(host: DiffusersHost, clips: LatentClips, optimizer: str, caps
     assert not capsys.readouterr().out  # Prodigy prints
 
 
-@pytest.mark.parametrize("optimizer", MODULES)
+@pytest.mark.parametrize("optimizer", [*MODULES, "muon"])
 def test_a_run_in_two_halves_equals_one_bit_for_bit(
     host: DiffusersHost, clips: LatentClips, tmp_path: Path, optimizer: str
 ) -> None:
-    pytest.importorskip(MODULES[optimizer])
+    needed(optimizer)
     straight, half = (begin(host, clips, optimizer=optimizer) for _ in range(2))
     for _ in range(6):
         straight.advance()
@@ -117,12 +122,12 @@ def test_only_what_is_there_is_listed(
 
     there = {"schedulefree", "pytorch_optimizer"}
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: name in there or None)
-    wanted = ["adamw", "schedulefree", "came"]
+    wanted = ["adamw", "muon", "schedulefree", "came"]
     assert installed_optimizers() == wanted
     listed = node_classes["LAMP_Trainer"].INPUT_TYPES()["required"]["optimizer"]
     assert list(listed[1]["options"]) == wanted
     known = find_setting(TrainConfig, "optimizer").metadata["choices"]
-    assert {*PACKAGES, "adamw"} == {*known}
+    assert {*PACKAGES, "adamw", "muon"} == {*known}
 
 
 @pytest.mark.parametrize(

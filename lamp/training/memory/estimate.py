@@ -30,12 +30,14 @@ from .trace import DeviceRules, MemoryTrace
 GB = 2**30
 OPTIMIZER_BYTES = {
     "adamw": 8.0,
+    "muon": 4.2,
     "adamw8bit": 2.0 + 8 / 256,
     "prodigy": 16.0,
     "schedulefree": 8.0,
     "came": 7.0,
 }
 """Optimizer state in bytes per learned parameter: two moments; 8-bit blocks of 256 have scales.
+Muon has one for matrices, except the queries, a twentieth of the parameters.
 Prodigy also holds its sums and the initial values, CAME one moment and rows of two others, of which
 a motion convolution has a third of its size each."""
 

@@ -214,17 +214,17 @@ def _levers(plan: MemoryPlan) -> Iterator[list[Lever]]:
 def _updates(plan: MemoryPlan) -> Iterator[Lever]:
     """Smaller optimizer states, and updates that free the gradients early."""
     in_backward: Lever = (1.8, "update backward", {"update": "backward"})
-    whole = plan.optimizer == "adamw" and plan.update != "offload"
     early = plan.update == "step" and plan.precision != "fp16"
-    if early and plan.optimizer in ("adamw", "adamw8bit"):
+    if early and plan.optimizer in ("adamw", "muon", "adamw8bit"):
         yield in_backward
-    if whole:
+    if plan.optimizer == "adamw" and plan.update != "offload":
         yield (2.0, "optimizer adamw8bit", {"optimizer": "adamw8bit"})
         if early:
             both = {"optimizer": "adamw8bit", "update": "backward"}
             yield (2.4, "optimizer adamw8bit and update backward", both)
-        if plan.precision != "fp16":
-            yield (6.0, "update offload", {"update": "offload"})
+    leaves = plan.update != "offload" and plan.precision != "fp16"
+    if leaves and plan.optimizer in ("adamw", "muon"):
+        yield (6.0, "update offload", {"update": "offload"})
 
 
 def _smaller_sizes(plan: MemoryPlan) -> Iterator[tuple[int, int]]:
