@@ -25,6 +25,12 @@ _SIDES = re.compile(
     re.IGNORECASE,
 )
 
+_DIRECTIONS = re.compile(
+    r"\b(left|right|leftwards?|rightwards?|up|down|upwards?|downwards?|falls?|rises?)\b"
+    r"|[左右]|[向往][上下]|上升|下降|落",
+    re.IGNORECASE,
+)
+
 
 class Caption(NamedTuple):
     """A clip's caption, its source, and a warning for the user."""
@@ -87,6 +93,11 @@ def given_caption(text: str, clip: Path | None = None) -> Caption:
 def names_a_side(caption: str) -> bool:
     """Whether mirroring would contradict the caption (left, right, clockwise)."""
     return bool(_SIDES.search(caption))
+
+
+def names_a_direction(caption: str) -> bool:
+    """Whether turning the picture far would contradict the caption (left, up, falls)."""
+    return bool(_DIRECTIONS.search(caption))
 
 
 def _caption_file(clip: Path) -> Path | None:

@@ -6,13 +6,14 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 
 import torch
 from torch import Tensor
 
 from ..errors import ClipError
+from .augment import draw_warp, warped
 from .decoding.reader import SourceFrame
 from .movement import Movement
 from .settings import ClipSettings
@@ -30,11 +31,13 @@ def same_rate(rates: Sequence[float]) -> bool:
 
 @dataclass(frozen=True)
 class Window:
-    """One training sample: the clip's number, its first frame, mirrored or not."""
+    """One training sample: the clip's number, its first frame, mirrored or not, and which of the
+    clip's distorted copies it is of (0: of the clip itself)."""
 
     clip: int
     start: int
     flipped: bool = False
+    copy: int = 0
 
 
 @dataclass(frozen=True)
@@ -112,13 +115,17 @@ class ClipSet:
         """Width and height of a clip's frames, in pixels."""
         return self.sources[clip].size
 
-    def chunks(self, clip: int, count: int = 16, mirrored: bool = False) -> Iterator[Tensor]:
+    def chunks(
+        self, clip: int, count: int = 16, mirrored: bool = False, copy: int = 0
+    ) -> Iterator[Tensor]:
         """All frames of a clip in order, at most ``count`` at a time: ``f h w 3`` uint8.
+
+        ``copy``: of this distorted copy, which is mirrored or not by itself.
 
         Raises ClipError if the clip has changed or can no longer be read.
         """
         pictures: list[Tensor] = []
-        for picture in self._pictures(clip, range(self.length(clip))):
+        for picture in self._pictures(clip, range(self.length(clip)), copy):
             pictures.append(picture.flip(1) if mirrored else picture)
             if len(pictures) == count:
                 yield torch.stack(pictures)
@@ -126,7 +133,7 @@ class ClipSet:
         if pictures:
             yield torch.stack(pictures)
 
-    def key(self, clip: int) -> str:
+    def key(self, clip: int, copy: int = 0) -> str:
         """Hex sha256 of what ``chunks`` yields (not mirrored): the clip's content and the settings
         that shape its frames. The content is read once, but not decoded."""
         chosen = self.sources[clip]
@@ -139,6 +146,8 @@ class ClipSet:
             "once": chosen.once,
             "length": chosen.length,
         }
+        if copy:
+            shape["warp"] = asdict(draw_warp(self.settings, clip, copy))
         return hashlib.sha256(json.dumps(shape, sort_keys=True).encode()).hexdigest()
 
     def starts(self, clip: int) -> int:
@@ -157,26 +166,32 @@ class ClipSet:
         Always draws three numbers, so that the settings do not shift later draws.
         """
         pick, start, mirror = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
-        clip = int(pick * len(self)) if clip is None else clip
-        return Window(clip, int(start * self.starts(clip)), self.settings.flip and mirror < 0.5)
+        place = pick * len(self)
+        clip = int(place) if clip is None else clip
+        drawn = 2 * (place % 1) - 1  # half of the windows are of copies
+        copy = int(drawn * self.settings.copies) + 1 if self.settings.copies and drawn >= 0 else 0
+        flipped = self.settings.flip and mirror < 0.5 and not copy
+        return Window(clip, int(start * self.starts(clip)), flipped, copy)
 
     def frame_numbers(self, window: Window) -> slice:
         """The window's frames in its clip, also as a slice of anything computed per frame."""
         return slice(window.start, window.start + self.settings.span, self.settings.stride)
 
-    def frames(self, clip: int, numbers: Sequence[int]) -> Tensor:
-        """Frames of a clip by ascending number from 0: ``f h w 3`` uint8.
+    def frames(self, clip: int, numbers: Sequence[int], copy: int = 0) -> Tensor:
+        """Frames of a clip or its copy by ascending number from 0: ``f h w 3`` uint8.
 
         Decoding stops after the last one, and only these are converted to pixels.
         """
-        return torch.stack(list(self._pictures(clip, numbers)))
+        return torch.stack(list(self._pictures(clip, numbers, copy)))
 
-    def _pictures(self, clip: int, numbers: Sequence[int]) -> Iterator[Tensor]:
+    def _pictures(self, clip: int, numbers: Sequence[int], copy: int) -> Iterator[Tensor]:
         chosen, wanted = self.sources[clip], iter(numbers)
+        warp = draw_warp(self.settings, clip, copy) if copy else None
         following = next(wanted, None)
         for number, frame in enumerate(_played(chosen, self.settings)):
             if number == following:
-                yield _picture(frame, chosen, self.settings)
+                picture = _picture(frame, chosen, self.settings)
+                yield warped(picture, warp) if warp else picture
                 following = next(wanted, None)
             if following is None:
                 return

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import ClipError
-from .captions import Caption, find_caption, given_caption, names_a_side
+from .captions import Caption, find_caption, given_caption, names_a_direction, names_a_side
 from .clip_set import Clip, ClipSet, same_rate
 from .decoding.choose import Tally
 from .decoding.reader import SourceFrame, reading
@@ -27,6 +27,8 @@ PULSE = 60
 """Frames between checks for cancellation."""
 MIN_KEPT = 0.7
 """Share of a picture below which cropping leads to a warning."""
+MOST_TURNED = 30.0
+"""Degrees by which a motion with a direction in its caption can be turned without a warning."""
 
 
 def load_clips(
@@ -250,13 +252,21 @@ def _long_enough(clip: Clip, clips: ClipSet) -> Clip | None:
 
 
 def _side_warnings(clips: ClipSet) -> list[str]:
+    settings, warnings = clips.settings, []
     sided = [info for info in clips.infos if names_a_side(info.caption)]
-    if not clips.settings.flip or not sided:
-        return []
-    return [
-        f"Clips are mirrored at random, but the caption of {_first_of(sided)} names a side or a "
-        f"turn: '{sided[0].caption}'. Turn flip off."
-    ]
+    if settings.flip and sided:
+        warnings.append(
+            f"Clips are mirrored at random, but the caption of {_first_of(sided)} names a side or "
+            f"a turn: '{sided[0].caption}'. Turn flip off."
+        )
+    directed = [info for info in clips.infos if names_a_direction(info.caption)]
+    if settings.copies and settings.turn > MOST_TURNED and directed:
+        warnings.append(
+            f"Copies are turned by up to {settings.turn:g} degrees, but the caption of "
+            f"{_first_of(directed)} names a direction: '{directed[0].caption}'. Set turn to "
+            f"{MOST_TURNED:g} or less."
+        )
+    return warnings
 
 
 def _caption_warnings(sources: Sequence[ClipSource], captions: list[Caption]) -> list[str]:

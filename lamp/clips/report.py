@@ -34,6 +34,7 @@ def describe_clips(clips: ClipSet) -> str:
         + " and ".join(f"{width} x {height}" for width, height in clips.sizes)
     )
     head += f", {chosen.fps:g} fps" if chosen.fps else ""
+    head += f", each with {_number(chosen.copies, 'distorted copy')}" if chosen.copies else ""
     lines = [_line(clips, number) for number in range(len(clips))]
     measured = all(clip.movement.flow is not None for clip in clips.sources)
     warnings = [f"Warning: {text}" for text in clips.warnings]

@@ -31,7 +31,10 @@ class ClipSettings:
     - ``fit``: how pictures of another shape are resized, see ``fit_images``;
     - ``max_frames``: longer clips are cut off;
     - ``bucket``: each clip gets the size closest to its own shape, with an area of at most
-      ``width`` x ``height``, instead of exactly that size.
+      ``width`` x ``height``, instead of exactly that size;
+    - ``copies``: distorted copies of each clip (``lamp.clips.augment``), turned by at most ``turn``
+      degrees to either side, scaled by at most 1 + ``zoom`` or its inverse, and moved by at most
+      the share ``shift`` of width and height. Half of the windows are of copies.
 
     Raises LampError for a value that cannot be used.
     """
@@ -46,6 +49,10 @@ class ClipSettings:
     fit: Fit = "crop"
     max_frames: int = 480
     bucket: bool = False
+    copies: int = 0
+    turn: float = 10.0
+    zoom: float = 0.15
+    shift: float = 0.05
 
     def __post_init__(self) -> None:
         check_size(self.width, self.height)
@@ -58,6 +65,9 @@ class ClipSettings:
             raise LampError(f"The stride must be 1 or more, not {self.stride}.")
         if self.fps is not None and not 0 < self.fps <= 1000:
             raise LampError(f"The frame rate must lie between 0 and 1000, not {self.fps:g}.")
+        for name, most in (("copies", 64), ("turn", 180), ("zoom", 1), ("shift", 0.5)):
+            if not 0 <= (given := getattr(self, name)) <= most:
+                raise LampError(f"{name} is {given:g}: choose a value from 0 to {most:g}.")
         for name, value, choices in (("short", self.short, Short), ("fit", self.fit, Fit)):
             if value not in get_args(choices):
                 listed = ", ".join(get_args(choices))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -38,7 +38,8 @@ class Posterior:
 class LatentClips:
     """A `ClipSet` ready for training, without VAE and text encoder.
 
-    `text`: prompt -> embedding, see `Host.predict`; `scale`: of the latents, for the UNet.
+    `text`: prompt -> embedding, see `Host.predict`; `scale`: of the latents, for the UNet;
+    `copies`: one list like `posteriors` for each distorted copy.
     """
 
     clips: ClipSet
@@ -46,6 +47,7 @@ class LatentClips:
     mirrored: list[Posterior]
     text: dict[str, Tensor]
     scale: float = SCALE
+    copies: list[list[Posterior]] = field(default_factory=list)
 
     def check(self, frames: int) -> None:
         """Check that the windows have `frames` frames."""
@@ -58,6 +60,8 @@ class LatentClips:
     def draw(self, window: Window, generator: torch.Generator) -> Tensor:
         """Scaled latents `f c h w` of a window, sampled from the posterior."""
         source = self.mirrored if window.flipped else self.posteriors
+        if window.copy:
+            source = self.copies[window.copy - 1]
         return source[window.clip].sample(self.clips.frame_numbers(window), generator, self.scale)
 
 
@@ -100,33 +104,37 @@ def cache_latents(
     Raises:
         ClipError: the VAE returned NaN for a clip, or a clip cannot be read.
     """
-    sides = (False, True) if clips.settings.flip else (False,)
-    posteriors: dict[bool, list[Posterior]] = {False: [], True: []}
+    copies = [(False, copy) for copy in range(1, clips.settings.copies + 1)]
+    kinds = [(False, 0), *([(True, 0)] if clips.settings.flip else []), *copies]
+    posteriors: dict[tuple[bool, int], list[Posterior]] = {kind: [] for kind in kinds}
     for number in range(len(clips)):
-        found = [_posterior(clips, number, mirrored, encode, cache) for mirrored in sides]
-        for mirrored, (tensors, _) in zip(sides, found, strict=True):
-            posteriors[mirrored].append(Posterior(**tensors))
+        found = [_posterior(clips, number, *kind, encode, cache) for kind in kinds]
+        for kind, (tensors, _) in zip(kinds, found, strict=True):
+            posteriors[kind].append(Posterior(**tensors))
         on_clip(number + 1, len(clips), all(cached for _, cached in found))
     prompts = dict.fromkeys([*clips.captions, ""])  # samples use the empty prompt for guidance
     text = {prompt: _embedding(prompt, embed, cache) for prompt in prompts}
-    return LatentClips(clips, posteriors[False], posteriors[True], text, scale)
+    plain, mirrored = posteriors[False, 0], posteriors.get((True, 0), [])
+    return LatentClips(clips, plain, mirrored, text, scale, [posteriors[kind] for kind in copies])
 
 
 def _posterior(
     clips: ClipSet,
     number: int,
     mirrored: bool,
+    copy: int,
     encode: EncodePosterior,
     cache: LatentCache | None,
 ) -> Found:
     def compute() -> dict[str, Tensor]:
-        parts = [encode(chunk.float() / 255) for chunk in clips.chunks(number, mirrored=mirrored)]
+        chunks = clips.chunks(number, mirrored=mirrored, copy=copy)
+        parts = [encode(chunk.float() / 255) for chunk in chunks]
         posterior = Posterior(*(torch.cat(each) for each in zip(*parts, strict=True)))
         return vars(_finite(posterior, clips.infos[number].name))
 
     if cache is None or cache.vae is None:
         return Found(compute(), False)
-    name = entry_name("posterior", clips.key(number), mirrored, cache.vae)
+    name = entry_name("posterior", clips.key(number, copy), mirrored, cache.vae)
     return cache.files.get(name, compute)
 
 

@@ -149,7 +149,9 @@ def identity(base: str, clips: ClipSet) -> dict[str, str]:
     """What a run depends on besides its settings: hashes of the image model and of the clips with
     their windows and captions."""
     settings = clips.settings
-    cut = [settings.frames, settings.stride, settings.flip]
+    cut: list[float] = [settings.frames, settings.stride, settings.flip]
+    if settings.copies:
+        cut += [settings.copies, settings.turn, settings.zoom, settings.shift]
     each = [[clips.key(clip), caption] for clip, caption in enumerate(clips.captions)]
     text = json.dumps([cut, each]).encode()
     return {"base": base, "clips": hashlib.sha256(text).hexdigest()}

@@ -123,6 +123,27 @@ def test_bucket_and_settings_reach_the_clips(node: Any) -> None:
     assert read(node, images=[sliding(5, 1, 48, 64)]).size(0) == (64, 48)
 
 
+def test_copies_reach_the_clips(node: Any) -> None:
+    limits = {"copies": 3, "turn": 45.0, "zoom": 0.5, "shift": 0.25}
+    given = {name: [value] for name, value in limits.items()}
+    clips = read(node, images=[sliding(5, 1)], **given)
+    assert {name: getattr(clips.settings, name) for name in limits} == limits
+    (copy,), (plain,) = clips.chunks(0, copy=1), clips.chunks(0)
+    assert not torch.equal(copy, plain)
+
+
+def test_without_new_inputs_there_are_no_copies(node: Any) -> None:
+    """Saved prompts lack the inputs, and train as before."""
+    defaults = {
+        name: options["default"]
+        for name, (_, options) in node.INPUT_TYPES()["optional"].items()
+        if name in ("copies", "turn", "zoom", "shift")
+    }
+    settings = read(node, images=[sliding(5, 1)]).settings
+    assert defaults == {name: getattr(settings, name) for name in defaults}
+    assert settings.copies == 0 and len(defaults) == 4
+
+
 def test_errors_name_what_is_wrong(node: Any, api: Any, tmp_path: Path) -> None:
     with pytest.raises(ClipError, match="^LAMP Training Clips: .*folder.*images.*videos"):
         read(node)
