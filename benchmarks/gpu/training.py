@@ -110,7 +110,7 @@ def _toy(session: Session, count: int) -> dict[str, Any]:
     unet = PlainUNet(UNET_CONFIG)
     unet.load_state_dict(toy.unet.state_dict())
     unet.requires_grad_(False).eval().to(kind)
-    clips = latent_clips(toy, training_clips(0, "moves_right"), "caption")
+    clips = latent_clips(toy, training_clips(0, "moves_right"), recipe)
     config = TrainConfig(
         steps=count, frames=clips.clips.settings.frames, batch=recipe.clips_per_step,
         **preset(recipe.preset, count),
