@@ -21,8 +21,9 @@ from ..lamp.clips.settings import ClipSettings
 from ..lamp.clips.sources import BatchSource, ClipSource, FileSource
 from ..lamp.errors import ClipError
 from ..lamp.plain import log
-from .common import advanced, aliases, named_errors, plain_errors, progress_of
+from .common import aliases, named_errors, plain_errors, progress_of
 from .progress import image_and_text
+from .recipe import setting_input
 
 LampClips = io.Custom("LAMP_CLIPS")
 NO_FOLDER = "(from images)"
@@ -49,19 +50,6 @@ def clip_folders() -> dict[str, Path]:
 
 def _size_input(name: str, default: int, tooltip: str) -> Any:
     return io.Int.Input(name, default=default, min=32, max=2048, step=8, tooltip=tooltip)
-
-
-def _distortion(name: str, default: float, most: float, step: float, tooltip: str) -> Any:
-    return io.Float.Input(
-        name,
-        default=default,
-        min=0.0,
-        max=most,
-        step=step,
-        optional=True,
-        tooltip=tooltip,
-        **advanced(io.Float.Input),
-    )
 
 
 class TrainingClips(io.ComfyNode):
@@ -147,30 +135,9 @@ class TrainingClips(io.ComfyNode):
                     "gets a size close to its own aspect ratio, with no larger area. Use it to mix "
                     "portrait and landscape clips.",
                 ),
-                io.Int.Input(
-                    "copies",
-                    default=0,
-                    min=0,
-                    max=64,
-                    optional=True,
-                    tooltip="Distorted copies of each clip, added to the training, so that the "
-                    "motion depends less on subject and position. 0: none (paper). 7 is a good "
-                    "start. Encoding takes longer, training steps do not.",
-                    **advanced(io.Int.Input),
-                ),
-                _distortion(
-                    "turn",
-                    10.0,
-                    180.0,
-                    1.0,
-                    "Copies are rotated by up to this many degrees. Keep it low if the motion has "
-                    "a direction; 180 for things that spin or are seen from above.",
-                ),
-                _distortion(
-                    "zoom", 0.15, 1.0, 0.01, "Copies are scaled up or down by up to this share."
-                ),
-                _distortion(
-                    "shift", 0.05, 0.5, 0.01, "Copies are moved by up to this share of each side."
+                *(
+                    setting_input(name, ClipSettings, optional=True)
+                    for name in ("copies", "turn", "zoom", "shift")
                 ),
                 io.Image.Input(
                     "images",
@@ -192,7 +159,8 @@ class TrainingClips(io.ComfyNode):
                     tooltip="Size, frames and amount of motion of every clip, and warnings.",
                 ),
                 io.Image.Output(
-                    display_name="contact_sheet", tooltip="Some frames of every clip, in rows."
+                    display_name="contact_sheet",
+                    tooltip="Some frames of every clip, in rows, and of some distorted copies.",
                 ),
             ],
         )

@@ -6,8 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..lamp.settings import find_setting
 from ..lamp.training.recipe import TrainConfig
-from ..lamp.training.settings import find_setting
 from .common import advanced, aliases, named_errors
 
 LampRecipe = io.Custom("LAMP_RECIPE")

@@ -16,6 +16,7 @@ from ..lamp.files.lock import alone_in
 from ..lamp.hosts.comfy.folders import shown
 from ..lamp.method.architecture import base_hash, map_unet, unet_family
 from ..lamp.motion_file.provenance import CARD_KEY
+from ..lamp.settings import find_setting
 from ..lamp.toy.base import check_clips
 from ..lamp.training.loop import Training
 from ..lamp.training.memory.cards import CardSettings
@@ -31,7 +32,6 @@ from ..lamp.training.recipe import (
 from ..lamp.training.recipe import preset as recipe_settings
 from ..lamp.training.samples import Samples
 from ..lamp.training.session import Place, RunFolder, identity, mark_of
-from ..lamp.training.settings import find_setting
 from ..lamp.training.state import check_state, restore
 from ..lamp.training.validation import split_clips
 from ..lamp.training.warm_start import load_start

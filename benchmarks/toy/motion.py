@@ -30,8 +30,8 @@ from lamp.toy.motions import MOTIONS
 
 from . import ablations
 from .runs import (
-    BEST,
     FIRST,
+    MUON,
     RECIPES,
     SETS,
     Recipe,
@@ -184,7 +184,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def chosen_recipes(args: argparse.Namespace) -> dict[str, Recipe]:
     given = {name: getattr(args, name) for name in Recipe.__annotations__}
     changes = {name: value for name, value in given.items() if value is not None}
-    known = RECIPES if args.ablations else BEST
+    known = RECIPES if args.ablations else MUON
     return {kind: replace(known[kind], **changes) for kind in args.motions}
 
 

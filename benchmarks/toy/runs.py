@@ -101,20 +101,22 @@ RECIPES = {
 }
 """The recipe `fast` as it is, for what is measured on the way, with parts of it, and the like."""
 
-# Chosen on seeds 400 to 402.
-BEST = {
-    kind: replace(RECIPES[kind], optimizer="muon", steps=steps, sample_steps=10)
-    for kind, steps in {
-        "moves_right": 120,
-        "rotate": 700,
-        "grow": 300,
-        "bounce": 700,
-        "wave": 700,
-        "two_objects": 700,
-    }.items()
+_MUON_STEPS = {
+    "moves_right": 120,
+    "rotate": 700,
+    "grow": 300,
+    "bounce": 700,
+    "wave": 700,
+    "two_objects": 700,
 }
-BEST["rotate"] = replace(BEST["rotate"], prompts="motion", copies=7, turn=60.0)
-"""How well each motion is learned with `muon`, and with distorted copies where they help."""
+_COPIES: dict[str, dict[str, Any]] = {"rotate": {"prompts": "motion", "copies": 7, "turn": 60.0}}
+MUON = {
+    kind: replace(
+        RECIPES[kind], optimizer="muon", steps=steps, sample_steps=10, **_COPIES.get(kind, {})
+    )
+    for kind, steps in _MUON_STEPS.items()
+}
+"""With `muon`, and with distorted copies where they help; chosen on seeds 400 to 402."""
 
 
 # --- tuning -----------------------------------------------------------------------------------

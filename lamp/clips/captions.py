@@ -19,15 +19,15 @@ _LARGEST = 100_000  # bytes; text encoders read a few hundred
 
 # Invisible, although their Unicode category says letter or symbol.
 _BLANK = "\u115f\u1160\u2800\u3164\uffa0\u034f"
+_LEFT_OR_RIGHT = r"\b(left|right|leftwards?|rightwards?)\b|[左右]"
 _SIDES = re.compile(
-    r"\b(left|right|leftwards?|rightwards?|clockwise|counter-?clockwise|anti-?clockwise)\b"
-    r"|[左右]|顺时针|逆时针|順時針|逆時針",
+    rf"{_LEFT_OR_RIGHT}|\b(clockwise|counter-?clockwise|anti-?clockwise)\b"
+    r"|顺时针|逆时针|順時針|逆時針",
     re.IGNORECASE,
 )
-
 _DIRECTIONS = re.compile(
-    r"\b(left|right|leftwards?|rightwards?|up|down|upwards?|downwards?|falls?|rises?)\b"
-    r"|[左右]|[向往][上下]|上升|下降|落",
+    rf"{_LEFT_OR_RIGHT}|\b(up|down|upwards?|downwards?|falls?|rises?)\b"
+    r"|[向往][上下]|上升|下降|落",
     re.IGNORECASE,
 )
 

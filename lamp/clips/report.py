@@ -22,6 +22,7 @@ NO_FLOW = (
 THUMB_HEIGHT = 96
 GAP = 4
 MAX_ROWS = 32
+MOST_COPIES = 3
 
 
 def describe_clips(clips: ClipSet) -> str:
@@ -43,20 +44,23 @@ def describe_clips(clips: ClipSet) -> str:
 
 
 def contact_sheet(clips: ClipSet, columns: int = 6) -> Tensor:
-    """IMAGE ``1 h w 3`` in 0..1: a row of evenly spaced frames for each of the first 32 clips."""
+    """IMAGE ``1 h w 3`` in 0..1: a row of evenly spaced frames for each of the first 32 clips, and
+    for the first distorted copies of the first clip."""
     rows = [_row(clips, number, columns) for number in range(min(len(clips), MAX_ROWS))]
+    shown = min(clips.settings.copies, MOST_COPIES)
+    rows += [_row(clips, 0, columns, copy) for copy in range(1, shown + 1)]
     width = max(row.shape[1] for row in rows)
     rows = [F.pad(row, (0, 0, 0, width - row.shape[1], 0, GAP)) for row in rows]
     return F.pad(torch.cat(rows), (0, 0, GAP, 0, GAP, 0))[None]
 
 
-def _row(clips: ClipSet, number: int, columns: int) -> Tensor:
+def _row(clips: ClipSet, number: int, columns: int, copy: int = 0) -> Tensor:
     """Frames from first to last, side by side: ``h w 3`` in 0..1."""
     length = clips.length(number)
     chosen = torch.linspace(0, length - 1, min(columns, length)).round().long().tolist()
     width, height = clips.size(number)
     size = THUMB_HEIGHT, max(round(width * THUMB_HEIGHT / height), 1)
-    frames = clips.frames(number, chosen).movedim(-1, 1).float() / 255
+    frames = clips.frames(number, chosen, copy).movedim(-1, 1).float() / 255
     thumbs = F.interpolate(frames, size, mode="bilinear", antialias=True).movedim(1, -1)
     return F.pad(thumbs, (0, 0, 0, GAP)).transpose(0, 1).flatten(1, 2)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from ..errors import LampError
+from ..settings import check_settings, setting
 from .images import LATENT_STRIDE, Fit, check_size
 
 Short = Literal["error", "skip", "loop"]
@@ -49,10 +50,40 @@ class ClipSettings:
     fit: Fit = "crop"
     max_frames: int = 480
     bucket: bool = False
-    copies: int = 0
-    turn: float = 10.0
-    zoom: float = 0.15
-    shift: float = 0.05
+    copies: int = setting(
+        0,
+        "Distorted copies of each clip, added to the training, so that the motion depends less on "
+        "subject and position. 0: none (paper). 7 is a good start. Encoding takes longer, training "
+        "steps do not.",
+        0,
+        64,
+        advanced=True,
+    )
+    turn: float = setting(
+        10.0,
+        "Copies are rotated by up to this many degrees. Keep it low if the motion has a direction; "
+        "60 is a good start for things that spin or are seen from above.",
+        0.0,
+        180.0,
+        step=1.0,
+        advanced=True,
+    )
+    zoom: float = setting(
+        0.15,
+        "Copies are scaled up or down by up to this share.",
+        0.0,
+        1.0,
+        step=0.01,
+        advanced=True,
+    )
+    shift: float = setting(
+        0.05,
+        "Copies are moved by up to this share of each side.",
+        0.0,
+        0.5,
+        step=0.01,
+        advanced=True,
+    )
 
     def __post_init__(self) -> None:
         check_size(self.width, self.height)
@@ -65,9 +96,7 @@ class ClipSettings:
             raise LampError(f"The stride must be 1 or more, not {self.stride}.")
         if self.fps is not None and not 0 < self.fps <= 1000:
             raise LampError(f"The frame rate must lie between 0 and 1000, not {self.fps:g}.")
-        for name, most in (("copies", 64), ("turn", 180), ("zoom", 1), ("shift", 0.5)):
-            if not 0 <= (given := getattr(self, name)) <= most:
-                raise LampError(f"{name} is {given:g}: choose a value from 0 to {most:g}.")
+        check_settings(self)
         for name, value, choices in (("short", self.short, Short), ("fit", self.fit, Fit)):
             if value not in get_args(choices):
                 listed = ", ".join(get_args(choices))

@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .optimizers import optimizer_state, restore_optimizer
+from .optimizer_state import optimizer_state, restore_optimizer
 
 MARGIN = 1.02
 """Size of the segment for a step, relative to what the step allocates at most."""

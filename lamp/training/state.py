@@ -24,7 +24,7 @@ from ..files.strict_json import read_json
 from ..motion_file.provenance import first_start
 from .budget import planned
 from .loop import Training
-from .optimizers import (
+from .optimizer_state import (
     optimizer_groups,
     optimizer_state,
     restore_groups,

@@ -14,6 +14,7 @@ from torch import Tensor
 from lamp.clips.augment import Warp, draw_warp, warped
 from lamp.clips.clip_set import ClipSet, Window
 from lamp.clips.load import clips_from_images
+from lamp.clips.report import contact_sheet
 from lamp.clips.settings import ClipSettings
 from lamp.errors import LampError
 from lamp.training.latents import cache_latents
@@ -114,6 +115,16 @@ def test_without_copies_the_draws_are_as_before() -> None:
     for _ in range(50):
         pick, start, mirror = torch.rand(3, generator=numbers, dtype=torch.float64).tolist()
         assert made.sample_window(drawn) == Window(int(pick * 3), int(start * 3), mirror < 0.5)
+
+
+def test_the_contact_sheet_shows_copies_of_the_first_clip() -> None:
+    plain = contact_sheet(clips())
+    row = plain.shape[1] // 3
+    for copies, more in ((1, 1), (9, 3)):
+        sheet = contact_sheet(clips(copies=copies, turn=90.0))
+        assert sheet.shape[1] == pytest.approx(plain.shape[1] + more * row, abs=2 * more)
+        assert torch.equal(sheet[:, : 3 * row], plain[:, : 3 * row])
+        assert (sheet[:, 3 * row + 8 : 4 * row] - plain[:, 8:row]).abs().mean() > 0.05
 
 
 def test_latents_of_copies_are_those_of_their_pictures() -> None:

@@ -13,11 +13,11 @@ import torch
 from benchmarks.samples.small_training import small_training
 from lamp.errors import LampError
 from lamp.hosts.diffusers.unet import DiffusersHost
+from lamp.settings import find_setting
 from lamp.training.latents import LatentClips
 from lamp.training.loop import Training
 from lamp.training.optimizers import check_optimizer, installed_optimizers
 from lamp.training.recipe import TrainConfig, preset
-from lamp.training.settings import find_setting
 from lamp.training.state import read_state, restore, take_state, write_state
 
 WHO = {"base": "abc", "clips": "def"}

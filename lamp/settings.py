@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import Field, field, fields
 from typing import Any
 
-from ..errors import LampError
+from .errors import LampError
 
 
 def setting(
