@@ -102,7 +102,7 @@ RECIPES = {
 """The recipe `fast` as it is, for what is measured on the way, with parts of it, and the like."""
 
 _MUON_STEPS = {
-    "moves_right": 120,
+    "moves_right": 240,
     "rotate": 700,
     "grow": 300,
     "bounce": 700,
