@@ -1,8 +1,11 @@
-"""What each part of the method contributes: `python -m benchmarks.motion --ablations --seeds 3`.
+"""What each part of the method contributes, on either toy world:
 
-The paper's ablations (sec. 4.3; supplement 2.1) and one of temporal attention, on the toy world.
-Clips, seeds, steps and all else are as in the full method. Four variants are tuned, four only
-sample the full motion differently:
+    python -m benchmarks.motion --ablations --seeds 3
+    python -m benchmarks.scenes --ablations --motions smile --seeds 3
+
+The paper's ablations (sec. 4.3; supplement 2.1) and one of temporal attention. Clips, seeds, steps
+and all else are as in the full method. Four variants are tuned, four only sample the full motion
+differently:
 
 - no first frame: neither the clean frame 1 nor its keys and values. All frames are noise and count
   in the loss; the video begins with a generated frame.
@@ -11,15 +14,7 @@ sample the full motion differently:
 - no shared noise; no AdaIN; no histogram matching (to the decoded frame 1).
 - with motion guidance: not of the paper; every other variant samples without it.
 
-Measures on two sets of unseen objects: overlap with the true place, path error (median, from the
-object's own place in frame 1), the share followed, and
-
-- kept: agreement of colour and shape without regard to the place; looks: the share of videos with
-  kept of at least 0.5 and the true background to 20 dB;
-- fidelity: the background of frames 2.. against that of the decoded frame 1, dB;
-- flicker: mean change of the background from frame to frame, from frame 2 on, in bytes;
-- jerk: root mean square of the second difference of the object's place, in units of the true
-  displacement per frame. A still object has none.
+Each world has measures of its own (ablations_sprites.py, ablations_scenes.py).
 
 Prints a table, the paper's claims and whether this world shows them, and last one line of JSON.
 With `--keep` finished work is stored in a folder, and a stopped run resumes.
@@ -30,7 +25,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -51,23 +46,27 @@ from lamp.method.layout import FrameLayout
 from lamp.method.motion import Motion
 from lamp.method.noise import draw_noise, share_noise
 from lamp.method.schedule import add_noise, ddim_step, ddim_timesteps, next_alpha
-from lamp.toy import score
 from lamp.toy.base import ToyBase
-from lamp.toy.cases import Case, evaluation_cases
-from lamp.toy.measures import centroids, object_mask
+from lamp.toy.cases import Clips
 from lamp.training.batches import Batch
 from lamp.training.loop import Training, noise_error
 
-from .ablations_report import MEASURES, print_table, save_plot, spread, verdicts
+from .ablations_report import (
+    COLOURS,
+    Claim,
+    Measure,
+    print_table,
+    save_plot,
+    spread,
+    verdicts,
+)
 from .runs import (
     MOTION_GUIDANCE,
-    SETS,
     Figures,
     Recipe,
     Sampler,
+    Start,
     Videos,
-    around,
-    average,
     finished,
     kept_motion,
     pictures,
@@ -188,17 +187,40 @@ VARIANTS = {
 }
 
 
-def learn(toy: ToyBase, kind: str, variant: Variant, recipe: Recipe, seed: int) -> Motion:
+@dataclass(frozen=True)
+class World:
+    """What is measured in a toy world.
+
+    Attributes:
+        sets: names of the sets of test cases.
+        clips: of a seed and motion, tuned as the recipe says.
+        cases: of a seed, set, motion, count and recipe.
+        measure: figures of videos `n f h w 3` of cases, whose decoded first frames are the third
+            argument.
+    """
+
+    sets: tuple[str, ...]
+    measures: Mapping[str, Measure]
+    claims: tuple[Claim, ...]
+    clips: Callable[[int, str, Recipe], Clips]
+    cases: Callable[[int, str, str, int, Recipe], list[Any]]
+    measure: Callable[[Videos, list[Any], Videos], Figures]
+
+
+def learn(
+    toy: ToyBase, world: World, kind: str, variant: Variant, recipe: Recipe, seed: int
+) -> Motion:
     motion = variant.parts(map_unet(toy.unet)).initialise(seed)
     loop = Training if variant.first_frame else FreeTraining
-    return finished(start_training(toy, recipe, seed, kind, motion, loop)).motion
+    clips = world.clips(seed, kind, recipe)
+    return finished(start_training(toy, recipe, seed, kind, motion, loop, clips=clips)).motion
 
 
 # --- videos -----------------------------------------------------------------------------------
 
 
 @torch.no_grad()
-def free_latents(sampler: Sampler, cases: list[Case]) -> Tensor:
+def free_latents(sampler: Sampler, cases: Sequence[Start]) -> Tensor:
     """Latents `(b f) c h w` of videos with a generated first frame, by DDIM."""
     toy, recipe = sampler.toy, sampler.recipe
     frames, videos = len(cases[0].frames), len(cases)
@@ -217,7 +239,7 @@ def free_latents(sampler: Sampler, cases: list[Case]) -> Tensor:
     return recipe.schedule.after_loop(x, frames)
 
 
-def film(sampler: Sampler, variant: Variant, cases: list[Case], batch: int = 4) -> Videos:
+def film(sampler: Sampler, variant: Variant, cases: Sequence[Start], batch: int = 4) -> Videos:
     """Videos of the cases; they begin with the given first frame unless the variant has none."""
     videos = []
     for start in range(0, len(cases), batch):
@@ -235,39 +257,9 @@ def film(sampler: Sampler, variant: Variant, cases: list[Case], batch: int = 4) 
     return np.stack(videos)
 
 
-def decoded_first_frames(toy: ToyBase, cases: list[Case]) -> Videos:
+def decoded_first_frames(toy: ToyBase, cases: Sequence[Start]) -> Videos:
     """The first frames `n h w 3`, encoded and decoded."""
     return pictures(toy, toy.encode(np.stack([case.first_frame for case in cases])))
-
-
-# --- measures ---------------------------------------------------------------------------------
-
-
-def measure(videos: Videos, cases: list[Case], given: Videos) -> Figures:
-    """Figures of a set; `given` are the decoded first frames."""
-    pairs = list(zip(videos, cases, strict=True))
-    figures = score.summarise([score.score_clip(*pair) for pair in pairs])
-    rows = [steadiness(*pair, first) for pair, first in zip(pairs, given, strict=True)]
-    found = {**average(rows, 4), "looks": figures["appearance"], **figures}
-    return {name: found[name] for name in MEASURES}
-
-
-def steadiness(video: Videos, case: Case, first: Videos) -> Figures:
-    """Fidelity, flicker and jerk of one video `f h w 3` of one object."""
-    (target,) = case.targets
-    masks = object_mask(video, target.colour, case.ground)
-    outside = ~around(masks | target.masks | target.masks[:1])
-    still = np.broadcast_to(first, video.shape)
-    change = np.abs(np.diff(video[1:].astype(float), axis=0))
-    both = outside[2:] & outside[1:-1]
-    step = np.linalg.norm(np.diff(centroids(target.masks), axis=0), axis=1).mean()
-    bends = np.linalg.norm(np.diff(centroids(masks), n=2, axis=0), axis=1)
-    bends = bends[np.isfinite(bends)]
-    return {
-        "fidelity": score.ground_psnr(video[1:], still[1:], outside[1:]),
-        "flicker": float(change[both].mean()),
-        "jerk": float(np.sqrt((bends**2).mean()) / step) if len(bends) else None,
-    }
 
 
 # --- a run ------------------------------------------------------------------------------------
@@ -311,7 +303,13 @@ class Kept:
 
 
 def runs(
-    toy: ToyBase, kind: str, recipe: Recipe, seeds: list[int], cases: int, kept: Kept
+    toy: ToyBase,
+    world: World,
+    kind: str,
+    recipe: Recipe,
+    seeds: list[int],
+    cases: int,
+    kept: Kept,
 ) -> Iterator[tuple[str, int, dict[str, Any]]]:
     """Name, seed and figures of every variant, stored ones included."""
     for seed in seeds:
@@ -324,33 +322,39 @@ def runs(
                 motion = kept.motion(
                     f"{source.replace(' ', '-')}-{seed}",
                     tuned.parts(map_unet(toy.unet)),
-                    lambda tuned=tuned, seed=seed: learn(toy, kind, tuned, recipe, seed),
+                    lambda tuned=tuned, seed=seed: learn(toy, world, kind, tuned, recipe, seed),
                 )
                 sampler, figures = Sampler(toy, motion, recipe, seed), {}
-                for which in SETS:
-                    unseen = evaluation_cases(seed, which, kind, count=cases, pace=recipe.pace)
-                    videos = film(sampler, variant, unseen)
-                    figures[which] = measure(videos, unseen, decoded_first_frames(toy, unseen))
+                for which in world.sets:
+                    unseen = world.cases(seed, which, kind, cases, recipe)
+                    videos, given = (
+                        film(sampler, variant, unseen),
+                        decoded_first_frames(toy, unseen),
+                    )
+                    figures[which] = world.measure(videos, unseen, given)
                 figures["seconds"] = round(time.perf_counter() - started, 1)
                 kept.add(key, figures)
             yield name, seed, kept.results[key]
 
 
-def main(toy: ToyBase, kind: str, recipe: Recipe, args: argparse.Namespace) -> int:
+def main(toy: ToyBase, world: World, kind: str, recipe: Recipe, args: argparse.Namespace) -> int:
     """All variants on all seeds."""
     seeds = list(range(args.seed, args.seed + args.seeds))
     settings = {"motion": kind, "recipe": asdict(recipe), "cases": args.cases}
     results: dict[str, dict[int, Any]] = {}
     kept = Kept(args.keep, settings)
-    for name, seed, figures in runs(toy, kind, recipe, seeds, args.cases, kept):
+    for name, seed, figures in runs(toy, world, kind, recipe, seeds, args.cases, kept):
         results.setdefault(name, {})[seed] = figures
         print(f"{name}, seed {seed}: {figures['seconds']:.0f} s", flush=True)
-    print_table(results)
-    claims = verdicts(results, FULL)
+    print_table(results, world.measures, world.sets)
+    claims = verdicts(results, FULL, world.claims, world.measures, world.sets)
     for claim in claims:
         print(f"{claim['verdict']:>14}: {claim['says']} {claim['figures']}")
     if args.save_plot:
-        save_plot(args.save_plot, results)
-    told = {"settings": settings, "seeds": seeds, "spread": spread(results), "claims": claims}
+        save_plot(
+            args.save_plot, results, world.measures, dict(zip(world.sets, COLOURS, strict=False))
+        )
+    means = spread(results, world.measures, world.sets)
+    told = {"settings": settings, "seeds": seeds, "spread": means, "claims": claims}
     print(json.dumps({**told, "results": results}))
     return 0

@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .runs import SETS
-
 
 @dataclass(frozen=True)
 class Measure:
@@ -24,40 +22,17 @@ class Measure:
     zero: bool = True
 
 
-MEASURES = {
-    "iou": Measure("overlap", True, high=1.0),
-    "nrmse": Measure("path error", False),
-    "followed": Measure("followed", True, high=1.0),
-    "kept": Measure("kept", True, high=1.0),
-    "looks": Measure("looks", True, high=1.0),
-    "fidelity": Measure("fidelity, dB", True, 1),
-    "flicker": Measure("flicker", False, 1),
-    "jerk": Measure("jerk", False),
-}
 Results = dict[str, dict[int, Any]]  # variant -> seed -> set -> measure
-# What the paper says that a variant does worse, the measures here, and than which other variant.
-CLAIMS = (
-    ("Without the first frame the quality is low, and contents of the clips intrude.",
-     "no first frame", ("kept", "looks"), ""),
-    ("Without the motion layers the motion is not captured.",
-     "no motion convolutions", ("followed", "nrmse"), ""),
-    ("With a plain convolution the main object becomes inconsistent.",
-     "plain convolution", ("kept", "iou"), ""),
-    ("Without shared noise the result lacks smoothness.", "no shared noise", ("jerk",), ""),
-    ("Without AdaIN the appearance loses its consistency.", "no AdaIN", ("kept", "fidelity"), ""),
-    ("Without histogram matching the frames flicker.", "no histogram matching", ("flicker",), ""),
-    ("Without the motion layers the motion fails, without shared noise only its smoothness.",
-     "no motion convolutions", ("followed",), "no shared noise"),
-)  # fmt: skip
-
-
-_COLOURS = {"combination": "#185aa8", "hard": "#c8782a"}
+# What the paper says that a variant does worse, the variant, the measures that would show it, and
+# than which other variant; an empty name is the full method.
+Claim = tuple[str, str, tuple[str, ...], str]
+COLOURS = ("#185aa8", "#c8782a")  # of the sets
 
 
 def spread(
     results: Results,
-    measures: Mapping[str, Measure] = MEASURES,
-    sets: tuple[str, ...] = SETS,
+    measures: Mapping[str, Measure],
+    sets: tuple[str, ...],
 ) -> dict[str, dict[str, dict[str, list[float] | None]]]:
     """Variant -> set -> measure -> mean and sample deviation over the seeds."""
     return {
@@ -79,8 +54,8 @@ def _mean(values: list[float]) -> list[float] | None:
 
 def print_table(
     results: Results,
-    measures: Mapping[str, Measure] = MEASURES,
-    sets: tuple[str, ...] = SETS,
+    measures: Mapping[str, Measure],
+    sets: tuple[str, ...],
 ) -> None:
     """Mean and deviation over the seeds, in Markdown."""
     means = spread(results, measures, sets)
@@ -99,28 +74,34 @@ def _cell(measure: Measure, found: list[float] | None) -> str:
     return f"{found[0]:.{measure.places}f} ± {found[1]:.{measure.places}f}"
 
 
-def verdicts(results: Results, full: str) -> list[dict[str, Any]]:
+def verdicts(
+    results: Results,
+    full: str,
+    claims: tuple[Claim, ...],
+    measures: Mapping[str, Measure],
+    sets: tuple[str, ...],
+) -> list[dict[str, Any]]:
     """For each claim, set and measure: on how many seeds the variant is worse."""
     return [
-        {"says": says, "variant": variant, "set": which, "measure": measure,
-         **_verdict(results[variant], results[than or full], which, measure)}
-        for says, variant, measures, than in CLAIMS
-        for measure in measures
-        for which in SETS
+        {"says": says, "variant": variant, "set": which, "measure": name,
+         **_verdict(results[variant], results[than or full], which, name, measures[name])}
+        for says, variant, names, than in claims
+        for name in names
+        for which in sets
     ]  # fmt: skip
 
 
 def _verdict(
-    rows: dict[int, Any], base: dict[int, Any], which: str, measure: str
+    rows: dict[int, Any], base: dict[int, Any], which: str, name: str, measure: Measure
 ) -> dict[str, Any]:
-    pairs = [(rows[seed][which][measure], base[seed][which][measure]) for seed in rows]
+    pairs = [(rows[seed][which][name], base[seed][which][name]) for seed in rows]
     there = [(one, other) for one, other in pairs if one is not None and other is not None]
-    more, seeds = MEASURES[measure].more, len(there)
-    worse = sum((one < other) if more else (one > other) for one, other in there)
+    seeds = len(there)
+    worse = sum((one < other) if measure.more else (one > other) for one, other in there)
     verdict = "not shown" if worse * 2 <= seeds else "unclear"
     if seeds and worse == seeds:
         verdict = "shown"
-    told = f"({MEASURES[measure].head}, {which}: {worse} of {seeds} seeds)"
+    told = f"({measure.head}, {which}: {worse} of {seeds} seeds)"
     return {"worse": worse, "seeds": seeds, "verdict": verdict, "figures": told}
 
 
@@ -132,8 +113,8 @@ _PANEL, _GAP, _LEFT, _TOP, _ROW = 128, 18, 190, 52, 34
 def save_plot(
     path: Path,
     results: Results,
-    measures: Mapping[str, Measure] = MEASURES,
-    colours: Mapping[str, str] = _COLOURS,
+    measures: Mapping[str, Measure],
+    colours: Mapping[str, str],
 ) -> None:
     """An SVG with a panel per measure and a row per variant: dots are seeds, bars are means.
 

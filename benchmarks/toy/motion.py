@@ -28,7 +28,7 @@ from lamp.toy.base import PATH, ToyBase, load_toy_base
 from lamp.toy.cases import Case, evaluation_cases
 from lamp.toy.motions import MOTIONS
 
-from . import ablations
+from . import ablations, ablations_sprites
 from .runs import (
     FIRST,
     MUON,
@@ -194,7 +194,7 @@ def main() -> int:
     toy, recipes, results = load_toy_base(path=args.base), chosen_recipes(args), []
     if args.ablations:
         (kind,) = args.motions
-        return ablations.main(toy, kind, recipes[kind], args)
+        return ablations.main(toy, ablations_sprites.WORLD, kind, recipes[kind], args)
     table = Table({"motion": 12, "seed": 5, "set": 12, "model": 8}, COLUMNS, 11, 3)
     for kind, recipe in recipes.items():
         for seed in range(args.seed, args.seed + args.seeds):

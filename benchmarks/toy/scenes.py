@@ -2,11 +2,12 @@
 
     python -m benchmarks.scenes --seeds 3 --keep build/scenes --save-gif build/scenes
     python -m benchmarks.scenes --measures
+    python -m benchmarks.scenes --ablations --motions smile --seeds 3
 
 Six first frames a motion, in colours and places that no clip shows. The motion's own measures (see
 lamp/toy/scenes/score.py) must be high for the true videos, and low for still ones and for another
 motion. A motion is tuned on eight clips, and its videos must be better than those of the untuned
-model. Prints a table, and last one line of JSON.
+model. Prints a table, and last one line of JSON. `--ablations` runs benchmarks/toy/ablations.py.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from lamp.toy.base import ToyBase, load_toy_base
 from lamp.toy.scenes.base import PATH
 from lamp.toy.scenes.cases import CASES, FRAMES, SceneCase, evaluation_cases, training_clips
 from lamp.toy.scenes.motions import MOTIONS
-from lamp.toy.scenes.score import FOLLOWED, score_video, still_video, wrong_video
+from lamp.toy.scenes.score import FOLLOWED, score_video, still_video, summarise, wrong_video
 
+from . import ablations, ablations_scenes
 from .runs import (
     MOTION_GUIDANCE,
     Recipe,
@@ -48,13 +50,8 @@ RECIPES = {kind: Recipe(steps=300 if kind == "smile" else 500) for kind in MOTIO
 
 def measured(videos: Videos, cases: list[SceneCase]) -> Figures:
     """Mean figures of a motion's videos; ``motion`` is the lowest of its own measures."""
-    scores = [score_video(video, case) for video, case in zip(videos, cases, strict=True)]
-    rows = [
-        {"motion": one.motion, "followed": float(one.followed), "overlap": one.overlap}
-        | {"change": one.change, **one.own}
-        for one in scores
-    ]
-    return {name: round(float(np.mean([row[name] for row in rows])), 3) for name in rows[0]}
+    pairs = zip(videos, cases, strict=True)
+    return summarise([score_video(video, case) for video, case in pairs])
 
 
 def save_gif(path: Path, rows: list[Videos], zoom: int = 3, seconds: float = 0.12) -> None:
@@ -150,7 +147,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         type=Path,
         help="folder for a GIF of each motion, true videos over tuned ones, and one of all motions",
     )
-    return command.parse_args(arguments)
+    group = command.add_argument_group("the paper's ablations, of one motion")
+    group.add_argument("--ablations", action="store_true")
+    group.add_argument("--save-plot", type=Path, help="an SVG file")
+    args = command.parse_args(arguments)
+    if args.ablations and (len(args.motions) > 1 or args.measures or args.frames != FRAMES):
+        command.error(f"--ablations takes one motion of {FRAMES} frames, and a base")
+    return args
 
 
 def chosen_recipe(kind: str, args: argparse.Namespace) -> Recipe:
@@ -162,6 +165,9 @@ def main(arguments: list[str] | None = None) -> int:
     args = parse(arguments)
     torch.set_num_threads(args.threads)
     toy = None if args.measures else load_toy_base(path=args.base)
+    if args.ablations and toy is not None:
+        (kind,) = args.motions
+        return ablations.main(toy, ablations_scenes.WORLD, kind, chosen_recipe(kind, args), args)
     if args.keep:
         args.keep.mkdir(parents=True, exist_ok=True)
     columns = ("motion", "followed", "overlap", "change")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.samples.small_training import FRAMES, small_clips, small_host
-from benchmarks.toy import ablations, ablations_report
+from benchmarks.toy import ablations, ablations_report, ablations_scenes, ablations_sprites
 from benchmarks.toy.ablations import FULL, VARIANTS, Kept, NoFirstFrame, PlainConvs, film, free_loss
 from benchmarks.toy.runs import MOTION_GUIDANCE, RECIPES, Sampler, fresh_motion
 from lamp.errors import LampError
@@ -26,9 +26,13 @@ from lamp.method.layout import FrameLayout
 from lamp.method.motion import Motion
 from lamp.toy.base import load_toy_base
 from lamp.toy.cases import Case, evaluation_cases
+from lamp.toy.scenes import cases as scenes_cases
+from lamp.toy.scenes.cases import SceneCase
 from lamp.training.loop import Training
 from lamp.training.recipe import TrainConfig
 from tests.helpers.small_models import TEXT_WIDTH, build, random_state
+
+WORLD = ablations_sprites.WORLD
 
 pytestmark = pytest.mark.slow  # many of them
 
@@ -197,7 +201,7 @@ def case() -> Case:
 
 
 def test_the_truth_is_faithful_steady_and_smooth(case: Case) -> None:
-    figures = ablations.steadiness(case.frames, case, case.first_frame)
+    figures = ablations_sprites.steadiness(case.frames, case, case.first_frame)
     assert figures["fidelity"] > 40 and figures["flicker"] < 0.1
     assert figures["jerk"] < 0.3  # masks have whole pixels
 
@@ -205,7 +209,7 @@ def test_the_truth_is_faithful_steady_and_smooth(case: Case) -> None:
 def test_a_flickering_ground_shows_by_how_much(case: Case) -> None:
     video = case.frames.astype(int)
     video[1::2] += np.where(video[1::2] > 127, -6, 6)
-    found = ablations.steadiness(video.astype(np.uint8), case, case.first_frame)
+    found = ablations_sprites.steadiness(video.astype(np.uint8), case, case.first_frame)
     assert found["flicker"] == pytest.approx(6.0, abs=0.2)
     # Four of the seven frames are off by 6.
     decibels = 10 * np.log10(255**2 / (36 * 4 / 7))
@@ -215,16 +219,43 @@ def test_a_flickering_ground_shows_by_how_much(case: Case) -> None:
 def test_an_object_that_leaps_is_not_smooth(case: Case) -> None:
     video = case.frames.copy()
     video[2::2] = video[1:-1:2]  # it waits a frame, then goes two frames' way
-    leap = ablations.steadiness(video, case, case.first_frame)["jerk"]
+    leap = ablations_sprites.steadiness(video, case, case.first_frame)["jerk"]
     # Steps of 2, 0, 2, 0, ... frames' way differ by 2 of them each time.
     assert leap == pytest.approx(2.0, abs=0.4)
+
+
+@pytest.fixture(scope="module")
+def scene() -> SceneCase:
+    return scenes_cases.evaluation_cases(0, "smile", count=1)[0]
+
+
+def test_the_true_scene_is_faithful_and_moves(scene: SceneCase) -> None:
+    found = ablations_scenes.measure(scene.frames[None], [scene], scene.frames[None, 0])
+    assert found["motion"] > 0.7 and found["overlap"] == found["change"] == 1.0
+    assert found["fidelity"] > 40 and found["flicker"] < 0.1
+
+
+def test_a_flickering_landscape_shows_by_how_much(scene: SceneCase) -> None:
+    video = scene.frames.astype(int)
+    video[1::2] += np.where(video[1::2] > 127, -6, 6)
+    found = ablations_scenes.steadiness(video.astype(np.uint8), scene, scene.first_frame)
+    assert found["flicker"] == pytest.approx(6.0, abs=0.2)
+    decibels = 10 * np.log10(255**2 / (36 * 4 / 7))  # four of the seven frames are off by 6
+    assert found["fidelity"] == pytest.approx(decibels, abs=0.3)
+
+
+def test_every_claim_names_a_variant_and_measures_of_its_world() -> None:
+    for world in (ablations_sprites.WORLD, ablations_scenes.WORLD):
+        for _, variant, names, than in world.claims:
+            assert variant in VARIANTS and than in {"", *VARIANTS}
+            assert set(names) <= set(world.measures)
 
 
 # --- a run -----------------------------------------------------------------------------------
 
 
 def figures_of(**changes: float | None) -> dict[str, Any]:
-    row = dict.fromkeys(ablations_report.MEASURES, 0.5) | changes
+    row = dict.fromkeys(WORLD.measures, 0.5) | changes
     return {"combination": row, "hard": row, "seconds": 1.0}
 
 
@@ -234,7 +265,8 @@ def test_a_stopped_run_goes_on_and_other_settings_are_refused(tmp_path: Path) ->
         kept.add(f"{name}, 4", figures_of())
     again = Kept(tmp_path, {"steps": 3})
     toy: Any = None  # nothing is left to do, so no model is asked for anything
-    done = list(ablations.runs(toy, "moves_right", RECIPES["moves_right"], [4], 16, again))
+    recipe = RECIPES["moves_right"]
+    done = list(ablations.runs(toy, WORLD, "moves_right", recipe, [4], 16, again))
     assert [name for name, _, _ in done] == list(VARIANTS)
     with pytest.raises(LampError, match=re.escape(str(tmp_path))):
         Kept(tmp_path, {"steps": 4})
@@ -265,7 +297,7 @@ def test_a_claim_is_shown_only_if_every_seed_shows_it() -> None:
         plain_convolution=[{"kept": 0.4, "iou": 0.4}, {"kept": 0.4, "iou": 0.6}],
         no_shared_noise=[{"jerk": 0.4}, {"jerk": 0.4}],
     )
-    told = ablations_report.verdicts(results, FULL)
+    told = ablations_report.verdicts(results, FULL, WORLD.claims, WORLD.measures, WORLD.sets)
     by = {(c["variant"], c["measure"]): c["verdict"] for c in told if c["set"] == "hard"}
     assert by["plain convolution", "kept"] == "shown"
     assert by["plain convolution", "iou"] == "not shown"
@@ -274,7 +306,7 @@ def test_a_claim_is_shown_only_if_every_seed_shows_it() -> None:
 
 def test_mean_and_deviation_over_the_seeds() -> None:
     rows = results_of(no_AdaIN=[{"iou": 0.2, "jerk": None}, {"iou": 0.4, "jerk": 2.0}])
-    found = ablations_report.spread(rows)["no AdaIN"]["hard"]
+    found = ablations_report.spread(rows, WORLD.measures, WORLD.sets)["no AdaIN"]["hard"]
     assert found["iou"] == pytest.approx([0.3, np.std([0.2, 0.4], ddof=1)], abs=1e-4)
     assert found["jerk"] == [2.0, 0.0]
 
@@ -282,13 +314,14 @@ def test_mean_and_deviation_over_the_seeds() -> None:
 @pytest.fixture
 def drawn(tmp_path: Path) -> Iterator[ElementTree.Element]:
     path = tmp_path / "plot.svg"
-    ablations_report.save_plot(path, results_of())
+    colours = dict(zip(WORLD.sets, ablations_report.COLOURS, strict=True))
+    ablations_report.save_plot(path, results_of(), WORLD.measures, colours)
     yield ElementTree.parse(path).getroot()  # noqa: S314 - our own file
 
 
 def test_the_plot_has_a_dot_for_every_figure(drawn: ElementTree.Element) -> None:
     circles = drawn.findall("{http://www.w3.org/2000/svg}circle")
-    assert len(circles) == len(VARIANTS) * 2 * 2 * len(ablations_report.MEASURES) + 2
+    assert len(circles) == len(VARIANTS) * 2 * 2 * len(WORLD.measures) + 2
     width, height = (float(v) for v in drawn.attrib["viewBox"].split()[2:])
     assert all(0 < float(c.attrib["cx"]) < width for c in circles)
     assert all(0 < float(c.attrib["cy"]) < height for c in circles)

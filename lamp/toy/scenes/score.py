@@ -94,6 +94,16 @@ def score_video(frames: NDArray[np.uint8], case: SceneCase) -> SceneScore:
     return SceneScore(shared, changed_share(frames, case), own)
 
 
+def summarise(scores: list[SceneScore]) -> dict[str, float]:
+    """Means over the videos of one motion."""
+    rows = [
+        {"motion": one.motion, "followed": float(one.followed), "overlap": one.overlap}
+        | {"change": one.change, **one.own}
+        for one in scores
+    ]
+    return {name: round(float(np.mean([row[name] for row in rows])), 3) for name in rows[0]}
+
+
 def still_video(case: SceneCase) -> NDArray[np.uint8]:
     """The repeated first frame."""
     return np.repeat(case.frames[:1], len(case.frames), axis=0)
