@@ -65,3 +65,16 @@ def noise_from_v(v: Tensor, x: Tensor, alphas: Tensor) -> Tensor:
 def add_noise(x0: Tensor, noise: Tensor, alpha: Tensor) -> Tensor:
     """x_t of paper eq. 2; the alpha-bar `alpha` broadcasts against `x0`."""
     return alpha.sqrt() * x0 + (1 - alpha).sqrt() * noise
+
+
+def shift_timesteps(timesteps: Tensor, shift: float) -> Tensor:
+    """Timesteps moved towards noise: t -> s t / (1 + (s - 1) t), with t from 0 to 1.
+
+    The shift of Esser et al. 2024 (eq. 23), here to train more where the motion is decided. A
+    shift of 1 changes nothing.
+    """
+    if shift == 1.0:
+        return timesteps
+    share = (timesteps.double() + 0.5) / TRAIN_TIMESTEPS
+    share = shift * share / (1.0 + (shift - 1.0) * share)
+    return (share * TRAIN_TIMESTEPS).long()

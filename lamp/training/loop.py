@@ -22,7 +22,7 @@ from ..method.host import Host
 from ..method.layout import FrameLayout
 from ..method.motion import Motion
 from ..method.sampling import with_first_frame
-from ..method.schedule import TRAIN_TIMESTEPS, add_noise
+from ..method.schedule import TRAIN_TIMESTEPS, add_noise, shift_timesteps
 from ..motion_file.file import MotionFile
 from ..motion_file.provenance import origin_of
 from .arena import Arena
@@ -322,6 +322,7 @@ class Training:
         batch = self.batches.next(videos)
         noise = torch.randn(batch.latents.shape, generator=self.generator)
         timesteps = torch.randint(TRAIN_TIMESTEPS, (videos,), generator=self.generator)
+        timesteps = shift_timesteps(timesteps, self.config.timestep_shift)
         share = slice(rank * own, (rank + 1) * own)
         rows = slice(rank * own * frames, (rank + 1) * own * frames)
         return Batch(batch.latents[rows], batch.text[share]), noise[rows], timesteps[share]

@@ -126,6 +126,14 @@ class TrainConfig:
         100.0,
         step=0.1,
     )
+    timestep_shift: float = setting(
+        1.0,
+        "Trains more on noisy timesteps, where the places in the video are decided: with a shift "
+        "of 3, half of the steps train on the noisiest quarter. 1 trains on all equally (paper).",
+        0.01,
+        100.0,
+        step=0.1,
+    )
     optimizer: str = setting(
         "adamw",
         "adamw: as in the paper. muon: changes a matrix equally in all directions; with recipe "

@@ -42,6 +42,7 @@ _FREE = (
 _BEFORE = {
     "query_decay": "change",
     "difference_loss": 0.0,
+    "timestep_shift": 1.0,
     "minutes": 0.0,
     "update": "step",
 }  # of states that do not tell it

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 from lamp.errors import LampError
 from lamp.method.schedule import (
@@ -13,6 +13,7 @@ from lamp.method.schedule import (
     ddim_timesteps,
     next_alpha,
     scaled_linear_alphas,
+    shift_timesteps,
 )
 
 STEPS = [1, 10, 37, 50, 1000]
@@ -84,3 +85,14 @@ def test_noise_is_added_as_the_scheduler_does() -> None:
 def test_an_invalid_number_of_steps_is_refused(steps: int) -> None:
     with pytest.raises(LampError, match=f"steps.*{steps}.*1000"):
         ddim_timesteps(steps)
+
+
+@pytest.mark.parametrize("shift", [0.5, 3.0])
+def test_timesteps_are_shifted_as_in_flow_matching(shift: float) -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler(num_train_timesteps=1000, shift=shift)
+    wanted = (scheduler.sigmas * 1000).flip(0)[:1000].float()  # of 1 to 1000
+    found = shift_timesteps(torch.arange(1000), shift)
+    assert 0 <= found.min() and found.max() <= 999
+    # Half a timestep lies between the two, and rounding down takes up to one more.
+    assert (found - wanted).abs().max() <= 1 + max(shift, 1 / shift)
+    assert torch.equal(shift_timesteps(torch.arange(1000), 1.0), torch.arange(1000))

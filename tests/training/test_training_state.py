@@ -29,6 +29,7 @@ RICH: dict[str, Any] = {
     "rate_schedule": "cosine",
     "min_snr": 5.0,
     "difference_loss": 0.5,
+    "timestep_shift": 3.0,
     "accumulate": 2,
     "batch": 2,
     "hold_out": 1,
@@ -293,13 +294,14 @@ def test_a_killed_run_goes_on_from_its_newest_whole_state(
     assert rest.losses == straight.losses
 
 
-def test_a_state_that_names_no_difference_loss_was_trained_without(
-    host: DiffusersHost, clips: LatentClips
+@pytest.mark.parametrize(("name", "value"), [("difference_loss", 0.5), ("timestep_shift", 3.0)])
+def test_a_state_that_names_no_setting_was_trained_without_it(
+    host: DiffusersHost, clips: LatentClips, name: str, value: float
 ) -> None:
     before = fresh(host, clips)
     before.advance()
     state = take_state(before, WHO)
-    del state.facts["settings"]["difference_loss"]
+    del state.facts["settings"][name]
     restore(fresh(host, clips), state, WHO)
-    with pytest.raises(StateError, match="difference_loss 0.0, .* 0.5"):
-        restore(fresh(host, clips, difference_loss=0.5), state, WHO)
+    with pytest.raises(StateError, match=f"{name} [01].0, .* {value}"):
+        restore(fresh(host, clips, **{name: value}), state, WHO)
