@@ -44,7 +44,7 @@ from .runs import (
     tune,
 )
 
-COLUMNS = tuple("iou worst nrmse gain area kept ground followed appearance".split())
+COLUMNS = tuple("iou worst nrmse gain area kept ground followed paced appearance".split())
 ScoreTable = dict[str, dict[str, dict[str, float]]]  # set -> model -> measure
 # By set: mean overlap and share followed must reach their marks, the median path error must stay
 # below its own. A still video has a path error of 1 and never follows.

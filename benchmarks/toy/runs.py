@@ -75,6 +75,7 @@ class Recipe:
     groupnorm: str = "pooled"
     rank: int = 0
     difference_loss: float = 0.0
+    timestep_shift: float = 1.0
     prompts: str = "caption"  # or 'motion': one prompt for all clips, as in the paper
     copies: int = 0  # this and the three below: see ClipSettings
     turn: float = ClipSettings.turn
@@ -168,6 +169,7 @@ def start_training(
         settings |= {"groupnorm": recipe.groupnorm, "rank": recipe.rank}
         settings |= {"optimizer": recipe.optimizer}
         settings |= {"difference_loss": recipe.difference_loss, "start_from": recipe.start_from}
+        settings |= {"timestep_shift": recipe.timestep_shift}
     if clips is None:
         clips = training_clips(seed, kind, fade=recipe.fade, pace=recipe.pace)
     batch, frames = recipe.clips_per_step, clips.frames.shape[1]

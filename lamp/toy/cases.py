@@ -23,6 +23,8 @@ from .world import (
     sample_scenes,
 )
 
+SPEEDS = (0.9, 1.1)  # of the clips, times the nominal one
+
 
 @dataclass(frozen=True)
 class Clips:
@@ -45,13 +47,26 @@ class Target:
 
 @dataclass(frozen=True)
 class Case:
-    """One test: first frame, prompt and ground truth. ``ground`` (h, w, 3) is the background."""
+    """One test: first frame, prompt and ground truth at the mean speed of clips, times ``pace``.
+
+    ``ground`` (h, w, 3) is the background.
+    """
 
     frames: NDArray[np.uint8]  # (f, h, w, 3)
     targets: tuple[Target, ...]  # one per object
     caption: str
     kind: str  # which of MOTIONS
     ground: Array
+    pace: float = 1.0
+
+    def at_speed(self, speed: float) -> tuple[Target, ...]:
+        """The ground truth at this multiple of its speed."""
+        first = tuple(target.scenes[:1] for target in self.targets)
+        moved = perform(first, self.kind, len(self.frames), np.array([self.pace * speed]))
+        return tuple(
+            replace(target, scenes=scenes, masks=coverage(scenes) > 0.5)
+            for target, scenes in zip(self.targets, moved, strict=True)
+        )
 
     @property
     def first_frame(self) -> NDArray[np.uint8]:
@@ -137,7 +152,7 @@ def training_clips(
     rng = np.random.default_rng([seed, 103])
     pairs = split_pairs(seed, clips, motion).clips
     objects = _start(rng, motion, pairs)
-    placed = perform(objects, motion, frames, pace * rng.uniform(0.9, 1.1, size=clips))
+    placed = perform(objects, motion, frames, pace * rng.uniform(*SPEEDS, size=clips))
     images, _ = draw(*placed, light=np.tile(np.linspace(1.0, 1.0 - fade, frames), clips))
     images = images.reshape(clips, frames, SIZE, SIZE, 3)
     return Clips(images, _captions(objects), MOTIONS[motion].prompt)
@@ -177,6 +192,7 @@ def evaluation_cases(
             caption=text,
             kind=motion,
             ground=grounds[i],
+            pace=pace,
         )
         for i, text in enumerate(_captions(objects))
     ]

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import LampError
-from .cases import Case, Target
+from .cases import SPEEDS, Case, Target
 from .measures import angles, centroids, object_cover, object_mask, overlap, radii
 from .motions import MOTIONS
 from .world import coverage
@@ -28,21 +28,26 @@ LEAST_GROUND = 20.0  # dB
 LEAST_KEPT = 0.5  # share of the object's area that still has its colour and shape
 
 
-def paths(
+def found_path(
     frames: NDArray[np.uint8], masks: NDArray[np.bool_], case: Case, target: Target
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Measured and true path of one object, both (f, d) in pixels; see the module's docstring."""
+) -> NDArray[np.float64]:
+    """Measured path (f, d) of one object in pixels; see the module's docstring."""
     seen_in = MOTIONS[case.kind].seen_in
     if seen_in == "place":
-        return centroids(masks), centroids(target.masks)
+        return centroids(masks)
     # Sizes and angles need subpixel coverage: with masks they are off by a tenth.
     cover, scenes = object_cover(frames, target.colour, case.ground), target.scenes
-    if seen_in == "size":
-        found, wanted = radii(cover, target), scenes.radius
-    else:
-        found, wanted = scenes.radius * angles(cover, target), scenes.radius * scenes.angle
-    true_place = centroids(coverage(scenes))
-    return np.column_stack([found, centroids(cover)]), np.column_stack([wanted, true_place])
+    found = radii(cover, target) if seen_in == "size" else scenes.radius * angles(cover, target)
+    return np.column_stack([found, centroids(cover)])
+
+
+def true_path(case: Case, target: Target) -> NDArray[np.float64]:
+    """Its true path."""
+    seen_in, scenes = MOTIONS[case.kind].seen_in, target.scenes
+    if seen_in == "place":
+        return centroids(target.masks)
+    wanted = scenes.radius if seen_in == "size" else scenes.radius * scenes.angle
+    return np.column_stack([wanted, centroids(coverage(scenes))])
 
 
 def trajectory_error(found: NDArray[np.float64], truth: NDArray[np.float64]) -> tuple[float, float]:
@@ -77,6 +82,9 @@ def ground_psnr(
 class Score:
     """Score of one clip. ``kept``: agreement of colour and shape without the shift.
 
+    ``paced``: followed at a speed that a clip can have. The clips' speeds differ, and nothing tells
+    which one the video should have, but all other values compare with the mean speed.
+
     With two objects, ``iou`` is the mean, ``worst`` the lower value, and all other values are those
     of the worse object; ``followed`` requires both.
     """
@@ -89,6 +97,7 @@ class Score:
     kept: float
     ground: float
     followed: bool
+    paced: bool
     appearance: bool
 
 
@@ -119,12 +128,10 @@ def _shift(mask: NDArray[np.bool_], dx: int, dy: int) -> NDArray[np.bool_]:
 
 
 @dataclass(frozen=True)
-class _ObjectScore:
-    iou: float
+class _PathScore:
     nrmse: float
     gain: float
     area: float
-    kept: float
 
     @property
     def followed(self) -> bool:
@@ -135,16 +142,23 @@ class _ObjectScore:
         )
 
 
-def _score_object(
-    frames: NDArray[np.uint8], masks: NDArray[np.bool_], case: Case, target: Target
-) -> _ObjectScore:
-    nrmse, gain = trajectory_error(*paths(frames, masks, case, target))
-    return _ObjectScore(
-        iou=float(overlap(masks[1:], target.masks[1:]).mean()),
-        nrmse=nrmse,
-        gain=gain,
-        area=float(masks[1:].sum() / target.masks[1:].sum()),
-        kept=float(aligned_overlap(masks[1:], target.masks[1:]).mean()),
+def _score_path(
+    found: NDArray[np.float64], masks: NDArray[np.bool_], case: Case, target: Target
+) -> _PathScore:
+    nrmse, gain = trajectory_error(found, true_path(case, target))
+    return _PathScore(nrmse, gain, float(masks[1:].sum() / target.masks[1:].sum()))
+
+
+def _follows_at_a_clips_speed(
+    found: list[NDArray[np.float64]], masks: list[NDArray[np.bool_]], case: Case
+) -> bool:
+    """``found`` and ``masks``: path (f, d) and masks (f, h, w) of each object."""
+    return any(
+        all(
+            _score_path(path, seen, case, target).followed
+            for path, seen, target in zip(found, masks, case.at_speed(float(speed)), strict=True)
+        )
+        for speed in np.linspace(*SPEEDS, 9)
     )
 
 
@@ -159,22 +173,29 @@ def score_clip(frames: NDArray[np.uint8], case: Case) -> Score:
             f"The images have shape {frames.shape}, but the toy object's video has {count} frames "
             f"of {width} x {height} in RGB: connect all of its frames and no others."
         )
-    parts, outside = [], np.ones(frames.shape[:3], dtype=bool)
-    for target in case.targets:
-        masks = object_mask(frames, target.colour, case.ground) & target.field
-        parts.append(_score_object(frames, masks, case, target))
-        outside &= ~(masks | target.masks)
-    ground = ground_psnr(frames[1:], case.frames[1:], outside[1:])
-    kept = min(part.kept for part in parts)
+    masks = [
+        object_mask(frames, target.colour, case.ground) & target.field for target in case.targets
+    ]
+    pairs = list(zip(masks, case.targets, strict=True))
+    found = [found_path(frames, seen, case, target) for seen, target in pairs]
+    moved = [
+        _score_path(path, seen, case, target)
+        for path, (seen, target) in zip(found, pairs, strict=True)
+    ]
+    overlaps = [float(overlap(seen[1:], target.masks[1:]).mean()) for seen, target in pairs]
+    kept = min(float(aligned_overlap(seen[1:], t.masks[1:]).mean()) for seen, t in pairs)
+    objects = np.any([seen | target.masks for seen, target in pairs], axis=0)
+    ground = ground_psnr(frames[1:], case.frames[1:], ~objects[1:])
     return Score(
-        iou=float(np.mean([part.iou for part in parts])),
-        worst=min(part.iou for part in parts),
-        nrmse=max(part.nrmse for part in parts),
-        gain=_farthest_from_one([part.gain for part in parts]),
-        area=_farthest_from_one([part.area for part in parts]),
+        iou=float(np.mean(overlaps)),
+        worst=min(overlaps),
+        nrmse=max(path.nrmse for path in moved),
+        gain=_farthest_from_one([path.gain for path in moved]),
+        area=_farthest_from_one([path.area for path in moved]),
         kept=kept,
         ground=ground,
-        followed=all(part.followed for part in parts),
+        followed=all(path.followed for path in moved),
+        paced=_follows_at_a_clips_speed(found, masks, case),
         appearance=kept >= LEAST_KEPT and ground >= LEAST_GROUND,
     )
 

@@ -207,7 +207,28 @@ def test_a_still_video_fails(motion: str) -> None:
 
 @pytest.mark.parametrize("motion", NEW)
 def test_half_the_speed_fails(motion: str) -> None:
-    assert not any(result.followed for result in scores(motion, 0.5))
+    assert not any(result.followed or result.paced for result in scores(motion, 0.5))
+
+
+@pytest.mark.parametrize("motion", NEW)
+@pytest.mark.parametrize("speed", cases.SPEEDS)
+def test_the_speed_of_any_clip_is_followed(motion: str, speed: float) -> None:
+    assert all(result.paced for result in scores(motion, speed))
+
+
+def test_a_speed_far_beyond_the_clips_is_not_followed() -> None:
+    assert not any(result.paced for result in scores("wave", 1.35))
+    static = [score.score_clip(score.static_video(case), case) for case in unseen("wave")]
+    assert not any(result.paced for result in static)
+
+
+def test_two_objects_must_have_the_same_speed() -> None:
+    """Each at its own extreme, they differ by more than the error that is allowed."""
+    case = unseen("two_objects")[0]
+    slow, fast = (case.at_speed(speed) for speed in (0.6, 1.4))
+    assert all((a.masks[0] == b.masks[0]).all() for a, b in zip(slow, fast, strict=True))
+    video = world.draw(slow[0].scenes, fast[1].scenes)[0]
+    assert not score.score_clip(video, case).paced
 
 
 @pytest.mark.parametrize("motion", ["rotate", "grow", "two_objects"])
