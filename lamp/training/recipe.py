@@ -129,7 +129,8 @@ class TrainConfig:
     timestep_shift: float = setting(
         1.0,
         "Trains more on noisy timesteps, where the places in the video are decided: with a shift "
-        "of 3, half of the steps train on the noisiest quarter. 1 trains on all equally (paper).",
+        "of 3, half of the steps train on the noisiest quarter. 3 helps motions of several bodies "
+        "or to and fro. 1 trains on all equally (paper).",
         0.01,
         100.0,
         step=0.1,
