@@ -60,7 +60,6 @@ class Recipe(io.ComfyNode):
                 setting_input("groupnorm"),
                 setting_input("query_decay", optional=True),
                 setting_input("difference_loss", optional=True),
-                setting_input("timestep_shift", optional=True),
             ],
             outputs=[
                 LampRecipe.Output(

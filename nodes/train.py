@@ -327,6 +327,7 @@ def _optional() -> list[Any]:
         ),
         setting_input("keep_motions", SaveConfig, optional=True),
         setting_input("update", optional=True),
+        setting_input("timestep_shift", optional=True),
     ]
 
 

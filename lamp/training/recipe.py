@@ -134,6 +134,7 @@ class TrainConfig:
         0.01,
         100.0,
         step=0.1,
+        advanced=True,
     )
     optimizer: str = setting(
         "adamw",
