@@ -327,10 +327,8 @@ def runs(
                 sampler, figures = Sampler(toy, motion, recipe, seed), {}
                 for which in world.sets:
                     unseen = world.cases(seed, which, kind, cases, recipe)
-                    videos, given = (
-                        film(sampler, variant, unseen),
-                        decoded_first_frames(toy, unseen),
-                    )
+                    videos = film(sampler, variant, unseen)
+                    given = decoded_first_frames(toy, unseen)
                     figures[which] = world.measure(videos, unseen, given)
                 figures["seconds"] = round(time.perf_counter() - started, 1)
                 kept.add(key, figures)
@@ -351,9 +349,8 @@ def main(toy: ToyBase, world: World, kind: str, recipe: Recipe, args: argparse.N
     for claim in claims:
         print(f"{claim['verdict']:>14}: {claim['says']} {claim['figures']}")
     if args.save_plot:
-        save_plot(
-            args.save_plot, results, world.measures, dict(zip(world.sets, COLOURS, strict=False))
-        )
+        colours = dict(zip(world.sets, COLOURS, strict=False))
+        save_plot(args.save_plot, results, world.measures, colours)
     means = spread(results, world.measures, world.sets)
     told = {"settings": settings, "seeds": seeds, "spread": means, "claims": claims}
     print(json.dumps({**told, "results": results}))
