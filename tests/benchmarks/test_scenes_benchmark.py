@@ -67,3 +67,10 @@ def test_an_unknown_motion_is_refused(capsys: pytest.CaptureFixture[str]) -> Non
     with pytest.raises(SystemExit):
         scenes.parse(["--motions", "juggle"])
     assert "juggle" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", [["--motions", "smile,rain"], ["--measures"], []])
+def test_ablations_take_one_motion_and_a_base(given: list[str]) -> None:
+    assert scenes.parse(["--ablations", "--motions", "smile"]).motions == ["smile"]
+    with pytest.raises(SystemExit):
+        scenes.parse(["--ablations", *given])
