@@ -316,23 +316,6 @@ def test_the_difference_loss_counts_changes_between_the_later_frames(min_snr: fl
     assert both == pytest.approx(plain + 0.5 * changes, rel=1e-4)
 
 
-def test_a_timestep_shift_changes_the_timesteps_alone(
-    host: DiffusersHost, motion: Motion, clips: LatentClips
-) -> None:
-    plain, shifted = (
-        [training._next_batch() for _ in range(200)]
-        for training in (
-            Training(host, motion, clips, config(timestep_shift=shift)) for shift in (1.0, 3.0)
-        )
-    )
-    for (batch, noise, timesteps), (other, same, moved) in zip(plain, shifted, strict=True):
-        assert torch.equal(batch.latents, other.latents) and torch.equal(noise, same)
-        assert (moved >= timesteps).all()
-    for draws, share in ((plain, 0.25), (shifted, 0.5)):
-        noisy = torch.cat([timesteps for _, _, timesteps in draws]) >= 750
-        assert noisy.double().mean().item() == pytest.approx(share, abs=0.08)
-
-
 def test_the_difference_loss_needs_three_frames() -> None:
     with pytest.raises(LampError, match="difference_loss is 0.5 with 2 frames"):
         TrainConfig(frames=2, difference_loss=0.5)
