@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from pathlib import Path
 
 import av
@@ -30,7 +31,7 @@ class Film:
     case: SceneCase
     frames: NDArray[np.uint8]
 
-    @property
+    @cached_property
     def score(self) -> SceneScore:
         return score_video(self.frames, self.case)
 

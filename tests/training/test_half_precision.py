@@ -17,13 +17,13 @@ from lamp.training.last_norm import keep_last_norm_exact
 from lamp.training.loop import predict_loss
 from tests.helpers.small_models import TEXT_WIDTH, build, random_motion, random_state
 
-FRAMES = 8
+FRAMES, SIDE = 4, 8
 BF16 = torch.bfloat16
 
 
 def gradients(host: Host, motion: Motion, seed: int, autocast: bool = False) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(seed)
-    latents, noise = (torch.randn(FRAMES, 4, 16, 16, generator=generator) for _ in range(2))
+    latents, noise = (torch.randn(FRAMES, 4, SIDE, SIDE, generator=generator) for _ in range(2))
     text = torch.randn(1, 5, TEXT_WIDTH, generator=generator)
     timesteps = torch.randint(1000, (1,), generator=generator)
     learned = motion.trained_parameters()
@@ -53,7 +53,7 @@ def errors(found: list[dict[str, Tensor]], exact: list[dict[str, Tensor]]) -> di
 
 @pytest.mark.parametrize("kind", ["diffusers", "comfy"])
 def test_gradients_in_bf16_are_as_exact_as_under_autocast(kind: str, comfy: ModuleType) -> None:
-    host, draws = build(kind, random_state()), range(6)
+    host, draws = build(kind, random_state()), range(12)
     motion = random_motion(host.unet)
     exact = [gradients(host, motion, draw) for draw in draws]
     assert len(exact[0]) == len(motion.trained_parameters())
