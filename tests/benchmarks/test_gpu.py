@@ -36,6 +36,7 @@ def test_the_plain_unet_is_that_of_diffusers() -> None:
     assert shapes[0] == shapes[1]
 
 
+@pytest.mark.slow
 def test_the_tiny_form_measures_and_writes(tmp_path: Path) -> None:
     parts = ["accuracy", "sampling", "training"]
     assert main(["--device", "cpu", "--out", str(tmp_path), "--parts", *parts]) == 0

@@ -230,6 +230,7 @@ def test_a_picture_starts_no_program(
     assert not started
 
 
+@pytest.mark.slow
 def test_a_large_picture_takes_little_more_memory_than_its_pixels(tmp_path: Path) -> None:
     resource = pytest.importorskip("resource")
     import subprocess

@@ -64,6 +64,7 @@ def compiling(graphs: Graphs) -> Callable[[Any], Any]:
     )
 
 
+@pytest.mark.slow
 def test_one_graph_serves_all_steps_and_runs(
     small: Any, motion: MotionFile, graphs: Graphs, compiling: Any
 ) -> None:

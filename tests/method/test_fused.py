@@ -17,6 +17,7 @@ from lamp.method import fused
 from lamp.method.layers import MotionConv
 
 
+@pytest.mark.slow
 def test_the_kernels_are_their_formulas() -> None:
     """In a process of its own, as Triton chooses between compiler and interpreter at import."""
     pytest.importorskip("triton")
