@@ -111,11 +111,14 @@ _MUON_STEPS = {
     "two_objects": 700,
 }
 _SHIFTED = {"timestep_shift": 3.0}
+# Copies of another size would also move at another speed.
+_MOVED = {"copies": 7, "turn": 10.0, "zoom": 0.0}
 _MUON_CHANGES: dict[str, dict[str, Any]] = {
     "rotate": {"prompts": "motion", "copies": 7, "turn": 60.0},
+    "grow": _MOVED | {"turn": 20.0},
     "bounce": _SHIFTED,
-    "wave": _SHIFTED,
-    "two_objects": _SHIFTED,
+    "wave": _SHIFTED | _MOVED,
+    "two_objects": _SHIFTED | _MOVED,
 }
 MUON = {
     kind: replace(
