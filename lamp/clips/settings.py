@@ -70,7 +70,8 @@ class ClipSettings:
     )
     zoom: float = setting(
         0.15,
-        "Copies are scaled up or down by up to this share.",
+        "Copies are scaled up or down by up to this share, and their movements with them. Choose 0 "
+        "if the video should move as far as the clips.",
         0.0,
         1.0,
         step=0.01,
