@@ -57,7 +57,7 @@ MARKS: dict[str, dict[str, dict[str, float]]] = {
         ("grow", ("combination", (0.80, 0.30, 0.75)), ("hard", (0.75, 0.30, 0.50))),
         ("bounce", ("combination", (0.65, 0.28, 0.85)), ("hard", (0.58, 0.32, 0.75))),
         ("wave", ("combination", (0.68, 0.30, 0.85)), ("hard", (0.60, 0.28, 0.60))),
-        ("two_objects", ("combination", (0.66, 0.18, 0.80)), ("hard", (0.57, 0.22, 0.62))),
+        ("two_objects", ("combination", (0.72, 0.14, 0.90)), ("hard", (0.62, 0.20, 0.75))),
     )
 }
 

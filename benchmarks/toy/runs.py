@@ -112,13 +112,12 @@ _MUON_STEPS = {
 }
 _SHIFTED = {"timestep_shift": 3.0}
 # Copies of another size would also move at another speed.
-_MOVED = {"copies": 7, "turn": 10.0, "zoom": 0.0}
+_COPIED = {"copies": 7, "turn": 10.0, "zoom": 0.0}
 _MUON_CHANGES: dict[str, dict[str, Any]] = {
     "rotate": {"prompts": "motion", "copies": 7, "turn": 60.0},
-    "grow": _MOVED | {"turn": 20.0},
     "bounce": _SHIFTED,
-    "wave": _SHIFTED | _MOVED,
-    "two_objects": _SHIFTED | _MOVED,
+    "wave": _SHIFTED | _COPIED,
+    "two_objects": _SHIFTED | _COPIED,
 }
 MUON = {
     kind: replace(
