@@ -29,7 +29,7 @@ from benchmarks.robustness.watch import watch
 from lamp.errors import LampError
 
 ROOT = Path(__file__).parents[2]
-FEW = {"motion": 250, "inspect": 150, "state": 25, "resume": 40, "cache": 80}
+FEW = {"motion": 120, "inspect": 80, "state": 25, "resume": 30, "cache": 80}
 FEW |= {"merge": 200, "convert": 25, "pickle": 35}
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from lamp.method.architecture import base_hash, map_unet
 from lamp.method.motion import Motion
 from lamp.motion_file.file import load_motion_file
 from lamp.toy.base import load_toy_base
+from lamp.training import samples
 from lamp.training.latents import cache_latents
 from lamp.training.loop import Training, train
 from lamp.training.recipe import TrainConfig
@@ -179,10 +181,14 @@ def test_what_cannot_be_trained_is_a_sentence(
 
 
 @pytest.mark.slow
-def test_half_precision_keeps_the_learned_parts_in_fp32(tmp_path: Path) -> None:
+def test_half_precision_keeps_the_learned_parts_in_fp32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(samples, "sample_clip", partial(samples.sample_clip, steps=2))
     config = write_config(tmp_path)
     changes = ("recipe.precision=bf16", "recipe.checkpointing=on", "recipe.steps=1")
-    assert run(config, *changes, "output.save_every=1", "output.sample_every=1") == DONE
+    outputs = ("output.save_every=1", "output.sample_every=1")
+    assert run(config, "data.frames=2", *changes, *outputs) == DONE
     state = load_file(tmp_path / "output/right_00001/state-step000001.safetensors")
     kinds = {tensor.dtype for name, tensor in state.items() if name.startswith("motion.")}
     assert kinds == {torch.float32}

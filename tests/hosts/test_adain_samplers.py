@@ -136,7 +136,9 @@ def test_adain_follows_every_sampler_by_the_formula(
                 expected = after_step(moved, first, timestep, sigmas[step + 1])
                 error = max(error, worst(ours.states[step + 1][1:], expected[1:]))
             errors.append(error)
-        assert min(errors) < 2e-3, (name, errors)  # k is measured in single precision
+            if error < 2e-3:  # k is measured in single precision; one law is enough
+                break
+        assert errors[-1] < 2e-3, (name, errors)
 
 
 @pytest.mark.parametrize("name", ["euler", "heun", "dpm_2", "dpmpp_2s_ancestral_cfg_pp"])
