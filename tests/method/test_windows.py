@@ -17,7 +17,7 @@ from lamp.method.noise import draw_noise, share_noise
 from lamp.method.sampling import sample
 from lamp.method.windows import Windows, predict_in_windows, returns
 from lamp.motion_file.file import MotionFile
-from tests.hosts.test_run_calls import gligen
+from tests.hosts.test_run_frames import gligen
 from tests.method.test_inversion import reference
 
 # --- the windows themselves -----------------------------------------------------------------------
