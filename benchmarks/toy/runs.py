@@ -115,7 +115,7 @@ _SHIFTED = {"timestep_shift": 3.0}
 _COPIED = {"copies": 7, "turn": 10.0, "zoom": 0.0}
 _MUON_CHANGES: dict[str, dict[str, Any]] = {
     "rotate": {"prompts": "motion", "copies": 7, "turn": 60.0},
-    "bounce": _SHIFTED,
+    "bounce": _SHIFTED | _COPIED,
     "wave": _SHIFTED | _COPIED,
     "two_objects": _SHIFTED | _COPIED,
 }
