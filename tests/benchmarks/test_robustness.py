@@ -48,6 +48,7 @@ def test_bad_files_are_refused_with_a_sentence_or_loaded(
     assert {outcome.became for outcome in outcomes} == {"loaded", "refused"}
 
 
+@pytest.mark.slow
 def test_the_same_number_is_the_same_file() -> None:
     sound = pack(json.dumps({"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},
                              "__metadata__": {"lamp.config": '{"a": [1, 2]}'}}).encode(),

@@ -37,6 +37,7 @@ def test_the_true_videos_pass_and_are_saved(
     assert np.abs(last - case.frames[-1]).mean() < 12  # a GIF has 256 colours
 
 
+@pytest.mark.slow
 def test_a_motion_is_tuned_and_sampled() -> None:
     torch.manual_seed(0)
     toy = base.ToyBase(

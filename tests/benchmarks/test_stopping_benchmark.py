@@ -57,6 +57,7 @@ def test_the_ninth_clip_is_the_one_held_out(seed: int) -> None:
     assert not (clips.frames[held_out] == own.frames).all((1, 2, 3, 4)).any()
 
 
+@pytest.mark.slow
 def test_a_run_is_measured_once_and_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -179,6 +179,7 @@ def test_motion_dynamics_adds_the_noise_from_881_to_941() -> None:
         assert frame.std().item() == pytest.approx(math.sqrt(1 - share), abs=0.03)
 
 
+@pytest.mark.slow
 def test_the_given_first_frame_stays_and_the_others_do_not(toy: ToyBase) -> None:
     first = toy.encode(WORLD.cases(0, "grow", 1)[0].frames[:1])
     seen: list[Tensor] = []

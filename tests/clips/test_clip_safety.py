@@ -250,6 +250,7 @@ def test_only_folders_inside_the_input_folder_are_offered(
     assert set(clip_folders()) == {"input/horses", "input/horses/rare"}
 
 
+@pytest.mark.slow
 def test_thousands_of_files_are_listed_in_order(tmp_path: Path) -> None:
     for number in range(3000):
         (tmp_path / f"{number}.txt").touch()

@@ -65,6 +65,7 @@ def test_avi_with_frames_out_of_order(tmp_path: Path, codec: str, bframes: int) 
     assert probe(path).fps == pytest.approx(10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ending", "codec", "rate", "bframes"),
     [

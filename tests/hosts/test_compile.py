@@ -152,6 +152,7 @@ def test_a_map_of_the_motion_is_made_without_compiling(
     assert not graphs
 
 
+@pytest.mark.slow
 def test_what_cannot_be_compiled_is_said(small: Any, motion: MotionFile) -> None:
     def backend(*_: Any, **__: Any) -> Any:
         raise ValueError("no such chip")

@@ -42,6 +42,7 @@ def test_still_videos_miss_every_mark(cases: list[SceneCase]) -> None:
     assert figures["learned"] == figures["still"]
 
 
+@pytest.mark.slow
 def test_the_exit_status_tells_whether_the_motion_was_learned(
     cases: list[SceneCase], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

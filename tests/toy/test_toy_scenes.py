@@ -23,6 +23,7 @@ def some_case(kind: str, seed: int = 1, frames: int = 8) -> Video:
     return cases.evaluation_cases(seed, kind, count=1, frames=frames)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_truth_scores_high_and_still_or_wrong_videos_low(kind: str) -> None:
     for case in cases.evaluation_cases(2, kind, count=2):

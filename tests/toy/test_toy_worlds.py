@@ -56,6 +56,7 @@ def test_the_base_of_the_scenes_decodes_what_it_encodes() -> None:
     assert toy.config["words"] == words.WORDS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", motions.MOTIONS)
 def test_what_the_vae_loses_does_not_count_as_another_motion(kind: str) -> None:
     toy = load_toy_base(path=worlds.BASES["scenes"])

@@ -42,6 +42,7 @@ def assert_same(found: Training, expected: Training) -> None:
         assert torch.equal(one, other)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("update", ["backward", "offload"])
 @pytest.mark.parametrize(
     "settings",

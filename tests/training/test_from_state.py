@@ -38,6 +38,7 @@ def restored(path: Path, **settings: Any) -> dict[str, torch.Tensor]:
     return Outcome(Path("m"), ABOUT).file(training).state
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"ema": 0.9}, {"rank": 2}, {"rank": 2, "ema": 0.9}])
 def test_it_is_what_the_training_had_learned(tmp_path: Path, settings: dict[str, Any]) -> None:
     paths = run(tmp_path, **settings)

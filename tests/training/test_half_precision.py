@@ -51,6 +51,7 @@ def errors(found: list[dict[str, Tensor]], exact: list[dict[str, Tensor]]) -> di
     return {name: float((error / size).sqrt()) for name, (error, size) in sums.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["diffusers", "comfy"])
 def test_gradients_in_bf16_are_as_exact_as_under_autocast(kind: str, comfy: ModuleType) -> None:
     host, draws = build(kind, random_state()), range(12)

@@ -63,6 +63,7 @@ def run(folder: Path, steps: int, kept: int, **settings: Any) -> tuple[Path, lis
     return path, said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"ema": 0.9}, {"rank": 2}])
 def test_a_kept_motion_is_that_of_a_run_that_ends_there(
     tmp_path: Path, settings: dict[str, Any]

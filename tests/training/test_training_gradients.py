@@ -49,6 +49,7 @@ def _quantised(q: Tensor, k: Tensor, v: Tensor, heads: int, *_: Any, **__: Any) 
     return _kernel(q, k, v, heads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["sage", "flash", "sub_quad", "split", "basic"])
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
 def test_a_run_learns_the_same_under_every_attention_kernel_of_the_host(
@@ -130,6 +131,7 @@ def test_what_its_own_rate_freezes_needs_no_gradient(settings: dict[str, Any]) -
     assert blocked(Tensor.detach, PATIENCE + 1, **settings).step == PATIENCE + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

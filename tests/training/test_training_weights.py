@@ -90,6 +90,7 @@ def of_types(kind: torch.dtype, computed: torch.dtype | None) -> Any:
     return patcher
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
 def test_weights_that_are_streamed_train_as_those_that_are_loaded(
     comfy: Any, monkeypatch: pytest.MonkeyPatch, gradient_checkpointing: bool
@@ -188,6 +189,7 @@ def test_patches_act_in_training_and_the_model_keeps_its_weights(comfy: Any) -> 
     check_as_before(patched, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "computed"), [(FP16, FP32), (BF16, FP32), (FP8, FP32), (FP8, BF16), (FP16, None)]
 )
