@@ -30,6 +30,8 @@ from lamp.method.motion import Motion
 from lamp.toy.base import ToyBase, load_toy_base
 from lamp.toy.clip import load_toy_clip
 
+pytestmark = pytest.mark.slow  # many of them
+
 WORLD = WORLDS["sprites"]
 
 
@@ -179,7 +181,6 @@ def test_motion_dynamics_adds_the_noise_from_881_to_941() -> None:
         assert frame.std().item() == pytest.approx(math.sqrt(1 - share), abs=0.03)
 
 
-@pytest.mark.slow
 def test_the_given_first_frame_stays_and_the_others_do_not(toy: ToyBase) -> None:
     first = toy.encode(WORLD.cases(0, "grow", 1)[0].frames[:1])
     seen: list[Tensor] = []
@@ -356,7 +357,6 @@ def test_means_are_over_motions_then_seeds() -> None:
     assert means[1][report.MEAN]["iou"] == pytest.approx(0.5)
 
 
-@pytest.mark.slow
 def test_a_small_run_makes_the_whole_table_and_resumes(
     small_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

@@ -19,6 +19,8 @@ from lamp.errors import ClipError
 from tests.helpers.clip_kinds import CONTAINERS, all_numbers, sampled, write_kind
 from tests.helpers.clip_reading import probe
 
+pytestmark = pytest.mark.slow  # many of them
+
 SIZE = {"width": 64, "height": 48}
 
 
@@ -65,7 +67,6 @@ def test_avi_with_frames_out_of_order(tmp_path: Path, codec: str, bframes: int) 
     assert probe(path).fps == pytest.approx(10)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ending", "codec", "rate", "bframes"),
     [

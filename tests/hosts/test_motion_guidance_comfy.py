@@ -20,7 +20,7 @@ from lamp.errors import LampError
 from lamp.method.windows import Windows
 from lamp.motion_file.file import MotionFile
 
-pytestmark = pytest.mark.usefixtures("comfy")
+pytestmark = [pytest.mark.usefixtures("comfy"), pytest.mark.slow]  # many of them
 
 
 @pytest.fixture(autouse=True)

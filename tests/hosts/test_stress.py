@@ -28,8 +28,9 @@ from lamp.motion_file.file import MotionFile
 from tests.helpers.small_models import hook_count
 from tests.method.test_inversion import reference
 
+pytestmark = pytest.mark.slow  # many of them
+
 MODES: tuple[AdaINMode, ...] = ("paper", "official", "off", "custom")
-slow = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,7 @@ def sampled(
 
 @pytest.mark.parametrize(
     ("frames", "height", "width"),
-    [(2, 8, 8), (3, 8, 12), (5, 20, 8), (17, 8, 8), pytest.param(128, 8, 10, marks=slow)],
+    [(2, 8, 8), (3, 8, 12), (5, 20, 8), (17, 8, 8), (128, 8, 10)],
 )
 def test_lengths_and_shapes(
     plain: Any, file: MotionFile, expected: Any, frames: int, height: int, width: int
@@ -80,8 +81,8 @@ def test_lengths_and_shapes(
     ("steps", "cfg", "mode"),
     [
         *((steps, cfg, mode) for steps in (1, 4) for cfg in (1.0, 30.0) for mode in MODES),
-        pytest.param(100, 1.0, "official", marks=slow),
-        pytest.param(100, 30.0, "paper", marks=slow),
+        (100, 1.0, "official"),
+        (100, 30.0, "paper"),
     ],
 )
 def test_steps_and_guidance_under_every_schedule(

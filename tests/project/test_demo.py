@@ -16,6 +16,8 @@ from lamp.toy.scenes.score import still_video
 from scripts import demo
 from scripts.demo_pictures import VIDEO_ROUNDS, Film, write_pictures
 
+pytestmark = pytest.mark.slow  # many of them
+
 
 @pytest.fixture(scope="module")
 def cases() -> list[SceneCase]:
@@ -42,7 +44,6 @@ def test_still_videos_miss_every_mark(cases: list[SceneCase]) -> None:
     assert figures["learned"] == figures["still"]
 
 
-@pytest.mark.slow
 def test_the_exit_status_tells_whether_the_motion_was_learned(
     cases: list[SceneCase], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

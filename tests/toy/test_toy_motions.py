@@ -17,6 +17,8 @@ from benchmarks.toy.runs import RECIPES
 from lamp.errors import LampError
 from lamp.toy import base, cases, measures, motions, score, world
 
+pytestmark = pytest.mark.slow  # many of them
+
 NEW = [name for name in motions.MOTIONS if name != "moves_right"]
 TIME = np.arange(world.FRAMES)
 
@@ -121,7 +123,6 @@ def test_clips_and_cases_of_moves_right_are_those_of_former_releases() -> None:
 # --- who is seen, who is not -------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("motion", NEW)
 @pytest.mark.parametrize("seed", range(4))
 def test_no_unseen_object_is_in_the_clips(motion: str, seed: int) -> None:
@@ -257,7 +258,6 @@ def test_a_swinging_path_at_another_speed_has_the_formulas_error(motion: str, sp
     assert np.median(found) == pytest.approx(wanted, abs=0.03)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("motion", [name for name in motions.MOTIONS if name != "two_objects"])
 @pytest.mark.parametrize("other", [name for name in motions.MOTIONS if name != "two_objects"])
 def test_another_motion_fails(motion: str, other: str) -> None:
@@ -323,7 +323,6 @@ def test_of_two_objects_both_must_move(lost: int) -> None:
 # --- the benchmark ---------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     "motion, which", [(motion, which) for motion, sets in benchmark.MARKS.items() for which in sets]
 )

@@ -20,6 +20,8 @@ from lamp.training.optimizers import check_optimizer, installed_optimizers
 from lamp.training.recipe import TrainConfig, preset
 from lamp.training.state import read_state, restore, take_state, write_state
 
+pytestmark = pytest.mark.slow  # many of them
+
 WHO = {"base": "abc", "clips": "def"}
 MODULES = {"prodigy": "prodigyopt", "schedulefree": "schedulefree", "came": "came_pytorch"}
 PACKAGES = {**MODULES, "came": "came-pytorch", "adamw8bit": "bitsandbytes"}

@@ -22,6 +22,8 @@ from lamp.training.optimizers import QueryDecay, apply_gradients, make_optimizer
 from lamp.training.recipe import TrainConfig, preset
 from lamp.training.state import StateError, read_state, restore, take_state, write_state
 
+pytestmark = pytest.mark.slow  # many of them
+
 WHO = {"base": "abc", "clips": "def"}
 SHARP: dict[str, Any] = {"learning_rate": 1e-3, "weight_decay": 0.1, "clip_norm": 0.05}
 Gradients = list[list[Tensor]]

@@ -22,6 +22,8 @@ from lamp.training.loop import StepReport, Training
 from lamp.training.session import RunFolder, SaveConfig, newest_state, run_training, states
 from lamp.training.state import StateError, read_state, restore, take_state, write_state
 
+pytestmark = pytest.mark.slow  # many of them
+
 WHO = {"base": "abc", "clips": "def"}
 RICH: dict[str, Any] = {
     "ema": 0.9,
@@ -46,7 +48,6 @@ def quiet(report: StepReport) -> None:
     """Nobody listens."""
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, RICH], ids=["paper", "everything"])
 def test_a_run_in_two_halves_equals_one_run_bit_for_bit(
     host: DiffusersHost, clips: LatentClips, tmp_path: Path, settings: dict[str, Any]
@@ -269,7 +270,6 @@ def test_a_full_disk_says_so_and_leaves_the_older_state(
     assert [path.name for path in tmp_path.iterdir()] == ["state-step000001.safetensors"]
 
 
-@pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_newest_whole_state(
     host: DiffusersHost, clips: LatentClips, tmp_path: Path
 ) -> None:

@@ -27,6 +27,8 @@ from lamp.training.state import StateError, read_state, restore, take_state, wri
 from tests.helpers.toy_runs import write_clips, write_config
 from tests.helpers.trainer_runs import SETTINGS, TrainerRuns
 
+pytestmark = pytest.mark.slow  # many of them
+
 WHO = {"base": "abc", "clips": "def"}
 ABOUT = {"family": "text16", "frames": FRAMES}
 
@@ -231,7 +233,6 @@ def run(config: Path, *changes: str) -> int:
     return main(["train", str(config), *(part for c in changes for part in ("--set", c))])
 
 
-@pytest.mark.slow
 def test_the_command_line_goes_on_with_more_clips(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
@@ -249,7 +250,6 @@ def test_the_command_line_goes_on_with_more_clips(
     assert "gone.safetensors" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_the_node_starts_from_a_file_of_the_motion_folder(
     node_classes: dict[str, Any], toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,7 +265,6 @@ def test_the_node_starts_from_a_file_of_the_motion_folder(
         runs.train("run")
 
 
-@pytest.mark.slow
 def test_the_benchmark_starts_from_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["motion", "--start-from", str(tmp_path / "gone")])
     with pytest.raises(MotionFileError, match="gone"):
