@@ -28,13 +28,13 @@ def test_kills_leave_whole_files_and_the_run_ends_as_if_never_killed() -> None:
     """In a process that has not used autograd before it forks."""
     command = [sys.executable, "-m", "benchmarks.robustness"]
     run = subprocess.run(
-        [*command, "kills", "--kills", "3"],
+        [*command, "kills", "--kills", "4"],
         capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr
     told = json.loads(run.stdout.splitlines()[-2])["kills"]
     assert told["problems"] == 0
-    assert told["save"] == 1 and told["train"] == 1
+    assert told["save"] == 1 and told["train"] >= 1
 
 
 def test_half_files_are_noticed(tmp_path: Path) -> None:

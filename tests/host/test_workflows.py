@@ -208,7 +208,7 @@ def test_a_training_workflow_runs_on_the_toy(server: ComfyServer, name: str) -> 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_the_toy_workflow_learns_the_motion(server: ComfyServer) -> None:
-    """Most of it in a third of its steps; `make demo` runs all of them."""
+    """In a third of its steps, which are enough; `make demo` runs all of them."""
     prompt = load_api(TOY)
     prompt[node_of(prompt, "LAMP_Trainer")]["inputs"]["steps"] //= 3
     result = server.queue(prompt, timeout=1700).check()

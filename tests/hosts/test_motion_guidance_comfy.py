@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.samples.comfy_runs import conditioning, count_hooks, lamp_ksampler, moving, worst
+from benchmarks.samples.comfy_runs import conditioning, lamp_ksampler, moving, worst
 from benchmarks.samples.ecosystem import FRAMES, host_node, sample
 from benchmarks.samples.tiny_models import text, video_latent
 from benchmarks.samples.tiny_patches import tiny_control
@@ -20,20 +20,10 @@ from lamp.errors import LampError
 from lamp.method.windows import Windows
 from lamp.motion_file.file import MotionFile
 
-pytestmark = [pytest.mark.usefixtures("comfy"), pytest.mark.slow]  # many of them
-
-
-@pytest.fixture(autouse=True)
-def in_inference_mode() -> Any:
-    """As ComfyUI's executor runs nodes."""
-    with torch.inference_mode():
-        yield
-
-
-@pytest.fixture(autouse=True)
-def no_hook_is_left(plain: Any) -> Any:
-    yield
-    assert count_hooks(plain) == 0
+pytestmark = [
+    pytest.mark.usefixtures("comfy", "in_inference_mode", "no_hook_is_left"),
+    pytest.mark.slow,  # many of them
+]
 
 
 def one_step(model: Any, prompt: int = 1, **how: Any) -> Tensor:

@@ -9,26 +9,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.samples.comfy_runs import count_hooks, lamp_ksampler, moving, worst
+from benchmarks.samples.comfy_runs import lamp_ksampler, moving, worst
 from benchmarks.samples.ecosystem import FRAMES, Patch, sample, still
 from benchmarks.samples.tiny_models import text, video_latent
 from lamp.errors import LampError
 from lamp.motion_file.file import MotionFile
 
-pytestmark = [pytest.mark.usefixtures("comfy"), pytest.mark.slow]  # many of them
-
-
-@pytest.fixture(autouse=True)
-def in_inference_mode() -> Any:
-    """As the host's executor runs nodes."""
-    with torch.inference_mode():
-        yield
-
-
-@pytest.fixture(autouse=True)
-def no_hook_is_left(plain: Any) -> Any:
-    yield
-    assert count_hooks(plain) == 0
+pytestmark = [
+    pytest.mark.usefixtures("comfy", "in_inference_mode", "no_hook_is_left"),
+    pytest.mark.slow,  # many of them
+]
 
 
 def wrapped(model: Any, function: Callable[..., Tensor]) -> Any:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.samples.comfy_runs import conditioning, count_hooks, moving, worst
+from benchmarks.samples.comfy_runs import conditioning, moving, worst
 from benchmarks.samples.ecosystem import PATCHES, sample, still
 from benchmarks.samples.tiny_models import text, video_latent
 from benchmarks.samples.tiny_patches import tiny_control
@@ -17,21 +17,11 @@ from lamp.errors import LampError
 from lamp.method.windows import Windows
 from lamp.motion_file.file import MotionFile
 
-pytestmark = [pytest.mark.usefixtures("comfy"), pytest.mark.slow]  # many of them
+pytestmark = [
+    pytest.mark.usefixtures("comfy", "in_inference_mode", "no_hook_is_left"),
+    pytest.mark.slow,  # many of them
+]
 LONG = 7
-
-
-@pytest.fixture(autouse=True)
-def in_inference_mode() -> Any:
-    """As the host's executor runs nodes."""
-    with torch.inference_mode():
-        yield
-
-
-@pytest.fixture(autouse=True)
-def no_hook_is_left(plain: Any) -> Any:
-    yield
-    assert count_hooks(plain) == 0
 
 
 def unfolded(count: int) -> Callable[..., Any]:
