@@ -24,20 +24,16 @@ from lamp.errors import LampError
 from lamp.method.adain import AdaINSchedule
 from lamp.motion_file.file import MotionFile
 
-pytestmark = [pytest.mark.usefixtures("comfy"), pytest.mark.slow]  # many of them
+pytestmark = [
+    pytest.mark.usefixtures("comfy", "in_inference_mode"),
+    pytest.mark.slow,  # many of them
+]
 PAPER = AdaINSchedule("paper")
 # These choose their own noise levels, or rebuild their state from memory.
 REFUSED = {
     "dpm_fast", "dpm_adaptive", "uni_pc", "uni_pc_bh2", "sa_solver", "sa_solver_pece"
 }  # fmt: skip
 World = Callable[[Tensor, Tensor], Tensor]
-
-
-@pytest.fixture(autouse=True)
-def in_inference_mode() -> Any:
-    """As the host's executor runs nodes."""
-    with torch.inference_mode():
-        yield
 
 
 def statistics_of(x: Tensor, leader: Tensor) -> Tensor:

@@ -37,21 +37,7 @@ SAMPLERS = [
     "lcm",
     "uni_pc",
 ]
-pytestmark = pytest.mark.usefixtures("comfy")
-
-
-@pytest.fixture(autouse=True)
-def no_hook_is_left(plain: Any) -> Any:
-    """Whatever a test does, the UNet is as it was."""
-    yield
-    assert count_hooks(plain) == 0
-
-
-@pytest.fixture(autouse=True)
-def in_inference_mode() -> Any:
-    """As the host's executor runs nodes."""
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("comfy", "in_inference_mode", "no_hook_is_left")
 
 
 # --- frame 1 ----------------------------------------------------------------------------------

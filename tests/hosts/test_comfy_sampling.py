@@ -23,14 +23,7 @@ from lamp.method.adain import AdaINSchedule
 from lamp.method.noise import draw_noise, share_noise
 from lamp.motion_file.file import MotionFile
 
-pytestmark = pytest.mark.usefixtures("comfy")
-
-
-@pytest.fixture(autouse=True)
-def in_inference_mode() -> Any:
-    """As the host's executor runs nodes."""
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("comfy", "in_inference_mode")
 
 
 @pytest.mark.slow

@@ -14,14 +14,10 @@ from benchmarks.samples.tiny_models import random_motion, video_latent
 from benchmarks.samples.tiny_patches import tiny_control
 from lamp.motion_file.file import MotionFile
 
-pytestmark = [pytest.mark.usefixtures("comfy"), pytest.mark.slow]  # many of them
-
-
-@pytest.fixture(autouse=True)
-def in_inference_mode() -> Any:
-    """As the host's executor runs nodes."""
-    with torch.inference_mode():
-        yield
+pytestmark = [
+    pytest.mark.usefixtures("comfy", "in_inference_mode"),
+    pytest.mark.slow,  # many of them
+]
 
 
 @pytest.fixture(scope="module")

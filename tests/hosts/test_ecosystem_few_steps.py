@@ -17,19 +17,15 @@ from lamp.errors import LampError
 from lamp.method.adain import AdaINSchedule
 from lamp.motion_file.file import MotionFile
 
-pytestmark = [pytest.mark.usefixtures("comfy"), pytest.mark.slow]  # many of them
+pytestmark = [
+    pytest.mark.usefixtures("comfy", "in_inference_mode"),
+    pytest.mark.slow,  # many of them
+]
 BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000).square()
 SD_LEVELS = (1 / (1 - BETAS).cumprod(0) - 1).sqrt()
 LCM = Patch("model_advanced", "ModelSamplingDiscrete", {"sampling": "lcm", "zsnr": False})
 EDM_LEVELS = {"sampling": "eps", "sigma_max": 120.0, "sigma_min": 0.002}
 EDM = Patch("model_advanced", "ModelSamplingContinuousEDM", EDM_LEVELS)
-
-
-@pytest.fixture(autouse=True)
-def in_inference_mode() -> Any:
-    """As the host's executor runs nodes."""
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture

@@ -7,22 +7,18 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.samples.comfy_runs import count_hooks, moving, worst
+from benchmarks.samples.comfy_runs import moving, worst
 from benchmarks.samples.ecosystem import PATCHES, WINDOWS, host_node, sample, still
 from benchmarks.samples.tiny_models import text, video_latent
 from benchmarks.samples.tiny_patches import image_tokens
 from lamp.errors import LampError
 from lamp.motion_file.file import MotionFile
 
-pytestmark = [pytest.mark.usefixtures("comfy"), pytest.mark.slow]  # many of them
+pytestmark = [
+    pytest.mark.usefixtures("comfy", "in_inference_mode", "no_hook_is_left"),
+    pytest.mark.slow,  # many of them
+]
 EVERY_PATCH = pytest.mark.parametrize("kind", PATCHES)
-
-
-@pytest.fixture(autouse=True)
-def in_inference_mode() -> Any:
-    """As the host's executor runs nodes."""
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,12 +28,6 @@ def the_image_model_is_as_it_was(plain: Any) -> Any:
         before = sample(plain)
         yield
         assert torch.equal(sample(plain), before)
-
-
-@pytest.fixture(autouse=True)
-def no_hook_is_left(plain: Any) -> Any:
-    yield
-    assert count_hooks(plain) == 0
 
 
 # Mahiro compares both prompts over all frames together, so what stands in frame 1 counts for all.

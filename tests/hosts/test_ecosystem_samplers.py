@@ -21,15 +21,11 @@ from benchmarks.samples.tiny_models import video_latent
 from lamp.method.adain import AdaINSchedule
 from lamp.motion_file.file import MotionFile
 
-pytestmark = [pytest.mark.usefixtures("comfy"), pytest.mark.slow]  # many of them
+pytestmark = [
+    pytest.mark.usefixtures("comfy", "in_inference_mode"),
+    pytest.mark.slow,  # many of them
+]
 _PARTS = 8
-
-
-@pytest.fixture(autouse=True)
-def in_inference_mode() -> Any:
-    """As the host's executor runs nodes."""
-    with torch.inference_mode():
-        yield
 
 
 def two_halves(model: Any, sampler: str) -> Tensor:

@@ -20,7 +20,10 @@ from lamp.errors import LampError
 from lamp.hosts.comfy.run import KEY
 from lamp.motion_file.file import MotionFile
 
-pytestmark = [pytest.mark.usefixtures("comfy"), pytest.mark.slow]  # many of them
+pytestmark = [
+    pytest.mark.usefixtures("comfy", "in_inference_mode"),
+    pytest.mark.slow,  # many of them
+]
 
 
 def brighter(latent: Tensor, **_: Any) -> Tensor:
@@ -42,13 +45,6 @@ MERGES = {
     "ModelMergeBlocks": {"input": 0.5, "middle": 0.2, "out": 0.7},
 }
 each_patch = pytest.mark.parametrize("patch", PATCHES, ids=lambda patch: patch.kind)
-
-
-@pytest.fixture(autouse=True)
-def in_inference_mode() -> Any:
-    """As ComfyUI's executor runs nodes."""
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(autouse=True)

@@ -27,15 +27,11 @@ from lamp.method.masks import MotionMask
 from lamp.method.noise import draw_noise, share_noise
 from lamp.motion_file.file import MotionFile
 
-pytestmark = [pytest.mark.usefixtures("comfy"), pytest.mark.slow]  # many of them
+pytestmark = [
+    pytest.mark.usefixtures("comfy", "in_inference_mode"),
+    pytest.mark.slow,  # many of them
+]
 SCALE = 0.18215
-
-
-@pytest.fixture(autouse=True)
-def in_inference_mode() -> Any:
-    """As the host's executor runs nodes."""
-    with torch.inference_mode():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -16,14 +16,7 @@ from benchmarks.samples.tiny_models import tiny_patcher, video_latent
 from lamp.method.adain import AdaINSchedule
 from lamp.motion_file.file import MotionFile
 
-pytestmark = pytest.mark.usefixtures("comfy")
-
-
-@pytest.fixture(autouse=True)
-def in_inference_mode() -> Any:
-    """As the host's executor runs nodes."""
-    with torch.inference_mode():
-        yield
+pytestmark = pytest.mark.usefixtures("comfy", "in_inference_mode")
 
 
 def ours(model: Any) -> Tensor:
