@@ -26,6 +26,8 @@ from lamp.method.schedule import ddim_timesteps
 from lamp.training.loop import noise_later_frames
 from tests.helpers.small_models import CONFIG, TEXT_WIDTH, build, random_motion, random_state
 
+pytestmark = pytest.mark.slow  # many of them
+
 FIGURES = Path(__file__).parents[1] / "data" / "parity"
 
 
@@ -44,7 +46,6 @@ def test_layers_and_pictures_are_the_official_ones(capsys, comfy, host: str) -> 
     assert any(line.startswith(host) and "units: block" in line for line in lines)
 
 
-@pytest.mark.slow
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("host", ["diffusers", "comfy"])
 def test_everything_is_the_official_one(capsys, comfy, shared_dir: Path, host: str) -> None:
@@ -185,7 +186,6 @@ def inverted_and_edited(
     }
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("host", ["diffusers", "comfy"])
 def test_a_model_of_another_shape(capsys, comfy, other_shape: Path, host: str) -> None:
     status, lines = compare(capsys, other_shape, host)
@@ -198,7 +198,6 @@ def test_a_model_of_another_shape(capsys, comfy, other_shape: Path, host: str) -
         assert any(f": {group} " in line for line in lines), group
 
 
-@pytest.mark.slow
 def test_float64_shows_the_distance_of_fp32(capsys, other_shape: Path) -> None:
     assert main(["--fixtures", str(other_shape), "--float64"]) == 0
     lines = capsys.readouterr().out.splitlines()

@@ -34,6 +34,8 @@ from tests.helpers.sd1_files import (
     write_folder,
 )
 
+pytestmark = pytest.mark.slow  # many of them
+
 SD1 = single_file.CONFIGS
 
 

@@ -17,6 +17,8 @@ from lamp.training.latents import LatentClips
 from tests.helpers.other_unets import FRAMES, SmallClip, drawn, patcher_of
 from tests.nodes.test_nodes_first_frame import painting, vae_of
 
+pytestmark = pytest.mark.slow  # many of them
+
 SD_SCALE, XL_SCALE = 0.18215, 0.13025
 
 

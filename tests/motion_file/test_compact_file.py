@@ -31,6 +31,8 @@ from ..helpers.compact_motions import (
     round_trip,
 )
 
+pytestmark = pytest.mark.slow  # many of them
+
 
 @pytest.fixture(scope="module")
 def state() -> dict[str, Tensor]:

@@ -38,6 +38,8 @@ from ..helpers.compact_motions import (
     round_trip,
 )
 
+pytestmark = pytest.mark.slow  # many of them
+
 
 @pytest.fixture(scope="module")
 def state() -> dict[str, Tensor]:

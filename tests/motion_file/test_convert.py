@@ -37,6 +37,8 @@ from lamp.motion_file.provenance import save_motion_file
 from tests.helpers.sd1_files import CONFIGS, random_source, write_file, write_folder
 from tests.helpers.small_models import CONFIG, TEXT_WIDTH, random_motion, random_state
 
+pytestmark = pytest.mark.slow  # many of them
+
 State = dict[str, Tensor]
 QUERY = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q.weight"
 CONV = "conv_in.conv1d.weight"
@@ -107,7 +109,6 @@ def test_on_its_base_it_equals_the_tuned_queries(case: Case, tmp_path: Path) -> 
     assert ((ours - theirs).norm() / theirs.norm()).item() < 1e-5
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "host", "ending"),
     [

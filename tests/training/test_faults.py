@@ -27,6 +27,8 @@ from lamp.training.recipe import TrainConfig
 from lamp.training.session import RunFolder, SaveConfig, newest_state, states
 from lamp.training.state import read_state, restore
 
+pytestmark = pytest.mark.slow  # many of them
+
 ROOT = Path(__file__).resolve().parents[2]
 WHO = {"base": "abc", "clips": "def"}
 STEPS = 3
@@ -118,7 +120,6 @@ def test_a_damaged_log_is_no_hindrance_to_a_resume(tmp_path: Path, text: str) ->
     assert path.read_text().splitlines() == good[:2]
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="needs a limit on the size of files")
 @pytest.mark.parametrize(("limit", "written"), [(101, 0), (40_000, 0), (2_000_001, 1)])
 def test_a_disk_that_fills_up_at_any_write(tmp_path: Path, limit: int, written: int) -> None:

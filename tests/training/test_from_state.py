@@ -20,6 +20,8 @@ from lamp.training.session import RunFolder, states
 from lamp.training.state import StateError, read_state, restore, write_state
 from tests.training.test_training_files import WHO, new_training
 
+pytestmark = pytest.mark.slow  # many of them
+
 ABOUT = {"family": "text16", "prompt": "a horse runs", "width": 64}
 
 
@@ -38,7 +40,6 @@ def restored(path: Path, **settings: Any) -> dict[str, torch.Tensor]:
     return Outcome(Path("m"), ABOUT).file(training).state
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{}, {"ema": 0.9}, {"rank": 2}, {"rank": 2, "ema": 0.9}])
 def test_it_is_what_the_training_had_learned(tmp_path: Path, settings: dict[str, Any]) -> None:
     paths = run(tmp_path, **settings)

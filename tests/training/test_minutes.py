@@ -23,6 +23,8 @@ from lamp.training.recipe import TrainConfig
 from lamp.training.session import RunFolder, SaveConfig, newest_state, run_training
 from lamp.training.state import StateError, read_state, restore, take_state
 
+pytestmark = pytest.mark.slow  # many of them
+
 WHO = {"base": "abc", "clips": "def"}
 FIRST, STEP, SAMPLE, SAVE = 20.0, 2.0, 9.0, 3.0
 MINUTES = 1.0
@@ -86,7 +88,6 @@ def run(
     return reports
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("every", [20, 0, 1000])
 def test_it_ends_in_time_with_samples_and_states(
     host: DiffusersHost, clips: LatentClips, clock: Clock, tmp_path: Path, every: int
@@ -112,7 +113,6 @@ def test_the_slow_first_step_does_not_count_for_the_others(
     assert len(reports) == 1 + (60 * MINUTES - FIRST) / STEP
 
 
-@pytest.mark.slow
 def test_the_schedule_fits_the_steps(
     host: DiffusersHost, clips: LatentClips, clock: Clock, tmp_path: Path
 ) -> None:
@@ -125,7 +125,6 @@ def test_the_schedule_fits_the_steps(
     assert rates.index(max(rates)) < len(rates) // 10
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["cosine", "constant"])
 def test_a_resumed_run_keeps_the_number_of_steps(
     host: DiffusersHost, clips: LatentClips, clock: Clock, tmp_path: Path, schedule: str
@@ -189,7 +188,6 @@ class Second:
             tensors[0].fill_(77 / 2)
 
 
-@pytest.mark.slow
 def test_all_processes_take_the_steps_of_the_first(
     host: DiffusersHost, clips: LatentClips, clock: Clock, tmp_path: Path
 ) -> None:

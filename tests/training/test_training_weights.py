@@ -17,6 +17,8 @@ from lamp.training.loop import Training
 from lamp.training.recipe import TrainConfig, choose_precision
 from tests.helpers.dynamic_vram import DEVICE, Pages, dynamic_class  # noqa: F401 (a fixture)
 
+pytestmark = pytest.mark.slow  # many of them
+
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 FP8 = torch.float8_e4m3fn
 
@@ -90,7 +92,6 @@ def of_types(kind: torch.dtype, computed: torch.dtype | None) -> Any:
     return patcher
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
 def test_weights_that_are_streamed_train_as_those_that_are_loaded(
     comfy: Any, monkeypatch: pytest.MonkeyPatch, gradient_checkpointing: bool
@@ -189,7 +190,6 @@ def test_patches_act_in_training_and_the_model_keeps_its_weights(comfy: Any) -> 
     check_as_before(patched, before)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kind", "computed"), [(FP16, FP32), (BF16, FP32), (FP8, FP32), (FP8, BF16), (FP16, None)]
 )
