@@ -127,13 +127,17 @@ def _config(**fields: Any) -> str:
     return json.dumps({**asdict(MotionConfig(family="sd1")), **fields})
 
 
-def _compact(forms: Any, held: int) -> Make:
-    """A compact motion with these encodings and `held` bytes of zeros."""
-    raw = forms if isinstance(forms, str) else json.dumps(forms)
-    rank = base64.b64encode(zlib.compress(raw.encode())).decode()
-    entry = {"lamp.compact": {"dtype": "U8", "shape": [held], "data_offsets": [0, held]}}
-    texts = {"lamp.format": "2", "lamp.config": _config(), "lamp.rank": rank}
-    return lambda path: write(path, entry, bytes(held), **texts)
+def _compact(forms: Any, held: int, blanks: int = 0) -> Make:
+    """A compact motion with these encodings, after `blanks` spaces, and `held` bytes of zeros."""
+
+    def make(path: Path) -> None:
+        raw = " " * blanks + (forms if isinstance(forms, str) else json.dumps(forms))
+        rank = base64.b64encode(zlib.compress(raw.encode())).decode()
+        entry = {"lamp.compact": {"dtype": "U8", "shape": [held], "data_offsets": [0, held]}}
+        write(path, entry, bytes(held),
+              **{"lamp.format": "2", "lamp.config": _config(), "lamp.rank": rank})  # fmt: skip
+
+    return make
 
 
 _NONE = [0, 0, 0, 0]
@@ -264,7 +268,7 @@ _KINDS: dict[str, dict[str, Make]] = {
     "vectors of zero": {_ALL: _compact(_blocks(1, 2**12, _NONE), 0)},
     "wider than any model": {_ALL: _compact(_blocks(8, 2**12), 8 * 3 * 2 * 2**12)},
     "more sites than any model": {_ALL: _compact(_blocks(2001, 1), 2001 * 6)},
-    "a header that swells": {_ALL: _compact(" " * 10**8 + "{}", 0)},
+    "a header that swells": {_ALL: _compact("{}", 0, blanks=10**8)},
     "sides of zero": {f"{_ALL} state cache convert base": _sides_of_zero},
     "numbers of 4,000 digits": {
         f"{_ALL} state": _texts(_NINES, '{"format": 1, "step": ' + "9" * 4000 + "}")
