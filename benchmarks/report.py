@@ -10,6 +10,7 @@ from typing import Any
 
 Points = Sequence[tuple[float, float]]
 _AXIS = (96, 96, 96)
+_NAMES = 90  # pixels for the names of the lines
 
 
 def parser(name: str, about: str | None) -> argparse.ArgumentParser:
@@ -59,12 +60,14 @@ def save_plot(
     colours: Mapping[str, tuple[int, int, int]],
     size: tuple[int, int] = (720, 320),
 ) -> None:
-    """Panels side by side, each with lines `(name, points)` on axes from zero."""
+    """Panels side by side, lines `(name, points)` on axes from zero, their names at the right."""
     from PIL import Image, ImageDraw
 
     picture = Image.new("RGB", size, (255, 255, 255))
     draw = ImageDraw.Draw(picture)
-    width = size[0] // len(panels)
+    width = (size[0] - _NAMES) // len(panels)
+    for row, (name, colour) in enumerate(colours.items()):
+        draw.text((size[0] - _NAMES, 32 + 14 * row), name, fill=colour)
     for number, (title, lines) in enumerate(panels.items()):
         left, right = 56 + number * width, (number + 1) * width - 16
         top, bottom = 32, size[1] - 32
@@ -81,8 +84,6 @@ def save_plot(
             draw.line(dots, fill=colours[name], width=2)
             for x, y in dots:
                 draw.ellipse((x - 3, y - 3, x + 3, y + 3), fill=colours[name])
-        for row, (name, colour) in enumerate(colours.items()):
-            draw.text((left + 12, top + 8 + 14 * row), name, fill=colour)
         for x in sorted({x for _, line in lines for x, _ in line}):
             draw.text((left + (right - left) * x / last - 6, bottom + 8), f"{x:g}", fill=_AXIS)
     picture.save(path)

@@ -57,7 +57,7 @@ MARKS: dict[str, dict[str, dict[str, float]]] = {
         ("grow", ("combination", (0.82, 0.28, 0.88)), ("hard", (0.75, 0.36, 0.50))),
         ("bounce", ("combination", (0.72, 0.24, 0.90)), ("hard", (0.58, 0.26, 0.80))),
         ("wave", ("combination", (0.74, 0.24, 0.88)), ("hard", (0.66, 0.27, 0.75))),
-        ("two_objects", ("combination", (0.72, 0.14, 0.90)), ("hard", (0.62, 0.20, 0.75))),
+        ("two_objects", ("combination", (0.72, 0.14, 0.90)), ("hard", (0.58, 0.20, 0.75))),
     )
 }
 
