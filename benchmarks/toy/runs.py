@@ -73,7 +73,7 @@ class Recipe:
     second_strength: float = 1.0
     groupnorm: str = "pooled"
     rank: int = 0
-    min_snr: float = 1.0
+    min_snr: float = preset("fast", 1)["min_snr"]
     difference_loss: float = 0.0
     timestep_shift: float = 1.0
     prompts: str = "caption"  # or 'motion': one prompt for all clips, as in the paper
@@ -90,6 +90,7 @@ class Recipe:
         return AdaINSchedule(self.adain, self.switch, self.first_strength, self.second_strength)
 
 
+# Settings of the trainer that replace those of its preset.
 _OF_THE_TRAINER = (
     "optimizer",
     "groupnorm",
@@ -125,7 +126,7 @@ _SHIFTED = {"timestep_shift": 3.0}
 _COPIED = {"copies": 7, "turn": 10.0, "zoom": 0.0}
 _MUON_CHANGES: dict[str, dict[str, Any]] = {
     "rotate": {"prompts": "motion", "copies": 7, "turn": 60.0},
-    # The size is decided late, at little noise; the usual guidance makes thin shapes too large.
+    # The usual guidance makes thin shapes too large.
     "grow": {"min_snr": 5.0, "motion_guidance": 1.25},
     "bounce": _SHIFTED | _COPIED,
     "wave": _SHIFTED | _COPIED,

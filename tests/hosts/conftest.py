@@ -20,5 +20,6 @@ def in_inference_mode() -> Iterator[None]:
 
 @pytest.fixture
 def no_hook_is_left(plain: Any) -> Iterator[None]:
+    """Whatever a test does, the UNet is as it was."""
     yield
     assert count_hooks(plain) == 0
