@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -22,21 +21,9 @@ from lamp.method.masks import MotionMask, feather_masks, hold_first_frame, parse
 from lamp.method.motion import ActiveMotion, Motion
 from lamp.method.sampling import sample
 from lamp.method.windows import Windows
-from tests.helpers.small_models import TEXT_WIDTH, build, hook_count, random_motion, random_state
+from tests.helpers.small_models import TEXT_WIDTH, hook_count, random_motion
 
 FRAMES = 3
-
-
-@pytest.fixture(scope="module")
-def hosts() -> Callable[[str], Host]:
-    return cache(partial(build, state=random_state()))
-
-
-@pytest.fixture(params=["diffusers", "comfy"])
-def host(request: pytest.FixtureRequest, hosts: Callable[[str], Host]) -> Host:
-    if request.param == "comfy":
-        request.getfixturevalue("comfy")
-    return hosts(request.param)
 
 
 @torch.no_grad()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from functools import cache, partial
+from functools import partial
 
 import pytest
 import torch
@@ -18,24 +18,7 @@ from lamp.method.architecture import BlockSite, map_unet
 from lamp.method.host import Host
 from lamp.method.layout import FrameLayout
 from lamp.method.motion import TRAINED, Motion
-from tests.helpers.small_models import TEXT_WIDTH, build, hook_count, random_motion, random_state
-
-
-@pytest.fixture(scope="module")
-def state() -> dict[str, Tensor]:
-    return random_state()
-
-
-@pytest.fixture(scope="module")
-def hosts(state: dict[str, Tensor]) -> Callable[[str], Host]:
-    return cache(partial(build, state=state))
-
-
-@pytest.fixture(params=["diffusers", "comfy"])
-def host(request: pytest.FixtureRequest, hosts: Callable[[str], Host]) -> Host:
-    if request.param == "comfy":
-        request.getfixturevalue("comfy")
-    return hosts(request.param)
+from tests.helpers.small_models import TEXT_WIDTH, hook_count, random_motion
 
 
 @pytest.fixture

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import cache, partial
 from typing import Any
 
 import pytest
@@ -19,21 +17,9 @@ from lamp.method.motion import Motion
 from lamp.method.motion_guidance import unconditional_scale
 from lamp.method.sampling import predict_guided, sample
 from lamp.method.windows import Windows
-from tests.helpers.small_models import TEXT_WIDTH, build, random_motion, random_state
+from tests.helpers.small_models import TEXT_WIDTH, random_motion
 
 FRAMES, VIDEOS = 4, 2
-
-
-@pytest.fixture(scope="module")
-def hosts() -> Callable[[str], Host]:
-    return cache(partial(build, state=random_state()))
-
-
-@pytest.fixture(params=["diffusers", "comfy"])
-def host(request: pytest.FixtureRequest, hosts: Callable[[str], Host]) -> Host:
-    if request.param == "comfy":
-        request.getfixturevalue("comfy")
-    return hosts(request.param)
 
 
 @pytest.fixture

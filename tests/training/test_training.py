@@ -5,9 +5,9 @@ import math
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
 from torch import Tensor
 
+from benchmarks.samples.small_training import FRAMES
 from lamp.clips.load import clips_from_images
 from lamp.errors import ClipError, LampError
 from lamp.hosts.diffusers.unet import DiffusersHost
@@ -24,41 +24,10 @@ from lamp.training.recipe import TrainConfig, learning_rate_factor, preset
 from lamp.training.validation import split_clips
 from tests.helpers.small_models import hook_count
 
-FRAMES = 3
-
-
-@pytest.fixture(scope="module")
-def host() -> DiffusersHost:
-    torch.manual_seed(0)
-    unet = UNet2DConditionModel(
-        block_out_channels=(32, 64),
-        layers_per_block=1,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=16,
-        attention_head_dim=2,
-    )
-    return DiffusersHost(unet.eval().requires_grad_(False))
-
 
 @pytest.fixture
 def motion(host: DiffusersHost) -> Motion:
     return Motion(map_unet(host.unet)).initialise(0)
-
-
-@pytest.fixture
-def clips() -> LatentClips:
-    generator = torch.Generator().manual_seed(1)
-    images = [torch.rand(5, 8, 8, 3, generator=generator) for _ in range(4)]
-    prompts = ["one", "two", "three", "four"]
-    return cache_latents(
-        clips_from_images(images, prompts, FRAMES, 8, 8),
-        lambda pixels: (
-            pixels.movedim(-1, 1).repeat(1, 2, 1, 1)[:, :4] / SCALE,
-            torch.full((len(pixels), 4, 8, 8), 0.1),
-        ),
-        lambda texts: {text: torch.full((1, 5, 16), float(len(text))) for text in texts},
-    )
 
 
 def config(**settings: object) -> TrainConfig:
