@@ -8,6 +8,8 @@ import { choicesOf, header, inLanguage, LOADER, parsed, select, tell, thumbnail,
 const TEXTS = {
     en: {
         button: 'Choose a motion by eye',
+        hint: 'Click the sample that moves best: Load LAMP Motion then uses its motion. The numbers compare the sample with your clips: lower is better.',
+        close: 'Close',
         none: (name) =>
             `There is no motion named ${name} yet. Run the training. keep_motions saves several motions of a run.`,
         step: 'step',
@@ -23,6 +25,8 @@ const TEXTS = {
     },
     zh: {
         button: '看样片挑选运动模式',
+        hint: '点击运动最好的样片，“加载LAMP运动模式”就会使用它。数值是样片与片段的差异，越小越好。',
+        close: '关闭',
         none: (name) => `还没有名为 ${name} 的运动模式。请先训练。keep_motions 会保存一次训练中的多个运动模式。`,
         step: '步数',
         best: '最佳',
@@ -104,6 +108,24 @@ function card({ run, end }, metadata, use) {
     return button
 }
 
+// Title, explanation and a button that closes the dialog.
+function heading(dialog) {
+    const text = inLanguage(TEXTS)
+    const area = document.createElement('div')
+    const title = document.createElement('strong')
+    const hint = document.createElement('div')
+    const close = document.createElement('button')
+    area.style.cssText = 'flex-basis: 100%; display: grid; grid-template-columns: 1fr auto; gap: 8px'
+    hint.style.cssText = 'grid-column: 1 / 3; font-size: 12px'
+    close.style.cssText = 'padding: 2px 8px; cursor: pointer; background: none; color: inherit; border: 1px solid #888'
+    title.textContent = text.button
+    hint.textContent = text.hint
+    close.textContent = text.close
+    close.addEventListener('click', () => dialog.close())
+    area.append(title, close, hint)
+    return area
+}
+
 // The comparison of all samples, if the run has one.
 function allSamples(run) {
     const area = document.createElement('div')
@@ -152,6 +174,7 @@ async function choose(trainer) {
     dialog.style.cssText =
         'margin: auto; max-width: 90vw; max-height: 90vh; overflow: auto; gap: 8px; flex-wrap: wrap;' +
         'background: var(--comfy-menu-bg, #222); color: var(--input-text, #ddd); border: 1px solid #888'
+    dialog.append(heading(dialog))
     for (const { motion, metadata } of found) {
         const use = async () => {
             dialog.close()
@@ -165,6 +188,12 @@ async function choose(trainer) {
     }
     dialog.append(allSamples(run))
     dialog.addEventListener('close', () => dialog.remove())
+    // Some front ends prevent what Escape does to a dialog.
+    dialog.addEventListener('keydown', (event) => {
+        if (event.key !== 'Escape') return
+        event.stopPropagation()
+        dialog.close()
+    })
     dialog.addEventListener('click', (event) => event.target === dialog && dialog.close())
     document.body.append(dialog)
     dialog.showModal()

@@ -29,7 +29,7 @@ const TEXTS = {
 
 const shorten = (text) => String(text).slice(0, SHOWN)
 
-const FILLERS = 'a an the of in on at to and with is are'.split(' ')
+const FILLERS = 'a an the of in on at to and near with is are'.split(' ')
 
 // The words that all captions share, as MotionConfig.trigger.
 function triggerWords({ prompt, captions }) {

@@ -37,7 +37,7 @@ PRESS = """async (name) => {
     for (let wait = 0; wait < 100 && !document.querySelector('.lamp-choose img'); wait++)
         await new Promise(done => setTimeout(done, 100))
     await new Promise(done => setTimeout(done, 1500)) // the pictures
-    return [...document.querySelectorAll('.lamp-choose button')].map(button => button.innerText)
+    return [...document.querySelectorAll('.lamp-choose > button')].map(button => button.innerText)
 }"""
 SHOWN = """() => [...document.querySelectorAll('.lamp-choose img')]
     .map(picture => picture.hidden ? 0 : picture.naturalWidth)"""
@@ -91,18 +91,18 @@ def test_a_click_chooses_the_motion(opened: Any, run: str) -> None:
     assert steps_of(offered) == [20, 60, 100, 150]
     assert "0.0200" in offered[0] and "<b>" in offered[0]
     assert opened.evaluate(SHOWN) == [48, 0, 0, 0, 99]
-    opened.locator(".lamp-choose button").nth(2).click()
+    opened.locator(".lamp-choose > button").nth(2).click()
     opened.wait_for_function(IS_CHOSEN, arg=["horses/eye_00002-step000100.safetensors"])
     assert opened.evaluate(LINKED) == "LAMP_LoadToyBase"
     assert not opened.locator(".lamp-choose").count()
     opened.evaluate(PRESS, run)
-    opened.locator(".lamp-choose button").nth(0).click()
+    opened.locator(".lamp-choose > button").nth(0).click()
     opened.wait_for_function(IS_CHOSEN, arg=["horses/eye_00002-step000020.safetensors"])
 
 
 def test_a_click_saves_the_motion_of_a_state(opened: Any, run: str, server: ComfyServer) -> None:
     assert steps_of(opened.evaluate(PRESS, run)) == [20, 60, 100, 150]
-    opened.locator(".lamp-choose button").nth(1).click()
+    opened.locator(".lamp-choose > button").nth(1).click()
     opened.wait_for_function(IS_CHOSEN, arg=["horses/eye_00002-step000060.safetensors"])
     path = server.base / "models/lamp_motion/horses/eye_00002-step000060.safetensors"
     try:
@@ -118,12 +118,26 @@ def test_a_motion_that_cannot_be_saved_is_told(opened: Any, run: str, server: Co
     opened.evaluate(PRESS, run)
     try:
         path.write_bytes(whole[: len(whole) // 2])
-        opened.locator(".lamp-choose button").nth(1).click()
+        opened.locator(".lamp-choose > button").nth(1).click()
         opened.wait_for_timeout(2000)
         assert any(path.name in text for text in opened.evaluate(TOASTS))
         assert not list((server.base / "models/lamp_motion/horses").glob("*60*"))
     finally:
         path.write_bytes(whole)
+
+
+@pytest.mark.parametrize("way", ["Escape", "button"])
+def test_the_choice_can_be_left(opened: Any, run: str, way: str) -> None:
+    """Also where a front end prevents what Escape does to a dialog."""
+    prevent = "event => event.key === 'Escape' && event.preventDefault()"
+    opened.evaluate(f"() => addEventListener('keydown', {prevent}, {{ capture: true }})")
+    opened.evaluate(PRESS, run)
+    if way == "Escape":
+        opened.keyboard.press("Escape")
+    else:
+        opened.locator(".lamp-choose div button").click()
+    opened.wait_for_function("() => !document.querySelector('.lamp-choose')")
+    assert opened.evaluate(CHOSEN) == []
 
 
 def test_a_name_without_motions_offers_nothing(opened: Any) -> None:
