@@ -98,8 +98,6 @@ def prompt_of(name: str) -> Prompt:
     for node in prompt.values():
         if node["class_type"] == "LAMP_ToyObject":
             node["inputs"]["number"] = _OBJECTS[name]
-        if node.get("_meta", {}).get("title") == "Prompt (SD-XL)" and name in _OBJECTS:
-            node["inputs"]["text"] = CAPTION  # the new look
     return prompt
 
 

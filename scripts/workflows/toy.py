@@ -2,7 +2,7 @@
 
 The toy base replaces checkpoints, an object of the toy world replaces the user's picture or clip,
 and the motion that comes with the pack replaces the user's. LoRA and ControlNet loaders have no
-toy counterpart and are left out.
+toy counterpart and are left out, and with them the nodes that feed nothing else.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from scripts.workflows.convert import Prompt
 KIND = "horse"
 MOTION = f"toy_{KIND}.safetensors"
 CAPTION = "a filled purple horse near mountains at noon runs"  # of the toy object 0
+_OTHER_LOOK = 14  # number of an object that CAPTION does not describe
 TRAINING = {
     "recipe": "fast",
     "steps": 300,
@@ -56,20 +57,52 @@ def on_toy(prompt: Prompt) -> Prompt:
     """The API prompt with the toy's models, files and sizes; nodes keep their ids."""
     objects = [key for key, node in prompt.items() if node["class_type"] in _OBJECTS]
     caption: Any = [objects[0], _PROMPT_SLOT] if objects else CAPTION
+    looks = _new_looks(prompt)
     made: Prompt = {}
     for key, node in prompt.items():
         kind = node["class_type"]
-        if kind in LEFT_OUT or (kind == _PROMPT and objects):
+        if kind in LEFT_OUT or (kind == _PROMPT and objects and key not in looks):
             continue
         sources = {name: _source(of, prompt, caption) for name, of in node["inputs"].items()}
         inputs = {name: value for name, value in sources.items() if value is not None}
         if kind in _REPLACED:
             kind, inputs = _REPLACED[kind]
-            made[key] = {"class_type": kind, "inputs": dict(inputs)}
+            other = {"number": _OTHER_LOOK} if kind == "LAMP_ToyObject" and looks else {}
+            made[key] = {"class_type": kind, "inputs": inputs | other}
         else:
             made[key] = {**node, "inputs": inputs | _settings(node, inputs, caption)}
+    _leave_out_unused(made, _used(prompt))
     _feed_clips(made)
     return made
+
+
+def _new_looks(prompt: Prompt) -> set[str]:
+    """Prompts that describe a new look of a clip, where another one describes the clip."""
+    prompts = {key for key, node in prompt.items() if node["class_type"] == _PROMPT}
+    clips = [node for node in prompt.values() if node["class_type"] == "LAMP_TrainingClips"]
+    of_clips = {node["inputs"]["prompt"][0] for node in clips if _linked(node, "prompt")} & prompts
+    return prompts - of_clips if of_clips else set()
+
+
+def _linked(node: Mapping[str, Any], name: str) -> bool:
+    return isinstance(node["inputs"].get(name), list)
+
+
+def _used(prompt: Prompt) -> set[str]:
+    """Nodes that feed another one."""
+    return {
+        node["inputs"][name][0]
+        for node in prompt.values()
+        for name in node["inputs"]
+        if _linked(node, name)
+    }
+
+
+def _leave_out_unused(prompt: Prompt, used: set[str]) -> None:
+    """Remove nodes that fed others before, and feed none any more."""
+    while unused := used & set(prompt) - _used(prompt):
+        for key in unused:
+            del prompt[key]
 
 
 def _source(value: Any, prompt: Prompt, caption: Any) -> Any:
@@ -77,7 +110,7 @@ def _source(value: Any, prompt: Prompt, caption: Any) -> Any:
     while isinstance(value, list):
         node = prompt[value[0]]
         kind = node["class_type"]
-        if kind == _PROMPT and isinstance(caption, list):
+        if kind == _PROMPT and isinstance(caption, list) and value[0] not in _new_looks(prompt):
             return caption
         if kind == "LoadVideo":
             return [value[0], _TRUTH_SLOT]
@@ -99,7 +132,7 @@ def _settings(node: Mapping[str, Any], inputs: Mapping[str, Any], caption: Any) 
     negative = "egative" in node["_meta"]["title"]
     values: dict[str, dict[str, Any]] = {
         "CLIPTextEncode": {"text": caption if inputs.get("text") and not negative else ""},
-        _PROMPT: {"value": caption},
+        _PROMPT: {"value": CAPTION},
         "LAMP_LoadMotion": {"motion_name": MOTION},
         # The toy's latents have 16 x 16 places; this node counts eight pixels for each.
         "EmptyLatentImage": {"width": 128, "height": 128},

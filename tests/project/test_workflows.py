@@ -127,6 +127,54 @@ def test_nothing_overlaps_and_everything_stands_in_a_group(name: str) -> None:
         assert not _overlap(one, other)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_collapsed_note_covers_nothing_when_it_is_opened(name: str) -> None:
+    nodes = load_canvas(name)["nodes"]
+    for note in nodes:
+        if note["type"] != NOTE or not note["flags"].get("collapsed"):
+            continue
+        (left, top), (width, height) = note["pos"], note["size"]
+        box = (left, top - 30, left + width, top + height)
+        for other in nodes:
+            (x, y), (wide, high) = other["pos"], other["size"]
+            high = 0 if other["flags"].get("collapsed") else high
+            assert other is note or not _overlap(box, (x, y - 30, x + wide, y + high))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_numbers_in_titles_are_those_of_the_node(name: str) -> None:
+    for number, node in load_api(name).items():
+        title, inputs = node["_meta"]["title"], node["inputs"]
+        if size := re.fullmatch(r"(\d+) x (\d+)", title):
+            assert [int(side) for side in size.groups()] == [inputs["width"], inputs["height"]]
+        if node["class_type"] == "LAMP_Trainer" and (steps := re.search(r"(\d+) steps", title)):
+            assert int(steps[1]) == inputs["steps"]
+        if frames := re.search(r"first (\d+) frames", title):
+            assert int(frames[1]) == inputs["length"], number
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_titles_of_collapsed_nodes_are_shown_whole(name: str) -> None:
+    """The canvas cuts them at 20 characters."""
+    titles = {number: node["_meta"]["title"] for number, node in load_api(name).items()}
+    for number, node in real_nodes(name).items():
+        assert not node["flags"].get("collapsed") or len(titles[number]) <= 20, titles[number]
+
+
+@pytest.mark.parametrize("twin", sorted(TWINS))
+def test_every_node_of_a_toy_twin_serves_its_result(twin: str) -> None:
+    prompt = load_api(twin)
+    used = {
+        value[0]
+        for node in prompt.values()
+        for value in node["inputs"].values()
+        if isinstance(value, list)
+    }
+    for number, node in prompt.items():
+        ends = node["class_type"].startswith(("Save", "Preview")) or "Score" in node["class_type"]
+        assert number in used or ends or node["class_type"] == "LAMP_VideoMetrics", number
+
+
 # The front end fits all nodes, with a margin, into 3/4 of the window when it opens a workflow, and
 # draws no text below a zoom of 0.57.
 READABLE = 0.6
