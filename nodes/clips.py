@@ -222,7 +222,9 @@ def find_sources(
             )
         found = clip_folders().get(folder)
         if found is None:
-            raise ClipError(f"There is no folder '{folder[:100]}'. Press R to refresh the list.")
+            raise ClipError(
+                f"There is no folder '{folder[:100]}'. Create it, add clips, and press R."
+            )
         listing = find_clips(found)
         return [FileSource(path) for path in listing.clips], listing.notes
     if not given:

@@ -77,7 +77,7 @@ def find_clips(folder: str | Path) -> Listing:
         if not path.is_dir() and plain_name(path.stem) not in captioned:
             listing.leave_out(NO_TEXT, path.name)
     if not listing.clips:
-        endings = " ".join(VIDEO_ENDINGS)
+        endings = " ".join((*VIDEO_ENDINGS, *_MOSTLY_CLIPS))
         raise ClipError(
             f"There are no clips in '{folder}'. Add videos ({endings}), or a sub-folder of images "
             f"for each clip. {' '.join(listing.notes)}".rstrip()

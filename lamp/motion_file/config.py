@@ -16,7 +16,7 @@ from ..plain import log
 FORMAT = 2
 """The newest format that is read: 1 holds plain tensors, 2 is compact."""
 _MAX_CONFIG = 2**19  # characters; parsed, JSON of empty lists takes twenty times as many bytes
-FILLERS = frozenset("a an the of in on at to and with is are".split())
+FILLERS = frozenset("a an the of in on at to and near with is are".split())
 _MEASURED = ("frames", "width", "height", "fps")
 _RANGES: dict[str, tuple[float, float]] = {
     **dict.fromkeys(_MEASURED[:-1], (0, 10**6)),
