@@ -193,6 +193,7 @@ class LoadMotion(io.ComfyNode):
         bound = BoundMotion(
             load_motion(model, file),
             groupnorm=file.config.groupnorm,
+            trained_frames=file.config.frames,
             strength=strength,
             alpha=alpha,
             start_percent=start_percent,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.samples.comfy_runs import conditioning, moving, worst
+from benchmarks.samples.comfy_runs import conditioning, ksampler, moving, worst
 from benchmarks.samples.ecosystem import PATCHES, sample, still
 from benchmarks.samples.tiny_models import text, video_latent
 from benchmarks.samples.tiny_patches import tiny_control
@@ -199,3 +199,17 @@ def test_masks_for_each_frame_count_those_of_the_whole_extended_video(
     assert worst(out[3][..., 5:], out[2][..., 5:]) > 0.05
     with pytest.raises(LampError, match="3 masks.*7"):
         extended(moving(plain, file, motion_mask=MotionMask(masks[2:5])), conditioning()[0], clip)
+
+
+@pytest.mark.parametrize(
+    ("trained", "window", "told"), [(0, 0, 0), (2, 0, 1), (3, 0, 0), (2, 4, 0), (1, 4, 1)]
+)
+def test_many_more_frames_than_the_motion_was_trained_on_are_told_once(
+    plain: Any, file: MotionFile, caplog: Any, trained: int, window: int, told: int
+) -> None:
+    """Six frames at once, or in windows of four."""
+    model = moving(plain, file, trained_frames=trained)
+    ksampler(windowed(model, window) if window else model)
+    frames = str(window or 6)
+    found = [each for each in caplog.records if f" {frames} frames" in each.getMessage()]
+    assert len(found) == told

@@ -41,9 +41,11 @@ class BoundMotion(ActiveMotion):
     """A motion and its settings, as `bind` attaches it to a MODEL.
 
     With several motions on one MODEL, `others` are the earlier ones and `alpha` is the last one's.
+    `trained_frames` is 0 where it is not known.
     """
 
     groupnorm: str = "pooled"
+    trained_frames: int = 0
     first_frame: bool = True
     alpha: float = 0.2
     motion_guidance: float = 1.0
@@ -343,6 +345,7 @@ def _diffusion_model(bound: BoundMotion) -> Callable[..., Tensor]:
                 "its video is unknown: use it with LAMP KSampler or ComfyUI's samplers."
             )
         layout = run.layout(x, options, options.get(WINDOW))
+        run.note_length(layout.frames, max(each.trained_frames for each in bound.all))
         if any(each is not None and each.mask is not None for each in bound.motion_masks):
             run.check_whole_picture(x, "A mask on the motion", "remove the mask")
         motions = [

@@ -18,6 +18,7 @@ from ...errors import LampError
 from ...method.layout import FrameLayout
 from ...method.motion import ActiveMotion, attached
 from ...method.windows import returns
+from ...plain import log
 from .deferred import DeferredChecks
 
 KEY = "lamp_motion"
@@ -25,6 +26,7 @@ KEY = "lamp_motion"
 PIECE = "lamp_piece"
 # The key under which packs for AnimateDiff publish the frames of a call for other packs.
 AD_PARAMS = "ad_params"
+_MOST_TIMES = 2  # as many frames as a motion was trained on, without a warning
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ class Run:
     _hooks: ExitStack = field(default_factory=ExitStack)
     _hooked: tuple[Any, ...] = ()
     _layout: FrameLayout | None = None
+    _length_noted: bool = False
 
     @property
     def whole(self) -> Piece:
@@ -105,6 +108,18 @@ class Run:
         if window is None and self.piece is None:
             return FrameLayout(self.frames, videos)
         return FrameLayout(len(rows), videos, piece.frame_indices, piece.total)
+
+    def note_length(self, frames: int, trained: int) -> None:
+        """Warn once in a run of calls with many more frames than a motion was trained on (0: not
+        known)."""
+        if trained and frames > _MOST_TIMES * trained and not self._length_noted:
+            self._length_noted = True
+            log.warning(
+                "The video has %d frames at once, but the motion was trained on %d, so it may "
+                "move poorly. For long videos use LAMP Anchored Windows or LAMP Extend Video.",
+                frames,
+                trained,
+            )
 
     def videos_in(self, rows: int, frames: int) -> int:
         """The number of videos of `frames` frames in a batch of `rows` images."""
