@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -170,11 +171,19 @@ def reading(
         if isinstance(clip, Path):
             if str(clip) in reason:  # Pillow's error for an unknown format
                 reason = "its content does not match its name"
-            if not clip.exists():
-                reason = "there is no such file"
-            elif clip.is_file() and not clip.stat().st_size:
-                reason = "the file is empty"
+            reason = _missing_or_empty(clip) or reason
         raise ClipError(
             f"The clip '{name}' cannot be read{after()}: {reason}. "
             "Replace it, convert it to mp4, or remove it from the folder."
         ) from error
+
+
+def _missing_or_empty(path: Path) -> str:
+    """Whether a file is missing or empty, in words. It is asked once: it may be replaced now."""
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return "there is no such file"
+    except OSError:
+        return ""
+    return "the file is empty" if stat.S_ISREG(found.st_mode) and not found.st_size else ""
