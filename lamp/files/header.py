@@ -44,7 +44,7 @@ def check_header(header: bytes, length: int, held: int) -> dict[str, Any]:
     """As `check_file`, for a header with the claimed `length`, followed by `held` bytes of data.
     Returns its entries."""
     if not length:
-        raise HeaderError("it is empty, or its header is")
+        raise HeaderError("its header is empty: the file was not written or downloaded to its end")
     if length > MAX_HEADER:
         raise HeaderError(f"its header has {length:,} bytes, more than {MAX_HEADER:,}")
     plain = header.replace(rb"\\", b"").replace(rb"\"", b"")

@@ -58,12 +58,14 @@ def on_toy(prompt: Prompt) -> Prompt:
     objects = [key for key, node in prompt.items() if node["class_type"] in _OBJECTS]
     caption: Any = [objects[0], _PROMPT_SLOT] if objects else CAPTION
     looks = _new_looks(prompt)
+    # Prompts that become that of the object.
+    words = _nodes(prompt, _PROMPT) - looks if objects else set()
     made: Prompt = {}
     for key, node in prompt.items():
         kind = node["class_type"]
-        if kind in LEFT_OUT or (kind == _PROMPT and objects and key not in looks):
+        if kind in LEFT_OUT or key in words:
             continue
-        sources = {name: _source(of, prompt, caption) for name, of in node["inputs"].items()}
+        sources = {name: _source(of, prompt, caption, words) for name, of in node["inputs"].items()}
         inputs = {name: value for name, value in sources.items() if value is not None}
         if kind in _REPLACED:
             kind, inputs = _REPLACED[kind]
@@ -78,10 +80,14 @@ def on_toy(prompt: Prompt) -> Prompt:
 
 def _new_looks(prompt: Prompt) -> set[str]:
     """Prompts that describe a new look of a clip, where another one describes the clip."""
-    prompts = {key for key, node in prompt.items() if node["class_type"] == _PROMPT}
+    prompts = _nodes(prompt, _PROMPT)
     clips = [node for node in prompt.values() if node["class_type"] == "LAMP_TrainingClips"]
     of_clips = {node["inputs"]["prompt"][0] for node in clips if _linked(node, "prompt")} & prompts
     return prompts - of_clips if of_clips else set()
+
+
+def _nodes(prompt: Prompt, kind: str) -> set[str]:
+    return {key for key, node in prompt.items() if node["class_type"] == kind}
 
 
 def _linked(node: Mapping[str, Any], name: str) -> bool:
@@ -105,13 +111,14 @@ def _leave_out_unused(prompt: Prompt, used: set[str]) -> None:
             del prompt[key]
 
 
-def _source(value: Any, prompt: Prompt, caption: Any) -> Any:
-    """Where an input comes from on the toy; None if nothing feeds it any more."""
+def _source(value: Any, prompt: Prompt, caption: Any, words: set[str]) -> Any:
+    """Where an input comes from on the toy; None if nothing feeds it any more. `words` are prompts
+    that become the caption."""
     while isinstance(value, list):
+        if value[0] in words:
+            return caption
         node = prompt[value[0]]
         kind = node["class_type"]
-        if kind == _PROMPT and isinstance(caption, list) and value[0] not in _new_looks(prompt):
-            return caption
         if kind == "LoadVideo":
             return [value[0], _TRUTH_SLOT]
         if kind == "CLIPLoader":  # one node loads both halves of the toy's CLIP

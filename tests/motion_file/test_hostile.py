@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks.robustness.hostile import hostile_files
 from benchmarks.robustness.watch import Hostile
 from lamp.errors import IncompatibleModelError, LampError, MotionFileError
-from lamp.files.header import HeaderError, check_header
+from lamp.files.header import HeaderError, check_file, check_header
 from lamp.files.strict_json import read_json
 from lamp.hosts.diffusers.single_file import load_single_file
 from lamp.motion_file.config import MotionConfig
@@ -196,3 +196,12 @@ def test_a_pipe_instead_of_a_file_does_not_block(empty_folder: Path) -> None:
         for read in (load_motion_file, read_state, load_single_file, weights):
             with pytest.raises(LampError):
                 read(path)
+
+
+@pytest.mark.parametrize("content", [b"", bytes(8), bytes(1000)])
+def test_an_empty_or_unfinished_file_is_called_so(tmp_path: Path, content: bytes) -> None:
+    """Some download programs reserve the space with zeros."""
+    path = tmp_path / "motion.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(HeaderError, match="empty"):
+        check_file(path)

@@ -345,7 +345,7 @@ def _diffusion_model(bound: BoundMotion) -> Callable[..., Tensor]:
                 "its video is unknown: use it with LAMP KSampler or ComfyUI's samplers."
             )
         layout = run.layout(x, options, options.get(WINDOW))
-        run.note_length(layout.frames, max(each.trained_frames for each in bound.all))
+        run.note_length(layout.frames, [each.trained_frames for each in bound.all])
         if any(each is not None and each.mask is not None for each in bound.motion_masks):
             run.check_whole_picture(x, "A mask on the motion", "remove the mask")
         motions = [

@@ -109,16 +109,17 @@ class Run:
             return FrameLayout(self.frames, videos)
         return FrameLayout(len(rows), videos, piece.frame_indices, piece.total)
 
-    def note_length(self, frames: int, trained: int) -> None:
-        """Warn once in a run of calls with many more frames than a motion was trained on (0: not
+    def note_length(self, frames: int, trained: Sequence[int]) -> None:
+        """Warn once in a run of calls with many more frames than a motion was `trained` on (0: not
         known)."""
-        if trained and frames > _MOST_TIMES * trained and not self._length_noted:
+        fewest = min(filter(None, trained), default=frames)
+        if frames > _MOST_TIMES * fewest and not self._length_noted:
             self._length_noted = True
             log.warning(
                 "The video has %d frames at once, but the motion was trained on %d, so it may "
                 "move poorly. For long videos use LAMP Anchored Windows or LAMP Extend Video.",
                 frames,
-                trained,
+                fewest,
             )
 
     def videos_in(self, rows: int, frames: int) -> int:
