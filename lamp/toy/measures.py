@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .cases import Target
 from .motions import TURN_PERIODS
 from .shapes import SHAPES
-from .world import coverage
+from .world import centred, coverage
 
 Colour = tuple[int, int, int]
 Array = NDArray[np.float64]
@@ -102,14 +102,5 @@ def angles(cover: Array, target: Target) -> Array:
 
 def _turned_shapes(target: Target, angles: Array, place: Array) -> Array:
     """Coverage (n, h, w) of the object of frame 1, rotated and centred as ``place``."""
-    one = target.scenes[:1]
-    (lever_x, lever_y) = centroids(coverage(one))[0] - np.array([one.x[0], one.y[0]])
-    cos, sin = np.cos(angles - one.angle), np.sin(angles - one.angle)
-    x, y = centroids(place[None])[0]
-    turned = replace(
-        one.repeat(len(angles)),
-        x=x - (cos * lever_x - sin * lever_y),
-        y=y - (sin * lever_x + cos * lever_y),
-        angle=angles,
-    )
-    return coverage(turned)
+    turned = replace(target.scenes[:1].repeat(len(angles)), angle=angles)
+    return coverage(centred(turned, centroids(place[None])))

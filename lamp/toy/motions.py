@@ -1,8 +1,9 @@
 """The motions of the sprite world: where they start, and how they change a scene.
 
 ``amount`` is in the unit of the motion (pixels, radians, hops, swings) and grows by ``pace`` times
-the clip's speed per frame. At every speed from 0.9 to 1.1 the objects of all motions except 'moves
-right' stay inside the picture and visibly differ from frame 1.
+the clip's speed per frame. Objects turn and grow around their visible centre: a picture of a moon
+does not tell where the centre of its circle is. At every speed from 0.9 to 1.1 the objects of all
+motions except 'moves right' stay inside the picture and visibly differ from frame 1.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Literal
 import numpy as np
 
 from .shapes import SHAPES
-from .world import FRAMES, SMALL_RADIUS, USUAL_RADIUS, Array, Scenes
+from .world import FRAMES, SMALL_RADIUS, USUAL_RADIUS, Array, Scenes, centred, visible_centre
 
 Objects = tuple[Scenes, ...]
 Range = tuple[float, float]
@@ -63,12 +64,13 @@ def _left(scenes: Scenes, amount: Array) -> Scenes:
 
 
 def _turn(scenes: Scenes, amount: Array) -> Scenes:
-    """Clockwise."""
-    return replace(scenes, angle=scenes.angle + amount)
+    """Clockwise, around its visible centre."""
+    return centred(replace(scenes, angle=scenes.angle + amount), visible_centre(scenes))
 
 
 def _grow(scenes: Scenes, amount: Array) -> Scenes:
-    return replace(scenes, radius=scenes.radius + amount)
+    """Around its visible centre."""
+    return centred(replace(scenes, radius=scenes.radius + amount), visible_centre(scenes))
 
 
 def _hop(scenes: Scenes, amount: Array) -> Scenes:

@@ -7,6 +7,7 @@ distance that is negative inside. All shapes have about the same area.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,3 +93,12 @@ DISTANCES: dict[str, Callable[[Array, Array], Array]] = {
 }
 
 SHAPES = tuple(DISTANCES)
+
+
+@cache
+def centres() -> Array:
+    """Centre of area (shapes, 2) of each shape in unit coordinates, u and v."""
+    side = (np.arange(600) + 0.5) / 200.0 - 1.5
+    u, v = np.meshgrid(side, side)
+    inside = [distance(u, v) < 0.0 for distance in DISTANCES.values()]
+    return np.array([[u[seen].mean(), v[seen].mean()] for seen in inside])

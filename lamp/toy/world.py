@@ -7,12 +7,12 @@ pixels, angles in radians, colours RGB bytes. Randomness comes only from the cal
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .shapes import DISTANCES, SHAPES
+from .shapes import DISTANCES, SHAPES, centres
 
 SIZE = 32
 FRAMES = 8
@@ -183,6 +183,19 @@ def coverage(scenes: Scenes) -> Array:
         distance = DISTANCES[name](cos * dx + sin * dy, cos * dy - sin * dx) * radius
         cover[chosen] = np.clip(0.5 - distance, 0.0, 1.0)
     return cover
+
+
+def visible_centre(scenes: Scenes) -> Array:
+    """Centre of area (n, 2) of each object, x and y in pixels."""
+    u, v = centres()[scenes.shape].T * scenes.radius
+    cos, sin = np.cos(scenes.angle), np.sin(scenes.angle)
+    return np.stack([scenes.x + cos * u - sin * v, scenes.y + sin * u + cos * v], axis=1)
+
+
+def centred(scenes: Scenes, place: Array) -> Scenes:
+    """The scenes moved so that the visible centre of each is at ``place`` (n, 2)."""
+    gap = place - visible_centre(scenes)
+    return replace(scenes, x=scenes.x + gap[:, 0], y=scenes.y + gap[:, 1])
 
 
 def _wave(position: Array, period: float) -> Array:
