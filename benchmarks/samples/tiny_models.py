@@ -35,6 +35,15 @@ def tiny_config(text_width: int = WIDTH) -> dict[str, Any]:
     }
 
 
+def shallow_config() -> dict[str, Any]:
+    """One level in place of two: half the work, where a test is not about the UNet's levels."""
+    return tiny_config() | {
+        "block_out_channels": [WIDTH],
+        "down_block_types": ["CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D"],
+    }
+
+
 def tiny_state(config: dict[str, Any], seed: int = 0) -> dict[str, Tensor]:
     """Random weights by canonical name."""
     from diffusers import UNet2DConditionModel
@@ -49,6 +58,11 @@ def tiny_patcher(text_width: int = WIDTH, seed: int = 0) -> Any:
     """A MODEL of ComfyUI."""
     config = tiny_config(text_width)
     return build_patcher(config, tiny_state(config, seed))
+
+
+def shallow_patcher() -> Any:
+    """A MODEL of `shallow_config`."""
+    return build_patcher(shallow_config(), tiny_state(shallow_config()))
 
 
 def random_motion(patcher: Any, seed: int = 1, size: float = 0.05) -> MotionFile:

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from benchmarks.samples.comfy_runs import count_hooks, ksampler, lamp_ksampler, moving, worst
 from benchmarks.samples.ecosystem import PATCHES, host_node
-from benchmarks.samples.tiny_models import random_motion, tiny_config, tiny_state, video_latent
+from benchmarks.samples.tiny_models import random_motion, shallow_patcher, video_latent
 from lamp.errors import LampError
-from lamp.hosts.comfy.models import build_patcher
 from lamp.hosts.comfy.motion_map import motion_activity
 from lamp.hosts.comfy.windows import with_windows
 from lamp.method.masks import MotionMask
@@ -36,9 +35,7 @@ def in_inference_mode() -> Any:
 @pytest.fixture(scope="module")
 def small(comfy: Any) -> Any:
     """A UNet of one level, because compiling is slow."""
-    one = {"block_out_channels": [32], "down_block_types": ["CrossAttnDownBlock2D"]}
-    config = tiny_config() | one | {"up_block_types": ["CrossAttnUpBlock2D"]}
-    return build_patcher(config, tiny_state(config))
+    return shallow_patcher()
 
 
 @pytest.fixture(scope="module")
