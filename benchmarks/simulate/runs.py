@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -156,8 +156,8 @@ class Runs:
         return self.traced[CALL]
 
 
-def simulate(host: str) -> Runs:
-    """Simulate everything in a host, see `Subject`."""
+def simulate(host: str, leave_out: Collection[str] = ()) -> Runs:
+    """Simulate everything in a host, see `Subject`, but for the training steps of some names."""
     subject = Subject(host)
     traced = {
         PLAIN: subject.guided_call(motion=False),
@@ -176,9 +176,11 @@ def simulate(host: str) -> Runs:
             OFFLOADED: replace(_PLAN, update="offload"),
             UNCHECKPOINTED: replace(_PLAN, gradient_checkpointing=False),
         }.items()
+        if name not in leave_out
     }
     if host == "comfy":  # diffusers does not compute with fp8 weights
         packed = Subject(host, torch.float8_e4m3fn, torch.bfloat16)
         steps[EIGHT_BIT_FP8] = packed.estimate(compact)
-        steps[EARLY_FP8] = packed.estimate(replace(compact, update="backward"))
+        if EARLY_FP8 not in leave_out:
+            steps[EARLY_FP8] = packed.estimate(replace(compact, update="backward"))
     return Runs(traced, steps)
