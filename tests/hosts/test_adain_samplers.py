@@ -73,7 +73,8 @@ class Recorded:
         shown: list[Tensor] = []
 
         def predict(unet: Any, args: dict[str, Any]) -> Tensor:
-            unet(args["input"], args["timestep"], **args["c"])
+            # What it gives is not used: a corner is enough for its checks.
+            unet(args["input"][..., :4, :4], args["timestep"], **args["c"])
             rows = args["input"][: len(noise)]
             shown.append(rows.clone())
             out = law(rows, args["timestep"][: len(noise), None, None, None])
@@ -182,11 +183,10 @@ def run(
     return advanced(model, sampler, sigmas, noise, latent=latent)
 
 
-@pytest.mark.parametrize("at", [0, 1, 3, 5, 6])
 @pytest.mark.parametrize("scheduler", ["ddim (official)", "ddim_uniform", "karras", "normal"])
 @pytest.mark.parametrize("mode", ["paper", "off"])
 def test_parts_of_a_schedule_equal_the_whole(
-    plain: Any, file: MotionFile, scheduler: str, mode: Any, at: int
+    plain: Any, file: MotionFile, scheduler: str, mode: Any
 ) -> None:
     """Split Sigmas, also where one part has no step, the second one without new noise."""
     from comfy_extras.nodes_custom_sampler import DisableNoise, SplitSigmas
@@ -194,12 +194,14 @@ def test_parts_of_a_schedule_equal_the_whole(
     from lamp.hosts.comfy.sampler import make_sampler, make_sigmas
 
     model = moving(plain, file)
-    sigmas = make_sigmas(model, scheduler, 6)
+    sigmas = make_sigmas(model, scheduler, 4)
     sampler = make_sampler("euler", AdaINSchedule(mode))
-    high, low = core(SplitSigmas, sigmas, at)[:2]
-    halfway = run(model, sampler, high)
-    parts = run(model, sampler, low, core(DisableNoise)[0], halfway)
-    assert worst(parts, run(model, sampler, sigmas)) < 1e-5
+    whole = run(model, sampler, sigmas)
+    for at in (0, 1, 3, 4):
+        high, low = core(SplitSigmas, sigmas, at)[:2]
+        halfway = run(model, sampler, high)
+        parts = run(model, sampler, low, core(DisableNoise)[0], halfway)
+        assert worst(parts, whole) < 1e-5, at
 
 
 def test_with_adain_off_the_lamp_sampler_is_the_stock_one(plain: Any, file: MotionFile) -> None:
@@ -210,9 +212,9 @@ def test_with_adain_off_the_lamp_sampler_is_the_stock_one(plain: Any, file: Moti
 
     model = moving(plain, file)
     for name, scheduler in (("euler", "ddim_uniform"), ("heun", "karras"), ("uni_pc", "normal")):
-        sigmas = make_sigmas(model, scheduler, 5)
+        sigmas = make_sigmas(model, scheduler, 4)
         stock, ours = comfy.samplers.sampler_object(name), make_sampler(name, AdaINSchedule("off"))
-        for part in (sigmas, sigmas[:3], sigmas[:4], sigmas[3:]):
+        for part in (sigmas, sigmas[:3], sigmas[2:]):
             out = run(model, ours, part.clone())
             assert torch.equal(out, run(model, stock, part.clone())), (name, len(part))
 

@@ -253,21 +253,21 @@ def test_noise_in_frame_1_is_refused(plain: Any, model: Any) -> None:
     from comfy_extras.nodes_custom_sampler import DisableNoise
 
     silent, sigmas = core(DisableNoise)[0], levels(model, steps=8)
-    textured = torch.randn(6, 4, 32, 32, generator=torch.Generator().manual_seed(6)) * 2
+    textured = torch.randn(3, 4, 32, 32, generator=torch.Generator().manual_seed(6)) * 2
     with pytest.raises(LampError, match="Frame 1"):  # noise on top of noise
         advanced(model, sampler(), sigmas, latent=noised(model, video_latent(), sigmas))
     cases = [(noised(model, video_latent(), sigmas), sigmas)]
     cases += [(noised(model, textured, sigmas[at:]), sigmas[at:]) for at in (1, 3, 4)]
     for latent, part in cases:
         with pytest.raises(LampError, match="Frame 1"):
-            advanced(model, sampler(), part, silent, latent=latent)
+            advanced(model, sampler(), part, silent, 1.0, latent)
     # the plain model for some steps, then the motion
-    halfway = advanced(plain, sampler(), sigmas[:4], latent=textured)
+    halfway = advanced(plain, sampler(), sigmas[:4], None, 1.0, textured)
     with pytest.raises(LampError, match="Frame 1"):
-        advanced(model, sampler(), sigmas[3:], silent, latent=halfway)
+        advanced(model, sampler(), sigmas[3:], silent, 1.0, halfway)
     # with the motion from the beginning it goes on
-    halfway = advanced(model, sampler(), sigmas[:4], latent=textured)
-    assert advanced(model, sampler(), sigmas[3:], silent, latent=halfway).isfinite().all()
+    halfway = advanced(model, sampler(), sigmas[:4], None, 1.0, textured)
+    assert advanced(model, sampler(), sigmas[3:], silent, 1.0, halfway).isfinite().all()
 
 
 def test_smooth_frames_after_a_textured_frame_1_are_accepted(model: Any) -> None:
@@ -275,13 +275,13 @@ def test_smooth_frames_after_a_textured_frame_1_are_accepted(model: Any) -> None
     from comfy_extras.nodes_custom_sampler import DisableNoise
 
     generator = torch.Generator().manual_seed(6)
-    texture = torch.randn(6, 4, 32, 32, generator=generator)
+    texture = torch.randn(3, 4, 32, 32, generator=generator)
     for sigma in (0.75, 1.0, 2.0):
         sigmas = torch.tensor([sigma, 0.1, 0.0])
-        latent = torch.full((6, 4, 32, 32), 0.2)
+        latent = torch.full((3, 4, 32, 32), 0.2)
         latent[0] += 0.6 * texture[0]
         latent[1:] += 0.82 * sigma * texture[1:]
-        out = advanced(model, sampler(), sigmas, core(DisableNoise)[0], latent=latent / SCALE)
+        out = advanced(model, sampler(), sigmas, core(DisableNoise)[0], 1.0, latent / SCALE)
         assert out.isfinite().all()
 
 
