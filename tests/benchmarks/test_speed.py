@@ -42,6 +42,7 @@ def test_the_literal_layout_gives_our_gradients(subject: Subject) -> None:
     assert not any(p.requires_grad for p in subject.motion.parameters())
 
 
+@pytest.mark.slow
 def test_the_literal_layout_gives_our_video(subject: Subject) -> None:
     for guidance in (1.0, 7.5):
         assert difference(sample_runs(subject, SHAPE, steps=3, guidance=guidance)) < 1e-4

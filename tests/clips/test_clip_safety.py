@@ -179,6 +179,7 @@ def test_the_longest_possible_name(tmp_path: Path) -> None:
     assert load_clips(tmp_path, "", 4, **SIZE).infos[0].name == path.name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(6))
 def test_changed_bytes_give_a_clip_or_an_error(tmp_path: Path, seed: int) -> None:
     noise = np.random.default_rng(seed).integers(0, 256, (8, 48, 64, 3), dtype=np.uint8)

@@ -116,6 +116,7 @@ def test_tensors_that_share_memory_are_cached(tmp_path: Path) -> None:
     assert torch.equal(TensorCache(tmp_path).get(NAME, never).tensors["deviation"], mean)
 
 
+@pytest.mark.slow
 def test_damage_anywhere_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     TensorCache(tmp_path).get(NAME, tensors)
     path, expected = tmp_path / NAME, tensors()

@@ -245,6 +245,7 @@ def test_cancelled_measures_leave_clip_as_it_was(
     assert same(button.run(measure)[0], first)
 
 
+@pytest.mark.slow
 def test_a_cancelled_save_writes_nothing(node_classes: Nodes, file: Any, button: Button) -> None:
     import folder_paths
 

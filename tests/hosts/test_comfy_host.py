@@ -106,6 +106,7 @@ def test_a_part_of_the_noise_and_a_mask_leave_frame_1_alone(plain: Any, file: Mo
 # --- other patches --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_lora_before_or_after_gives_the_same(plain: Any, file: MotionFile) -> None:
     from comfy.sd import load_lora_for_models
 

@@ -113,6 +113,7 @@ def test_scale_one_changes_no_bit(host: Host, motion: Motion) -> None:
     assert not torch.allclose(draw(host, motion, motion_guidance=2.0), draw(host, motion))
 
 
+@pytest.mark.slow
 def test_a_motion_that_adds_nothing_has_nothing_to_guide(host: Host) -> None:
     from lamp.method.architecture import map_unet
 
@@ -123,6 +124,7 @@ def test_a_motion_that_adds_nothing_has_nothing_to_guide(host: Host) -> None:
         torch.testing.assert_close(ours, plain, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_masks_and_windows_keep_their_part(host: Host, motion: Motion) -> None:
     closed = MotionMask(torch.zeros(8, 8), hold=1.0)
     first = inputs()[0][:VIDEOS]

@@ -211,6 +211,7 @@ def test_loops_refuse_what_cannot_return_to_frame_1(plain: Any, file: MotionFile
         run_sampler(loop, samples=video_latent(3))
 
 
+@pytest.mark.slow
 def test_prompts_per_frame_follow_their_frames(
     node_classes: Any, plain: Any, file: MotionFile
 ) -> None:
@@ -248,6 +249,7 @@ def test_prompts_per_frame_follow_their_frames(
     assert (changed[:7] == 0).all() and changed[11] > 0
 
 
+@pytest.mark.slow
 def test_a_second_windows_node_replaces_the_first(
     node_classes: Any, plain: Any, file: MotionFile
 ) -> None:

@@ -96,6 +96,7 @@ def test_an_address_that_was_asked_for_is_not_replaced(
     assert not place.exists()
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,6 +65,7 @@ def test_words_of_any_language_stay(text: str) -> None:
     assert plain(text) == text
 
 
+@pytest.mark.slow
 def test_every_character_is_harmless_once_it_is_plain() -> None:
     for start in range(0, 0x110000, 256):
         shown = plain("".join(map(chr, range(start, start + 256))), 5000)

@@ -42,6 +42,7 @@ def test_an_unknown_name_raises_attribute_error() -> None:
         lamp.tain  # noqa: B018
 
 
+@pytest.mark.slow
 def test_the_example_of_the_docstring_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     example = inspect.cleandoc(lamp.__doc__ or "").split("::\n", 1)[1].split("\nTensors:")[0]
     script = tmp_path / "example.py"

@@ -26,6 +26,7 @@ def test_captions_are_in_the_vocabulary_and_motions_mean_nothing(name: str) -> N
     assert "" in texts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WORLDS)
 def test_the_vae_resumes_where_it_stopped(name: str, tmp_path: Path) -> None:
     def train(folder: str, *steps: int) -> dict[str, torch.Tensor]:

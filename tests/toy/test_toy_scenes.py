@@ -137,6 +137,7 @@ def test_what_moves_stays_in_the_picture(kind: str, frames: int) -> None:
         assert areas.min() > (0.05 if kind == "firework" else 0.7) * areas.max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_clips_and_cases_share_neither_colours_nor_places(kind: str) -> None:
     clips = cases.training_clips(4, kind)

@@ -32,6 +32,7 @@ def test_scenes_have_no_hard_set() -> None:
         worlds.evaluation_cases(0, "hard", "horse")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("motion", ["moves_right", "horse"])
 def test_the_true_video_is_followed_and_a_still_one_is_not(motion: str) -> None:
     case = worlds.evaluation_cases(1, "combination", motion)[0]

@@ -43,6 +43,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str | int]:
     return calls
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("update", ["step", "backward", "offload"])
 def test_the_memory_is_arranged_once_and_the_run_is_the_same(
     asked: list[str | int], update: str

@@ -166,6 +166,7 @@ def test_muon_fits_small_cards_at_full_size() -> None:
     assert estimator(replace(muon, update="offload")).total <= available_memory("6 GB", 0)
 
 
+@pytest.mark.slow
 @torch.inference_mode()  # as ComfyUI runs nodes
 def test_the_node_gives_sizes_for_the_clips(
     node_classes: dict[str, Any], monkeypatch: pytest.MonkeyPatch

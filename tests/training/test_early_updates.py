@@ -106,6 +106,7 @@ def test_each_gradient_is_clipped_by_the_norm_of_those_so_far(
     assert factors[0] > factors[-1] and factors[-1] < 0.9
 
 
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_exactly(tmp_path: Path) -> None:
     whole, begun, resumed = (run(n, update="offload", clip_norm=0.02) for n in (3, 2, 0))
     path = write_state(tmp_path / "state.safetensors", take_state(begun, WHO))

@@ -109,6 +109,7 @@ def test_a_read_only_folder_is_still_reported(
         save_motion(tmp_path / "m.safetensors", state, MotionConfig(family="text16"))
 
 
+@pytest.mark.slow
 def test_with_ema_a_run_whose_motion_cannot_be_written_goes_on_bit_for_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
