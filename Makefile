@@ -19,6 +19,9 @@ RUN := $(VENV)/bin/python
 # times slower.
 export OMP_NUM_THREADS = 1
 
+# Tests start many processes: without compiled files each of them compiles ComfyUI again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup demo run test test-browser types check
 
 setup:
@@ -33,8 +36,10 @@ run: setup
 
 # Tests of a file stay together, since they share servers and models. They keep their order, since
 # pytest-xdist would otherwise start the longest files last.
+TOGETHER := -n 2 --dist loadfile --no-loadscope-reorder
+
 test: setup
-	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(RUN) -m pytest $(TOGETHER)
 
 test-browser: setup
 	$(RUN) -m scripts.server.browser
@@ -52,4 +57,4 @@ check: types
 	$(RUN) -m ruff check .
 	$(VENV)/bin/lint-imports --no-cache
 	$(RUN) -m ruff format --check .
-	$(RUN) -m pytest -n 2 -m "not host and not slow"
+	$(RUN) -m pytest $(TOGETHER) -m "not host and not slow"
