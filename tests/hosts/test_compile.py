@@ -12,8 +12,14 @@ from torch import Tensor
 
 from benchmarks.samples.comfy_runs import count_hooks, ksampler, lamp_ksampler, moving, worst
 from benchmarks.samples.ecosystem import PATCHES, host_node
-from benchmarks.samples.tiny_models import random_motion, shallow_patcher, video_latent
+from benchmarks.samples.tiny_models import (
+    random_motion,
+    shallow_config,
+    tiny_state,
+    video_latent,
+)
 from lamp.errors import LampError
+from lamp.hosts.comfy.models import build_patcher
 from lamp.hosts.comfy.motion_map import motion_activity
 from lamp.hosts.comfy.windows import with_windows
 from lamp.method.masks import MotionMask
@@ -34,8 +40,10 @@ def in_inference_mode() -> Any:
 
 @pytest.fixture(scope="module")
 def small(comfy: Any) -> Any:
-    """A UNet of one level, because compiling is slow."""
-    return shallow_patcher()
+    """A UNet of one level with a single transformer block, because compiling is slow."""
+    plain = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}
+    config = shallow_config() | plain
+    return build_patcher(config, tiny_state(config))
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +144,7 @@ def test_the_nodes_own_backend(small: Any, motion: MotionFile) -> None:
     assert worst(lamp_ksampler(fast), lamp_ksampler(model)) < 1e-4
 
 
+@pytest.mark.slow
 def test_a_map_of_the_motion_is_made_without_compiling(
     small: Any, motion: MotionFile, graphs: Graphs, compiling: Any
 ) -> None:
@@ -163,6 +172,7 @@ def test_what_cannot_be_compiled_is_said(small: Any, motion: MotionFile) -> None
     assert torch.equal(lamp_ksampler(model), expected)
 
 
+@pytest.mark.slow
 def test_ways_to_compile_that_are_refused(
     small: Any, motion: MotionFile, compiling: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
