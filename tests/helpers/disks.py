@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,12 +16,17 @@ resource = pytest.importorskip("resource", reason="needs limits and rights of PO
 
 @contextmanager
 def full_disk(limit: int) -> Iterator[None]:
-    """The system itself breaks off every write beyond `limit` bytes, as on a full disk."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    """The system itself breaks off every write beyond `limit` bytes, as on a full disk.
+
+    Python would not notice that it wrote half of a compiled module, and could not import it again.
+    """
+    before, writes = resource.getrlimit(resource.RLIMIT_FSIZE), sys.dont_write_bytecode
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
+    sys.dont_write_bytecode = True
     try:
         yield
     finally:
+        sys.dont_write_bytecode = writes
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 

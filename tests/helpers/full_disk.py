@@ -1,16 +1,15 @@
-"""A training on a disk that takes files up to some size; a program, because the limit is for good.
+"""Trainings on a disk that takes files up to some size; a program, so that nobody else is limited.
 
-    python -m tests.helpers.full_disk FOLDER BYTES
+    python -m tests.helpers.full_disk FOLDER BYTES...
 
-Trains in FOLDER as far as it goes, with states, samples, log, plot and motion, and prints one line
-of JSON: how it ended.
+For each number of bytes, trains in FOLDER/BYTES as far as it goes, with states, samples, log, plot
+and motion. Prints one line of JSON: how they ended.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-import resource
 import sys
 from pathlib import Path
 
@@ -26,6 +25,7 @@ from lamp.training.recipe import TrainConfig
 from lamp.training.samples import save_animation, save_loss_plot
 from lamp.training.session import RunFolder, SaveConfig, newest_state
 from lamp.training.state import restore
+from tests.helpers.disks import full_disk
 
 WHO = {"base": "abc", "clips": "def"}
 STEPS = 3
@@ -48,12 +48,11 @@ def main(folder: Path, limit: int) -> dict[str, object]:
         save_loss_plot(run.path / "loss.png", training.losses, training.validation)
 
     said: list[str] = []
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
     every = 1 if limit % 2 else 0  # with and without states on the way
+    save = SaveConfig(every, 2, every)
     try:
-        path = train_to_file(
-            training, run, SaveConfig(every, 2, every), outcome, lambda _: None, sample, said.append
-        )
+        with full_disk(limit):
+            path = train_to_file(training, run, save, outcome, lambda _: None, sample, said.append)
     except LampError as error:
         return {"refused": str(error), "said": said, "step": training.step}
     return {"path": path.name, "said": said, "step": training.step}
@@ -61,4 +60,8 @@ def main(folder: Path, limit: int) -> dict[str, object]:
 
 if __name__ == "__main__":
     logging.disable(logging.ERROR)
-    sys.stdout.write(json.dumps(main(Path(sys.argv[1]), int(sys.argv[2]))))
+    ended = {}
+    for limit in sys.argv[2:]:
+        (folder := Path(sys.argv[1]) / limit).mkdir()
+        ended[limit] = main(folder, int(limit))
+    sys.stdout.write(json.dumps(ended))
