@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -49,18 +50,35 @@ def _quantised(q: Tensor, k: Tensor, v: Tensor, heads: int, *_: Any, **__: Any) 
     return _kernel(q, k, v, heads)
 
 
+@pytest.fixture(scope="module")
+def usual_gradients(comfy: Any) -> Callable[[bool], dict[str, Tensor]]:
+    """Those under PyTorch's own attention, with and without checkpointing."""
+    import comfy.ldm.modules.attention as attention
+
+    @functools.cache
+    def found(gradient_checkpointing: bool) -> dict[str, Tensor]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(attention, "optimized_attention", attention.attention_pytorch)
+            torch.manual_seed(0)
+            return gradients(gradient_checkpointing=gradient_checkpointing)
+
+    return found
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kernel", ["sage", "flash", "sub_quad", "split", "basic"])
 @pytest.mark.parametrize("gradient_checkpointing", [False, True])
 def test_a_run_learns_the_same_under_every_attention_kernel_of_the_host(
-    comfy: Any, monkeypatch: pytest.MonkeyPatch, kernel: str, gradient_checkpointing: bool
+    usual_gradients: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    kernel: str,
+    gradient_checkpointing: bool,
 ) -> None:
     """--use-sage-attention, --use-flash-attention, and what Macs and older AMD GPUs have."""
     import comfy.ldm.modules.attention as attention
     import comfy.model_management as management
 
-    monkeypatch.setattr(attention, "optimized_attention", attention.attention_pytorch)
-    expected = gradients(gradient_checkpointing=gradient_checkpointing)
+    expected = usual_gradients(gradient_checkpointing)
     own = {"sage": _quantised, "flash": _kernel}.get(kernel)
     chosen = attention.wrap_attn(own) if own else getattr(attention, f"attention_{kernel}")
     for name in ("optimized_attention", "optimized_attention_masked"):
@@ -113,6 +131,7 @@ def blocked(change: Callable[[Tensor], Tensor], steps: int, **settings: Any) -> 
     return training
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [Tensor.detach, lambda out: 0 * out])
 def test_a_run_in_which_a_tensor_gets_no_gradient_stops_with_its_name(
     change: Callable[[Tensor], Tensor],
@@ -126,6 +145,7 @@ def test_what_has_no_gradient_at_all_is_told_before_anything_is_learned() -> Non
         blocked(Tensor.detach, 1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [{"query_rate": 0.0}, {"rank": 2, "query_rate": 0.0}])
 def test_what_its_own_rate_freezes_needs_no_gradient(settings: dict[str, Any]) -> None:
     assert blocked(Tensor.detach, PATIENCE + 1, **settings).step == PATIENCE + 1
@@ -159,6 +179,7 @@ def test_layers_that_begin_at_zero_are_given_time(settings: dict[str, Any]) -> N
     assert training.step == steps
 
 
+@pytest.mark.slow
 def test_gates_that_are_fully_open_are_no_fault() -> None:
     """As after a long training: sigmoid(30) is 1 in fp32, and its derivative 0."""
     from lamp.method.architecture import map_unet
