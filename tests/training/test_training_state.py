@@ -273,20 +273,22 @@ def test_a_full_disk_says_so_and_leaves_the_older_state(
 def test_a_killed_run_goes_on_from_its_newest_whole_state(
     host: DiffusersHost, clips: LatentClips, tmp_path: Path
 ) -> None:
-    straight = fresh(host, clips, steps=60)
+    steps = 40
+    straight = fresh(host, clips, steps=steps)
     run_training(straight, RunFolder(tmp_path / "one", WHO), SaveConfig(0, 1, 0), quiet)
     root = Path(__file__).resolve().parents[2]
     folder = tmp_path / "killed"
-    for moment in (0.15, 0.5, 0.9):
-        command = [sys.executable, "-m", "benchmarks.samples.small_training", str(folder), "60"]
+    command = [sys.executable, "-m", "benchmarks.samples.small_training", str(folder), str(steps)]
+    for moment in (0.1, 0.3):
+        before = states(folder)
         child = subprocess.Popen(command, cwd=root, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        while not states(folder) and child.poll() is None:
-            time.sleep(0.05)
+        while states(folder) == before and child.poll() is None:
+            time.sleep(0.01)
         time.sleep(moment)
         child.send_signal(signal.SIGKILL)
         child.wait()
         assert newest_state([folder]) is not None
-    rest = fresh(host, clips, steps=60)
+    rest = fresh(host, clips, steps=steps)
     found = newest_state([folder])
     assert found is not None
     restore(rest, found[1], WHO)
