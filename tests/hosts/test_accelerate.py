@@ -65,8 +65,8 @@ def losses(folder: Path) -> list[float]:
 @pytest.mark.timeout(600)
 def test_two_processes_learn_as_one_with_twice_the_batch(tmp_path: Path) -> None:
     config = write_config(tmp_path)
-    shared = ("recipe.accumulate=2", "recipe.hold_out=1", "output.sample_every=3")
-    with launched(config, *shared, "output.name=two") as process:
+    shared = ("recipe.accumulate=2", "recipe.hold_out=1")
+    with launched(config, *shared, "output.sample_every=3", "output.name=two") as process:
         told, error = process.communicate()
     assert process.returncode == 0, error
     assert told.count("2 processes on cpu, 4 clips") == 1
