@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -28,16 +30,22 @@ from lamp.hosts.diffusers.unet import DiffusersHost
 from lamp.method.architecture import base_hash, map_unet
 from lamp.method.motion import Motion
 from lamp.motion_file.file import load_motion_file
-from lamp.toy.base import load_toy_base
+from lamp.toy.base import UNET_CONFIG, load_toy_base
 from lamp.training import samples
 from lamp.training.latents import cache_latents
 from lamp.training.loop import Training, train
 from lamp.training.recipe import TrainConfig
-from tests.helpers.toy_runs import write_clips, write_config
+from tests.helpers.toy_runs import same_plans_once, write_clips, write_config
 
 pytestmark = pytest.mark.slow  # many of them
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _same_plans_once() -> Iterator[None]:
+    with same_plans_once():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -180,11 +188,24 @@ def test_what_cannot_be_trained_is_a_sentence(
     assert set(folder.rglob("*")) == before
 
 
+def _narrow_unet() -> UNet2DConditionModel:
+    """The toy base's UNet with half the width and two levels, with random weights."""
+    config = UNET_CONFIG | {
+        "block_out_channels": [32, 32],
+        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+    }
+    return UNet2DConditionModel.from_config(config).requires_grad_(False).eval()
+
+
 @pytest.mark.slow
 def test_half_precision_keeps_the_learned_parts_in_fp32(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(samples, "sample_clip", partial(samples.sample_clip, steps=2))
+    # A narrow UNet, since a CPU may take 35 times as long in bf16.
+    model = replace(load_image_model("toy"), unet=_narrow_unet())
+    monkeypatch.setattr(train_run, "load_image_model", lambda *_: model)
     config = write_config(tmp_path)
     changes = ("recipe.precision=bf16", "recipe.checkpointing=on", "recipe.steps=1")
     outputs = ("output.save_every=1", "output.sample_every=1")

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import pytest
 from PIL import Image
 
 from lamp.toy.cases import training_clips
+from lamp.training.memory import estimate
 
 CONFIG = """
 [base]
@@ -26,6 +31,25 @@ checkpointing = "off"
 name = "right"
 sample_every = 0
 """
+
+
+@contextmanager
+def same_plans_once() -> Iterator[None]:
+    """Runs of one shape need the same memory, which is traced once here: every trace takes longer
+    than a run of three steps."""
+    traces: dict[Any, Any] = {}
+    trace_step = estimate.trace_step
+
+    def traced(host: Any, motion: Any, plan: Any) -> Any:
+        dtypes = {parameter.dtype for parameter in host.unet.parameters()}
+        key = str(host.unet), frozenset(dtypes), str(motion), plan
+        if key not in traces:
+            traces[key] = trace_step(host, motion, plan)
+        return traces[key]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(estimate, "trace_step", traced)
+        yield
 
 
 def write_clips(folder: Path, count: int = 3) -> Path:
