@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from lamp.cli import DONE, main
 from lamp.method.architecture import map_unet
 from lamp.method.motion import Motion
 from lamp.motion_file.file import MotionFile, load_motion_file
@@ -18,7 +16,6 @@ from scripts.server.server import ComfyServer
 from tests.helpers.toy_runs import write_clips, write_config
 from tests.host.test_train import clips, training
 
-ROOT = Path(__file__).resolve().parent.parent.parent
 Run = tuple[list[float], list[float], MotionFile]
 
 
@@ -45,13 +42,7 @@ def on_the_command_line(folder: Path) -> Run:
     text = config.read_text(encoding="utf-8").replace("steps = 3", "steps = 6")
     same = 'preset = "fast"\nbatch = 2\nhold_out = 1'
     config.write_text(text.replace("learning_rate = 2e-3", same), encoding="utf-8")
-    subprocess.run(
-        [sys.executable, "-m", "lamp", "train", config],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=True,
-        timeout=200,
-    )
+    assert main(["train", str(config)]) == DONE
     return result(folder / "output/right_00001", folder / "output/right_00001.safetensors")
 
 
