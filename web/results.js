@@ -3,6 +3,16 @@
 import { app } from '../../scripts/app.js'
 
 const NAME = 'result'
+const LINE = 15 // pixels
+const LETTER = 6
+
+// A short report is shown whole. A long one scrolls.
+function height(text, width) {
+    const letters = Math.max(20, (width - 50) / LETTER)
+    const lines = text.split('\n').map((line) => Math.ceil(Math.max(line.length, 1) / letters))
+    const all = lines.reduce((sum, count) => sum + count, 1)
+    return Math.min(Math.max(all * LINE, 60), 240)
+}
 
 function addWidget(node) {
     const area = document.createElement('textarea')
@@ -10,7 +20,7 @@ function addWidget(node) {
     area.readOnly = true
     const widget = node.addDOMWidget(NAME, 'lamp_text', area, {
         serialize: false, // no input of the node
-        getMinHeight: () => 60,
+        getMinHeight: () => height(area.value, node.size[0]),
         getValue: () => area.value,
         setValue: (text) => {
             area.value = text
