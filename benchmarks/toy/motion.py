@@ -53,8 +53,8 @@ MARKS: dict[str, dict[str, dict[str, float]]] = {
     kind: {which: dict(zip(_MARKED, marks, strict=True)) for which, marks in sets}
     for kind, *sets in (
         ("moves_right", ("combination", (0.70, 0.15, 0.85)), ("hard", (0.65, 0.15, 0.75))),
-        ("rotate", ("combination", (0.80, 0.35, 0.65)), ("hard", (0.72, 0.42, 0.25))),
-        ("grow", ("combination", (0.82, 0.28, 0.88)), ("hard", (0.75, 0.36, 0.50))),
+        ("rotate", ("combination", (0.82, 0.25, 0.70)), ("hard", (0.74, 0.38, 0.37))),
+        ("grow", ("combination", (0.82, 0.25, 0.88)), ("hard", (0.77, 0.30, 0.80))),
         ("bounce", ("combination", (0.72, 0.24, 0.90)), ("hard", (0.58, 0.26, 0.80))),
         ("wave", ("combination", (0.74, 0.24, 0.88)), ("hard", (0.66, 0.27, 0.75))),
         ("two_objects", ("combination", (0.72, 0.14, 0.90)), ("hard", (0.58, 0.20, 0.75))),
