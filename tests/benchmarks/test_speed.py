@@ -30,6 +30,7 @@ def subject(request: pytest.FixtureRequest) -> Subject:
     return Subject(host, motion, baseline, None, CONFIG, torch.float32, "cpu")
 
 
+@pytest.mark.slow
 def test_the_literal_layout_gives_our_numbers(subject: Subject) -> None:
     runs = forward_runs(subject, SHAPE)
     assert difference(runs) < 2e-5

@@ -43,6 +43,7 @@ def motion(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_folder_holds_all_that_a_site_wants(motion: Path, tmp_path: Path) -> None:
     folder = tmp_path / "new/upload"
     assert main(["share", str(motion), str(folder), "--license", "CC-BY-4.0"]) == DONE

@@ -32,6 +32,7 @@ def test_names_that_some_system_changes_or_refuses(name: str) -> None:
     assert not is_plain_name(name)
 
 
+@pytest.mark.slow
 @settings(derandomize=True, max_examples=300, deadline=None, database=None)
 @given(some.text("ab./\\: ~cCnNuUlL*\0\U0001f40e", max_size=12))
 def test_a_plain_name_stays_below_its_folder_on_posix_and_windows(name: str) -> None:

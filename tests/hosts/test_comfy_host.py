@@ -139,6 +139,7 @@ def test_a_lora_before_or_after_gives_the_same(plain: Any, file: MotionFile) -> 
 # --- how much motion ------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_strength_0_equals_a_new_motion(plain: Any, file: MotionFile) -> None:
     fresh = random_motion(plain, size=0.0)
     still = ksampler(moving(plain, fresh))
@@ -223,6 +224,7 @@ def stop_in_the_middle(model: Any, how: Callable[[], None]) -> None:
     ksampler(model)
 
 
+@pytest.mark.slow
 def test_nothing_remains_after_an_error(plain: Any, file: MotionFile) -> None:
     def fail() -> None:
         raise RuntimeError("out of memory, say")
@@ -272,6 +274,7 @@ def test_a_latent_that_is_not_a_video_is_refused(plain: Any, file: MotionFile) -
     refused(model, broken, "NaN")
 
 
+@pytest.mark.slow
 def test_motions_on_one_model_add_up(plain: Any, file: MotionFile) -> None:
     """Residuals add up: a motion at 0.5 and again at 0.3 is the motion at 0.8."""
     once = ksampler(moving(plain, file, strength=0.8))

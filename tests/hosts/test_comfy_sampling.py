@@ -74,6 +74,7 @@ def custom_noise(model: Any, noise: Tensor) -> Tensor:
     )
 
 
+@pytest.mark.slow
 def test_shared_noise_is_not_mixed_twice(plain: Any, file: MotionFile) -> None:
     from comfy_extras.nodes_custom_sampler import KSamplerSelect
 

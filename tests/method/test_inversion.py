@@ -68,6 +68,7 @@ def test_invalid_inversion_settings_are_refused(steps: int, strength: float, nam
         inversion_timesteps(steps, strength)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strength", [0.6, 1.0])
 def test_comfyui_inverts_as_the_reference(model: Any, file: MotionFile, strength: float) -> None:
     from lamp.hosts.comfy.inversion import invert_video

@@ -65,6 +65,7 @@ def test_without_a_negative_prompt_it_extrapolates_from_strength_zero(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("guidance", "scale", "share"), [(5, 2, 0.75), (2, 2, 0), (3, 1.5, 0.75)])
 def test_with_a_negative_prompt_its_half_gets_less_of_the_motion(
     host: Host, motion: Motion, guidance: float, scale: float, share: float

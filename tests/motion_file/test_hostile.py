@@ -37,6 +37,7 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "files"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.kind)
 def test_a_hostile_file_does_no_harm(file: Hostile, empty_folder: Path) -> None:
     """It is refused or harmless, in little time and memory, and leaves no files."""

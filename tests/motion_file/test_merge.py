@@ -253,6 +253,7 @@ def test_unknown_attention_heads_are_refused(first: MotionFile) -> None:
             merge_motions(small, small)
 
 
+@pytest.mark.slow
 def test_the_toy_base_is_recognised_by_its_shapes() -> None:
     from lamp.toy.base import UNET_CONFIG, build_unet
 

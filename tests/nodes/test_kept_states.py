@@ -13,6 +13,7 @@ from lamp.motion_file.file import load_motion_file, run_of
 from tests.helpers.trainer_runs import TrainerRuns
 
 
+@pytest.mark.slow
 def test_a_state_gives_a_motion_once(
     node_classes: dict[str, Any], toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

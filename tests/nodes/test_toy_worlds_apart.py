@@ -31,6 +31,7 @@ def test_clips_of_another_size_are_refused(
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
+@pytest.mark.slow
 @torch.inference_mode()
 @pytest.mark.parametrize("world", MOTIONS)
 def test_a_motion_of_the_other_world_is_refused(

@@ -222,6 +222,7 @@ def test_the_file_is_small_and_its_table_full() -> None:
     assert state["metadata"]["words"] == base.WORDS
 
 
+@pytest.mark.slow
 def test_the_vae_keeps_pictures_and_gives_unit_latents(toy: base.ToyBase) -> None:
     images, _ = world.draw(world.sample_scenes(np.random.default_rng(77), 96))
     latents = toy.encode(images)

@@ -192,6 +192,7 @@ def train(training: Training, folder: Path, every: int = 1) -> list[str]:
     return said
 
 
+@pytest.mark.slow
 def test_a_run_stops_and_keeps_the_best_motion_beside_the_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -104,6 +104,7 @@ def test_the_same_seed_gives_the_same_motion_and_another_seed_another(
     assert runs["a"] != runs["c"]
 
 
+@pytest.mark.slow
 def test_checkpointing_changes_nothing(host: DiffusersHost, clips: LatentClips) -> None:
     plain = Motion(map_unet(host.unet)).initialise(0)
     saving = Motion(map_unet(host.unet)).initialise(0)

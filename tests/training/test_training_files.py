@@ -49,6 +49,7 @@ def test_files_that_were_read_are_not_mapped_any_more(tmp_path: Path) -> None:
     assert not mapped(motion) and not mapped(state)
 
 
+@pytest.mark.slow
 def test_a_run_replaces_its_own_motion_only(tmp_path: Path) -> None:
     folder, target = tmp_path / "run", tmp_path / "m"
     first = run(new_training(2), folder, target, "mine")
