@@ -166,21 +166,19 @@ def simulate(host: str, leave_out: Collection[str] = ()) -> Runs:
         STEP: subject.training_step(_PLAN),
     }
     compact = replace(_PLAN, optimizer="adamw8bit")
-    steps = {
-        name: subject.estimate(plan)
-        for name, plan in {
-            STEP: _PLAN,
-            FP16_STEP: replace(_PLAN, precision="fp16"),
-            EIGHT_BIT: compact,
-            EARLY: replace(compact, update="backward"),
-            OFFLOADED: replace(_PLAN, update="offload"),
-            UNCHECKPOINTED: replace(_PLAN, gradient_checkpointing=False),
-        }.items()
-        if name not in leave_out
+    plans = {
+        STEP: (subject, _PLAN),
+        FP16_STEP: (subject, replace(_PLAN, precision="fp16")),
+        EIGHT_BIT: (subject, compact),
+        EARLY: (subject, replace(compact, update="backward")),
+        OFFLOADED: (subject, replace(_PLAN, update="offload")),
+        UNCHECKPOINTED: (subject, replace(_PLAN, gradient_checkpointing=False)),
     }
     if host == "comfy":  # diffusers does not compute with fp8 weights
         packed = Subject(host, torch.float8_e4m3fn, torch.bfloat16)
-        steps[EIGHT_BIT_FP8] = packed.estimate(compact)
-        if EARLY_FP8 not in leave_out:
-            steps[EARLY_FP8] = packed.estimate(replace(compact, update="backward"))
+        plans[EIGHT_BIT_FP8] = packed, compact
+        plans[EARLY_FP8] = packed, replace(compact, update="backward")
+    steps = {
+        name: model.estimate(plan) for name, (model, plan) in plans.items() if name not in leave_out
+    }
     return Runs(traced, steps)

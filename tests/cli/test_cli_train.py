@@ -20,6 +20,7 @@ from diffusers import UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file
 
+from benchmarks.gpu.session import TINY
 from lamp.cli import CANCELLED, DONE, FAILED, main, train_run
 from lamp.cli.train_config import TABLES, read_settings, tomllib
 from lamp.cli.train_run import choose_device
@@ -30,7 +31,7 @@ from lamp.hosts.diffusers.unet import DiffusersHost
 from lamp.method.architecture import base_hash, map_unet
 from lamp.method.motion import Motion
 from lamp.motion_file.file import load_motion_file
-from lamp.toy.base import UNET_CONFIG, load_toy_base
+from lamp.toy.base import load_toy_base
 from lamp.training import samples
 from lamp.training.latents import cache_latents
 from lamp.training.loop import Training, train
@@ -188,23 +189,14 @@ def test_what_cannot_be_trained_is_a_sentence(
     assert set(folder.rglob("*")) == before
 
 
-def _narrow_unet() -> UNet2DConditionModel:
-    """The toy base's UNet with half the width and two levels, with random weights."""
-    config = UNET_CONFIG | {
-        "block_out_channels": [32, 32],
-        "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-        "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-    }
-    return UNet2DConditionModel.from_config(config).requires_grad_(False).eval()
-
-
 @pytest.mark.slow
 def test_half_precision_keeps_the_learned_parts_in_fp32(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(samples, "sample_clip", partial(samples.sample_clip, steps=2))
     # A narrow UNet, since a CPU may take 35 times as long in bf16.
-    model = replace(load_image_model("toy"), unet=_narrow_unet())
+    unet = UNet2DConditionModel.from_config(TINY.config).requires_grad_(False).eval()
+    model = replace(load_image_model("toy"), unet=unet)
     monkeypatch.setattr(train_run, "load_image_model", lambda *_: model)
     config = write_config(tmp_path)
     changes = ("recipe.precision=bf16", "recipe.checkpointing=on", "recipe.steps=1")
