@@ -92,11 +92,12 @@ def node_classes(pack: ModuleType) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def plain(comfy: ModuleType) -> Any:
-    """ComfyUI's MODEL of a tiny UNet of SD 1.x's shape."""
-    from benchmarks.samples.tiny_models import tiny_patcher
+def plain(request: pytest.FixtureRequest, comfy: ModuleType) -> Any:
+    """ComfyUI's MODEL of a tiny UNet of SD 1.x's shape; of one level in files marked `shallow`."""
+    from benchmarks.samples.tiny_models import shallow_patcher, tiny_patcher
 
-    return tiny_patcher()
+    shallow = request.node.get_closest_marker("shallow")
+    return shallow_patcher() if shallow else tiny_patcher()
 
 
 @pytest.fixture(scope="module")

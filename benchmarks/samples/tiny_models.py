@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from lamp.hosts.comfy.models import build_patcher
+from lamp.hosts.diffusers.unet import DiffusersHost, build_host
 from lamp.method.architecture import map_unet
 from lamp.method.motion import Motion
 from lamp.motion_file.config import MotionConfig
@@ -63,6 +64,14 @@ def tiny_patcher(text_width: int = WIDTH, seed: int = 0) -> Any:
 def shallow_patcher() -> Any:
     """A MODEL of `shallow_config`."""
     return build_patcher(shallow_config(), tiny_state(shallow_config()))
+
+
+def reference(file: MotionFile, config: dict[str, Any]) -> tuple[DiffusersHost, Motion]:
+    """The same model on diffusers, and the motion of the file for it."""
+    host = build_host(config, tiny_state(config))
+    motion = Motion(map_unet(host.unet))
+    motion.load_state_dict(file.state)
+    return host, motion
 
 
 def random_motion(patcher: Any, seed: int = 1, size: float = 0.05) -> MotionFile:

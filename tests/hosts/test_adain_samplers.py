@@ -19,7 +19,7 @@ from benchmarks.samples.comfy_runs import (
     worst,
 )
 from benchmarks.samples.ecosystem import FRAMES
-from benchmarks.samples.tiny_models import shallow_patcher, video_latent
+from benchmarks.samples.tiny_models import video_latent
 from lamp.errors import LampError
 from lamp.method.adain import AdaINSchedule
 from lamp.motion_file.file import MotionFile
@@ -27,6 +27,7 @@ from lamp.motion_file.file import MotionFile
 pytestmark = [
     pytest.mark.usefixtures("comfy", "in_inference_mode"),
     pytest.mark.slow,  # many of them
+    pytest.mark.shallow,
 ]
 PAPER = AdaINSchedule("paper")
 # These choose their own noise levels, or rebuild their state from memory.
@@ -34,12 +35,6 @@ REFUSED = {
     "dpm_fast", "dpm_adaptive", "uni_pc", "uni_pc_bh2", "sa_solver", "sa_solver_pece"
 }  # fmt: skip
 World = Callable[[Tensor, Tensor], Tensor]
-
-
-@pytest.fixture(scope="module")
-def plain(comfy: Any) -> Any:
-    """A MODEL of one level, since many runs are made."""
-    return shallow_patcher()
 
 
 def statistics_of(x: Tensor, leader: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ from tests.helpers.small_models import hook_count
 from tests.helpers.tiny_clip import comfy_text, comfy_vision, teach_colours, tiny_clip
 from tests.helpers.trainer_runs import HIDDEN, TrainerRuns, pictures
 
-pytestmark = pytest.mark.usefixtures("comfy")
+pytestmark = [pytest.mark.usefixtures("comfy"), pytest.mark.shallow]
 Nodes = dict[str, Any]
 # Nothing in these goes on for long: the host cancels before and after them.
 AT_ONCE = {

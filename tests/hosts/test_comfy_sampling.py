@@ -18,12 +18,12 @@ from benchmarks.samples.comfy_runs import (
     moving,
     worst,
 )
-from benchmarks.samples.tiny_models import text, tiny_config, tiny_state, video_latent
+from benchmarks.samples.tiny_models import reference, shallow_config, text, video_latent
 from lamp.method.adain import AdaINSchedule
 from lamp.method.noise import draw_noise, share_noise
 from lamp.motion_file.file import MotionFile
 
-pytestmark = pytest.mark.usefixtures("comfy", "in_inference_mode")
+pytestmark = [pytest.mark.usefixtures("comfy", "in_inference_mode"), pytest.mark.shallow]
 
 
 @pytest.mark.slow
@@ -31,15 +31,9 @@ pytestmark = pytest.mark.usefixtures("comfy", "in_inference_mode")
 def test_the_sampler_equals_the_reference_on_diffusers(
     plain: Any, file: MotionFile, mode: Any, steps: int
 ) -> None:
-    from lamp.hosts.diffusers.unet import build_host
-    from lamp.method.architecture import map_unet
-    from lamp.method.motion import Motion
     from lamp.method.sampling import sample
 
-    config = tiny_config()
-    host = build_host(config, tiny_state(config))
-    motion = Motion(map_unet(host.unet))
-    motion.load_state_dict(file.state)
+    host, motion = reference(file, shallow_config())
     noise = share_noise(draw_noise(6, 4, 8, 8, SEED), 0.2)
     first = video_latent()[:1] * 0.18215
     schedule = AdaINSchedule(mode)

@@ -20,6 +20,7 @@ from lamp.motion_file.file import MotionFile
 pytestmark = [
     pytest.mark.usefixtures("comfy", "in_inference_mode"),
     pytest.mark.slow,  # many of them
+    pytest.mark.shallow,
 ]
 BETAS = torch.linspace(0.00085**0.5, 0.012**0.5, 1000).square()
 SD_LEVELS = (1 / (1 - BETAS).cumprod(0) - 1).sqrt()

@@ -17,21 +17,16 @@ from benchmarks.samples.comfy_runs import (
     worst,
 )
 from benchmarks.samples.ecosystem import FRAMES, host_node, sample
-from benchmarks.samples.tiny_models import shallow_patcher, video_latent
+from benchmarks.samples.tiny_models import video_latent
 from lamp.method.adain import AdaINSchedule
 from lamp.motion_file.file import MotionFile
 
 pytestmark = [
     pytest.mark.usefixtures("comfy", "in_inference_mode"),
     pytest.mark.slow,  # many of them
+    pytest.mark.shallow,
 ]
 _PARTS = 8
-
-
-@pytest.fixture(scope="module")
-def plain(comfy: Any) -> Any:
-    """A MODEL of one level, since many runs are made."""
-    return shallow_patcher()
 
 
 def two_halves(model: Any, sampler: str) -> Tensor:

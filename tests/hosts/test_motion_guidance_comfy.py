@@ -23,6 +23,7 @@ from lamp.motion_file.file import MotionFile
 pytestmark = [
     pytest.mark.usefixtures("comfy", "in_inference_mode", "no_hook_is_left"),
     pytest.mark.slow,  # many of them
+    pytest.mark.shallow,
 ]
 
 
@@ -131,20 +132,15 @@ def test_windows_that_hold_the_whole_video(plain: Any, file: MotionFile, cfg: fl
 @pytest.mark.parametrize("cfg", [1.0, 5.0])
 def test_the_same_video_as_the_reference_sampler(plain: Any, file: MotionFile, cfg: float) -> None:
     from benchmarks.samples.comfy_runs import SEED
-    from benchmarks.samples.tiny_models import tiny_config, tiny_state
-    from lamp.hosts.diffusers.unet import build_host
+    from benchmarks.samples.tiny_models import reference, shallow_config
+    from lamp.method import sampling
     from lamp.method.adain import AdaINSchedule
-    from lamp.method.architecture import map_unet
-    from lamp.method.motion import Motion
     from lamp.method.noise import draw_noise, share_noise
-    from lamp.method.sampling import sample as reference
 
-    host = build_host(tiny_config(), tiny_state(tiny_config()))
-    motion = Motion(map_unet(host.unet))
-    motion.load_state_dict(file.state)
     schedule = AdaINSchedule("paper")
-    expected = reference(
-        host, motion, video_latent()[:1] * 0.18215, share_noise(draw_noise(6, 4, 8, 8, SEED), 0.2),
+    expected = sampling.sample(
+        *reference(file, shallow_config()),
+        video_latent()[:1] * 0.18215, share_noise(draw_noise(6, 4, 8, 8, SEED), 0.2),
         text(1), text(2), steps=12, guidance=cfg, schedule=schedule, motion_guidance=2.0,
     )  # fmt: skip
     model = moving(plain, file, motion_guidance=2.0)

@@ -11,20 +11,15 @@ from torch import Tensor
 
 from benchmarks.samples.comfy_runs import lamp_ksampler, moving, worst
 from benchmarks.samples.ecosystem import FRAMES, Patch, sample, still
-from benchmarks.samples.tiny_models import shallow_patcher, text, video_latent
+from benchmarks.samples.tiny_models import text, video_latent
 from lamp.errors import LampError
 from lamp.motion_file.file import MotionFile
 
 pytestmark = [
     pytest.mark.usefixtures("comfy", "in_inference_mode", "no_hook_is_left"),
     pytest.mark.slow,  # many of them
+    pytest.mark.shallow,
 ]
-
-
-@pytest.fixture(scope="module")
-def plain(comfy: Any) -> Any:
-    """A MODEL of one level, since many runs are made."""
-    return shallow_patcher()
 
 
 def wrapped(model: Any, function: Callable[..., Tensor]) -> Any:

@@ -20,7 +20,7 @@ from benchmarks.samples.comfy_runs import (
     moving,
     worst,
 )
-from benchmarks.samples.tiny_models import shallow_patcher, video_latent
+from benchmarks.samples.tiny_models import video_latent
 from lamp.errors import LampError
 from lamp.method.adain import AdaINSchedule
 from lamp.method.masks import MotionMask
@@ -30,14 +30,9 @@ from lamp.motion_file.file import MotionFile
 pytestmark = [
     pytest.mark.usefixtures("comfy", "in_inference_mode"),
     pytest.mark.slow,  # many of them
+    pytest.mark.shallow,
 ]
 SCALE = 0.18215
-
-
-@pytest.fixture(scope="module")
-def plain(comfy: Any) -> Any:
-    """A MODEL of one level, since many runs are made."""
-    return shallow_patcher()
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.samples.comfy_runs import conditioning, ksampler, moving, worst
 from benchmarks.samples.ecosystem import PATCHES, sample, still
-from benchmarks.samples.tiny_models import shallow_patcher, text, video_latent
+from benchmarks.samples.tiny_models import text, video_latent
 from benchmarks.samples.tiny_patches import tiny_control
 from lamp.errors import LampError
 from lamp.method.windows import Windows
@@ -20,14 +20,9 @@ from lamp.motion_file.file import MotionFile
 pytestmark = [
     pytest.mark.usefixtures("comfy", "in_inference_mode", "no_hook_is_left"),
     pytest.mark.slow,  # many of them
+    pytest.mark.shallow,
 ]
 LONG = 7
-
-
-@pytest.fixture(scope="module")
-def plain(comfy: Any) -> Any:
-    """A MODEL of one level, since many runs are made."""
-    return shallow_patcher()
 
 
 def unfolded(count: int) -> Callable[..., Any]:

@@ -18,7 +18,7 @@ from benchmarks.samples.comfy_runs import (
     moving,
     worst,
 )
-from benchmarks.samples.tiny_models import text, tiny_patcher, video_latent
+from benchmarks.samples.tiny_models import reference, text, tiny_config, tiny_patcher, video_latent
 from lamp.errors import LampError
 from lamp.method.adain import AdaINMode, AdaINSchedule
 from lamp.method.layers import MotionConv, TemporalAttention
@@ -26,7 +26,6 @@ from lamp.method.noise import draw_noise, share_noise
 from lamp.method.sampling import sample
 from lamp.motion_file.file import MotionFile
 from tests.helpers.small_models import hook_count
-from tests.method.test_inversion import reference
 
 pytestmark = pytest.mark.slow  # many of them
 
@@ -36,7 +35,7 @@ MODES: tuple[AdaINMode, ...] = ("paper", "official", "off", "custom")
 @pytest.fixture(scope="module")
 def expected(file: MotionFile) -> Callable[..., Tensor]:
     """The reference sampler on diffusers, in double precision."""
-    host, motion = reference(file)
+    host, motion = reference(file, tiny_config())
     host.unet.double()
     host.alphas_cumprod = host.alphas_cumprod.double()
     motion.double()

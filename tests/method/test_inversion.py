@@ -16,12 +16,13 @@ from benchmarks.samples.comfy_runs import (
     moving,
     worst,
 )
-from benchmarks.samples.tiny_models import text, tiny_config, tiny_state, video_latent
+from benchmarks.samples.tiny_models import reference, shallow_config, text, video_latent
 from lamp.errors import LampError
 from lamp.method.adain import AdaINSchedule
 from lamp.method.inversion import inversion_timesteps, invert
 from lamp.motion_file.file import MotionFile
 
+pytestmark = pytest.mark.shallow
 Nodes = dict[str, Any]
 EMPTY = [[text(2), {}]]
 
@@ -40,18 +41,6 @@ def invert_node(nodes: Nodes, model: Any, samples: Tensor, **options: Any) -> An
     with torch.inference_mode():
         node = nodes["LAMP_DDIMInversion"]
         return node.execute(model, EMPTY, {"samples": samples}, **options)
-
-
-def reference(file: MotionFile) -> tuple[Any, Any]:
-    from lamp.hosts.diffusers.unet import build_host
-    from lamp.method.architecture import map_unet
-    from lamp.method.motion import Motion
-
-    config = tiny_config()
-    host = build_host(config, tiny_state(config))
-    motion = Motion(map_unet(host.unet))
-    motion.load_state_dict(file.state)
-    return host, motion
 
 
 def test_inversion_visits_the_sampling_timesteps_in_reverse() -> None:
@@ -76,7 +65,9 @@ def test_comfyui_inverts_as_the_reference(model: Any, file: MotionFile, strength
     latent = {"samples": clip()}
     with torch.inference_mode():
         ours = invert_video(model, EMPTY, latent, steps=10, strength=strength)
-    expected = invert(*reference(file), clip() * 0.18215, text(2), steps=10, strength=strength)
+    expected = invert(
+        *reference(file, shallow_config()), clip() * 0.18215, text(2), steps=10, strength=strength
+    )
     assert worst(ours.latents, expected) < 1e-5
     assert torch.equal(latent["samples"], clip())
 
