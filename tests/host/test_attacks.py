@@ -20,8 +20,8 @@ def test_hostile_prompts_leave_a_working_server_and_no_files(
 ) -> None:
     """Lone surrogates, NaN and the like in every input. The full run has more values."""
     attack = Attack(server)
-    tried = attack.run(80)
-    assert tried.problems == [] and tried.counts.total() == 80
+    tried = attack.run(50)
+    assert tried.problems == [] and tried.counts.total() == 50
     assert attack.inputs > 100
 
 

@@ -18,7 +18,13 @@ from benchmarks.samples.comfy_runs import (
     moving,
     worst,
 )
-from benchmarks.samples.tiny_models import reference, text, tiny_config, tiny_patcher, video_latent
+from benchmarks.samples.tiny_models import (
+    reference,
+    shallow_config,
+    shallow_patcher,
+    text,
+    video_latent,
+)
 from lamp.errors import LampError
 from lamp.method.adain import AdaINMode, AdaINSchedule
 from lamp.method.layers import MotionConv, TemporalAttention
@@ -27,7 +33,7 @@ from lamp.method.sampling import sample
 from lamp.motion_file.file import MotionFile
 from tests.helpers.small_models import hook_count
 
-pytestmark = pytest.mark.slow  # many of them
+pytestmark = [pytest.mark.slow, pytest.mark.shallow]  # many of them
 
 MODES: tuple[AdaINMode, ...] = ("paper", "official", "off", "custom")
 
@@ -35,7 +41,7 @@ MODES: tuple[AdaINMode, ...] = ("paper", "official", "off", "custom")
 @pytest.fixture(scope="module")
 def expected(file: MotionFile) -> Callable[..., Tensor]:
     """The reference sampler on diffusers, in double precision."""
-    host, motion = reference(file, tiny_config())
+    host, motion = reference(file, shallow_config())
     host.unet.double()
     host.alphas_cumprod = host.alphas_cumprod.double()
     motion.double()
@@ -134,7 +140,7 @@ def test_layers_in_half_precision_stay_near_those_in_full(dtype: torch.dtype, si
 def test_an_overflow_names_its_layer(
     comfy: Any, file: MotionFile, motion: str, unet: str, named: str
 ) -> None:
-    plain = tiny_patcher()  # whose weights are spoilt here
+    plain = shallow_patcher()  # whose weights are spoilt here
     state = {**file.state}
     if motion:
         state[motion] = torch.full_like(state[motion], 3e38)
