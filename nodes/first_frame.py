@@ -12,7 +12,6 @@ from ..lamp.errors import LampError
 from ..lamp.hosts.comfy.toy import toy_side
 from ..lamp.hosts.comfy.vae import encode_first_frame, first_picture
 from ..lamp.motion_file.file import MotionFile
-from ..lamp.plain import log
 from .common import LampMotion, aliases, named_errors, plain_errors, progress_of
 
 _NAME = "LAMP First-Frame Condition"
@@ -122,25 +121,20 @@ class FirstFrameCondition(io.ComfyNode):
         height = height or _of_motion("height", motion)
         frames = frames or _of_motion("frames", motion)
         _check_video(width, height, frames)
-        if image.shape[0] > 1:
-            log.warning("%s: image has %d images, only the first is used.", _NAME, len(image))
+        warn = progress_of(cls).warn
+        if len(image) > 1:
+            warn(f"image has {len(image)} images: only the first is used.")
         side = toy_side(vae)
         if side and (width, height) != (side, side):
-            cls._warn(
+            warn(
                 f"The video is {width} x {height}, but this toy base draws {side} x {side}: set "
                 f"width and height to {side}."
             )
-        picture = fit_images(first_picture(image, cls._warn), width, height, fit)
+        picture = fit_images(first_picture(image, warn), width, height, fit)
         family = "sd1" if motion is None else motion.config.family
         first = encode_first_frame(vae, picture, family)
         others = first.new_zeros(frames - 1, *first.shape[1:])
         return io.NodeOutput({"samples": torch.cat([first, others])})
-
-    @classmethod
-    def _warn(cls, text: str) -> None:
-        """Write to the log, and below the node where there is a server to show it."""
-        log.warning("%s: %s", _NAME, text)
-        progress_of(cls).say(text)
 
 
 def _size_input(name: str, default: int, tooltip: str) -> Any:

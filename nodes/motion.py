@@ -14,7 +14,6 @@ from ..lamp.hosts.comfy.toy import check_toy_motion
 from ..lamp.method.architecture import map_unet
 from ..lamp.method.masks import MotionMask, parse_strengths
 from ..lamp.motion_file.file import MotionFile, load_motion_file
-from ..lamp.plain import log
 from .common import (
     LampMotion,
     advanced,
@@ -22,6 +21,7 @@ from .common import (
     fraction_input,
     named_errors,
     plain_errors,
+    progress_of,
 )
 from .model_paths import MOTION_FOLDER, motion_path
 
@@ -42,6 +42,7 @@ class LoadMotion(io.ComfyNode):
             description="Applies a motion to a MODEL, which then animates the first frame of the "
             "latent. Works with the stock samplers, LoRAs and ControlNets. Chained loaders add "
             "their motions.",
+            hidden=[io.Hidden.unique_id],
             inputs=[
                 io.Model.Input(
                     "model",
@@ -186,10 +187,14 @@ class LoadMotion(io.ComfyNode):
                 "motion would never act. Set start_percent below end_percent, such as 0 and 1."
             )
         strengths = parse_strengths(frame_strengths) or [1.0]
-        mask = _given_mask(mask)
+        warn = progress_of(cls).warn
+        if mask is not None and _is_no_mask(mask):
+            warn("The image that mask comes from has no mask: the motion acts everywhere.")
+            mask = None
         motion_mask = MotionMask(mask, feather=feather, hold=hold_still, strengths=strengths)
         file = load_motion_file(motion_path(motion_name), map_unet(unet_of(model)))
-        _check_base(model, file)
+        if warning := _another_base(model, file):
+            warn(warning)
         bound = BoundMotion(
             load_motion(model, file),
             groupnorm=file.config.groupnorm,
@@ -204,21 +209,20 @@ class LoadMotion(io.ComfyNode):
         return io.NodeOutput(bind(model, bound), file)
 
 
-def _given_mask(mask: Any) -> Any:
-    """The mask, or None for the black mask that Load Image returns for "no mask".
+def _is_no_mask(mask: Any) -> bool:
+    """Whether it is the black mask that Load Image returns for "no mask".
 
     Raises:
         LampError: the mask is black everywhere.
     """
-    if mask is None or mask.ndim < 2 or not mask.numel() or not mask.isfinite().all():
-        return mask  # `MotionMask` refuses the last three
+    if mask.ndim < 2 or not mask.numel() or not mask.isfinite().all():
+        return False  # `MotionMask` refuses it
     # The first of several masks has no effect: frame 1 never moves.
     later = mask[1:] if mask.ndim > 2 and len(mask) > 1 else mask
     if (later > _BLACK).any():
-        return mask
+        return False
     if tuple(mask.shape[-2:]) == _NO_MASK:
-        log.info("Load LAMP Motion: the image has no mask, so the motion acts everywhere.")
-        return None
+        return True
     raise LampError(
         f"The mask ({mask.shape[-1]} x {mask.shape[-2]}) is black everywhere, so nothing would "
         "move. Paint white where the image may move (Invert Mask swaps black and white), "
@@ -226,18 +230,17 @@ def _given_mask(mask: Any) -> Any:
     )
 
 
-def _check_base(model: Any, file: MotionFile) -> None:
-    """Most motions also fit other checkpoints of their family, so this is only a warning, except
-    for the toy base of another world."""
+def _another_base(model: Any, file: MotionFile) -> str:
+    """A warning if the motion was trained on another checkpoint. Most motions fit other ones of
+    their family, too; the toy base of another world is refused."""
     trained = file.config.base_hash
-    if trained and image_model_hash(model) not in ("", trained):
-        check_toy_motion(model, file)
-        log.warning(
-            "Load LAMP Motion: %s was trained on the checkpoint '%s', but another one is "
-            "connected. If the video looks poor, use that checkpoint.",
-            file.name,
-            file.config.base_model or "unknown",
-        )
+    if not trained or image_model_hash(model) in ("", trained):
+        return ""
+    check_toy_motion(model, file)
+    return (
+        f"{file.name} was trained on the checkpoint '{file.config.base_model or 'unknown'}', but "
+        "another one is connected. If the video looks poor, use that checkpoint."
+    )
 
 
 NODES: list[type[io.ComfyNode]] = [LoadMotion]

@@ -21,6 +21,7 @@ class NodeProgress:
     def __init__(self, node_id: str | None) -> None:
         self._node_id = node_id
         self._bar: Any = None
+        self.warnings: list[str] = []
 
     def update(self, done: int, total: int, picture: Any = None) -> None:
         """Move the bar, with a PIL image as the node's preview.
@@ -40,6 +41,12 @@ class NodeProgress:
         """Show a line of text below the node and write it to the log."""
         log.info("LAMP: %s", text)
         self.say(text)
+
+    def warn(self, text: str) -> None:
+        """Show a warning below the node, after those before it, and write it to the log."""
+        log.warning("LAMP: %s", text)
+        self.warnings.append(text)
+        self.say("\n".join(self.warnings))
 
     def say(self, text: str) -> None:
         """Show a line of text below the node, where there is a server to show it."""

@@ -157,12 +157,18 @@ class Trainer(io.ComfyNode):
         if place.state is None:
             start = load_start(config, map_unet(model.model.diffusion_model), motion_path)
         progress = NodeProgress(cls.hidden.unique_id)
+        if place.state is None and resume != NONE:
+            progress.warn(f"There is no earlier training of {name}: a new one starts.")
         if preset is not None and (advice := preset.differs_from(clips.settings)):
-            progress.announce(advice)
-        comfy_training.warn_of_ignored_patches(model)
+            progress.warn(advice)
+        if ignored := comfy_training.ignored_patches(model):
+            progress.warn(
+                "Patches on the MODEL (except LoRAs) have no effect in training: "
+                f"{', '.join(ignored)}."
+            )
         given = None
         if first_frame is not None:
-            given = _encoded(model, vae, first_picture(first_frame, progress.announce), clips)
+            given = _encoded(model, vae, first_picture(first_frame, progress.warn), clips)
         latents = comfy_clips.prepare_clips(model, vae, clip, clips, progress.update, progress.say)
         with comfy_training.tuning_host(model) as host:
             config = replace(
@@ -198,7 +204,8 @@ class Trainer(io.ComfyNode):
                 path = train_to_file(
                     training, folder, save_config, outcome, show.step, show.sample, progress.say
                 )
-        return _results(cls, model, outcome.file(training), training, path, show)
+        told = "\n".join([f"saved {shown(path)}", *progress.warnings])
+        return _results(cls, model, outcome.file(training), training, path, show, told)
 
 
 def _refuse_early(config: TrainConfig, precision: str, clips: ClipSet, place: Place) -> None:
@@ -215,7 +222,13 @@ def _refuse_early(config: TrainConfig, precision: str, clips: ClipSet, place: Pl
 
 
 def _results(
-    node: type[Trainer], model: Any, file: Any, training: Training, path: Path, show: Show
+    node: type[Trainer],
+    model: Any,
+    file: Any,
+    training: Training,
+    path: Path,
+    show: Show,
+    told: str,
 ) -> io.NodeOutput:
     from ..lamp.hosts.comfy import binding as comfy
     from ..lamp.training.plots import loss_plot
@@ -230,7 +243,7 @@ def _results(
         plot,
         str(path),
         losses,
-        ui=image_and_text(plot, f"saved {shown(path)}", node),
+        ui=image_and_text(plot, told, node),
     )
 
 

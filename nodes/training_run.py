@@ -57,7 +57,7 @@ def _folders(root: Path, deepest: int) -> Iterator[Path]:
 
 
 def find_place(name: str, resume: str) -> Place:
-    """A new place for NAME, or that of the run which is resumed.
+    """A new place for NAME, also if there is no `latest` run, or that of the run which is resumed.
 
     Raises:
         LampError: the name is not valid, or the chosen state does not exist.
@@ -69,7 +69,6 @@ def find_place(name: str, resume: str) -> Place:
         stem = fresh.relative_to(motion_root()).as_posix().rsplit("_", 1)[0]
         found = newest_run(runs_root() / stem)
         if found is None:
-            log.info("LAMP: there is no earlier training of %s, a new one starts", name)
             return _new_place(fresh)
         path, state = found
     else:

@@ -1,8 +1,10 @@
 // What nodes give to look at. A result that is a text, such as a path that was written, a score or a
 // report, the front end by itself draws for its own Preview as Text only.
+import { api } from '../../scripts/api.js'
 import { app } from '../../scripts/app.js'
 
 const NAME = 'result'
+const PROGRESS = '$$node-text-preview'
 const LINE = 15 // pixels
 const LETTER = 6
 
@@ -42,8 +44,29 @@ function showOnePicture(node) {
     })
 }
 
+// `6`, or `3:6` for a node in a subgraph.
+function nodeOf(id) {
+    let node
+    let graph = app.rootGraph ?? app.graph
+    for (const part of `${id}`.split(':')) {
+        node = graph?.getNodeById(part)
+        graph = node?.subgraph
+    }
+    return node
+}
+
+// The front end keeps the last text that a node said, such as a warning, for ever.
+function forgetText({ detail }) {
+    const node = nodeOf(detail)
+    const widget = node?.comfyClass?.startsWith('LAMP_') && node.widgets?.find(({ name }) => name === PROGRESS)
+    if (widget) node.removeWidget(widget)
+}
+
 app.registerExtension({
     name: 'lamp-motion.Results',
+    setup() {
+        api.addEventListener('executing', forgetText)
+    },
     beforeRegisterNodeDef(nodeType, nodeData) {
         if (!nodeData.name.startsWith('LAMP_')) return
         const onExecuted = nodeType.prototype.onExecuted

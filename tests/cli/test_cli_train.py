@@ -142,9 +142,11 @@ def test_a_resumed_run_goes_on_in_its_folder_as_if_it_had_never_stopped(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = write_config(tmp_path)
-    assert run(config, "recipe.steps=2", "output.save_every=1") == DONE
+    assert run(config, "recipe.steps=2", "output.save_every=1", "output.resume=latest") == DONE
+    assert "no earlier run" in capsys.readouterr().out
     assert run(config, "recipe.steps=3", "output.resume=latest") == DONE
-    assert "step 2 in" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "step 2 in" in told and "no earlier run" not in told
     assert run(config, "output.name=straight") == DONE
     output = tmp_path / "output"
     assert {path.name for path in output.glob("*.safetensors")} == {

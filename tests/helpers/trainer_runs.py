@@ -52,12 +52,15 @@ class TrainerRuns:
         patch.setattr(comfy_memory, "plan_memory", lambda *given: given[2])
         patch.setattr(samples, "sample_clip", functools.partial(samples.sample_clip, steps=3))
 
+    def run(self, name: str, resume: str = "none") -> Any:
+        """The node's output."""
+        return self._node.execute(
+            self.model, self._clip, self.vae, self._clips, name=name, resume=resume, **SETTINGS
+        )
+
     def train(self, name: str, resume: str = "none") -> dict[str, Tensor]:
         """What was learned, as it is in the file."""
-        result = self._node.execute(
-            self.model, self._clip, self.vae, self._clips, name=name, resume=resume, **SETTINGS
-        ).result
-        return load_motion_file(Path(result[3])).state
+        return load_motion_file(Path(self.run(name, resume).result[3])).state
 
     def starting(self, name: str, resume: str = "none") -> Callable[[], dict[str, Tensor]]:
         """The same, to be called later."""

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.samples.tiny_models import tiny_patcher
+from tests.helpers.trainer_runs import TrainerRuns
 
 
 @pytest.fixture
@@ -66,6 +67,18 @@ def test_a_state_deleted_meanwhile_is_skipped(place: Any) -> None:
     (kept / "state-step000002.safetensors").symlink_to(kept / "gone")
     assert place.resume_choices() == ["none", "latest", "horse_00001/state-step000001.safetensors"]
     assert place.find_place("horse", "latest").folder == kept
+
+
+@pytest.mark.slow
+def test_what_the_run_did_otherwise_than_asked_stays_on_the_node(
+    node_classes: dict[str, Any], toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = TrainerRuns(node_classes, toy, tmp_path, monkeypatch)
+    runs.model = runs.model.clone()
+    runs.model.set_model_sampler_post_cfg_function(lambda given: given["denoised"])
+    told = [runs.run("colt", resume).ui["text"][0] for resume in ("latest", "latest", "none")]
+    assert all("colt_0000" in text and "sampler_post_cfg_function" in text for text in told)
+    assert ["no earlier" in text for text in told] == [True, False, False]
 
 
 class _OnApple:

@@ -16,7 +16,6 @@ from ...method.attention import torch_attention
 from ...method.motion import Motion
 from ...method.prompts import split_pooled
 from ...method.schedule import TRAIN_TIMESTEPS, noise_from_v
-from ...plain import log
 from .binding import KEY
 from .weights import resident_patcher
 
@@ -111,8 +110,8 @@ def check_trainable(patcher: Any) -> None:
     predicts_v(patcher)
 
 
-def warn_of_ignored_patches(patcher: Any) -> None:
-    """Warn of patches on a MODEL that have no effect in training, which calls the UNet directly.
+def ignored_patches(patcher: Any) -> list[str]:
+    """Names of patches on a MODEL that have no effect in training, which calls the UNet directly.
     LoRAs have one, because they are in the weights."""
     options = patcher.model_options
     inside = options.get("transformer_options", {})
@@ -125,11 +124,7 @@ def warn_of_ignored_patches(patcher: Any) -> None:
         for kind, keyed in wrappers.items():
             found += [f"{kind} ({key or 'no name'})" for key, each in keyed.items() if each]
     found += [f"injection ({key})" for key, each in patcher.injections.items() if each]
-    if found:
-        log.warning(
-            "LAMP Trainer: patches on the MODEL (except LoRAs) have no effect in training: %s",
-            ", ".join(dict.fromkeys(found)),
-        )
+    return list(dict.fromkeys(found))
 
 
 def _origin(patch: Any) -> str:
