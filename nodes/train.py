@@ -202,7 +202,7 @@ class Trainer(io.ComfyNode):
             folder = RunFolder(place.folder, who, keep_states, mark)
             with alone_in(place.folder):
                 path = train_to_file(
-                    training, folder, save_config, outcome, show.step, show.sample, progress.say
+                    training, folder, save_config, outcome, show.step, show.sample, progress.warn
                 )
         told = "\n".join([f"saved {shown(path)}", *progress.warnings])
         return _results(cls, model, outcome.file(training), training, path, show, told)

@@ -33,8 +33,12 @@ class Budget:
         """Whether the run is planned after this step."""
         return step == self._due
 
-    def plan(self, overhead: Overhead) -> None:
-        """Fix the number of steps. Of several processes, the first decides for all."""
+    def plan(self, overhead: Overhead) -> str:
+        """Fix the number of steps. Of several processes, the first decides for all.
+
+        Returns:
+            A warning if they are few.
+        """
         training = self._training
         seconds = 60 * training.config.minutes - (time.perf_counter() - self._begun)
         steps = steps_that_fit(seconds, training.seconds_per_step, training.step, overhead)
@@ -42,15 +46,14 @@ class Budget:
         training.group.mean_([own])
         training.plan(planned(training.config, round(own.item() * training.group.count)))
         overhead.last = training.config.steps
-        found = training.config.steps, training.config.minutes
-        if training.config.steps >= _FEW:
-            log.info("LAMP: %d steps fit into %g minutes", *found)
-        else:
-            log.warning(
-                "There is time for only %d steps (minutes is %g): set minutes higher, or choose "
-                "smaller clips.",
-                *found,
-            )
+        fit, minutes = training.config.steps, training.config.minutes
+        log.info("LAMP: %d steps fit into %g minutes", fit, minutes)
+        if fit >= _FEW:
+            return ""
+        return (
+            f"There is time for only {fit} steps (minutes is {minutes:g}): set minutes higher, or "
+            "choose smaller clips."
+        )
 
 
 def steps_that_fit(seconds: float, seconds_per_step: float, done: int, overhead: Overhead) -> int:

@@ -154,6 +154,7 @@ def train_to_file(
             on_step,
             sample if save_config.sample_every else None,
             keep,
+            say,
         )
     except BaseException:
         # In some versions of ComfyUI its cancel does not derive from Exception.

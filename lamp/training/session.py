@@ -215,6 +215,7 @@ def run_training(
     on_step: Callable[[StepReport], None],
     sample: Callable[[Training], object] | None = None,
     keep: Callable[[str], object] = lambda mark: None,
+    say: Callable[[str], None] = log.warning,
 ) -> None:
     """Take all remaining steps of `training`, with validation, samples and saved states. With
     `patience`, it ends when the motion is learned.
@@ -225,6 +226,7 @@ def run_training(
     Args:
         keep: called with the end of a file name to save the motion as it is: `BEST`, with
             `patience`, or `step_mark`, see `SaveConfig.keeps_motion`.
+        say: receives warnings.
 
     Raises:
         LampError: out of memory, with settings to change; see also `Training.advance`.
@@ -266,7 +268,8 @@ def run_training(
             measured = merged(training.validation, training.sample_scores)
             training.learned = stopping.after(measured, training.config)
         if budget.is_due(report.step):
-            budget.plan(overhead)
+            if warning := budget.plan(overhead):
+                say(warning)
         left = overhead.left(report.step)
         on_step(replace(report, steps=training.config.steps, overhead_seconds=left))
 
