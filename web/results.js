@@ -55,18 +55,23 @@ function nodeOf(id) {
     return node
 }
 
-// The front end keeps the last text that a node said, such as a warning, for ever.
-function forgetText({ detail }) {
-    const node = nodeOf(detail)
-    const widget = node?.comfyClass?.startsWith('LAMP_') && node.widgets?.find(({ name }) => name === PROGRESS)
-    if (widget) node.removeWidget(widget)
+// The front end keeps the last text of a node, such as a warning, also when the node runs again and
+// says nothing.
+function followTexts() {
+    let silent // the node that runs, until it says something
+    api.addEventListener('progress_text', () => {
+        silent = undefined
+    })
+    api.addEventListener('executing', ({ detail }) => {
+        const old = silent?.widgets?.find(({ name }) => name === PROGRESS)
+        if (old && silent.comfyClass.startsWith('LAMP_')) silent.removeWidget(old)
+        silent = nodeOf(detail)
+    })
 }
 
 app.registerExtension({
     name: 'lamp-motion.Results',
-    setup() {
-        api.addEventListener('executing', forgetText)
-    },
+    setup: followTexts,
     beforeRegisterNodeDef(nodeType, nodeData) {
         if (!nodeData.name.startsWith('LAMP_')) return
         const onExecuted = nodeType.prototype.onExecuted
