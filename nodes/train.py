@@ -137,7 +137,10 @@ class Trainer(io.ComfyNode):
         from ..lamp.hosts.comfy.toy import toy_side
         from ..lamp.hosts.comfy.vae import first_picture
 
+        place = find_place(name, resume)
+        kept = ""
         if preset is not None:
+            preset, kept = preset.as_begun(place.state)
             settings |= preset.training
             checkpointing = "on" if settings.pop("gradient_checkpointing") else "off"
         config = TrainConfig(
@@ -148,7 +151,6 @@ class Trainer(io.ComfyNode):
             **settings,
         )
         save_config = SaveConfig(save_every, keep_states, sample_every, keep_motions=keep_motions)
-        place = find_place(name, resume)
         _refuse_early(config, precision, clips, place)
         comfy_training.check_trainable(model)
         for side in filter(None, map(toy_side, (model, vae))):
@@ -159,6 +161,8 @@ class Trainer(io.ComfyNode):
         progress = NodeProgress(cls.hidden.unique_id)
         if place.state is None and resume != NONE:
             progress.warn(f"There is no earlier training of {name}: a new one starts.")
+        if kept:
+            progress.warn(kept)
         if preset is not None and (advice := preset.differs_from(clips.settings)):
             progress.warn(advice)
         if ignored := comfy_training.ignored_patches(model):

@@ -38,7 +38,7 @@ from ..training.outcome import Outcome, describe_training, train_to_file
 from ..training.recipe import PRECISIONS, choose_precision
 from ..training.samples import Samples
 from ..training.session import RunFolder, SaveConfig, identity, mark_of, run_training
-from ..training.state import check_state, restore
+from ..training.state import TrainingState, check_state, restore
 from ..training.validation import split_clips
 from ..training.warm_start import load_start
 from .place import find_place
@@ -80,12 +80,12 @@ def _train(
     if place.state is None and settings.resume == LATEST:
         terminal.say(f"There is no earlier run of {settings.name}: a new one starts.")
     device = choose_device(settings.choices.device) if group is None else group.device
+    processes = 1 if group is None else group.count
     model = None
     if settings.choices.card != "none":
         model = load_image_model(settings.base, settings.tokenizer or "")
-        settings = fitted_to_card(settings, model, device, terminal)
+        settings = fitted_to_card(settings, model, device, terminal, place.state, processes)
     config = replace(settings.config, precision=_precision(device, settings.choices.precision))
-    processes = 1 if group is None else group.count
     if config.patience and processes > 1:
         raise LampError(
             f"patience is {config.patience}, but there are {processes} processes, of which only "
@@ -144,9 +144,15 @@ def _train(
 
 
 def fitted_to_card(
-    settings: RunSettings, model: ImageModel, device: torch.device, terminal: Terminal
+    settings: RunSettings,
+    model: ImageModel,
+    device: torch.device,
+    terminal: Terminal,
+    state: TrainingState | None = None,
+    processes: int = 1,
 ) -> RunSettings:
-    """The settings with what the chosen card decides, except for the keys that are given.
+    """The settings with what the chosen card decides, except for the keys that are given. A run
+    that goes on from a state keeps what it began with.
 
     Raises:
         OutOfMemoryPlanError: nothing fits.
@@ -168,6 +174,9 @@ def fitted_to_card(
     estimator = Estimator(model.unet, shadow_host)
     chosen = settings_for(card, estimator, plan, free_memory(device), given)
     terminal.say(chosen.describe())
+    chosen, kept = chosen.as_begun(state, processes)
+    if kept:
+        terminal.say(kept)
     training = chosen.training
     on = training.pop("gradient_checkpointing")
     return replace(

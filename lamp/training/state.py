@@ -211,6 +211,18 @@ def check_state(
         _refuse_changes(state, _settings(config, processes), identity, unsettled)
 
 
+def begun_with(state: TrainingState, names: Collection[str], processes: int = 1) -> dict[str, Any]:
+    """What of the settings `names` a run cannot change any more, with the values it began with.
+
+    Raises:
+        StateError: the state is damaged.
+    """
+    with named(state):
+        settings = {**_BEFORE, **state.facts["settings"]}
+        settings["batch"] = int(settings["batch"]) // processes
+        return {name: settings[name] for name in names if name not in _FREE}
+
+
 @contextlib.contextmanager
 def named(state: TrainingState) -> Iterator[None]:
     """Turn every error of a damaged state into a `StateError`."""

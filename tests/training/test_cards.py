@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from lamp.training.memory.cards import CardSettings, available_memory, settings_
 from lamp.training.memory.estimate import GB, Estimator, MemoryEstimate, MemoryPlan
 from lamp.training.memory.plan import OutOfMemoryPlanError
 from lamp.training.recipe import CARDS
+from lamp.training.state import TrainingState
 from tests.helpers.toy_runs import write_config
 from tests.helpers.trainer_runs import SETTINGS, TrainerRuns
 
@@ -125,6 +126,18 @@ def test_clips_that_the_preset_is_not_for_are_noticed() -> None:
         assert f"{name} {value}" in advice and f"{name} {found.clips[name]}" in advice
 
 
+def test_a_run_that_goes_on_keeps_what_was_chosen_when_it_began() -> None:
+    small, large = chosen("6 GB", optimizer="adamw"), chosen("24 GB", batch=2)
+    assert small.as_begun(None) == (small, "")
+    state = TrainingState({}, {"settings": asdict(small.estimate.plan)})
+    assert small.as_begun(state) == (small, "")
+    kept, told = large.as_begun(state)
+    assert (small.training["rank"], large.training["rank"], kept.training["rank"]) == (64, 0, 64)
+    assert kept.training["batch"] == 2  # which was set by hand, and is refused
+    assert kept.clips == large.clips and kept.training["gradient_checkpointing"] is False
+    assert "rank 64" in told and "rank 0" in told and "batch" not in told
+
+
 # --- where it is chosen ---------------------------------------------------------------------------
 
 
@@ -190,3 +203,16 @@ def test_the_trainer_takes_it_and_writes_it_into_the_file(
     assert json.loads(header["lamp.card"])["card"] == "6 GB"
     settings = json.loads(header["lamp.training"])
     assert settings["rank"] == 4 and settings["batch"] == 2
+
+
+@pytest.mark.slow
+def test_a_training_resumes_when_the_preset_chooses_otherwise(
+    node_classes: dict[str, Any], toy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = TrainerRuns(node_classes, toy, tmp_path, monkeypatch)
+    told = []
+    for free in (5, 40):
+        preset = chosen("auto", free * GB, optimizer="adamw")
+        monkeypatch.setitem(SETTINGS, "preset", preset)
+        told.append(runs.run("run", "latest" if told else "none").ui["text"][0])
+    assert "rank 64" in told[1] and "rank 64" not in told[0]

@@ -46,7 +46,9 @@ def card_settings(
     import comfy.model_management as management
 
     host, auto = ComfyHost(model), card == "auto"
-    precision = choose_precision("auto", host.dtype, host.has_bf16 or not auto)
+    # Settings for a card may be asked for on a machine without one.
+    has_bf16 = host.has_bf16 or (not auto and host.device.type == "cpu")
+    precision = choose_precision("auto", host.dtype, has_bf16)
     dtype = PRECISIONS[precision] or torch.float32
     on_cpu = auto and host.device.type == "cpu"
     frames, width, height = size

@@ -9,6 +9,7 @@ from typing import Any
 
 from ...clips.settings import ClipSettings
 from ..optimizers import installed_optimizers
+from ..state import TrainingState, begun_with
 from .estimate import GB, Estimating, MemoryEstimate, MemoryPlan, gigabytes
 from .plan import check_fit, suggest
 
@@ -24,11 +25,13 @@ _SHARE = 0.95  # of the free memory
 class CardSettings:
     """The settings for a card.
 
-    - ``card``: its choice, such as `8 GB`; ``estimate``: of a run with these settings.
+    - ``card``: its choice, such as `8 GB`; ``estimate``: of a run with these settings;
+    - ``fixed``: names of settings that were set by hand.
     """
 
     card: str
     estimate: MemoryEstimate
+    fixed: frozenset[str] = frozenset()
 
     @property
     def training(self) -> dict[str, Any]:
@@ -50,6 +53,26 @@ class CardSettings:
         wanted = ", ".join(f"{name} {value}" for name, value in self.clips.items())
         found = ", ".join(f"{name} {value}" for name, value in given.items())
         return f"the preset is for clips with {wanted}, but these have {found}: connect its outputs"
+
+    def as_begun(self, state: TrainingState | None, processes: int = 1) -> tuple[CardSettings, str]:
+        """The same for a run that goes on from a state, which keeps what was chosen when it began,
+        and what to tell: since then the free memory may have changed, and so the choice.
+
+        Raises:
+            LampError: the state is damaged.
+        """
+        chosen = self.training
+        begun = {} if state is None else begun_with(state, {*CHOSEN} - self.fixed, processes)
+        kept = {name: value for name, value in begun.items() if value != chosen[name]}
+        if not kept:
+            return self, ""
+        then = ", ".join(f"{name} {value}" for name, value in kept.items())
+        now = ", ".join(f"{name} {chosen[name]}" for name in kept)
+        plan = replace(self.estimate.plan, **kept)
+        return (
+            replace(self, estimate=replace(self.estimate, plan=plan)),
+            f"The training goes on as it began, with {then}. The preset would choose {now} now.",
+        )
 
     def describe(self) -> str:
         """Card, settings and estimate in words."""
@@ -98,4 +121,5 @@ def settings_for(
         if not found:
             check_fit(estimator, wanted, available)
         estimate = found[0].estimate
-    return CardSettings(card if card != "auto" else f"auto, {gigabytes(free)} free", estimate)
+    name = card if card != "auto" else f"auto, {gigabytes(free)} free"
+    return CardSettings(name, estimate, frozenset(fixed))
