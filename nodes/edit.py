@@ -87,7 +87,8 @@ class DDIMInversion(io.ComfyNode):
     ) -> io.NodeOutput:
         found = invert_video(model, conditioning, latent, steps=steps, strength=strength)
         noise = {"samples": found.noise, NOISE_LEVEL: found.level}
-        return io.NodeOutput(noise, found.steps, found.denoise, GivenNoise(found.noise))
+        custom = GivenNoise(found.noise, level=found.level)
+        return io.NodeOutput(noise, found.steps, found.denoise, custom)
 
 
 NODES: list[type[io.ComfyNode]] = [DDIMInversion]

@@ -12,6 +12,9 @@ from torch import Tensor
 from ..errors import LampError
 from .layout import FrameLayout
 
+_SAME_SHAPE = 1.05  # ratio of two aspect ratios
+_PLAIN = 1e-3  # difference in a mask without edges
+
 
 class MotionMask:
     """A factor on the residuals of a motion at each position and frame.
@@ -59,12 +62,21 @@ class MotionMask:
         """Whether the picture outside the mask is held to frame 1."""
         return self.mask is not None and self.hold > 0.0
 
-    def check(self, frames: int) -> None:
-        """Raises LampError if masks or strengths do not match a video of `frames` frames."""
+    def check(self, frames: int, size: tuple[int, int] | None = None) -> None:
+        """Raises LampError if masks or strengths do not match a video of `frames` frames, or the
+        masks have another shape than pictures of this `size` (h, w; in any unit)."""
         if self.mask is not None and len(self.mask) not in (1, frames):
             raise LampError(
                 f"There are {len(self.mask)} masks for a video of {frames} frames: give one mask "
                 f"for all frames, or {frames}."
+            )
+        if self.mask is not None and size is not None and not _same_shape(self.mask, size):
+            high, wide = self.mask.shape[-2:]
+            raise LampError(
+                f"The mask is {wide} x {high}, which is not the shape of the video "
+                f"({size[1] / size[0]:.2f} to 1): it would be stretched, while the picture is "
+                "cropped, and lie elsewhere. Crop picture and mask alike before you connect them, "
+                "or paint the mask on the cropped picture."
             )
         if len(self.strengths) > frames:
             raise LampError(
@@ -198,6 +210,16 @@ def parse_strengths(text: str) -> list[float]:
         raise LampError(
             f"'{text[:60]}' is not a list of strengths: write numbers such as 1, 1, 0.5."
         ) from error
+
+
+def _same_shape(masks: Tensor, size: tuple[int, int]) -> bool:
+    """Whether masks `n 1 h w` cover a picture of this shape: of nearly its aspect ratio, as sizes
+    are rounded, or without edges, which fit any."""
+    high, wide = masks.shape[-2:]
+    ratio = (wide / high) / (size[1] / size[0])
+    values = masks.flatten(1)
+    plain = bool((values.amax(1) - values.amin(1) < _PLAIN).all())
+    return plain or 1 / _SAME_SHAPE < ratio < _SAME_SHAPE
 
 
 def feather_masks(masks: Tensor, feather: float) -> Tensor:

@@ -287,6 +287,40 @@ def test_a_run_without_noise_is_refused(model: Any) -> None:
         advanced(model, sampler(), levels(model), core(DisableNoise)[0])
 
 
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_start_in_the_middle_needs_all_frames(model: Any, ours: bool) -> None:
+    """Empty frames are no picture to keep a part of: they are grey with too little noise."""
+    from lamp.hosts.comfy.sampler import make_sigmas
+
+    def run(model: Any, latent: Tensor | None = None, denoise: float = 1.0) -> Tensor:
+        if ours:
+            return lamp_ksampler(model, latent, denoise=denoise)
+        sigmas = make_sigmas(model, "karras", STEPS, denoise)
+        return advanced(model, sampler(), sigmas, latent=latent)
+
+    for denoise in (0.2, 0.6):
+        with pytest.raises(LampError, match="denoise"):
+            run(model, denoise=denoise)
+    assert run(model, denoise=0.95).isfinite().all()
+    video = video_latent()
+    video[1:] = video[:1] + 0.1 * torch.randn(len(video) - 1, *video.shape[1:])
+    assert run(model, video, denoise=0.6).isfinite().all()
+
+
+def test_a_mask_of_another_shape_than_the_video_is_refused(plain: Any, file: MotionFile) -> None:
+    """First-Frame Condition crops the picture; the mask would be stretched instead."""
+
+    def run(mask: Tensor) -> Tensor:
+        return lamp_ksampler(moving(plain, file, motion_mask=MotionMask(mask, feather=0.1)))
+
+    for size in ((64, 64), (33, 32), (1000, 1000)):
+        assert run(torch.eye(*size)).isfinite().all()
+    assert run(torch.full((40, 64), 0.5)).isfinite().all()  # alike everywhere
+    for size in ((40, 64), (72, 64)):
+        with pytest.raises(LampError, match=f"{size[1]} x {size[0]}.*1.00 to 1"):
+            run(torch.eye(*size))
+
+
 def test_a_sampler_inside_another_nodes_sampler_works_as_alone(model: Any) -> None:
     """As nodes that shift the noise levels do it: the sampler sees a function, and no model."""
     import comfy.samplers

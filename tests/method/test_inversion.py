@@ -144,13 +144,24 @@ def test_custom_sampling_accepts_the_noise(node_classes: Nodes, model: Any) -> N
 
 
 def test_a_start_at_another_level_is_refused(node_classes: Nodes, model: Any) -> None:
-    noise = invert_node(node_classes, model, clip(), steps=6, strength=0.5)[0]
+    from comfy_extras.nodes_custom_sampler import BasicScheduler, CFGGuider, SamplerCustomAdvanced
+
+    noise, *_, custom = invert_node(node_classes, model, clip(), steps=6, strength=0.5).result
     positive, negative = conditioning()
     latent = {"samples": video_latent()}
     with pytest.raises(LampError, match="^LAMP KSampler: .*steps and denoise"):
         node_classes["LAMP_KSampler"].execute(
             model, positive, negative, latent, 0, steps=6, noise=noise
         )
+    schedule = node_classes["LAMP_AdaINSchedule"].execute("off")[0]
+    sampler = node_classes["LAMP_Sampler"].execute("ddim", schedule)[0]
+    guider = core(CFGGuider, model, positive, negative, 5.0)[0]
+    for sigmas in (
+        node_classes["LAMP_Scheduler"].execute(model, 6)[0],
+        core(BasicScheduler, model, "normal", 3, 0.2)[0],
+    ):
+        with torch.inference_mode(), pytest.raises(LampError, match="steps and denoise"):
+            core(SamplerCustomAdvanced, custom, guider, sampler, sigmas, latent)
 
 
 def test_invalid_inputs_of_the_inversion_node_are_refused(

@@ -140,7 +140,7 @@ def no_hook_is_left(request: pytest.FixtureRequest) -> Any:
 
 
 def random_masks(frames: int) -> Tensor:
-    return torch.rand(frames, 32, 24, generator=torch.Generator().manual_seed(6))
+    return torch.rand(frames, 24, 24, generator=torch.Generator().manual_seed(6))
 
 
 @pytest.mark.parametrize("windows", [None, Windows(4, 1)])

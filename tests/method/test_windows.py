@@ -10,7 +10,7 @@ from torch import Tensor
 
 from benchmarks.samples.comfy_runs import SEED, STEPS, conditioning, lamp_ksampler, moving, worst
 from benchmarks.samples.ecosystem import sample as run_sampler
-from benchmarks.samples.tiny_models import text, video_latent
+from benchmarks.samples.tiny_models import reference, text, tiny_config, video_latent
 from lamp.errors import LampError
 from lamp.method.adain import AdaINSchedule
 from lamp.method.noise import draw_noise, share_noise
@@ -18,7 +18,6 @@ from lamp.method.sampling import sample
 from lamp.method.windows import Windows, predict_in_windows, returns
 from lamp.motion_file.file import MotionFile
 from tests.hosts.test_run_frames import gligen
-from tests.method.test_inversion import reference
 
 # --- the windows themselves -----------------------------------------------------------------------
 
@@ -113,7 +112,7 @@ def both_hosts(
     noise = share_noise(draw_noise(frames, 4, 8, 8, SEED), 0.2)
     first = video_latent()[:1] * 0.18215
     expected = sample(
-        *reference(file),
+        *reference(file, tiny_config()),
         first,
         noise,
         text(1),
@@ -226,7 +225,7 @@ def test_prompts_per_frame_follow_their_frames(
 
         from lamp.hosts.comfy.noise import shared_noise
 
-        sigmas = torch.tensor([2.0, 0.03])  # a single step
+        sigmas = torch.tensor([6.0, 0.03])  # a single step
         euler = comfy.samplers.sampler_object("euler")
         with torch.inference_mode():
             return comfy.sample.sample_custom(

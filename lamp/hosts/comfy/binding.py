@@ -25,13 +25,13 @@ from ...motion_file.file import MotionFile
 from ...plain import log
 from .compiled import CompiledCalls, is_compiled, take_over
 from .latent import check_latent, check_start, fill_protected
+from .levels import check_level, ends_clean
 from .motion_guidance import call_guided, has_plain_guidance
+from .noise import NOISE_LEVEL, SHARED_NOISE
 from .other_nodes import check_one_noise_level, check_other_nodes, keep_on_one_gpu
 from .overflow import find_overflow, overflow_text
 from .run import AD_PARAMS, KEY, PIECE, Run, run_of
 
-# Marks a noise tensor that is shared already (paper eq. 6), so that it is never mixed twice.
-SHARED_NOISE = "lamp_shared_noise"
 # In the options of a call that processes one window: the rows of the run in that window.
 WINDOW = "lamp_window"
 
@@ -206,12 +206,13 @@ def _outer_sample(bound: BoundMotion) -> Callable[..., Tensor]:
         patcher = guider.model_patcher
         sampling = patcher.get_model_object("model_sampling")
         check_start(noise, latent_image, sigmas, patcher.model, sampling)
+        check_level(sigmas, sampling, latent_image, getattr(noise, NOISE_LEVEL, None))
         run = Run(len(latent_image), options.get(PIECE), compile=take_over(guider))
         if getattr(noise, SHARED_NOISE, False):
             run.given = noise
         for motion_mask in bound.motion_masks:
             if motion_mask is not None:
-                motion_mask.check(run.whole.total)
+                motion_mask.check(run.whole.total, latent_image.shape[-2:])
         options[KEY] = run
         latent_image = fill_protected(latent_image, denoise_mask)
         try:
@@ -259,18 +260,6 @@ def _sampler_sample(bound: BoundMotion) -> Callable[..., Tensor]:
         return restore_held(out, run.denoised.to(out), bound.motion_masks, run.whole.frame_indices)
 
     return sampler_sample
-
-
-def ends_clean(sigmas: Tensor, sampling: Any) -> bool:
-    """Whether a schedule ends with a finished video rather than with latents to continue from.
-
-    It does at sigma 0, and at the end of the official DDIM schedule, whose last step leads from
-    timestep 1 to the lowest noise level.
-    """
-    if sigmas[-1] == 0:
-        return True
-    lowest = sampling.sigmas[:2].to(sigmas)
-    return len(sigmas) > 1 and torch.allclose(sigmas[-2:].flip(0), lowest, rtol=1e-5)
 
 
 def _predict_noise(bound: BoundMotion) -> Callable[..., Tensor]:

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from ...errors import LampError
 from ...method.noise import draw_noise, share_noise
-from .binding import SHARED_NOISE
 
-# Key in a LATENT of noise for a part of the schedule: its noise level (sigma).
+# Marks a noise tensor that is shared already (paper eq. 6), so that it is never mixed twice.
+SHARED_NOISE = "lamp_shared_noise"
+# Key in a LATENT of inverted noise, and attribute of the tensor: its noise level (sigma).
 NOISE_LEVEL = "lamp_noise_level"
-_LEVEL_MARGIN = 1.25  # neighbouring levels of common schedules are closer
 
 
 @dataclass(frozen=True)
@@ -45,25 +45,31 @@ def shared_noise(latent: Tensor, seed: int, alpha: float) -> Tensor:
 
 @dataclass(frozen=True)
 class GivenNoise:
-    """A NOISE of ComfyUI that returns given noise unchanged."""
+    """A NOISE of ComfyUI that returns given noise unchanged. `level` as in `mark_shared`."""
 
     noise: Tensor
     seed: int = 0
+    level: float | None = None
 
     def generate_noise(self, input_latent: dict[str, Any]) -> Tensor:
         """The noise, for a LATENT of its shape."""
-        return given_noise(self.noise, input_latent["samples"])
+        return given_noise(self.noise, input_latent["samples"], self.level)
 
 
-def mark_shared(noise: Tensor) -> Tensor:
-    """A view of the noise that a MODEL with a motion uses unchanged."""
+def mark_shared(noise: Tensor, level: float | None = None) -> Tensor:
+    """A view of the noise that a MODEL with a motion uses unchanged.
+
+    Args:
+        level: the noise level (sigma) to which a clip was inverted; sampling must begin there.
+    """
     noise = noise.view_as(noise)
     setattr(noise, SHARED_NOISE, True)
+    setattr(noise, NOISE_LEVEL, level)
     return noise
 
 
-def given_noise(noise: Tensor, latent: Tensor) -> Tensor:
-    """Noise from another source, to be used unchanged.
+def given_noise(noise: Tensor, latent: Tensor, level: float | None = None) -> Tensor:
+    """Noise from another source, to be used unchanged; see `mark_shared`.
 
     Raises:
         LampError: its shape differs from the latent's.
@@ -74,21 +80,7 @@ def given_noise(noise: Tensor, latent: Tensor) -> Tensor:
             "create the noise from the same latent (Shared Noise Latents), with the same number "
             "of frames."
         )
-    return mark_shared(noise)
-
-
-def check_level(level: float, sigmas: Tensor) -> None:
-    """Check that sampling begins at the noise level that the noise was made for.
-
-    Raises:
-        LampError: it begins at another level.
-    """
-    if len(sigmas) and not 1 / _LEVEL_MARGIN < sigmas[0].item() / level < _LEVEL_MARGIN:
-        raise LampError(
-            f"The noise was inverted to level {level:.2f}, but sampling begins at "
-            f"{sigmas[0].item():.2f}: also connect the outputs steps and denoise of LAMP DDIM "
-            "Inversion, and keep the scheduler ddim (official)."
-        )
+    return mark_shared(noise, level)
 
 
 def describe_latent(latent: Tensor) -> str:

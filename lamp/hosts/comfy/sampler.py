@@ -15,9 +15,10 @@ from ...errors import LampError
 from ...method.adain import AdaINSchedule
 from ...method.schedule import TRAIN_TIMESTEPS, ddim_timesteps, nearest_timestep
 from ...plain import log
-from .binding import bound_motion, ends_clean
+from .binding import bound_motion
 from .latent import check_one_video
-from .noise import check_level, given_noise, shared_noise
+from .levels import ends_clean, mark_start, starts_official
+from .noise import given_noise, shared_noise
 from .preview import show_middle_frame
 from .run import Run, run_of
 from .steps import step_starts
@@ -58,7 +59,7 @@ def make_sigmas(
                 f"{steps} steps at denoise {denoise:g} need {total} noise levels, but the official "
                 f"schedule has {TRAIN_TIMESTEPS}: use fewer steps."
             )
-        sigmas = _mark_start(sigmas_at(patcher, [*ddim_timesteps(total), 0]))
+        sigmas = mark_start(sigmas_at(patcher, [*ddim_timesteps(total), 0]))
     elif sampler in comfy.samplers.KSampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS:
         sigmas = comfy.samplers.calculate_sigmas(sampling, scheduler, total + 1).cpu()
         sigmas = torch.cat([sigmas[:-2], sigmas[-1:]])
@@ -66,21 +67,6 @@ def make_sigmas(
         sigmas = comfy.samplers.calculate_sigmas(sampling, scheduler, total).cpu()
     # At full denoise some schedulers return more levels than asked for: use all of them.
     return sigmas if denoise >= 1.0 else sigmas[-(steps + 1) :]
-
-
-def _mark_start(sigmas: Tensor) -> Tensor:
-    """Mark the official schedule: it begins one float above the model's own level.
-
-    ComfyUI's ddim_uniform has the same levels but scales its noise (see `_BetweenSteps.start`). The
-    mark distinguishes the two even in a part of the schedule, and changes no timestep.
-    """
-    return torch.cat([torch.nextafter(sigmas[:1], torch.tensor(torch.inf)), sigmas[1:]])
-
-
-def starts_official(sigmas: Tensor, sampling: Any) -> bool:
-    """Whether noise levels begin where the official schedule of `make_sigmas` begins."""
-    level = torch.nextafter(sigmas[0].float().cpu(), torch.tensor(0.0))
-    return bool((sampling.sigmas.float().cpu() == level).any())
 
 
 def sigmas_at(patcher: Any, timesteps: list[int]) -> Tensor:
@@ -121,7 +107,7 @@ def sample_video(
         model: a MODEL with a motion.
         noise: starting noise, used unchanged; by default drawn from the seed and shared with the
             motion's alpha.
-        noise_level: the level (sigma) at which sampling must begin with that noise, if any.
+        noise_level: the level (sigma) to which that noise was inverted, if it was.
 
     Raises:
         LampError: the model has no motion, or latent, noise and sampler do not match.
@@ -135,11 +121,12 @@ def sample_video(
     check_one_video(frames, latent.get("batch_index"))
     if denoise >= 1.0 and mask is None:
         frames = _only_first(frames)
-    noise = shared_noise(frames, seed, alpha) if noise is None else given_noise(noise, frames)
+    if noise is None:
+        noise = shared_noise(frames, seed, alpha)
+    else:
+        noise = given_noise(noise, frames, noise_level)
     sigmas = make_sigmas(model, scheduler, steps, denoise, sampler)
     done = (steps if denoise >= 1.0 else int(steps / denoise)) - steps if denoise > 0.0 else 0
-    if noise_level is not None:
-        check_level(noise_level, sigmas)
     samples = comfy.sample.sample_custom(
         model,
         noise,

@@ -1,0 +1,81 @@
+"""The noise levels (sigma) of a run: where they begin and end, and what may begin there."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...errors import LampError
+
+_LEVEL_MARGIN = 1.25  # neighbouring levels of common schedules are closer
+# At this level a picture is 4 % of the variance. Below, a start without one shows.
+_LEAST_EMPTY_START = 5.0
+
+
+def mark_start(sigmas: Tensor) -> Tensor:
+    """Mark the official schedule: it begins one float above the model's own level.
+
+    ComfyUI's ddim_uniform has the same levels but scales its noise. The mark distinguishes the two
+    even in a part of the schedule, and changes no timestep.
+    """
+    return torch.cat([torch.nextafter(sigmas[:1], torch.tensor(torch.inf)), sigmas[1:]])
+
+
+def starts_official(sigmas: Tensor, sampling: Any) -> bool:
+    """Whether noise levels begin where `mark_start` marked the official schedule."""
+    level = torch.nextafter(sigmas[0].float().cpu(), torch.tensor(0.0))
+    return bool((sampling.sigmas.float().cpu() == level).any())
+
+
+def ends_clean(sigmas: Tensor, sampling: Any) -> bool:
+    """Whether a schedule ends with a finished video rather than with latents to continue from.
+
+    It does at sigma 0, and at the end of the official DDIM schedule, whose last step leads from
+    timestep 1 to the lowest noise level.
+    """
+    if sigmas[-1] == 0:
+        return True
+    lowest = sampling.sigmas[:2].to(sigmas)
+    return len(sigmas) > 1 and torch.allclose(sigmas[-2:].flip(0), lowest, rtol=1e-5)
+
+
+def _lacks_steps(sigmas: Tensor, sampling: Any) -> bool:
+    """Whether a schedule could have begun one step, of the size of its first one, earlier. A whole
+    schedule of few steps may begin as low as a part of a long one."""
+    if starts_official(sigmas, sampling):
+        return False
+    levels = sampling.sigmas.float().cpu()
+    first, second = ((levels - float(sigma)).abs().argmin().item() for sigma in sigmas[:2])
+    return first + (first - second) < len(levels)
+
+
+def check_level(
+    sigmas: Tensor, sampling: Any, latent: Tensor, inverted_to: float | None = None
+) -> None:
+    """Check that sampling of the frames `f c h w` may begin at the first level.
+
+    Args:
+        inverted_to: the level to which a clip was inverted; None for drawn noise.
+
+    Raises:
+        LampError: inverted noise is for another level, or the frames after frame 1 are empty and
+            the level lies so far down the schedule that they would have to be there.
+    """
+    if len(sigmas) < 2:
+        return  # no steps
+    level = float(sigmas[0])
+    if inverted_to is not None:
+        if not 1 / _LEVEL_MARGIN < level / inverted_to < _LEVEL_MARGIN:
+            raise LampError(
+                f"The noise was inverted to level {inverted_to:.2f}, but sampling begins at "
+                f"{level:.2f}: also connect the outputs steps and denoise of LAMP DDIM "
+                "Inversion, and keep the scheduler ddim (official)."
+            )
+    elif level < _LEAST_EMPTY_START and not latent[1:].any() and _lacks_steps(sigmas, sampling):
+        raise LampError(
+            f"Sampling begins at noise level {level:.2f}, in the middle of the schedule, but the "
+            "frames after frame 1 are empty: set denoise to 1 (start_at_step to 0), or connect a "
+            "latent with all frames. Frame 1 is kept in any case."
+        )
