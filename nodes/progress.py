@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
-from ..lamp.plain import log, plain, plain_lines
+from ..lamp.hosts.comfy.canvas import say_below
+from ..lamp.plain import log
 
 _PREVIEW_SIZE = 512  # pixels of the longer side
-
-
-def running_server() -> Any:
-    """The host's server; None where nodes run without one."""
-    return getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
 
 
 class NodeProgress:
@@ -50,9 +45,7 @@ class NodeProgress:
 
     def say(self, text: str) -> None:
         """Show a line of text below the node, where there is a server to show it."""
-        server = running_server()
-        if server is not None and self._node_id is not None:
-            server.send_progress_text(plain_lines(text), plain(self._node_id))
+        say_below(self._node_id, text)
 
 
 def image_and_text(picture: Any, text: str, node: type[Any]) -> dict[str, Any]:

@@ -237,7 +237,11 @@ def _results(
     from ..lamp.hosts.comfy import binding as comfy
     from ..lamp.training.plots import loss_plot
 
-    bound = comfy.BoundMotion(comfy.load_motion(model, file), groupnorm=training.config.groupnorm)
+    bound = comfy.BoundMotion(
+        comfy.load_motion(model, file),
+        groupnorm=file.config.groupnorm,
+        trained_frames=file.config.frames,
+    )
     plot = loss_plot(training.losses, training.validation)
     show.end(plot, training.config.steps)
     losses = {"loss": training.losses}

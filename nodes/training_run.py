@@ -12,6 +12,7 @@ import folder_paths
 from torch import Tensor
 
 from ..lamp.errors import LampError
+from ..lamp.hosts.comfy.canvas import running_server
 from ..lamp.hosts.comfy.folders import shown
 from ..lamp.motion_file.file import RUN_KEY, run_of
 from ..lamp.motion_file.provenance import save_motion_file
@@ -23,7 +24,7 @@ from ..lamp.training.session import Place, newest_first, newest_run, states
 from ..lamp.training.state import read_state
 from .common import motion_folder
 from .model_paths import motion_root
-from .progress import NodeProgress, duration, running_server
+from .progress import NodeProgress, duration
 
 RUNS = "lamp_training"
 _DEEPEST = 6  # parts of a name: horses/brown/run_00001 has three

@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 from ..lamp.errors import LampError
+from ..lamp.hosts.comfy.canvas import running_server
 from ..lamp.motion_file.config import read_config
 from ..lamp.motion_file.file import read_header
 from ..lamp.plain import log, plain
 from .graph import missing_words, prompts_below
 from .model_paths import motion_path
-from .progress import running_server
 
 EVENT = "lamp.missing_words"
 """Sent to the page that queued the prompt, with `motion` and `words`; web/motions.js shows it."""

@@ -56,7 +56,7 @@ function nodeOf(id) {
 }
 
 // The front end keeps the last text of a node, such as a warning, also when the node runs again and
-// says nothing.
+// says nothing. The host's samplers show warnings of a motion, too.
 function followTexts() {
     let silent // the node that runs, until it says something
     api.addEventListener('progress_text', () => {
@@ -64,7 +64,7 @@ function followTexts() {
     })
     api.addEventListener('executing', ({ detail }) => {
         const old = silent?.widgets?.find(({ name }) => name === PROGRESS)
-        if (old && silent.comfyClass.startsWith('LAMP_')) silent.removeWidget(old)
+        if (old && (silent.comfyClass.startsWith('LAMP_') || `${old.value}`.startsWith('LAMP: '))) silent.removeWidget(old)
         silent = nodeOf(detail)
     })
 }

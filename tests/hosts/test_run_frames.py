@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -206,11 +208,23 @@ def test_masks_for_each_frame_count_those_of_the_whole_extended_video(
     ("trained", "window", "told"), [(0, 0, 0), (2, 0, 1), (3, 0, 0), (2, 4, 0), (1, 4, 1)]
 )
 def test_many_more_frames_than_the_motion_was_trained_on_are_told_once(
-    plain: Any, file: MotionFile, caplog: Any, trained: int, window: int, told: int
+    plain: Any,
+    file: MotionFile,
+    monkeypatch: pytest.MonkeyPatch,
+    trained: int,
+    window: int,
+    told: int,
 ) -> None:
-    """Six frames at once, or in windows of four."""
+    """Six frames at once, or in windows of four; below the node that samples."""
+    from comfy_execution.utils import CurrentNodeContext
+
+    said: list[tuple[str, str]] = []
+    instance = SimpleNamespace(send_progress_text=lambda text, node: said.append((node, text)))
+    server = SimpleNamespace(PromptServer=SimpleNamespace(instance=instance))
+    monkeypatch.setitem(sys.modules, "server", server)
     model = moving(plain, file, trained_frames=trained)
-    ksampler(windowed(model, window) if window else model)
-    frames = str(window or 6)
-    found = [each for each in caplog.records if f" {frames} frames" in each.getMessage()]
-    assert len(found) == told
+    with CurrentNodeContext("prompt", "7"):
+        ksampler(windowed(model, window) if window else model)
+    assert len(said) == told
+    for node, line in said:
+        assert node == "7" and f" {window or 6} frames" in line and f" {trained}" in line

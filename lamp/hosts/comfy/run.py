@@ -18,7 +18,7 @@ from ...errors import LampError
 from ...method.layout import FrameLayout
 from ...method.motion import ActiveMotion, attached
 from ...method.windows import returns
-from ...plain import log
+from .canvas import warn_below_running_node
 from .deferred import DeferredChecks
 
 KEY = "lamp_motion"
@@ -115,11 +115,10 @@ class Run:
         fewest = min(filter(None, trained), default=frames)
         if frames > _MOST_TIMES * fewest and not self._length_noted:
             self._length_noted = True
-            log.warning(
-                "The video has %d frames at once, but the motion was trained on %d, so it may "
-                "move poorly. For long videos use LAMP Anchored Windows or LAMP Extend Video.",
-                frames,
-                fewest,
+            warn_below_running_node(
+                f"The video has {frames} frames at once, but the motion was trained on {fewest}, "
+                "so it may move poorly. For long videos use LAMP Anchored Windows or LAMP Extend "
+                "Video."
             )
 
     def videos_in(self, rows: int, frames: int) -> int:

@@ -14,8 +14,8 @@ from torch import Tensor
 from ...errors import LampError
 from ...method.adain import AdaINSchedule
 from ...method.schedule import TRAIN_TIMESTEPS, ddim_timesteps, nearest_timestep
-from ...plain import log
 from .binding import bound_motion
+from .canvas import warn_below_running_node
 from .latent import check_one_video
 from .levels import ends_clean, mark_start, starts_official
 from .noise import given_noise, shared_noise
@@ -148,7 +148,9 @@ def _only_first(frames: Tensor) -> Tensor:
     """At denoise 1 ComfyUI adds the latent to the noise, so frames 2.. would leak into it."""
     if not frames[1:].any():
         return frames
-    log.info("LAMP: at denoise 1 the video starts from frame 1 alone; other frames are ignored.")
+    warn_below_running_node(
+        "At denoise 1 the video starts from frame 1 alone: the other frames of latent are ignored."
+    )
     return torch.cat([frames[:1], torch.zeros_like(frames[1:])])
 
 
