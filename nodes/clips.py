@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import stat
 from pathlib import Path
@@ -238,8 +239,8 @@ def find_sources(
 def video_source(video: Any, name: str) -> ClipSource:
     """The source of the frames of a VIDEO.
 
-    A file is read directly, between the trim marks if the host has set any. Any other VIDEO, such
-    as a cropped one, is decoded by the host as a whole.
+    A file is read directly, between the trim marks if the host tells any. Any other VIDEO, such as
+    one that is cropped, or trimmed by a host that does not tell where, is decoded by the host.
     """
     if isinstance(video, InputImpl.VideoFromFile):
         found = video.get_stream_source()
@@ -247,20 +248,30 @@ def video_source(video: Any, name: str) -> ClipSource:
         check_kind(file)  # before the host opens it
         with reading(file):
             whole = InputImpl.VideoFromFile(found).get_dimensions() == video.get_dimensions()
-        if whole:
-            # Older hosts have no such method. A duration of 0 means up to the end.
-            window = getattr(video, "get_active_trim_window", lambda: (0.0, 0.0))
-            start, duration = window()
-            return FileSource(file, start, start + duration if duration else None)
+            if whole and (window := _trim_window(video, found)) is not None:
+                return FileSource(file, *window)
     with reading(name):
         parts = video.get_components()
     return BatchSource(name, [parts.images], float(parts.frame_rate))
 
 
+def _trim_window(video: Any, file: Any) -> tuple[float, float | None] | None:
+    """Begin and end of a trimmed VIDEO in seconds; None if the host does not tell them.
+
+    ComfyUI 0.3 cannot trim, and 0.14 to 0.22 keep the window to themselves.
+    """
+    if hasattr(video, "get_active_trim_window"):
+        start, duration = video.get_active_trim_window()  # a duration of 0 means up to the end
+        return start, start + duration if duration else None
+    kind = InputImpl.VideoFromFile
+    can_trim = "start_time" in inspect.signature(kind.__init__).parameters
+    if can_trim and kind(file).get_duration() != video.get_duration():
+        return None
+    return 0.0, None
+
+
 def _summary(clips: ClipSet, report: str) -> str:
-    count = len(clips.warnings)
-    more = f"; {count} warning{'s' if count > 1 else ''} in the report" if count else ""
-    return report.splitlines()[0] + more
+    return "\n".join([report.splitlines()[0], *(f"Warning: {text}" for text in clips.warnings)])
 
 
 NODES: list[type[io.ComfyNode]] = [TrainingClips]

@@ -297,8 +297,8 @@ def _crop_warnings(clips: ClipSet) -> list[str]:
 def _rate_warnings(clips: ClipSet) -> list[str]:
     """Clips of different rates show one motion at different speeds."""
     timed = [info for info in clips.infos if info.fps]
-    if clips.settings.fps and timed and len(timed) < len(clips):
-        untimed = [info for info in clips.infos if not info.fps]
+    untimed = [info for info in clips.infos if not info.fps]
+    if clips.settings.fps and untimed:
         return [
             f"The frame rate of {_first_of(untimed)} is unknown: not resampled to "
             f"{clips.settings.fps:g} fps."

@@ -34,7 +34,8 @@ def describe_clips(clips: ClipSet) -> str:
         f"{chosen.frames} frames, stride {chosen.stride}, "
         + " and ".join(f"{width} x {height}" for width, height in clips.sizes)
     )
-    head += f", {chosen.fps:g} fps" if chosen.fps else ""
+    if chosen.fps and any(info.fps for info in clips.infos):  # others are not resampled
+        head += f", {chosen.fps:g} fps"
     head += f", each with {_number(chosen.copies, 'distorted copy')}" if chosen.copies else ""
     lines = [_line(clips, number) for number in range(len(clips))]
     measured = all(clip.movement.flow is not None for clip in clips.sources)

@@ -115,7 +115,7 @@ def test_a_window_has_the_speed_of_its_clip(folder):
         ([10, 30], 8.0, 8, []),
         ([25, None], None, 25, []),
         ([25, None], 8.0, 8, ["clip 2", "8"]),
-        ([None, None], 8.0, None, []),
+        ([None, None], 8.0, None, ["clip 1", "8"]),
     ],
 )
 def test_the_rate_of_a_clip_set(
