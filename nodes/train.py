@@ -137,7 +137,8 @@ class Trainer(io.ComfyNode):
         from ..lamp.hosts.comfy.toy import toy_side
         from ..lamp.hosts.comfy.vae import first_picture
 
-        place = find_place(name, resume)
+        progress = NodeProgress(cls.hidden.unique_id)
+        place = find_place(name, resume, progress)
         kept = ""
         if preset is not None:
             preset, kept = preset.as_begun(place.state)
@@ -158,9 +159,6 @@ class Trainer(io.ComfyNode):
         start = None
         if place.state is None:
             start = load_start(config, map_unet(model.model.diffusion_model), motion_path)
-        progress = NodeProgress(cls.hidden.unique_id)
-        if place.state is None and resume != NONE:
-            progress.warn(f"There is no earlier training of {name}: a new one starts.")
         if kept:
             progress.warn(kept)
         if preset is not None and (advice := preset.differs_from(clips.settings)):

@@ -57,8 +57,11 @@ def _folders(root: Path, deepest: int) -> Iterator[Path]:
             yield from _folders(folder, deepest - 1)
 
 
-def find_place(name: str, resume: str) -> Place:
+def find_place(name: str, resume: str, progress: NodeProgress) -> Place:
     """A new place for NAME, also if there is no `latest` run, or that of the run which is resumed.
+
+    Args:
+        progress: told which it is, and which states cannot be read.
 
     Raises:
         LampError: the name is not valid, or the chosen state does not exist.
@@ -68,13 +71,15 @@ def find_place(name: str, resume: str) -> Place:
         return _new_place(fresh)
     if resume == LATEST:
         stem = fresh.relative_to(motion_root()).as_posix().rsplit("_", 1)[0]
-        found = newest_run(runs_root() / stem)
+        found = newest_run(runs_root() / stem, progress.warn)
         if found is None:
+            progress.warn(f"There is no earlier training of {name}: a new one starts.")
             return _new_place(fresh)
         path, state = found
     else:
         path = _state_path(resume)
         state = read_state(path)
+    progress.announce(f"resuming {path.parent.name} after step {state.step}")
     return Place(path.parent, _motion_of_run(path), state)
 
 

@@ -44,7 +44,7 @@ from ..training.warm_start import load_start
 from .place import find_place
 from .stopping import StopRequest
 from .terminal import LogLines, Terminal, describe_step
-from .train_config import LATEST, TOY, RunSettings
+from .train_config import TOY, RunSettings
 
 
 def train(settings: RunSettings) -> None:
@@ -76,9 +76,7 @@ def train(settings: RunSettings) -> None:
 def _train(
     settings: RunSettings, terminal: Terminal, stop: StopRequest, group: AccelerateGroup | None
 ) -> None:
-    place = find_place(settings.folder, settings.name, settings.resume)
-    if place.state is None and settings.resume == LATEST:
-        terminal.say(f"There is no earlier run of {settings.name}: a new one starts.")
+    place = find_place(settings.folder, settings.name, settings.resume, terminal.say)
     device = choose_device(settings.choices.device) if group is None else group.device
     processes = 1 if group is None else group.count
     model = None

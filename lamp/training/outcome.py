@@ -21,7 +21,7 @@ from .low_rank import factors, whole_state
 from .optimizers import importance
 from .recipe import TrainConfig
 from .samples import save_loss_plot
-from .session import BEST, RunFolder, SaveConfig, run_training, state_steps, step_mark
+from .session import BEST, RunFolder, SaveConfig, Say, run_training, state_steps, step_mark
 from .state import StateError
 from .stopping import Measured, best_of_run, merged
 
@@ -122,7 +122,7 @@ def train_to_file(
     outcome: Outcome,
     on_step: Callable[[StepReport], None],
     sample: Callable[[Training], object] | None = None,
-    say: Callable[[str], None] = log.warning,
+    say: Say = log.warning,
 ) -> Path:
     """Run the training and write the motion. A cancel or an error writes the motion so far as
     `NAME-step000123-stopped.safetensors` and is raised again. See `run_training`.
@@ -137,6 +137,11 @@ def train_to_file(
         )
     folder.forget_after(training.step)
     begun = training.step
+    if begun >= training.config.steps:
+        say(
+            f"Nothing is left to train: the run has all of its {begun} steps. Set resume to none "
+            "for a new run."
+        )
 
     def keep(mark: str) -> None:
         try:
@@ -181,9 +186,7 @@ def measures(training: Training) -> list[Measured]:
     return merged(training.validation, training.sample_scores)
 
 
-def _save_pictures(
-    training: Training, outcome: Outcome, folder: RunFolder, say: Callable[[str], None]
-) -> None:
+def _save_pictures(training: Training, outcome: Outcome, folder: RunFolder, say: Say) -> None:
     """The loss plot, and all samples side by side."""
     measured, config = measures(training), training.config
     best = best_of_run(measured, config) if config.patience and measured else None
@@ -195,9 +198,7 @@ def _save_pictures(
         say(str(error))
 
 
-def _write_stopped(
-    training: Training, outcome: Outcome, folder: RunFolder, say: Callable[[str], None]
-) -> None:
+def _write_stopped(training: Training, outcome: Outcome, folder: RunFolder, say: Say) -> None:
     try:
         path = outcome.write(training, f"{step_mark(training.step)}-stopped", folder.path)
     except MotionFileError as error:  # the reason for the stop matters more

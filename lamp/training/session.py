@@ -177,13 +177,17 @@ def newest_first(paths: Iterable[Path]) -> list[Path]:
     return [path for *_, path in sorted(found, reverse=True)]
 
 
-def newest_run(target: Path) -> tuple[Path, TrainingState] | None:
+Say = Callable[[str], None]
+"""Receives a warning for the user."""
+
+
+def newest_run(target: Path, say: Say = log.warning) -> tuple[Path, TrainingState] | None:
     """`newest_state` of the runs FOLDER/NAME_00001, NAME_00002, ... of a target FOLDER/NAME."""
     runs = target.parent.glob(f"{glob.escape(target.name)}_[0-9]*/")
-    return newest_state(sorted(run for run in runs if number_of(run.name, target.name)))
+    return newest_state(sorted(run for run in runs if number_of(run.name, target.name)), say)
 
 
-def newest_state(folders: list[Path]) -> tuple[Path, TrainingState] | None:
+def newest_state(folders: list[Path], say: Say = log.warning) -> tuple[Path, TrainingState] | None:
     """The newest valid state and its file. Damaged ones are skipped with a warning."""
     by_age = newest_first(path for folder in folders for path in states(folder))
     for folder in dict.fromkeys(path.parent for path in by_age):
@@ -191,7 +195,7 @@ def newest_state(folders: list[Path]) -> tuple[Path, TrainingState] | None:
             try:
                 return path, read_state(path)
             except StateError as error:
-                log.warning("%s", error)
+                say(str(error))
     return None
 
 
@@ -215,7 +219,7 @@ def run_training(
     on_step: Callable[[StepReport], None],
     sample: Callable[[Training], object] | None = None,
     keep: Callable[[str], object] = lambda mark: None,
-    say: Callable[[str], None] = log.warning,
+    say: Say = log.warning,
 ) -> None:
     """Take all remaining steps of `training`, with validation, samples and saved states. With
     `patience`, it ends when the motion is learned.
@@ -276,7 +280,7 @@ def run_training(
     try:
         training.run(after_step)
     except BaseException as stop:
-        kept = _rescue(training, folder, saved)
+        kept = _rescue(training, folder, saved, say)
         if is_out_of_memory(stop):
             advise = _sample_advice if drawing else _memory_advice
             raise LampError(advise(training, kept)) from None
@@ -285,7 +289,7 @@ def run_training(
         folder.close()
 
 
-def _rescue(training: Training, folder: RunFolder, saved: int) -> int:
+def _rescue(training: Training, folder: RunFolder, saved: int, say: Say) -> int:
     """Save the state after a stop, if it is new; returns the step of the newest state."""
     training.optimizer.zero_grad(set_to_none=True)
     if training.step > saved:
@@ -293,7 +297,7 @@ def _rescue(training: Training, folder: RunFolder, saved: int) -> int:
             folder.save_state(training)
             return training.step
         except StateError as error:
-            log.error("%s", error)
+            say(str(error))
     return saved
 
 

@@ -47,18 +47,19 @@ def test_latest_only_considers_the_same_name(place: Any) -> None:
     horse = keep_state(place, "horse_00001")
     other = keep_state(place, "horse_2_00001")
     os.utime(next(horse.iterdir()), ns=(0, 0))  # older than the other run
-    assert place.find_place("horse", "latest").folder == horse
-    assert place.find_place("horse_2", "latest").folder == other
-    assert place.find_place("hors", "latest").folder == horse.with_name("hors_00001")
+    assert place.find_place("horse", "latest", place.NodeProgress(None)).folder == horse
+    assert place.find_place("horse_2", "latest", place.NodeProgress(None)).folder == other
+    fresh = place.find_place("hors", "latest", place.NodeProgress(None))
+    assert fresh.folder == horse.with_name("hors_00001")
 
 
 def test_numbers_only_count_the_same_name(place: Any) -> None:
     motions = place.motion_root()
     for name in ("run_00003", "run_2_00007", "run_20251122x"):
         Path(motions, f"{name}.safetensors").touch()
-    assert place.find_place("run", "none").motion == motions / "run_00004"
+    assert place.find_place("run", "none", place.NodeProgress(None)).motion == motions / "run_00004"
     Path(motions, "run_00004-step000009-stopped.safetensors").touch()
-    assert place.find_place("run", "none").motion == motions / "run_00005"
+    assert place.find_place("run", "none", place.NodeProgress(None)).motion == motions / "run_00005"
 
 
 def test_a_state_deleted_meanwhile_is_skipped(place: Any) -> None:
@@ -66,7 +67,7 @@ def test_a_state_deleted_meanwhile_is_skipped(place: Any) -> None:
     kept = keep_state(place, "horse_00001")
     (kept / "state-step000002.safetensors").symlink_to(kept / "gone")
     assert place.resume_choices() == ["none", "latest", "horse_00001/state-step000001.safetensors"]
-    assert place.find_place("horse", "latest").folder == kept
+    assert place.find_place("horse", "latest", place.NodeProgress(None)).folder == kept
 
 
 @pytest.mark.slow
@@ -79,6 +80,15 @@ def test_what_the_run_did_otherwise_than_asked_stays_on_the_node(
     told = [runs.run("colt", resume).ui["text"][0] for resume in ("latest", "latest", "none")]
     assert all("colt_0000" in text and "sampler_post_cfg_function" in text for text in told)
     assert ["no earlier" in text for text in told] == [True, False, False]
+    assert ["left to train" in text for text in told] == [False, True, False]
+
+
+def test_a_state_that_cannot_be_read_is_named(place: Any) -> None:
+    kept = keep_state(place, "horse_00001")
+    (kept / "state-step000002.safetensors").write_bytes(b"half")
+    progress = place.NodeProgress(None)
+    assert place.find_place("horse", "latest", progress).state.step == 1
+    assert len(progress.warnings) == 1 and "state-step000002" in progress.warnings[0]
 
 
 class _OnApple:
