@@ -168,7 +168,7 @@ class LampScheduler(io.ComfyNode):
                     "denoise",
                     1.0,
                     "1 starts from pure noise. Lower values start at a lower noise level and keep "
-                    "part of the frames in the latent.",
+                    "part of the frames in the latent, which must have them all.",
                     step=0.01,
                 ),
             ],

@@ -26,6 +26,7 @@ from .common import (
     aliases,
     motion_folder,
     named_errors,
+    plain_errors,
     progress_of,
     upstream_name,
     workflow_metadata,
@@ -183,8 +184,8 @@ class MergeMotions(io.ComfyNode):
             inputs=[
                 LampMotion.Input(
                     "first",
-                    tooltip="Motion from Load LAMP Motion. The result takes its size and number "
-                    "of frames.",
+                    tooltip="Motion from Load LAMP Motion. The result records the size and number "
+                    "of frames only if both motions have the same.",
                 ),
                 LampMotion.Input("second", tooltip="Motion from a second Load LAMP Motion."),
                 _weight("first_weight", "first"),
@@ -263,6 +264,16 @@ class ConvertOfficial(io.ComfyNode):
             hidden=[io.Hidden.prompt, io.Hidden.unique_id],
             **aliases("import official checkpoint", "convert checkpoint"),
         )
+
+    @classmethod
+    @plain_errors
+    def fingerprint_inputs(cls, folder: str | None = None, **_: Any) -> str:
+        """Read a checkpoint again when its files have been written again."""
+        place = official_folders().get(folder) if folder else None
+        if place is None:
+            return "missing"
+        states = [(path.name, path.stat()) for path in sorted((place / "unet").iterdir())]
+        return str([(name, state.st_mtime_ns, state.st_size) for name, state in states])
 
     @classmethod
     @named_errors("Convert Official LAMP Checkpoint", ("folder",))

@@ -38,7 +38,7 @@ class TrainingPreset(io.ComfyNode):
                     "card",
                     options=list(CARDS),
                     tooltip="Memory of the graphics card. 1 GB of it is left to the desktop. auto "
-                    "uses the memory that is free now, so to resume a training, choose your card.",
+                    "uses the memory that is free now, without what other models still hold.",
                 ),
                 _number("width", 0, 2048, LATENT_STRIDE, 0),
                 _number("height", 0, 2048, LATENT_STRIDE, 0),

@@ -91,7 +91,7 @@ class LampKSampler(io.ComfyNode):
                     "denoise",
                     1.0,
                     "1 generates all frames but the first from noise. Lower values keep part of "
-                    "the frames in latent.",
+                    "the frames in latent, which must have them all.",
                     step=0.01,
                 ),
                 schedule_input(),

@@ -345,6 +345,11 @@ def test_the_node_converts_a_folder_of_models_diffusers(
         options = node.INPUT_TYPES()["required"]["folder"][1]["options"]
         assert options == ["horse run"]
         file: MotionFile = node.execute(patcher, "horse run", " a horse runs ")[0]
+        read = node.fingerprint_inputs(folder="horse run")
+        assert read == node.fingerprint_inputs(folder="horse run", prompt="x")
+        for path in (tmp_path / "horse run/unet").iterdir():
+            os.utime(path, ns=(0, 0))
+        assert node.fingerprint_inputs(folder="horse run") != read
         for name in ("../x", "none", ""):
             with pytest.raises(LampError, match="^Convert Official LAMP Checkpoint: There is no"):
                 node.execute(patcher, name)
