@@ -14,11 +14,12 @@ from torch import Tensor
 
 from ..errors import ClipError
 from .augment import draw_warp, warped
-from .decoding.reader import SourceFrame
+from .decoding.reader import SourceFrame, reading
+from .images import fit_images
 from .movement import Movement
 from .settings import ClipSettings
 from .sources import ClipSource
-from .video import ClipInfo, fitted, resample
+from .video import ClipInfo, resample
 
 DEFAULT_RATE = 8.0
 """Frames per second for clips without timestamps; the rate of the published videos."""
@@ -216,4 +217,6 @@ def _played(clip: Clip, settings: ClipSettings) -> Iterator[SourceFrame]:
 
 
 def _picture(frame: SourceFrame, clip: Clip, settings: ClipSettings) -> Tensor:
-    return fitted(frame, clip.source.path or clip.source.name, *clip.size, settings.fit)
+    with reading(clip.source.path or clip.source.name):
+        image = frame.load()
+    return fit_images(image[None], *clip.size, settings.fit)[0]

@@ -1,4 +1,4 @@
-"""Frames of a training clip: its facts, resizing, and resampling to another rate."""
+"""Frames of a training clip: its facts, and resampling to another rate."""
 
 from __future__ import annotations
 
@@ -6,10 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor
-
-from .decoding.reader import Readable, SourceFrame, reading
-from .images import Fit, fit_images
+from .decoding.reader import SourceFrame
 
 _ROUNDING = 1e-6  # seconds
 
@@ -30,21 +27,6 @@ class ClipInfo:
     height: int
     caption: str = ""
     caption_source: str = ""
-
-
-def fitted(
-    frame: SourceFrame,
-    clip: Readable | str,
-    width: int | None,
-    height: int | None,
-    fit: Fit,
-) -> Tensor:
-    """One frame's picture ``h w 3`` uint8, resized if a size is given; `clip` is for errors."""
-    with reading(clip):
-        image = frame.load()
-    if width is None or height is None:
-        return image
-    return fit_images(image[None], width, height, fit)[0]
 
 
 def resample(frames: Iterator[SourceFrame], fps: float) -> Iterator[SourceFrame]:

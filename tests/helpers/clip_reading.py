@@ -11,9 +11,9 @@ from torch import Tensor
 
 from lamp.clips.decoding.choose import Tally, source_frames
 from lamp.clips.decoding.reader import Readable, reading
-from lamp.clips.images import Fit
+from lamp.clips.images import Fit, fit_images
 from lamp.clips.listing import find_clips
-from lamp.clips.video import ClipInfo, fitted
+from lamp.clips.video import ClipInfo
 
 
 def list_clips(folder: str | Path) -> list[Path]:
@@ -46,7 +46,11 @@ def read_frames(
     with contextlib.closing(source_frames(path)) as frames:
         for number, frame in enumerate(frames):
             if number in indices:
-                found[number] = fitted(frame, path, width, height, fit)
+                with reading(path):
+                    picture = frame.load()
+                if width is not None and height is not None:
+                    picture = fit_images(picture[None], width, height, fit)[0]
+                found[number] = picture
             if number == max(indices):
                 break
     return torch.stack([found[index] for index in indices])
