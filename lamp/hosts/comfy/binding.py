@@ -210,9 +210,10 @@ def _outer_sample(bound: BoundMotion) -> Callable[..., Tensor]:
         run = Run(len(latent_image), options.get(PIECE), compile=take_over(guider))
         if getattr(noise, SHARED_NOISE, False):
             run.given = noise
+        height, width = latent_image.shape[-2:]
         for motion_mask in bound.motion_masks:
             if motion_mask is not None:
-                motion_mask.check(run.whole.total, latent_image.shape[-2:])
+                motion_mask.check(run.whole.total, (height, width))
         options[KEY] = run
         latent_image = fill_protected(latent_image, denoise_mask)
         try:
