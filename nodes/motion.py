@@ -87,8 +87,8 @@ class LoadMotion(io.ComfyNode):
                     "mask",
                     optional=True,
                     tooltip="White where the image may move: one mask for all frames, or one per "
-                    "frame, of the video's aspect ratio. Include the path of the object. LAMP "
-                    "Motion Map can make it.",
+                    "frame. Another aspect ratio than the video's is stretched. Include the path "
+                    "of the object. LAMP Motion Map can make it.",
                 ),
                 io.Float.Input(
                     "feather",

@@ -143,7 +143,8 @@ class Trainer(io.ComfyNode):
         if preset is not None:
             preset, kept = preset.as_begun(place.state)
             settings |= preset.training
-            checkpointing = "on" if settings.pop("gradient_checkpointing") else "off"
+            del settings["gradient_checkpointing"]
+            checkpointing = preset.checkpointing
         config = TrainConfig(
             steps=steps,
             frames=clips.settings.frames,

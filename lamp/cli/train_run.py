@@ -176,12 +176,12 @@ def fitted_to_card(
     if kept:
         terminal.say(kept)
     training = chosen.training
-    on = training.pop("gradient_checkpointing")
+    del training["gradient_checkpointing"]
     return replace(
         settings,
         clips=ClipSettings(**asdict(clips) | chosen.clips),
         config=replace(config, frames=chosen.clips["frames"], **training),
-        choices=replace(settings.choices, checkpointing="on" if on else "off"),
+        choices=replace(settings.choices, checkpointing=chosen.checkpointing),
         card=chosen.record(),
     )
 

@@ -62,27 +62,30 @@ class MotionMask:
         """Whether the picture outside the mask is held to frame 1."""
         return self.mask is not None and self.hold > 0.0
 
-    def check(self, frames: int, size: tuple[int, int] | None = None) -> None:
-        """Raises LampError if masks or strengths do not match a video of `frames` frames, or the
-        masks have another shape than pictures of this `size` (h, w; in any unit)."""
+    def check(self, frames: int) -> None:
+        """Raises LampError if masks or strengths do not match a video of `frames` frames."""
         if self.mask is not None and len(self.mask) not in (1, frames):
             raise LampError(
                 f"There are {len(self.mask)} masks for a video of {frames} frames: give one mask "
                 f"for all frames, or {frames}."
-            )
-        if self.mask is not None and size is not None and not _same_shape(self.mask, size):
-            high, wide = self.mask.shape[-2:]
-            raise LampError(
-                f"The mask is {wide} x {high}, which is not the shape of the video "
-                f"({size[1] / size[0]:.2f} to 1): it would be stretched, while the picture is "
-                "cropped, and lie elsewhere. Crop picture and mask alike before you connect them, "
-                "or paint the mask on the cropped picture."
             )
         if len(self.strengths) > frames:
             raise LampError(
                 f"There are {len(self.strengths)} strengths for a video of {frames} frames: give "
                 "at most one per frame."
             )
+
+    def differs_from(self, size: tuple[int, int]) -> str:
+        """What to say if the masks have another shape than pictures of this `size` (h, w; in any
+        unit), so that they are stretched; empty if not, or if they have no edges."""
+        if self.mask is None or _same_shape(self.mask, size):
+            return ""
+        high, wide = self.mask.shape[-2:]
+        return (
+            f"The mask is {wide} x {high} and is stretched to the shape of the video, which is "
+            f"{size[1] / size[0]:.2f} to 1. This fits a first frame with fit stretch. With crop or "
+            "pad the mask lies elsewhere than painted: crop or pad picture and mask alike before."
+        )
 
     def for_features(self, y: Tensor, layout: FrameLayout) -> Tensor:
         """The factor for features `(b f) c h w`, as `(b f) 1 h w` or `(b f) 1 1 1`."""

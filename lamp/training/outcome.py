@@ -139,8 +139,8 @@ def train_to_file(
     begun = training.step
     if begun >= training.config.steps:
         say(
-            f"Nothing is left to train: the run has all of its {begun} steps. Set resume to none "
-            "for a new run."
+            f"Nothing is left to train: the run has all of its {begun} steps. Raise steps, if the "
+            "learning rate is constant, or set resume to none for a new run."
         )
 
     def keep(mark: str) -> None:

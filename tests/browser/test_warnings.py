@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from tests.browser.conftest import front_end
 from tests.browser.test_front_end import close_dialogs
 
 GRAPH = """() => {
@@ -51,5 +52,6 @@ def test_a_warning_ends_with_the_next_run(page: Any) -> None:
     page.evaluate(GRAPH)
     end, told = page.evaluate(RUN, 2)
     assert end == "success" and len(told) == 1
-    assert "2 images" in told[0] or not told[0]  # which 1.42 cannot read from ComfyUI 0.18.1
+    if front_end(page) != "1.42":  # which cannot read the texts of ComfyUI 0.18.1
+        assert "2 images" in told[0]
     assert page.evaluate(RUN, 1) == ["success", []]

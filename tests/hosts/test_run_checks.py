@@ -307,18 +307,28 @@ def test_a_start_in_the_middle_needs_all_frames(model: Any, ours: bool) -> None:
     assert run(model, video, denoise=0.6).isfinite().all()
 
 
-def test_a_mask_of_another_shape_than_the_video_is_refused(plain: Any, file: MotionFile) -> None:
-    """First-Frame Condition crops the picture; the mask would be stretched instead."""
+def test_a_mask_of_another_shape_than_the_video_is_told(
+    plain: Any, file: MotionFile, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is stretched, which is right only for a picture that is stretched, too."""
+    from lamp.clips.images import fit_images
+    from lamp.method.masks import resize_masks
 
-    def run(mask: Tensor) -> Tensor:
-        return lamp_ksampler(moving(plain, file, motion_mask=MotionMask(mask, feather=0.1)))
+    def told(mask: Tensor) -> str:
+        caplog.clear()
+        lamp_ksampler(moving(plain, file, motion_mask=MotionMask(mask, feather=0.1)))
+        return caplog.text
 
     for size in ((64, 64), (33, 32), (1000, 1000)):
-        assert run(torch.eye(*size)).isfinite().all()
-    assert run(torch.full((40, 64), 0.5)).isfinite().all()  # alike everywhere
+        assert not told(torch.eye(*size))
+    assert not told(torch.full((40, 64), 0.5))  # alike everywhere
     for size in ((40, 64), (72, 64)):
-        with pytest.raises(LampError, match=f"{size[1]} x {size[0]}.*1.00 to 1"):
-            run(torch.eye(*size))
+        assert f"{size[1]} x {size[0]}" in told(torch.eye(*size))
+    mask = torch.rand(1, 1, 40, 64)
+    picture = mask[0, 0][None, ..., None].expand(-1, -1, -1, 3)
+    shown = {fit: fit_images(picture, 8, 8, fit)[0, ..., 0] for fit in ("crop", "stretch")}
+    mine = resize_masks(mask, (8, 8))[0, 0]
+    assert (shown["stretch"] - mine).abs().max() < 1e-3 < (shown["crop"] - mine).abs().max()
 
 
 def test_a_sampler_inside_another_nodes_sampler_works_as_alone(model: Any) -> None:

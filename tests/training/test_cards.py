@@ -137,6 +137,18 @@ def test_a_run_that_goes_on_keeps_what_was_chosen_when_it_began() -> None:
     assert kept.clips == large.clips
     assert kept.training | {"rank": 0} == large.training  # checkpointing may change, too
     assert "rank 64" in told and "rank 0" in told and "batch" not in told
+    # What else has to change for them to fit is not known yet.
+    assert (large.checkpointing, kept.checkpointing) == ("on", "auto")
+    by_hand = chosen("24 GB", gradient_checkpointing=False)
+    assert by_hand.as_begun(state)[0].checkpointing == "off"
+
+
+def test_what_a_run_cannot_go_on_with_is_left_to_be_refused_by_name() -> None:
+    prodigy = chosen("24 GB", optimizer="prodigy")
+    begun = {**asdict(PLAN), "update": "offload", "optimizer": "adamw"}
+    state = TrainingState({}, {"settings": begun})
+    assert prodigy.as_begun(state) == (prodigy, "")  # offload does not go with it
+    assert chosen("24 GB").as_begun(state, processes=2)[1] == ""  # half a clip for each
 
 
 # --- where it is chosen ---------------------------------------------------------------------------

@@ -23,6 +23,7 @@ from ...method.motion_guidance import check_motion_guidance
 from ...method.noise import share_noise
 from ...motion_file.file import MotionFile
 from ...plain import log
+from .canvas import warn_below_running_node
 from .compiled import CompiledCalls, is_compiled, take_over
 from .latent import check_latent, check_start, fill_protected
 from .levels import check_level, ends_clean
@@ -213,7 +214,9 @@ def _outer_sample(bound: BoundMotion) -> Callable[..., Tensor]:
         height, width = latent_image.shape[-2:]
         for motion_mask in bound.motion_masks:
             if motion_mask is not None:
-                motion_mask.check(run.whole.total, (height, width))
+                motion_mask.check(run.whole.total)
+                if told := motion_mask.differs_from((height, width)):
+                    warn_below_running_node(told)
         options[KEY] = run
         latent_image = fill_protected(latent_image, denoise_mask)
         try:

@@ -22,15 +22,19 @@ def say_below(node_id: str | None, text: str) -> None:
 
 def warn_below_running_node(text: str) -> None:
     """Write a warning to the log, and show it below the node that runs now, which may be a sampler
-    of the host."""
+    of the host, after its earlier ones."""
+    from comfy_execution.utils import get_executing_context
+
     log.warning("LAMP: %s", text)
-    say_below(_running_node(), f"LAMP: {text}")
-
-
-def _running_node() -> str | None:
-    try:
-        from comfy_execution.utils import get_executing_context
-    except ImportError:  # of the host's tests, or another host
-        return None
     context = get_executing_context()
-    return None if context is None else context.node_id
+    if context is None:
+        return
+    if _warned and _warned[0] != context:
+        _warned.clear()
+    _warned.extend([text] if _warned else [context, text])
+    say_below(context.node_id, "LAMP: " + "\n".join(_warned[1:]))
+
+
+# The host's context of the last node that was warned of, which is a new one in every run, and the
+# warnings.
+_warned: list[Any] = []

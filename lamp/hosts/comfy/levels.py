@@ -76,6 +76,7 @@ def check_level(
     elif level < _LEAST_EMPTY_START and not latent[1:].any() and _lacks_steps(sigmas, sampling):
         raise LampError(
             f"Sampling begins at noise level {level:.2f}, in the middle of the schedule, but the "
-            "frames after frame 1 are empty: set denoise to 1 (start_at_step to 0), or connect a "
-            "latent with all frames. Frame 1 is kept in any case."
+            "frames after frame 1 are empty: set denoise to 1 (start_at_step to 0), take more "
+            "steps or another scheduler, or connect a latent with all frames. Frame 1 is kept in "
+            "any case."
         )

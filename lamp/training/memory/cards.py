@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from ...clips.settings import ClipSettings
+from ...errors import LampError
 from ..optimizers import installed_optimizers
 from ..state import TrainingState, begun_with
 from .estimate import GB, Estimating, MemoryEstimate, MemoryPlan, gigabytes
@@ -26,17 +27,26 @@ class CardSettings:
     """The settings for a card.
 
     - ``card``: its choice, such as `8 GB`; ``estimate``: of a run with these settings;
-    - ``fixed``: names of settings that were set by hand.
+    - ``fixed``: names of settings that were set by hand;
+    - ``estimated``: whether the estimate is of these settings, see `as_begun`.
     """
 
     card: str
     estimate: MemoryEstimate
     fixed: frozenset[str] = frozenset()
+    estimated: bool = True
 
     @property
     def training(self) -> dict[str, Any]:
         """Settings of `TrainConfig`."""
         return {name: getattr(self.estimate.plan, name) for name in CHOSEN}
+
+    @property
+    def checkpointing(self) -> str:
+        """`on`, `off`, or `auto` if the trainer has to see what fits."""
+        if not self.estimated and "gradient_checkpointing" not in self.fixed:
+            return "auto"
+        return "on" if self.estimate.plan.gradient_checkpointing else "off"
 
     @property
     def clips(self) -> dict[str, int]:
@@ -62,15 +72,19 @@ class CardSettings:
             LampError: the state is damaged.
         """
         chosen = self.training
-        begun = {} if state is None else begun_with(state, {*CHOSEN} - self.fixed, processes)
+        names = [name for name in CHOSEN if name not in self.fixed]
+        begun = {} if state is None else begun_with(state, names, processes)
         kept = {name: value for name, value in begun.items() if value != chosen[name]}
+        try:
+            plan = replace(self.estimate.plan, **kept)
+        except LampError:  # not with what was set by hand: the run is refused by name
+            return self, ""
         if not kept:
             return self, ""
         then = ", ".join(f"{name} {value}" for name, value in kept.items())
         now = ", ".join(f"{name} {chosen[name]}" for name in kept)
-        plan = replace(self.estimate.plan, **kept)
         return (
-            replace(self, estimate=replace(self.estimate, plan=plan)),
+            replace(self, estimate=replace(self.estimate, plan=plan), estimated=False),
             f"The training goes on as it began, with {then}. The preset would choose {now} now.",
         )
 
