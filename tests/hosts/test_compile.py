@@ -104,27 +104,22 @@ def test_the_graph_of_the_image_model_is_not_used_with_a_motion(
     assert len(graphs) == before + 1
 
 
-def guided_pair(model: Any, file: MotionFile) -> Any:
-    options = {"motion_guidance": 2.0, "end_percent": 0.8}
-    other = random_motion(model, 5)
-    return moving(moving(model, file, **options), other, strength=0.4, **options)
-
-
-def masked() -> MotionMask:
+def masked_pair(model: Any, file: MotionFile) -> Any:
     mask = torch.zeros(8, 8)
     mask[2:6, 2:6] = 1
-    return MotionMask(mask, strengths=(1.0, 0.2))
+    options = {"motion_guidance": 2.0, "end_percent": 0.8}
+    first = moving(model, file, motion_mask=MotionMask(mask, strengths=(1.0, 0.2)), **options)
+    return moving(first, random_motion(model, 5), strength=0.4, **options)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "number"),
     [
-        (guided_pair, 2),
-        (lambda m, file: moving(m, file, motion_mask=masked()), 2),
+        (masked_pair, 3),
         (lambda m, file: with_windows(moving(m, file), Windows(4, 1)), 1),
     ],
-    ids=["guided pair until 80 %", "mask", "windows"],
+    ids=["guided pair until 80 %, one masked", "windows"],
 )
 def test_settings_of_a_motion(
     small: Any, motion: MotionFile, graphs: Graphs, compiling: Any, change: Any, number: int
