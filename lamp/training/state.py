@@ -220,7 +220,7 @@ def begun_with(state: TrainingState, names: Collection[str], processes: int = 1)
     with named(state):
         settings = {**_BEFORE, **state.facts["settings"]}
         settings["batch"] = int(settings["batch"]) // processes  # 0 fits no run
-        return {name: settings[name] for name in names if name not in _FREE}
+        return {n: settings[n] for n in names if n in settings and n not in _FREE}
 
 
 @contextlib.contextmanager
