@@ -223,8 +223,9 @@ def test_many_more_frames_than_the_motion_was_trained_on_are_told_once(
     server = SimpleNamespace(PromptServer=SimpleNamespace(instance=instance))
     monkeypatch.setitem(sys.modules, "server", server)
     model = moving(plain, file, trained_frames=trained)
-    with CurrentNodeContext("prompt", "7"):
-        ksampler(windowed(model, window) if window else model)
+    with CurrentNodeContext(f"prompt {trained} {window}", "7"):
+        for _ in range(2):  # as LAMP Extend Video does
+            ksampler(windowed(model, window) if window else model)
     assert len(said) == told
     for node, line in said:
         assert node == "7" and f" {window or 6} frames" in line and f" {trained}" in line

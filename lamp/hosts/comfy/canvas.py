@@ -22,16 +22,18 @@ def say_below(node_id: str | None, text: str) -> None:
 
 def warn_below_running_node(text: str) -> None:
     """Write a warning to the log, and show it below the node that runs now, which may be a sampler
-    of the host, after its earlier ones."""
+    of the host, after its earlier ones. A node that samples several times says it once."""
     from comfy_execution.utils import get_executing_context
 
-    log.warning("LAMP: %s", text)
     context = get_executing_context()
+    if _warned[:1] != [context]:
+        _warned[:] = [context]
+    if context is not None and text in _warned:
+        return
+    log.warning("LAMP: %s", text)
     if context is None:
         return
-    if _warned and _warned[0] != context:
-        _warned.clear()
-    _warned.extend([text] if _warned else [context, text])
+    _warned.append(text)
     say_below(context.node_id, "LAMP: " + "\n".join(_warned[1:]))
 
 
