@@ -305,8 +305,8 @@ def _keeping() -> list[Any]:
             "resume",
             options=resume_choices(),
             tooltip="none starts a new training. latest continues from the newest state of this "
-            "name, if there is one. Or choose a state (press R to refresh). Clips and settings "
-            "must be the same.",
+            "name, if there is one. Or choose a state (press R to refresh). Clips, settings, "
+            "MODEL, CLIP and VAE must be the same.",
         ),
         setting_input("save_every", SaveConfig),
         setting_input("keep", SaveConfig, id="keep_states"),

@@ -28,16 +28,16 @@ class Batches:
     """
 
     def __init__(self, clips: LatentClips, chosen: list[int], generator: torch.Generator) -> None:
-        self._clips, self._chosen, self._generator = clips, chosen, generator
+        self.clips, self._chosen, self._generator = clips, chosen, generator
         self.order: list[int] = []
 
     def next(self, count: int) -> Batch:
         """The next `count` videos."""
         windows: list[Window] = []
         for clip in self._next_clips(count):
-            windows.append(self._clips.clips.sample_window(self._generator, clip))
-        latents = [self._clips.draw(window, self._generator) for window in windows]
-        return Batch(torch.cat(latents), prompts(self._clips, windows))
+            windows.append(self.clips.clips.sample_window(self._generator, clip))
+        latents = [self.clips.draw(window, self._generator) for window in windows]
+        return Batch(torch.cat(latents), prompts(self.clips, windows))
 
     def _next_clips(self, count: int) -> list[int]:
         clips: list[int] = []
@@ -55,7 +55,7 @@ class Batches:
         self.order += [self._chosen[i] for i in drawn]
 
     def _same_size(self, clip: int, other: int) -> bool:
-        means = (self._clips.posteriors[i].mean for i in (clip, other))
+        means = (self.clips.posteriors[i].mean for i in (clip, other))
         return len({mean.shape[-2:] for mean in means}) == 1
 
 

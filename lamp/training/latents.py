@@ -57,6 +57,12 @@ class LatentClips:
                 f"has frames {frames}: set both to the same number."
             )
 
+    @property
+    def encodings(self) -> dict[str, Tensor]:
+        """One frame's and one caption's, by which a resumed run knows its VAE and CLIP."""
+        prompt = max(self.clips.captions, key=len, default="")
+        return {"VAE": self.posteriors[0].mean[0], "CLIP": self.text[prompt]}
+
     def draw(self, window: Window, generator: torch.Generator) -> Tensor:
         """Scaled latents `f c h w` of a window, sampled from the posterior."""
         source = self.mirrored if window.flipped else self.posteriors

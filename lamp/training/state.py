@@ -1,8 +1,8 @@
 """The state of a training run in one file. A resumed run continues exactly.
 
-A safetensors file with `motion.NAME`, `optimizer.NUMBER.KEY`, `average.NUMBER`, `random` (the
-generator's state before the next step) and `losses`; everything else is JSON in its header. Nothing
-is unpickled.
+A safetensors file with `motion.NAME`, `optimizer.NUMBER.KEY`, `average.NUMBER`, `encoding.NAME`
+(samples of what VAE and text encoder gave), `random` (the generator's state before the next step)
+and `losses`; everything else is JSON in its header. Nothing is unpickled.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from .optimizer_state import (
 from .recipe import TrainConfig
 
 FORMAT = 1
+_ROUNDING = 0.05  # relative; fp16, bf16 and other devices give up to 0.02
 _MOST_STEPS = 10**9
 _FREE = (
     "gradient_checkpointing",
@@ -84,6 +85,8 @@ def take_state(training: Training, identity: dict[str, str], run: str = "") -> T
     random, order = training.position
     tensors = {f"motion.{name}": value for name, value in training.motion.state_dict().items()}
     tensors |= {f"average.{i}": value for i, value in enumerate(training.average.values)}
+    encodings = training.batches.clips.encodings
+    tensors |= {f"encoding.{name}": value for name, value in encodings.items()}
     numbers: dict[str, dict[str, Any]] = {}
     for index, entries in enumerate(optimizer_state(training.optimizer)):
         for key, value in entries.items():
@@ -178,6 +181,7 @@ def restore(training: Training, state: TrainingState, identity: dict[str, str]) 
     """
     with named(state):
         check_state(state, training.asked, training.group.count, identity)
+        _refuse_other_encodings(state, training.batches.clips.encodings)
         _restore(training, state)
 
 
@@ -303,6 +307,17 @@ def _refuse_another_start(state: TrainingState, start_from: str) -> None:
             f"start_from is {start_from}: clear start_from to resume, or set resume to none for a "
             "new run that starts from it."
         )
+
+
+def _refuse_other_encodings(state: TrainingState, now: dict[str, Tensor]) -> None:
+    """Another VAE, text encoder or clip skip: the run would go on with other latents or texts."""
+    for name, then in below("encoding.", state.tensors).items():  # earlier versions have none
+        same_shape = then.shape == now[name].shape
+        if not same_shape or not (now[name] - then).norm() <= _ROUNDING * then.norm():
+            raise StateError(
+                f"The state of step {state.step} was trained with another {name} (or with other "
+                "LoRAs or clip skip): connect the same, or set resume to none for a new run."
+            )
 
 
 def _refuse_changes(

@@ -41,7 +41,7 @@ class TrainerRuns:
         from lamp.training import samples
 
         self._node, self.folder = nodes["LAMP_Trainer"], folder
-        self.model, (_, self._clip, self.vae) = tiny_patcher(_TEXT), toy
+        self.model, (_, self.clip, self.vae) = tiny_patcher(_TEXT), toy
         self._clips = clips_from_images([pictures(4), pictures(5)], "moves", 3, 32, 32)
         patch.setattr(self._node, "hidden", HIDDEN)
         patch.setattr(folder_paths, "get_output_directory", lambda: str(folder / "output"))
@@ -55,7 +55,7 @@ class TrainerRuns:
     def run(self, name: str, resume: str = "none") -> Any:
         """The node's output."""
         return self._node.execute(
-            self.model, self._clip, self.vae, self._clips, name=name, resume=resume, **SETTINGS
+            self.model, self.clip, self.vae, self._clips, name=name, resume=resume, **SETTINGS
         )
 
     def train(self, name: str, resume: str = "none") -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import json
 import os
@@ -13,6 +14,7 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.samples.tiny_models import tiny_patcher
+from lamp.errors import LampError
 from tests.helpers.trainer_runs import TrainerRuns
 
 
@@ -81,6 +83,29 @@ def test_what_the_run_did_otherwise_than_asked_stays_on_the_node(
     assert all("colt_0000" in text and "sampler_post_cfg_function" in text for text in told)
     assert ["no earlier" in text for text in told] == [True, False, False]
     assert ["left to train" in text for text in told] == [False, True, False]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changed", ["CLIP", "VAE"])
+def test_another_text_encoder_or_vae_cannot_go_on_with_a_training(
+    node_classes: dict[str, Any],
+    toy: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changed: str,
+) -> None:
+    runs = TrainerRuns(node_classes, toy, tmp_path, monkeypatch)
+    runs.train("colt")
+    if changed == "CLIP":
+        runs.clip = runs.clip.clone()
+        runs.clip.clip_layer(-2)  # as CLIP Set Last Layer does
+    else:
+        runs.vae = copy.deepcopy(runs.vae)
+        with torch.no_grad():
+            runs.vae.first_stage_model.quant_conv.weight.mul_(1.2)
+    with pytest.raises(LampError, match=changed):
+        runs.train("colt", "latest")
+    runs.train("filly")
 
 
 def test_a_state_that_cannot_be_read_is_named(place: Any) -> None:

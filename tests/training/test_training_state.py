@@ -128,6 +128,25 @@ def test_other_clips_are_refused_by_name(host: DiffusersHost, clips: LatentClips
         restore(fresh(host, clips), take_state(before, WHO), {**WHO, "clips": "new"})
 
 
+@pytest.mark.parametrize("name", ["VAE", "CLIP"])
+def test_other_encodings_are_refused_and_rounded_ones_are_not(
+    host: DiffusersHost, clips: LatentClips, name: str
+) -> None:
+    before = fresh(host, clips)
+    before.advance()
+    state = take_state(before, WHO)
+    tensor = state.tensors[f"encoding.{name}"]
+    for accepted in (tensor.bfloat16().float(), tensor):
+        state.tensors[f"encoding.{name}"] = accepted
+        restore(fresh(host, clips), state, WHO)
+    for refused in (tensor * 1.2, tensor[..., :-1]):
+        state.tensors[f"encoding.{name}"] = refused
+        with pytest.raises(StateError, match=name):
+            restore(fresh(host, clips), state, WHO)
+    del state.tensors[f"encoding.{name}"]  # as in states of earlier versions
+    restore(fresh(host, clips), state, WHO)
+
+
 def test_more_steps_and_checkpointing_are_no_hindrance(
     host: DiffusersHost, clips: LatentClips
 ) -> None:
