@@ -73,6 +73,10 @@ def make_optimizer(motion: Motion, config: TrainConfig) -> torch.optim.Optimizer
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in motion.trained_parameters().items():
         parameter.requires_grad_(True)
+        if config.optimizer not in _BUILT_IN:
+            # bitsandbytes' kernels see memory, not strides: weight, state and saved state need one
+            # order.
+            parameter.data = parameter.data.contiguous()
         factor = rate_factor(name, parameter, config)
         matrix = muon and _is_stepped_as_matrix(name, parameter)
         groups.setdefault((factor, matrix), []).append(parameter)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from benchmarks.samples.small_training import small_training
 from lamp.errors import LampError
 from lamp.hosts.diffusers.unet import DiffusersHost
 from lamp.settings import find_setting
+from lamp.training import optimizers
 from lamp.training.latents import LatentClips
 from lamp.training.loop import Training
+from lamp.training.optimizer_state import optimizer_state, restore_optimizer
 from lamp.training.optimizers import check_optimizer, installed_optimizers
 from lamp.training.recipe import TrainConfig, preset
 from lamp.training.state import read_state, restore, take_state, write_state
@@ -67,6 +70,54 @@ def test_a_run_in_two_halves_equals_one_bit_for_bit(
     for _ in range(3):
         rest.advance()
     assert rest.losses == straight.losses
+    for name, tensor in straight.motion.state_dict().items():
+        assert torch.equal(tensor, rest.motion.state_dict()[name]), name
+
+
+class InMemoryOrder(torch.optim.Optimizer):
+    """Momentum as the kernels of bitsandbytes see it: numbers in the order of the memory, whatever
+    their strides, with blocks of their own size beside them."""
+
+    def __init__(self, params: Any, lr: float, weight_decay: float, **_: Any) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p not in self.state:
+                    self.state[p] = {"m": torch.zeros_like(p), "blocks": torch.ones(p.numel())}
+                p.data = p.data.contiguous()  # as bitsandbytes does
+                flat, m = (torch.as_strided(t, (t.numel(),), (1,)) for t in (p, self.state[p]["m"]))
+                blocks = self.state[p]["blocks"]
+                m.mul_(0.9).add_(p.grad.contiguous().flatten())
+                flat.sub_(group["lr"] * m * blocks)
+                blocks.mul_(1 + m.abs())
+
+
+@pytest.mark.parametrize("within", [True, False], ids=["arranged", "resumed"])
+def test_the_state_of_kernels_without_strides_stays_with_its_weights(
+    host: DiffusersHost,
+    clips: LatentClips,
+    tmp_path: Path,
+    within: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(optimizers, "_library", lambda name: InMemoryOrder)
+    given = {"optimizer": "adamw8bit", "learning_rate": 1e-3}
+    straight, rest = (begin(host, clips, **given) for _ in range(2))
+    for _ in range(3):
+        straight.advance()
+    for _ in range(2):
+        rest.advance()
+    if within:  # what the arena does after the first update
+        states, rest.optimizer.state = optimizer_state(rest.optimizer), defaultdict(dict)
+        restore_optimizer(rest.optimizer, states, rest.device)
+    else:
+        write_state(tmp_path / "state", take_state(rest, WHO))
+        rest = begin(host, clips, **given)
+        restore(rest, read_state(tmp_path / "state"), WHO)
+    rest.advance()
     for name, tensor in straight.motion.state_dict().items():
         assert torch.equal(tensor, rest.motion.state_dict()[name]), name
 
