@@ -200,6 +200,7 @@ class Trainer(io.ComfyNode):
                 lambda frames: comfy_preview.decode_for_preview(model, vae, frames),
                 sample_cfg,
                 given,
+                progress.warn,
             )
             show = Show(progress, samples)
             folder = RunFolder(place.folder, who, keep_states, mark)

@@ -134,7 +134,7 @@ def _train(
     folder = RunFolder(place.folder, who, settings.save_config.keep, mark)
     decoder = _decoder(model.vae, device)
     guidance = settings.save_config.sample_guidance
-    samples = Samples(place.folder, latents, decoder, guidance)
+    samples = Samples(place.folder, latents, decoder, guidance, say=terminal.say)
     del model  # frees its text encoder
     with stop.listening(), alone_in(place.folder):
         path = train_to_file(training, folder, settings.save_config, outcome, watch.step, samples)

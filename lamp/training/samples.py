@@ -18,6 +18,7 @@ from .compare import write_picture
 from .latents import LatentClips
 from .loop import Training
 from .plots import loss_plot
+from .session import Say
 from .stopping import SampleScores
 
 
@@ -70,6 +71,7 @@ class Samples:
     Args:
         decode: scaled latents `f c h w` -> frames `f h w 3` in 0..1.
         first: `c h w`, scaled latents of the first frame; by default the first clip's own.
+        say: receives warnings.
     """
 
     def __init__(
@@ -79,8 +81,10 @@ class Samples:
         decode: Callable[[Tensor], Tensor],
         guidance: float,
         first: Tensor | None = None,
+        say: Say = log.warning,
     ) -> None:
         self._folder, self._decode, self._guidance = folder, decode, guidance
+        self._size, self._say, self._coarse = latents.clips.size(0), say, False
         self._first = latents.posteriors[0].mean[0] * latents.scale if first is None else first
         self._text, self._empty = latents.text[latents.clips.captions[0]], latents.text[""]
         self._fps = latents.clips.sample_rate
@@ -99,13 +103,28 @@ class Samples:
         frames = self._decode(video)
         save_animation(self._folder / f"sample-step{training.step:06}.webp", frames, self._fps)
         save_loss_plot(self._folder / "loss.png", training.losses, training.validation)
-        try:
-            training.sample_scores.append((training.step, self._scores(frames)))
-        except ClipError as error:  # the clips are gone; they are trained on as latents
-            if training.config.patience:
-                raise
-            log.warning("%s The samples have no scores.", error)
+        if self._has_clip_size(frames):
+            try:
+                training.sample_scores.append((training.step, self._scores(frames)))
+            except ClipError as error:  # the clips are gone; they are trained on as latents
+                if training.config.patience:
+                    raise
+                self._say(f"{error} The samples have no scores.")
         return frames
+
+    def _has_clip_size(self, frames: Tensor) -> bool:
+        """Motion is measured in the pixels of the clips, which a preview in place of the VAE's
+        picture does not have."""
+        height, width = frames.shape[1:3]
+        coarse = (width, height) != self._size
+        if coarse and not self._coarse:
+            self._say(
+                f"There is no memory for the VAE beside the training: samples are previews of "
+                f"{width} x {height} pixels without scores, and patience looks at the held-out "
+                "loss alone."
+            )
+        self._coarse = coarse
+        return not coarse
 
 
 def save_loss_plot(

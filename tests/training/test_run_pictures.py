@@ -19,7 +19,7 @@ from lamp.method.sampling import sample
 from lamp.training.loop import Training
 from lamp.training.plots import loss_plot
 from lamp.training.recipe import TrainConfig
-from lamp.training.samples import sample_clip, save_animation, save_loss_plot
+from lamp.training.samples import Samples, sample_clip, save_animation, save_loss_plot
 
 FIRST = torch.randn(4, 8, 8, generator=torch.Generator().manual_seed(3))
 TEXT, EMPTY = torch.ones(1, 5, 16), torch.zeros(1, 5, 16)
@@ -55,6 +55,19 @@ def test_a_sample_shows_the_averaged_parameters_under_guidance() -> None:
     )
     assert torch.equal(seen, expected)
     assert torch.equal(seen[0], FIRST)
+
+
+def test_only_a_sample_of_the_size_of_the_clips_has_scores(tmp_path: Path) -> None:
+    """ComfyUI shows latents as small pictures if there is no memory for the VAE. Motion in them
+    has other pixels."""
+    training, said, sizes = trained(with_samples=False), [], iter([4, 4, 8, 4])
+    latents = training.batches.clips
+    decode = lambda video: torch.rand(len(video), *[next(sizes)] * 2, 3)  # noqa: E731
+    samples = Samples(tmp_path, latents, decode, guidance=1.0, say=said.append)
+    for known in (0, 0, 1, 1):
+        samples(training)
+        assert len(training.sample_scores) == known
+    assert len(said) == 2 and all("4 x 4" in text for text in said)
 
 
 def test_samples_do_not_change_what_is_learned() -> None:
