@@ -108,6 +108,11 @@ class Outcome:
                 new=not own,
             )
 
+    def has_best(self) -> bool:
+        """Whether this run has kept a best motion, with `patience`."""
+        path = self.target.with_name(f"{self.target.name}{BEST}.safetensors")
+        return bool(self.run) and path.exists() and run_of(path) == self.run
+
     def kept(self) -> set[int]:
         """The steps whose motions have a file, see `SaveConfig.keep_motions`."""
         name = f"{glob.escape(self.target.name)}-step*.safetensors"
@@ -143,6 +148,9 @@ def train_to_file(
             "learning rate is constant, or set resume to none for a new run."
         )
 
+    # Patience that begins with a resume has no motions of the measurements before it.
+    since = 0 if outcome.has_best() else begun
+
     def keep(mark: str) -> None:
         try:
             outcome.write(training, mark, folder.path)
@@ -160,6 +168,7 @@ def train_to_file(
             sample if save_config.sample_every else None,
             keep,
             say,
+            since,
         )
     except BaseException:
         # In some versions of ComfyUI its cancel does not derive from Exception.
@@ -168,7 +177,8 @@ def train_to_file(
             _save_pictures(training, outcome, folder, say)
         raise
     if training.learned:
-        best = best_of_run(measures(training), training.config)
+        counted = [each for each in measures(training) if each.step > since]
+        best = best_of_run(counted, training.config)
         say(
             f"learned after step {training.step}; the best motion, of step {best}, is "
             f"{outcome.target.name}{BEST}.safetensors"

@@ -84,7 +84,9 @@ class RunFolder:
         """
         path = self.path / f"state-step{training.step:06}.safetensors"
         path = write_state(path, take_state(training, self.identity, self._run))
-        for old in states(self.path)[: -self._keep]:
+        # Not this one, even if the run was resumed from before later states.
+        older = [other for other in states(self.path) if other != path]
+        for old in older[: len(older) + 1 - self._keep]:
             # A state that is open elsewhere (on Windows) goes next time.
             with contextlib.suppress(OSError):
                 old.unlink()
@@ -220,6 +222,7 @@ def run_training(
     sample: Callable[[Training], object] | None = None,
     keep: Callable[[str], object] = lambda mark: None,
     say: Say = log.warning,
+    since: int = 0,
 ) -> None:
     """Take all remaining steps of `training`, with validation, samples and saved states. With
     `patience`, it ends when the motion is learned.
@@ -231,6 +234,7 @@ def run_training(
         keep: called with the end of a file name to save the motion as it is: `BEST`, with
             `patience`, or `step_mark`, see `SaveConfig.keeps_motion`.
         say: receives warnings.
+        since: see `Stopping`.
 
     Raises:
         LampError: out of memory, with settings to change; see also `Training.advance`.
@@ -242,7 +246,7 @@ def run_training(
         "test": save_config.sample_every,
     }
     overhead, budget = Overhead(every, training.config.steps), Budget(training)
-    stopping = Stopping(lambda: keep(BEST))
+    stopping = Stopping(lambda: keep(BEST), since)
 
     def is_now(kind: str, step: int) -> bool:
         interval = every[kind]

@@ -151,13 +151,15 @@ class Stopping:
 
     Args:
         keep_best: called when the last measurement is the best so far.
+        since: measurements until this step do not count: no best motion of theirs was kept.
     """
 
-    def __init__(self, keep_best: Callable[[], object]) -> None:
-        self._keep_best = keep_best
+    def __init__(self, keep_best: Callable[[], object], since: int = 0) -> None:
+        self._keep_best, self._since = keep_best, since
 
     def after(self, measured: Sequence[Measured], config: TrainConfig) -> bool:
         """Look at the measures so far; whether to stop, as `TrainConfig.patience` says."""
+        measured = [each for each in measured if each.step > self._since]
         if not config.patience or not measured:
             return False
         if best_of_run(measured, config) == measured[-1].step:

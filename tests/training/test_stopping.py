@@ -216,6 +216,28 @@ def test_a_run_stops_and_keeps_the_best_motion_beside_the_last(
     assert not (tmp_path / "without/run-best.safetensors").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("before", [0, 9], ids=["patience from a resume on", "patience all along"])
+def test_the_best_motion_that_is_named_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int
+) -> None:
+    losses = [0.5, 0.3, 0.4, 0.41, 0.39, 0.42, 0.43, 0.44]
+
+    def validate(self: Training) -> float:
+        self.validation.append((self.step, losses[self.step - 1]))
+        return losses[self.step - 1]
+
+    monkeypatch.setattr(Training, "validate", validate)
+    first = begin(patience=before, steps=4)
+    train(first, tmp_path)
+    again = begin(patience=2)
+    restore(again, take_state(first, {}), {})
+    said = train(again, tmp_path)
+    best = load_motion_file(tmp_path / "run-best.safetensors").config.steps
+    assert (again.step, best) == ((5, 2) if before else (7, 5))
+    assert any(f"step {best}," in text and "run-best" in text for text in said)
+
+
 def test_the_scores_survive_a_resume(tmp_path: Path) -> None:
     training = begin(patience=3)
     training.advance()

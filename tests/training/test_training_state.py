@@ -259,6 +259,20 @@ def test_out_of_memory_keeps_the_state_and_names_settings(
     assert again.losses == straight.losses
 
 
+@pytest.mark.parametrize(("keep", "kept"), [(1, [2]), (2, [2, 5]), (3, [1, 2, 5])])
+def test_a_run_from_an_older_state_keeps_its_own_states(
+    host: DiffusersHost, clips: LatentClips, tmp_path: Path, keep: int, kept: list[int]
+) -> None:
+    training = fresh(host, clips)
+    for step in (0, 1, 5):
+        (tmp_path / f"state-step{step:06}.safetensors").touch()
+    for _ in range(2):
+        training.advance()
+    path = RunFolder(tmp_path, WHO, keep=keep).save_state(training)
+    assert path.exists()
+    assert [int(each.stem[-6:]) for each in states(tmp_path)] == kept
+
+
 def test_a_damaged_newest_state_is_passed_over(
     host: DiffusersHost, clips: LatentClips, tmp_path: Path
 ) -> None:
