@@ -178,7 +178,8 @@ class TrainingClips(io.ComfyNode):
             with contextlib.suppress(OSError):  # deleted meanwhile, or a broken link
                 about = file.stat()
                 if stat.S_ISREG(about.st_mode):
-                    seen.append(f"{file.name}:{about.st_mtime_ns}:{about.st_size}")
+                    name = file.relative_to(path).as_posix()
+                    seen.append(f"{name}:{about.st_mtime_ns}:{about.st_size}")
         return ";".join(seen)
 
     @classmethod

@@ -137,7 +137,7 @@ class BatchSource:
 
     @cached_property
     def digest(self) -> str:
-        total = hashlib.sha256()
+        total = hashlib.sha256(f"{self.rate or ''}".encode())
         for image in self._each():
             total.update(f"{tuple(image.shape)} {image.dtype}".encode())
             # As bytes, because numpy has no bfloat16.

@@ -134,6 +134,17 @@ def test_the_rate_of_a_clip_set(
     assert clips.sample_rate == (first or 8)
 
 
+def test_another_rate_gives_other_frames_and_another_key() -> None:
+    images = torch.arange(600.0).remainder(251)[:, None, None, None].expand(-1, 8, 8, 3) / 255
+    seen = {}
+    for rate in (24.0, 30.0):
+        source = BatchSource("clip", [images], rate)
+        clips = clips_from_sources([source], "runs", ClipSettings(frames=4, fps=24.0, **SIZE))
+        assert clips.length(0) == 480  # the most of a clip that is trained on
+        seen[clips.key(0)] = [int(frame[0, 0, 0]) for frame in clips.frames(0, range(470, 475))]
+    assert len(seen) == len({str(each) for each in seen.values()}) == 2
+
+
 @pytest.mark.parametrize(
     ("width", "height", "kept"), [(64, 64, 0.625), (48, 64, 0.47), (80, 64, 0.78), (96, 64, 0.94)]
 )

@@ -50,6 +50,19 @@ def whole(clips: ClipSet, number: int = 0) -> list[int]:
     return numbers_of(torch.cat(list(clips.chunks(number))))
 
 
+def test_a_renamed_folder_of_a_clip_is_read_again(
+    node: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = sys.modules[node.__module__]
+    monkeypatch.setattr(module, "clip_folders", lambda: {"horse": tmp_path})
+    (tmp_path / "clip_7x").mkdir()
+    write_numbered(tmp_path / "clip_7x" / "a.mp4", 4)
+    before = node.fingerprint_inputs(folder=["horse"])
+    assert node.fingerprint_inputs(folder=["horse"]) == before
+    (tmp_path / "clip_7x").rename(tmp_path / "clip_7")
+    assert node.fingerprint_inputs(folder=["horse"]) != before
+
+
 def test_a_list_of_videos_with_captions(node: Any, api: Any, tmp_path: Path) -> None:
     files = [write_numbered(tmp_path / f"clip {number}.mp4", 10 + number) for number in range(2)]
     films = [api.InputImpl.VideoFromFile(str(path)) for path in files]
