@@ -115,6 +115,21 @@ def test_the_second_run_loads_no_model_and_gets_the_same_bits(
     ]
 
 
+def test_a_clip_with_hooks_is_refused_before_anything_is_encoded(
+    toy: Any, folder: Path, loads: list[str]
+) -> None:
+    """Training would leave out what the hooks change on the MODEL."""
+    import comfy.hooks
+    from comfy_extras.nodes_hooks import SetClipHooks
+
+    for applied, scheduled in ((True, False), (False, True)):
+        hooks = comfy.hooks.create_hook_lora({}, 1.0, 1.0)
+        (clip,) = SetClipHooks().apply_hooks(toy.clip, scheduled, applied, hooks)
+        with pytest.raises(LampError, match="hooks"):
+            prepare(SimpleNamespace(model=toy.model, vae=toy.vae, clip=clip), make_clips())
+    assert loads == []
+
+
 def test_only_the_model_that_is_needed_is_loaded(toy: Any, folder: Path, loads: list[str]) -> None:
     prepare(toy, make_clips())
     loads.clear()

@@ -177,6 +177,12 @@ def _check_clip(clip: Any, family: str = "sd1") -> None:
             "The checkpoint has no text encoder (CLIP): use a full "
             f"{name_family(family)} checkpoint or Load CLIP."
         )
+    if clip.apply_hooks_to_conds is not None or clip.patcher.forced_hooks is not None:
+        raise LampError(
+            "The connected CLIP has hooks (Set CLIP Hooks). They change models while they sample, "
+            "and have no effect on training: connect the CLIP without hooks. A LoRA that the "
+            "training should include goes on MODEL and CLIP with Load LoRA."
+        )
 
 
 def _check_text(latents: LatentClips, unet: nn.Module) -> None:
