@@ -8,10 +8,11 @@ from torch import Tensor
 from ..errors import LampError
 
 TRAIN_TIMESTEPS = 1000
+BETAS = (0.00085, 0.012)
 
 
 def scaled_linear_alphas(
-    start: float = 0.00085, end: float = 0.012, steps: int = TRAIN_TIMESTEPS
+    start: float = BETAS[0], end: float = BETAS[1], steps: int = TRAIN_TIMESTEPS
 ) -> Tensor:
     """Alpha-bar of paper eq. 2, float32, one value per timestep."""
     betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float32) ** 2

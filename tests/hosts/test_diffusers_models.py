@@ -313,6 +313,24 @@ def test_a_folder_that_predicts_something_else_is_refused(tmp_path: Path) -> Non
         load_image_model(predicting(tmp_path, "sample"))
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("rescale_betas_zero_snr", True), ("beta_schedule", "linear"), ("beta_end", 0.02)],
+)
+def test_a_folder_with_other_noise_levels_is_refused(tmp_path: Path, name: str, value: Any) -> None:
+    """The levels of SD 2.x as diffusers writes them, except for one value."""
+    from diffusers import DDIMScheduler
+
+    usual = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    usual |= {"prediction_type": "v_prediction"}
+    DDIMScheduler(**usual).save_pretrained(tmp_path / "scheduler")
+    with pytest.raises(LampError, match="unet"):  # past the scheduler
+        load_image_model(tmp_path)
+    DDIMScheduler(**{**usual, name: value}).save_pretrained(tmp_path / "scheduler")
+    with pytest.raises(IncompatibleModelError, match=name):
+        load_image_model(tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
 def test_the_scheduler_of_a_folder_selects_v_prediction(
     folder: Path, tmp_path: Path, kind: str

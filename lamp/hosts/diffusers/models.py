@@ -20,6 +20,7 @@ from ...errors import IncompatibleModelError, LampError
 from ...files.cache import TensorCache, digest
 from ...files.strict_json import read_json
 from ...method.architecture import describe_family, map_unet
+from ...method.schedule import BETAS, TRAIN_TIMESTEPS
 from ...toy.base import load_toy_base, tokenize
 from ...training.latents import SCALE, LatentCache
 from .single_file import load_single_file
@@ -228,19 +229,38 @@ def _load_part(folder: Path, name: str, kind: Any) -> Any:
         ) from error
 
 
+_NOISE = {
+    "num_train_timesteps": TRAIN_TIMESTEPS,
+    "beta_schedule": "scaled_linear",
+    "beta_start": BETAS[0],
+    "beta_end": BETAS[1],
+    "trained_betas": None,
+    "rescale_betas_zero_snr": False,
+}
+"""`scaled_linear_alphas` in a scheduler's configuration."""
+
+
 def _predicts_v(folder: Path) -> bool:
     file = folder / "scheduler" / "scheduler_config.json"
     if not file.is_file():
         return False
     try:
-        predicts = read_json(file.read_text(encoding="utf-8")).get("prediction_type", "epsilon")
+        config = read_json(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise LampError(f"{file} is damaged ({error}): download it again.") from error
+    predicts = config.get("prediction_type", "epsilon")
     if predicts not in ("epsilon", "v_prediction"):
         raise IncompatibleModelError(
             f"{folder.name} predicts '{predicts}', but training needs a model that predicts the "
             "noise (epsilon), such as SD 1.x, or v (v_prediction): give such a model."
         )
+    for name, usual in _NOISE.items():
+        if config.get(name, usual) != usual:
+            raise IncompatibleModelError(
+                f"{folder.name} has {name} {config[name]}, but training here knows the noise "
+                f"levels of SD 1.x and 2.x alone ({name} {usual}): train in ComfyUI with LAMP "
+                "Trainer, or give another model."
+            )
     return bool(predicts == "v_prediction")
 
 
