@@ -140,6 +140,26 @@ def extended(model: Any, positive: Any, clip: Tensor, **options: Any) -> Tensor:
     )["samples"]
 
 
+@pytest.mark.parametrize("hold", [0.5, 1.0])
+def test_a_held_picture_stands_still_in_all_pieces(
+    plain: Any, file: MotionFile, hold: float
+) -> None:
+    """The colours that each piece takes from frame 1 are those of its free part."""
+    from lamp.method.adain import AdaINSchedule
+    from lamp.method.masks import MotionMask
+
+    mask = torch.zeros(64, 64)
+    mask[:, :32] = 1.0
+    model = moving(plain, file, motion_mask=MotionMask(mask))
+    clip = torch.randn(3, 4, 8, 8, generator=torch.Generator().manual_seed(8))
+    clip[1:, ..., 4:] = clip[:1, ..., 4:]
+    how = {"hold": hold, "schedule": AdaINSchedule("paper")}
+    out = extended(model, conditioning()[0], clip, **how)
+    assert worst(out[..., 5:], clip[:1, ..., 5:].expand(len(out), -1, -1, -1)) < 1e-6
+    other = extended(model, conditioning()[0], clip, **{**how, "hold": 0.0})
+    assert worst(out[3:, ..., :4], other[3:, ..., :4]) > 0.01
+
+
 def changed_frames(run: Callable[[int | None], Tensor], total: int) -> list[list[int]]:
     """For each frame of a video of single pictures, those that its own thing changes."""
     usual = run(None)

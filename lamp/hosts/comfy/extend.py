@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ...errors import LampError
 from ...method.extend import extend
+from .binding import bound_motion
 from .frames import conditioning_for_piece, model_for_piece
 from .noise import describe_latent
 from .run import Piece
@@ -70,4 +71,5 @@ def extend_video(
         )
         return drawn["samples"]
 
-    return {"samples": extend(video, draw, times, hold)}
+    masks = bound_motion(model).motion_masks
+    return {"samples": extend(video, draw, times, hold, masks)}
