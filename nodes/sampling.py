@@ -91,7 +91,8 @@ class LampKSampler(io.ComfyNode):
                     "denoise",
                     1.0,
                     "1 generates all frames but the first from noise. Lower values keep part of "
-                    "the frames in latent, which must have them all.",
+                    "the frames: those in latent, which must have them all, or those in inverted "
+                    "noise.",
                     step=0.01,
                 ),
                 schedule_input(),

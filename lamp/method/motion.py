@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from .attention import first_frame_kv
 from .layers import MotionConv, TemporalAttention, add_residual, initialise, initialise_attention
 from .layout import FrameLayout
 from .masks import MotionMask
-from .overrides import Replaced, wrap_forward
+from .overrides import Hooks, Replaced
 
 # The trained parameters (paper sec. 4.1); norm_temp is new too, but keeps its initial values.
 TRAINED = ("conv1d", "conv_gate", "attn_temp", "attn1.to_q")
@@ -120,7 +120,7 @@ def attached(
     *,
     groupnorm: str = "pooled",
     first_frame: bool = True,
-) -> Iterator[None]:
+) -> Iterator[Hooks]:
     """Attach motions to `unet` by forward hooks (paper sec. 3.4), removed when the block ends.
 
     With several motions, each reads the output of the image model's own layer, as in its training,
@@ -134,6 +134,9 @@ def attached(
         groupnorm: `pooled` (statistics over all frames of a video, as the official code) or
             `frame`.
         first_frame: keys and values from frame 1 (paper eq. 5).
+
+    Yields:
+        the hooks, which tell whether they are intact.
     """
     sites = motions[0].motion.sites
     # One table of modules is much faster than a search for every name.
@@ -143,22 +146,22 @@ def attached(
     def layers(site: str) -> Layers:
         return [(motion, parts[site]) for motion, parts in active]
 
-    with ExitStack() as stack:
+    with Hooks() as hooks:
         if groupnorm == "pooled":
             for norm in sites.norms:
-                _join_silu(host.get(norm.module.removesuffix(".0")), layout, stack)
-                _pool_norm(host[norm.module], layout, stack)
+                _join_silu(host.get(norm.module.removesuffix(".0")), layout, hooks)
+                _pool_norm(host[norm.module], layout, hooks)
         for conv in sites.convs:
-            _add_conv(host[conv.module], layers(conv.name), layout, stack)
+            _add_conv(host[conv.module], layers(conv.name), layout, hooks)
         for block in sites.blocks:
-            factor = _token_factor(host[block.module.rsplit(".", 2)[0]], layout, stack)
-            _add_block(host[block.module], layers(block.name), factor, layout, stack)
+            factor = _token_factor(host[block.module.rsplit(".", 2)[0]], layout, hooks)
+            _add_block(host[block.module], layers(block.name), factor, layout, hooks)
             if first_frame:
-                first_frame_kv(host[f"{block.module}.attn1"], layout, stack)
-        yield
+                first_frame_kv(host[f"{block.module}.attn1"], layout, hooks)
+        yield hooks
 
 
-def _add_conv(conv: nn.Module, layers: Layers, layout: FrameLayout, stack: ExitStack) -> None:
+def _add_conv(conv: nn.Module, layers: Layers, layout: FrameLayout, hooks: Hooks) -> None:
     def motion(_: nn.Module, args: tuple[Any, ...], y: Tensor) -> Tensor:
         if not layout.active:
             return y
@@ -173,11 +176,11 @@ def _add_conv(conv: nn.Module, layers: Layers, layout: FrameLayout, stack: ExitS
             out = layer(y, layout.frames, factor, out)
         return out
 
-    stack.callback(conv.register_forward_hook(motion).remove)
+    hooks.callback(conv.register_forward_hook(motion).remove)
 
 
 def _add_block(
-    block: nn.Module, layers: Layers, factor: Factor, layout: FrameLayout, stack: ExitStack
+    block: nn.Module, layers: Layers, factor: Factor, layout: FrameLayout, hooks: Hooks
 ) -> None:
     def temporal_attention(_: nn.Module, args: tuple[Any, ...], x: Tensor) -> Tensor:
         if not layout.active or layout.without_motion:
@@ -189,12 +192,12 @@ def _add_block(
         return out
 
     queries = [(each, parts.attn1.to_q) for each, parts in layers]
-    _tune_query(block.attn1.to_q, queries, factor, layout, stack)
-    stack.callback(block.register_forward_hook(temporal_attention).remove)
+    _tune_query(block.attn1.to_q, queries, factor, layout, hooks)
+    hooks.callback(block.register_forward_hook(temporal_attention).remove)
 
 
 def _tune_query(
-    to_q: nn.Module, layers: Layers, factor: Factor, layout: FrameLayout, stack: ExitStack
+    to_q: nn.Module, layers: Layers, factor: Factor, layout: FrameLayout, hooks: Hooks
 ) -> None:
     """Add the trained changes to a query projection: to its weight if one change holds for all
     tokens, so that no second product is needed, else to its output."""
@@ -226,7 +229,7 @@ def _tune_query(
 
         return forward
 
-    wrap_forward(to_q, make, stack)
+    hooks.wrap_forward(to_q, make)
 
 
 def _is_mergeable(x: Tensor, layers: Layers, layout: FrameLayout) -> bool:
@@ -258,7 +261,7 @@ def _is_plain(weight: Tensor) -> bool:
     return weight.is_floating_point() and type(weight).__module__.partition(".")[0] == "torch"
 
 
-def _token_factor(transformer: nn.Module, layout: FrameLayout, stack: ExitStack) -> Factor:
+def _token_factor(transformer: nn.Module, layout: FrameLayout, hooks: Hooks) -> Factor:
     """The factor for tokens of a spatial transformer; its input shows the size of their grid."""
     size = [0, 0]
 
@@ -271,11 +274,11 @@ def _token_factor(transformer: nn.Module, layout: FrameLayout, stack: ExitStack)
             return scaled
         return active.motion_mask.for_tokens(x, layout, (size[0], size[1])) * scaled
 
-    stack.callback(transformer.register_forward_pre_hook(see).remove)
+    hooks.callback(transformer.register_forward_pre_hook(see).remove)
     return factor
 
 
-def _pool_norm(norm: nn.Module, layout: FrameLayout, stack: ExitStack) -> None:
+def _pool_norm(norm: nn.Module, layout: FrameLayout, hooks: Hooks) -> None:
     """Let a GroupNorm take mean and variance over f, h, w (official code)."""
 
     def make(own: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -291,10 +294,10 @@ def _pool_norm(norm: nn.Module, layout: FrameLayout, stack: ExitStack) -> None:
 
         return forward
 
-    wrap_forward(norm, make, stack)
+    hooks.wrap_forward(norm, make)
 
 
-def _join_silu(sequence: nn.Module | None, layout: FrameLayout, stack: ExitStack) -> None:
+def _join_silu(sequence: nn.Module | None, layout: FrameLayout, hooks: Hooks) -> None:
     """Where a pooled norm and a SiLU start a sequence (in ComfyUI all do), let one kernel compute
     both. Call it before `_pool_norm`."""
     if not isinstance(sequence, nn.Sequential) or len(sequence) < 2:
@@ -319,7 +322,7 @@ def _join_silu(sequence: nn.Module | None, layout: FrameLayout, stack: ExitStack
 
         return forward
 
-    wrap_forward(sequence, make, stack)
+    hooks.wrap_forward(sequence, make)
 
 
 def _is_watched(module: nn.Module) -> bool:

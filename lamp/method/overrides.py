@@ -33,18 +33,33 @@ class Replaced(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def wrap_forward(
-    module: nn.Module,
-    make: Callable[[Callable[..., Tensor]], Callable[..., Tensor]],
-    stack: ExitStack,
-) -> None:
-    """Replace `module.forward` by `make(module.forward)` until `stack` closes."""
-    before = vars(module).get("forward")  # such as that of accelerate's hooks
+class Hooks(ExitStack):
+    """Hooks and replaced functions of layers, which are removed when it closes."""
 
-    def restore() -> None:
-        vars(module).pop("forward", None)
-        if before is not None:
-            module.forward = before
+    def __init__(self) -> None:
+        super().__init__()
+        self._forwards: list[tuple[nn.Module, Callable[..., Tensor]]] = []
 
-    module.forward = make(module.forward)
-    stack.callback(restore)
+    @property
+    def intact(self) -> bool:
+        """Whether no other code has replaced a `forward` since, as a host does when it switches
+        between patches."""
+        return all(vars(module).get("forward") is own for module, own in self._forwards)
+
+    def wrap_forward(
+        self, module: nn.Module, make: Callable[[Callable[..., Tensor]], Callable[..., Tensor]]
+    ) -> None:
+        """Replace `module.forward` by `make(module.forward)`."""
+        before = vars(module).get("forward")  # such as that of accelerate's hooks
+        own = make(module.forward)
+
+        def restore() -> None:
+            if vars(module).get("forward") is not own:
+                return  # it belongs to other code now
+            del module.forward
+            if before is not None:
+                module.forward = before
+
+        module.forward = own
+        self._forwards.append((module, own))
+        self.callback(restore)

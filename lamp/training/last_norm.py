@@ -7,18 +7,17 @@ Of the error of the gradients that autocast does not have, nearly all comes from
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..method.architecture import SiteMap
-from ..method.overrides import Replaced, wrap_forward
+from ..method.overrides import Hooks, Replaced
 
 
-def keep_last_norm_exact(unet: nn.Module, sites: SiteMap, stack: ExitStack) -> None:
-    """Let the norm before `conv_out` compute in fp32 until `stack` closes."""
+def keep_last_norm_exact(unet: nn.Module, sites: SiteMap, hooks: Hooks) -> None:
+    """Let the norm before `conv_out` compute in fp32 until `hooks` closes."""
     (site,) = (norm for norm in sites.norms if norm.name == "conv_norm_out")
 
     def make(own: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
@@ -28,7 +27,7 @@ def keep_last_norm_exact(unet: nn.Module, sites: SiteMap, stack: ExitStack) -> N
 
         return forward
 
-    wrap_forward(unet.get_submodule(site.module), make, stack)
+    hooks.wrap_forward(unet.get_submodule(site.module), make)
 
 
 def _in_fp32(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

@@ -21,6 +21,7 @@ from ..errors import LampError
 from ..method.host import Host
 from ..method.layout import FrameLayout
 from ..method.motion import Motion
+from ..method.overrides import Hooks
 from ..method.sampling import with_first_frame
 from ..method.schedule import TRAIN_TIMESTEPS, add_noise, shift_timesteps
 from ..motion_file.file import MotionFile
@@ -337,7 +338,7 @@ class Training:
     @contextlib.contextmanager
     def _attached(self, videos: int) -> Iterator[None]:
         layout = FrameLayout(self.config.frames, videos)
-        with contextlib.ExitStack() as stack:
+        with Hooks() as stack:
             stack.enter_context(
                 self.motion.attached(self.host.unet, layout, groupnorm=self.config.groupnorm)
             )

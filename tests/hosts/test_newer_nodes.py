@@ -122,6 +122,20 @@ def test_a_dual_model_guider_uses_the_motion_of_its_first_model(
         assert torch.equal(out, expected)
 
 
+def test_motion_guidance_works_with_another_checkpoint_in_a_dual_model_guider(
+    plain: Any, file: MotionFile
+) -> None:
+    """e = e_n + cfg (e_p - e_n), where each prediction has the guidance of its own checkpoint."""
+    positive, negative = conditioning()
+    other = tiny_patcher(seed=9)
+    model = moving(plain, file, motion_guidance=1.5)
+    out = guided("DualModelGuider", model, positive, 1.0, other, negative)
+    assert torch.equal(out, guided("CFGGuider", model, positive, negative, 1.0))
+    out = guided("DualModelGuider", model, positive, 3.0, other, negative)
+    plainly = guided("DualModelGuider", moving(plain, file), positive, 3.0, other, negative)
+    assert out.isfinite().all() and 0.001 < worst(out, plainly) < 2
+
+
 def test_a_motion_that_would_be_ignored_in_a_guider_is_refused(
     plain: Any, file: MotionFile
 ) -> None:

@@ -218,3 +218,45 @@ def test_a_model_that_is_called_without_a_sampler_is_refused(plain: Any, file: M
 def test_the_lamp_sampler_and_the_stock_one_check_alike(plain: Any, file: MotionFile) -> None:
     with pytest.raises(LampError):
         lamp_ksampler(wrapped(moving(plain, file), chosen([1, 2], False)))
+
+
+# --- layers that other code replaces during a run -------------------------------------------------
+
+
+def test_the_motion_acts_on_whatever_replaces_a_layers_function_during_a_run(
+    plain: Any, file: MotionFile
+) -> None:
+    """ComfyUI ejects and injects patches such as bypass LoRAs when it goes from prompt to prompt,
+    which sets the function of a layer to the layer's own and back."""
+    layers = [m for n, m in plain.model.diffusion_model.named_modules() if n.endswith("attn1.to_q")]
+    own = {layer: layer.forward for layer in layers}
+    calls = []
+
+    def stronger(layer: Any) -> Callable[..., Tensor]:
+        return lambda x: 20 * own[layer](x)
+
+    def inject(unet: Any, args: dict[str, Any]) -> Tensor:
+        for layer in layers:
+            layer.forward = stronger(layer) if len(calls) % 2 else own[layer]
+        calls.append(args["timestep"])
+        return unet(args["input"], args["timestep"], **args["c"])
+
+    def before(unet: Any, args: dict[str, Any]) -> Tensor:
+        """The same weights, as patched before the run."""
+        for layer in layers:
+            layer.weight.data = weights[layer] * (20 if len(calls) % 2 else 1)
+        calls.append(args["timestep"])
+        return unet(args["input"], args["timestep"], **args["c"])
+
+    weights = {layer: layer.weight.data.clone() for layer in layers}
+    model = moving(plain, file)
+    out = sample(wrapped(model, inject), steps=3)
+    for layer in layers:
+        vars(layer).pop("forward", None)
+    assert len(calls) == 3
+    calls.clear()
+    expected = sample(wrapped(model, before), steps=3)
+    for layer in layers:
+        layer.weight.data = weights[layer]
+    assert worst(out, expected) < 1e-5
+    assert worst(out, sample(model, steps=3)) > 1e-3

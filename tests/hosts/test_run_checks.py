@@ -207,6 +207,57 @@ def test_a_held_picture_is_frame_1_with_every_schedule(
         assert worst(video[1:, ..., :3], video[:1, ..., :3].expand(5, -1, -1, -1)) > 0.05
 
 
+@pytest.mark.parametrize("name", ["uni_pc", "uni_pc_bh2", "lcm", "dpmpp_2m_cfg_pp"])
+def test_a_held_picture_is_frame_1_with_every_sampler(
+    plain: Any, file: MotionFile, name: str
+) -> None:
+    """UniPC writes into the noise levels that it is given."""
+    mask = torch.zeros(64, 64)
+    mask[:, :32] = 1.0
+    out = ksampler(moving(plain, file, motion_mask=MotionMask(mask)), sampler=name)
+    assert worst(out[1:, ..., 5:], out[:1, ..., 5:].expand(5, -1, -1, -1)) < 1e-6
+
+
+def test_what_the_latents_mask_protects_is_not_held_to_frame_1(
+    plain: Any, file: MotionFile
+) -> None:
+    """A motion's mask holds what the latent's leaves free."""
+    full = torch.randn(6, 4, 8, 8, generator=torch.Generator().manual_seed(6))
+    free, moves = torch.ones(1, 64, 64), torch.zeros(64, 64)
+    free[..., 48:] = 0.0
+    moves[:, :16] = 1.0
+    model = moving(plain, file, motion_mask=MotionMask(moves))
+    for mode in (None, "paper"):
+        given = {"latent": full, "noise_mask": free}
+        out = advanced(model, sampler("euler", mode), levels(model), **given)
+        assert worst(out[..., 6:], full[..., 6:]) < 1e-5
+        assert worst(out[1:, ..., 3:5], full[:1, ..., 3:5].expand(5, -1, -1, -1)) < 1e-5
+        assert worst(out[1:, ..., :2], full[:1, ..., :2].expand(5, -1, -1, -1)) > 0.05
+
+
+# --- noise levels ---------------------------------------------------------------------------------
+
+
+def test_only_the_official_schedule_has_its_start(model: Any) -> None:
+    """Rounding lets others begin at the same number, one float above a level of the model."""
+    from lamp.hosts.comfy.levels import starts_official
+    from lamp.hosts.comfy.sampler import OFFICIAL_SCHEDULER, make_sigmas, scheduler_names
+
+    sampling, near = model.get_model_object("model_sampling"), 0
+    for name in scheduler_names():
+        for steps in (1, 2, 3, 10, 20, 30, 38, 40):
+            sigmas = make_sigmas(model, name, steps)
+            known = torch.nextafter(sampling.sigmas, torch.tensor(torch.inf))
+            for begin in range(len(sigmas) - 1):
+                part = sigmas[begin:]
+                expected = name == OFFICIAL_SCHEDULER and not begin
+                assert starts_official(part, sampling) == expected, (name, steps, begin)
+                near += not expected and bool((known == part[0]).any())
+                if expected and len(part) > 2:
+                    assert starts_official(part[:2], sampling)
+    assert near > 5
+
+
 # --- noise ----------------------------------------------------------------------------------------
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.samples.comfy_runs import (
+    advanced,
     conditioning,
     core,
     count_hooks,
@@ -141,6 +142,47 @@ def test_custom_sampling_accepts_the_noise(node_classes: Nodes, model: Any) -> N
             *arguments, adain="off", denoise=denoise, noise=noise
         )[0]
     assert torch.equal(out["samples"], ours["samples"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("protected", ["nothing", "the right half", "the right half softly"])
+def test_a_latent_with_all_frames_is_not_added_to_the_inverted_clip(
+    model: Any, protected: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What the model sees first is the inverted clip alone, also where a mask keeps the frames.
+    (With ddim, the host itself draws other noise there.)"""
+    from lamp.hosts.comfy.inversion import invert_video
+    from lamp.hosts.comfy.noise import GivenNoise
+    from lamp.hosts.comfy.sampler import OFFICIAL_SCHEDULER, make_sampler, make_sigmas
+
+    mask = torch.ones(1, 64, 64)
+    mask[..., 32:] = {"nothing": 1.0, "the right half": 0.0}.get(protected, 0.5)
+    masked = {} if protected == "nothing" else {"noise_mask": mask}
+    video, seen = clip(), []
+    unet, settings = model.model.diffusion_model, {"cfg": 1.0, "sampler": "euler"}
+    settings["schedule"] = off = AdaINSchedule("off")
+    with torch.inference_mode():
+        for strength in (0.4, 1.0):
+            end = invert_video(model, EMPTY, {"samples": video}, steps=10, strength=strength)
+            sigmas = make_sigmas(model, OFFICIAL_SCHEDULER, end.steps, end.denoise)
+            noise = GivenNoise(end.noise, level=end.level)
+            look = unet.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
+            more = {"latent": video, "cfg": 1.0, **masked}
+            outs = [advanced(model, make_sampler("euler", off), sigmas, noise, **more)]
+            if not masked:
+                count = {"steps": end.steps, "denoise": end.denoise}
+                given = {"noise": end.noise, "noise_level": end.level}
+                outs.append(lamp_ksampler(model, video, **settings, **count, **given))
+            look.remove()
+            for start in seen[:: end.steps]:
+                # The host shows protected places with its own scale of the noise.
+                assert worst(start[1:], end.latents[1:]) < (0.01 if masked else 1e-5)
+            seen.clear()
+            for out in outs:
+                if protected == "the right half":
+                    assert worst(out[..., 5:], video[..., 5:]) < 1e-5
+                assert worst(out[1:, ..., :4], video[1:, ..., :4]) > 0.01
+    assert ("ignored" in caplog.text) == (not masked)
 
 
 def test_a_start_at_another_level_is_refused(node_classes: Nodes, model: Any) -> None:

@@ -12,6 +12,7 @@ from benchmarks.samples.comfy_runs import SEED, STEPS, conditioning, lamp_ksampl
 from benchmarks.samples.ecosystem import sample as run_sampler
 from benchmarks.samples.tiny_models import reference, text, tiny_config, video_latent
 from lamp.errors import LampError
+from lamp.hosts.comfy.sampler import make_sigmas
 from lamp.method.adain import AdaINSchedule
 from lamp.method.noise import draw_noise, share_noise
 from lamp.method.sampling import sample
@@ -189,6 +190,50 @@ def test_the_model_never_sees_more_than_a_window(
         handle.remove()
     assert set(seen) == {6} and len(seen) == len(Windows(6, 2).frame_indices(frames))
     assert asked == [[6, 4, 8, 8]]
+
+
+def stages(model: Any, latent: Tensor, split: int, sampler: str) -> Tensor:
+    """Two KSampler (Advanced) nodes, or one for `split` 0."""
+    import nodes
+
+    for add, start, end in ((True, 0, split or 99), (False, split, 99))[: 1 + bool(split)]:
+        (found,) = nodes.common_ksampler(
+            model, SEED, 6, 3.0, sampler, "normal", *conditioning(), {"samples": latent},
+            disable_noise=not add, start_step=start, last_step=end, force_full_denoise=end == 99,
+        )  # fmt: skip
+        latent = found["samples"]
+    return latent
+
+
+@pytest.mark.slow
+def test_a_loop_shows_frame_1_with_the_noise_of_its_level(
+    plain: Any, file: MotionFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the sampler's own state of frame 1 is: clean in a second stage, noisier and noisier
+    with CFG++, which steps with a prediction that nobody replaces."""
+    from lamp.hosts.comfy import windows as comfy_windows
+
+    seen: list[tuple[float, float]] = []
+    model, latent = moving(plain, file), video_latent(7)
+    first = latent[:1] * 0.18215
+
+    def note(predict: Any, x: Tensor, windows: Any, frames: int, noisy: Tensor) -> Tensor:
+        others = x.unflatten(0, (-1, frames))[0, 1:]
+        seen.append(((noisy - first).std().item(), others.std().item()))
+        return predict_in_windows(predict, x, windows, frames, noisy)
+
+    loop = comfy_windows.with_windows(model, Windows(4, 1, loop=True))
+    with torch.inference_mode():
+        whole = stages(loop, latent, 0, "euler")
+        for split in (1, 3):
+            assert worst(stages(loop, latent, split, "euler"), whole) < 1e-5
+        monkeypatch.setattr(comfy_windows, "predict_in_windows", note)
+        for sampler in ("euler", "euler_cfg_pp", "dpmpp_2m_cfg_pp", "res_multistep_cfg_pp"):
+            stages(loop, latent, 0, sampler)
+        sigmas = make_sigmas(model, "normal", 6)[:-1].tolist()
+    assert len(seen) == 4 * len(sigmas)
+    shares = [noise / sigma for (noise, _), sigma in zip(seen, 4 * sigmas, strict=True)]
+    assert max(shares) < 1.001 * min(shares) and 0.7 < shares[0] < 1.3
 
 
 def test_loops_refuse_what_cannot_return_to_frame_1(plain: Any, file: MotionFile) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from types import ModuleType
 
 import pytest
@@ -13,6 +12,7 @@ from lamp.method.host import Host
 from lamp.method.layers import causal_conv1d
 from lamp.method.layout import FrameLayout
 from lamp.method.motion import Motion
+from lamp.method.overrides import Hooks
 from lamp.training.last_norm import keep_last_norm_exact
 from lamp.training.loop import predict_loss
 from tests.helpers.small_models import TEXT_WIDTH, build, random_motion, random_state
@@ -30,7 +30,7 @@ def gradients(host: Host, motion: Motion, seed: int, autocast: bool = False) -> 
     for parameter in learned.values():
         parameter.requires_grad_(True)
         parameter.grad = None
-    with motion.attached(host.unet, FrameLayout(FRAMES)), ExitStack() as stack:
+    with motion.attached(host.unet, FrameLayout(FRAMES)), Hooks() as stack:
         keep_last_norm_exact(host.unet, motion.sites, stack)
         with torch.autocast("cpu", BF16, enabled=autocast):
             loss = predict_loss(host, latents, noise, timesteps, text)

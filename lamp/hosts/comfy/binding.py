@@ -25,10 +25,10 @@ from ...motion_file.file import MotionFile
 from ...plain import log
 from .canvas import warn_below_running_node
 from .compiled import CompiledCalls, is_compiled, take_over
-from .latent import check_latent, check_start, fill_protected
-from .levels import check_level, ends_clean
+from .latent import check_latent, check_start, fill_protected, mask_of_step
+from .levels import check_level, ends_clean, start_inverted
 from .motion_guidance import call_guided, has_plain_guidance
-from .noise import NOISE_LEVEL, SHARED_NOISE
+from .noise import NOISE_LEVEL, SHARED_NOISE, plain_noise
 from .other_nodes import check_one_noise_level, check_other_nodes, keep_on_one_gpu
 from .overflow import find_overflow, overflow_text
 from .run import AD_PARAMS, KEY, PIECE, Run, run_of
@@ -207,9 +207,14 @@ def _outer_sample(bound: BoundMotion) -> Callable[..., Tensor]:
         patcher = guider.model_patcher
         sampling = patcher.get_model_object("model_sampling")
         check_start(noise, latent_image, sigmas, patcher.model, sampling)
-        check_level(sigmas, sampling, latent_image, getattr(noise, NOISE_LEVEL, None))
+        inverted_to, shared = getattr(noise, NOISE_LEVEL, None), getattr(noise, SHARED_NOISE, False)
+        check_level(sigmas, sampling, latent_image, inverted_to)
+        latent_image = fill_protected(latent_image, denoise_mask)
+        if inverted_to is not None:
+            given = (noise, latent_image, denoise_mask, sigmas, patcher.model)
+            noise, latent_image = start_inverted(*given)
         run = Run(len(latent_image), options.get(PIECE), compile=take_over(guider))
-        if getattr(noise, SHARED_NOISE, False):
+        if shared:
             run.given = noise
         height, width = latent_image.shape[-2:]
         for motion_mask in bound.motion_masks:
@@ -218,7 +223,6 @@ def _outer_sample(bound: BoundMotion) -> Callable[..., Tensor]:
                 if told := motion_mask.differs_from((height, width)):
                     warn_below_running_node(told)
         options[KEY] = run
-        latent_image = fill_protected(latent_image, denoise_mask)
         try:
             out = executor(noise, latent_image, sampler, sigmas, denoise_mask, *args, **kwargs)
             run.checks.finish()
@@ -243,12 +247,14 @@ def _sampler_sample(bound: BoundMotion) -> Callable[..., Tensor]:
         callback: Callable[..., Any] | None,
         noise: Tensor,
         latent_image: Tensor,
+        denoise_mask: Tensor | None = None,
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
         """Store the clean frame 1 for the run, and share the noise here, because nodes after this
         one may have drawn it again."""
-        options = extra_args["model_options"].setdefault("transformer_options", {})
+        model_options = extra_args["model_options"]
+        options = model_options.setdefault("transformer_options", {})
         run: Run = options[KEY]
         run.first, run.latent = latent_image[:1].clone(), latent_image
         run.guider, run.sampling = guider, guider.inner_model.model_sampling
@@ -256,12 +262,21 @@ def _sampler_sample(bound: BoundMotion) -> Callable[..., Tensor]:
             options[AD_PARAMS] = run.piece.published()
         if run.given is None or not torch.equal(run.given.to(noise), noise):
             noise = share_noise(noise, bound.alpha)
-        given = (guider, sigmas, extra_args, callback, noise, latent_image)
+        run.first_noise = noise[:1]
+        if not noise.any():  # an earlier sampler added it, usually with the same seed
+            drawn = plain_noise(latent_image, extra_args.get("seed") or 0)
+            run.first_noise = share_noise(drawn, bound.alpha)[:1].to(noise)
+        levels = sigmas.clone()  # uni_pc writes into its own
+        given = (guider, sigmas, extra_args, callback, noise, latent_image, denoise_mask)
         out = executor(*given, *args, **kwargs)
         # The masks hold frame 1 even where the schedule leaves noise, and under AdaIN.
-        if run.denoised is None or not ends_clean(sigmas, run.sampling):
+        if run.denoised is None or not ends_clean(levels, run.sampling):
             return out
-        return restore_held(out, run.denoised.to(out), bound.motion_masks, run.whole.frame_indices)
+        held = (run.denoised.to(out), bound.motion_masks, run.whole.frame_indices)
+        restored = restore_held(out, *held)
+        # What the latent's mask protects is the latent.
+        mask = mask_of_step(denoise_mask, model_options, guider, levels, len(levels) - 2)
+        return restored if mask is None else torch.lerp(out, restored, mask.to(out))
 
     return sampler_sample
 
@@ -281,13 +296,17 @@ def _predict_noise(bound: BoundMotion) -> Callable[..., Tensor]:
         if run is None:
             return executor(x, timestep, options, seed)
         model = executor.class_obj.inner_model
-        _check_size(run, x)
+        run.check_size(x)
         check_one_noise_level(timestep, run.checks)
-        scale = model.model_sampling.calculate_input(timestep[:1], torch.ones_like(x[:1]))
-        shown = x
-        if run.first is not None:
-            shown = torch.cat([run.first.to(x) / scale, x[1:]])
-        run.noisy_first, run.shown = x[:1], torch.cat([shown, x[:1]]) * scale
+        sampling = model.model_sampling
+        scale = sampling.calculate_input(timestep[:1], torch.ones_like(x[:1]))
+        shown, run.noisy_first = x, x[:1]
+        if run.first is not None and run.first_noise is not None:
+            first = run.first.to(x)
+            shown = torch.cat([first / scale, x[1:]])
+            # Not the sampler's own, which a CFG++ sampler or a part of a schedule has otherwise.
+            run.noisy_first = sampling.noise_scaling(timestep[:1], run.first_noise.to(x), first)
+        run.shown = torch.cat([shown, run.noisy_first]) * scale
         run.bypassed = 0
         run.plain_guidance = has_plain_guidance(executor.class_obj, options)
         convs = bound.motion.sites.convs
@@ -304,16 +323,6 @@ def _predict_noise(bound: BoundMotion) -> Callable[..., Tensor]:
         return out
 
     return predict_noise
-
-
-def _check_size(run: Run, x: Tensor) -> None:
-    if len(x) != run.frames or (run.first is not None and x.shape[1:] != run.first.shape[1:]):
-        raise LampError(
-            f"The sampler changed the latent to {tuple(x.shape)}; the run has {run.frames} frames "
-            f"of {tuple(x.shape if run.first is None else run.first.shape)[1:]}: a motion needs "
-            "the same frames and size in every step. Choose another sampler than "
-            "SamplerLCMUpscale and its like, and upscale the finished video."
-        )
 
 
 def _diffusion_model(bound: BoundMotion) -> Callable[..., Tensor]:
@@ -342,7 +351,9 @@ def _diffusion_model(bound: BoundMotion) -> Callable[..., Tensor]:
         if any(each is not None and each.mask is not None for each in bound.motion_masks):
             run.check_whole_picture(x, "A mask on the motion", "remove the mask")
         motions = [
-            each if _within(each, run, options) else replace(each, strength=0.0)
+            each
+            if run.acts(each.start_percent, each.end_percent, options)
+            else replace(each, strength=0.0)
             for each in bound.all
         ]
         # Inversion shows frame 1 as it is, and retraces what the model says without guidance.
@@ -378,16 +389,3 @@ def _diffusion_model(bound: BoundMotion) -> Callable[..., Tensor]:
         return out
 
     return diffusion_model
-
-
-def _within(bound: BoundMotion, run: Run, options: dict[str, Any]) -> bool:
-    """Whether the motion acts at the noise level of this call; True if there is none."""
-    if bound.start_percent <= 0.0 and bound.end_percent >= 1.0:
-        return True  # without reading the level, for which the CPU would wait
-    sigmas = options.get("sigmas")
-    if run.sampling is None or sigmas is None:
-        return True
-    start, end = (
-        run.sampling.percent_to_sigma(p) for p in (bound.start_percent, bound.end_percent)
-    )
-    return start >= sigmas[0].item() > end

@@ -136,3 +136,20 @@ def fill_protected(latent: Tensor, mask: Tensor | None) -> Tensor:
     mask = comfy.sampler_helpers.prepare_mask(mask, latent.shape, latent.device)
     empty = ~latent.flatten(1).any(1)[:, None, None, None]
     return torch.where(empty & (mask < 1), latent[:1], latent)
+
+
+def mask_of_step(
+    mask: Tensor | None, options: dict[str, Any], guider: Any, sigmas: Tensor, step: int
+) -> Tensor | None:
+    """The mask of the latent in a step: 1 where the sampler may change it, 0 where it keeps it.
+
+    Args:
+        options: model options, with a function if Differential Diffusion is on the MODEL: then the
+            mask depends on the noise level.
+    """
+    function = options.get("denoise_mask_function")
+    if mask is None or function is None:
+        return mask
+    told = {"model": guider, "sigmas": sigmas}
+    changed: Tensor = function(sigmas[step : step + 1], mask, extra_options=told)
+    return changed

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...errors import LampError
+from .canvas import warn_below_running_node
 
 _LEVEL_MARGIN = 1.25  # neighbouring levels of common schedules are closer
 # At this level a picture is 4 % of the variance. Below, a start without one shows.
@@ -24,9 +25,14 @@ def mark_start(sigmas: Tensor) -> Tensor:
 
 
 def starts_official(sigmas: Tensor, sampling: Any) -> bool:
-    """Whether noise levels begin where `mark_start` marked the official schedule."""
-    level = torch.nextafter(sigmas[0].float().cpu(), torch.tensor(0.0))
-    return bool((sampling.sigmas.float().cpu() == level).any())
+    """Whether noise levels begin where `mark_start` marked the official schedule.
+
+    Other schedules may begin at the same number by rounding, but the official one alone has nothing
+    but the model's own levels after it.
+    """
+    known, levels = sampling.sigmas.float().cpu(), sigmas.float().cpu()
+    begins = torch.nextafter(levels[:1], torch.tensor(0.0))
+    return bool(torch.isin(torch.cat([begins, levels[1:]]), known).all())
 
 
 def ends_clean(sigmas: Tensor, sampling: Any) -> bool:
@@ -49,6 +55,37 @@ def _lacks_steps(sigmas: Tensor, sampling: Any) -> bool:
     levels = sampling.sigmas.float().cpu()
     first, second = ((levels - float(sigma)).abs().argmin().item() for sigma in sigmas[:2])
     return first + (first - second) < len(levels)
+
+
+def start_inverted(
+    noise: Tensor, latent: Tensor, mask: Tensor | None, sigmas: Tensor, model: Any
+) -> tuple[Tensor, Tensor]:
+    """Noise and latent with which ComfyUI, which adds the two, starts from inverted noise alone.
+
+    The noise contains its clip already, so the frames of a latent would be there twice.
+
+    Args:
+        noise, latent: `f c h w`, inverted noise, and the latent in the VAE's scale.
+        mask: of the latent; where it protects frames they stay in the latent.
+        model: ComfyUI's model, which knows its scale.
+    """
+    import comfy.sampler_helpers
+
+    kept = torch.zeros_like(latent, dtype=torch.bool)
+    if mask is not None:
+        kept = comfy.sampler_helpers.prepare_mask(mask, latent.shape, latent.device) < 1
+    elif latent[1:].any():
+        warn_below_running_node(
+            "The video starts from frame 1 and the inverted noise: the other frames of latent are "
+            "ignored."
+        )
+    latent = torch.cat([latent[:1], torch.where(kept, latent, 0)[1:]])
+    if not len(sigmas):
+        return noise, latent
+    level = sigmas[0].to(noise)
+    # The official start adds plain noise to the scaled-down latent.
+    scale = (1 + level**2).sqrt() if starts_official(sigmas, model.model_sampling) else level
+    return noise - model.process_latent_in(latent).to(noise) / scale, latent
 
 
 def check_level(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...errors import LampError
@@ -41,6 +42,11 @@ def shared_noise(latent: Tensor, seed: int, alpha: float) -> Tensor:
         )
     frames, channels, height, width = latent.shape
     return mark_shared(share_noise(draw_noise(frames, channels, height, width, seed), alpha))
+
+
+def plain_noise(latent: Tensor, seed: int) -> Tensor:
+    """ComfyUI's noise for a latent, without seeding PyTorch's global generator as ComfyUI does."""
+    return torch.randn(latent.shape, generator=torch.Generator("cpu").manual_seed(seed))
 
 
 @dataclass(frozen=True)

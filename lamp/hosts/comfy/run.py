@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ...errors import LampError
 from ...method.layout import FrameLayout
 from ...method.motion import ActiveMotion, attached
+from ...method.overrides import Hooks
 from ...method.windows import returns
 from .canvas import warn_below_running_node
 from .deferred import DeferredChecks
@@ -54,11 +55,11 @@ class Run:
     """A run of a sampler on one video.
 
     `given` is starting noise that must not be mixed, `latent` the host's latent image (`f c h w`,
-    model scale), `first` its clean frame 1 (`1 c h w`; None shows the frames as they are), `guider`
-    and `sampling` the host's own. During a prediction, `noisy_first` (`1 c h w`) is frame 1 in the
-    sampler's state, and `shown` (`f+1 c h w`) the UNet's input for all frames and, last, for
-    `noisy_first`. `denoised` is the last prediction. `compile` are arguments of `torch.compile`, or
-    None. `checks` are those of the UNet's calls.
+    model scale), `first` its clean frame 1 (`1 c h w`; None shows the frames as they are),
+    `first_noise` the noise of frame 1, `guider` and `sampling` the host's own. During a prediction,
+    `noisy_first` (`1 c h w`) is frame 1 at the noise level of the others, and `shown` (`f+1 c h w`)
+    the UNet's input for all frames and, last, for `noisy_first`. `denoised` is the last prediction.
+    `compile` are arguments of `torch.compile`, or None. `checks` are those of the UNet's calls.
 
     The hooks of the motions stay on the UNet from the first call to `release`, and act only in the
     calls of this run.
@@ -69,6 +70,7 @@ class Run:
     given: Tensor | None = None
     latent: Tensor | None = None
     first: Tensor | None = None
+    first_noise: Tensor | None = None
     guider: Any = None
     sampling: Any = None
     shown: Tensor | None = None
@@ -82,6 +84,10 @@ class Run:
     compile: dict[str, Any] | None = None
     checks: DeferredChecks = field(default_factory=DeferredChecks)
     _hooks: ExitStack = field(default_factory=ExitStack)
+    _attached: Hooks = field(default_factory=Hooks)
+    _watchers: ExitStack = field(default_factory=ExitStack)
+    _watched: set[int] = field(default_factory=set)
+    _ends: tuple[str, ...] = ()
     _hooked: tuple[Any, ...] = ()
     _layout: FrameLayout | None = None
     _length_noted: bool = False
@@ -132,6 +138,29 @@ class Run:
             )
         return rows // frames
 
+    def check_size(self, x: Tensor) -> None:
+        """Raises LampError if the sampler changed the number of frames or their size."""
+        if len(x) != self.frames or (
+            self.first is not None and x.shape[1:] != self.first.shape[1:]
+        ):
+            raise LampError(
+                f"The sampler changed the latent to {tuple(x.shape)}; the run has {self.frames} "
+                f"frames of {tuple(x.shape if self.first is None else self.first.shape)[1:]}: a "
+                "motion needs the same frames and size in every step. Choose another sampler than "
+                "SamplerLCMUpscale and its like, and upscale the finished video."
+            )
+
+    def acts(self, start_percent: float, end_percent: float, options: dict[str, Any]) -> bool:
+        """Whether the noise level of a call lies between two shares of the sampling; True if there
+        is none."""
+        if start_percent <= 0.0 and end_percent >= 1.0:
+            return True  # without reading the level, for which the CPU would wait
+        sigmas = options.get("sigmas")
+        if self.sampling is None or sigmas is None:
+            return True
+        start, end = (self.sampling.percent_to_sigma(p) for p in (start_percent, end_percent))
+        return bool(start >= sigmas[0].item() > end)
+
     def check_whole_picture(self, x: Tensor, what: str, cure: str) -> None:
         """Raises LampError if a call has a part of the picture, which `what` cannot work with."""
         if self.shown is not None and x.shape[-2:] != self.shown.shape[-2:]:
@@ -180,10 +209,12 @@ class Run:
             the layout that the hooks read, with the values of the given one.
         """
         hooked = (unet, motions, how)
-        if self._layout is None or self._hooked != hooked:
+        self._watch(unet)
+        # The host replaces functions of layers when it switches between patches of prompts.
+        if self._layout is None or self._hooked != hooked or not self._attached.intact:
             self.release()
             own = replace(layout)  # the caller may use its layout for another call
-            self._hooks.enter_context(attached(unet, motions, own, **how))
+            self._attached = self._hooks.enter_context(attached(unet, motions, own, **how))
             self._hooked, self._layout = hooked, own
         vars(self._layout).update(vars(layout))
         self.acting = True
@@ -192,6 +223,22 @@ class Run:
             yield self._layout
         finally:
             self.acting = self._layout.active = False
+
+    def _watch(self, unet: nn.Module) -> None:
+        """Count the layers that run in a UNet, which may be a second one (Dual Model CFG)."""
+
+        def count(_: nn.Module, args: Any) -> None:
+            if torch.compiler.is_compiling():
+                return  # `CompiledCalls` counts
+            self.bypassed += not self.acting
+            self.layers_seen += self.acting
+
+        if not self._ends or id(unet) in self._watched:
+            return
+        self._watched.add(id(unet))
+        for end in self._ends:
+            hook = unet.get_submodule(end).register_forward_pre_hook(count)
+            self._watchers.callback(hook.remove)
 
     def release(self) -> None:
         """Remove all hooks."""
@@ -210,18 +257,13 @@ class Run:
             LampError: layers ran without the motion, or the UNet was never called.
         """
 
-        def count(_: nn.Module, args: Any) -> None:
-            if torch.compiler.is_compiling():
-                return  # `CompiledCalls` counts
-            self.bypassed += not self.acting
-            self.layers_seen += self.acting
-
-        handles = [unet.get_submodule(end).register_forward_pre_hook(count) for end in ends]
+        self._ends = ends
+        self._watch(unet)
         try:
             yield
         finally:
-            for handle in handles:
-                handle.remove()
+            self._watchers.close()
+            self._watched, self._ends = set(), ()
         # A cache may skip later calls, but never the first one.
         if self.bypassed or not self.acted:
             culprit = "" if wrapper is None else f" ({_origin(wrapper)})"

@@ -16,7 +16,7 @@ from ...method.adain import AdaINSchedule
 from ...method.schedule import TRAIN_TIMESTEPS, ddim_timesteps, nearest_timestep
 from .binding import bound_motion
 from .canvas import warn_below_running_node
-from .latent import check_one_video
+from .latent import check_one_video, mask_of_step
 from .levels import ends_clean, mark_start, starts_official
 from .noise import given_noise, shared_noise
 from .preview import show_middle_frame
@@ -338,11 +338,6 @@ class _BetweenSteps:
 
     def _within_mask(self, kept: Tensor, x: Tensor, step: int) -> Tensor:
         """`x`, or `kept` where the latent's mask protects it."""
-        mask = self._mask
-        if mask is None:
-            return x
-        function = self._options.get("denoise_mask_function")
-        if function is not None:  # of Differential Diffusion, which depends on the noise level
-            told = {"model": self._guider, "sigmas": self._position.sigmas}
-            mask = function(self._position.sigmas[step : step + 1], mask, extra_options=told)
-        return torch.lerp(kept, x, mask.to(x))
+        given = (self._mask, self._options, self._guider, self._position.sigmas, step)
+        mask = mask_of_step(*given)
+        return x if mask is None else torch.lerp(kept, x, mask.to(x))

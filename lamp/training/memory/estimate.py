@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -17,6 +16,7 @@ from ...method.architecture import map_unet, pooled_width, text_width
 from ...method.host import Host
 from ...method.layout import FrameLayout
 from ...method.motion import Motion
+from ...method.overrides import Hooks
 from ..arena import MARGIN
 from ..gradient_checkpointing import checkpointed
 from ..last_norm import keep_last_norm_exact
@@ -207,7 +207,7 @@ def trace_step(
         watchers: modes that see every operation of the step too.
     """
     unet, learned = host.unet, list(motion.trained_parameters().values())
-    with torch.inference_mode(False), torch.enable_grad(), ExitStack() as stack:
+    with torch.inference_mode(False), torch.enable_grad(), Hooks() as stack:
         motion.requires_grad_(False)
         for parameter in learned:
             parameter.requires_grad_(True)
