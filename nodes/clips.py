@@ -199,11 +199,23 @@ class TrainingClips(io.ComfyNode):
         clips = clips_from_sources(
             sources, prompt, ClipSettings(**chosen), progress_of(cls).update, notes
         )
+        clips.warnings += _uncaptioned(clips) if videos else []
         for warning in clips.warnings:
             log.warning(warning)
         report, sheet = describe_clips(clips), contact_sheet(clips)
         shown = image_and_text(sheet, _summary(clips, report), cls)
         return io.NodeOutput(clips, report, sheet, ui=shown)
+
+
+def _uncaptioned(clips: ClipSet) -> list[str]:
+    """VIDEOs that are named after the folder of their files, which nobody has chosen for it."""
+    named = [info for info in clips.infos if info.caption_source == "folder"]
+    if not named:
+        return []
+    return [
+        f"prompt is empty, so '{named[0].caption}', the folder of '{named[0].name}', became its "
+        f"caption ({len(named)} of {len(clips)} clips). Set prompt to what the clips show."
+    ]
 
 
 def find_sources(

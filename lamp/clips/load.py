@@ -28,6 +28,7 @@ PULSE = 60
 MIN_KEPT = 0.7
 """Share of a picture below which cropping leads to a warning."""
 MOST_TURNED = 30.0
+_REPEATING = 1.1  # a chosen rate above this multiple of a clip's own repeats frames
 """Degrees by which a motion with a direction in its caption can be turned without a warning."""
 
 
@@ -295,16 +296,23 @@ def _crop_warnings(clips: ClipSet) -> list[str]:
 
 
 def _rate_warnings(clips: ClipSet) -> list[str]:
-    """Clips of different rates show one motion at different speeds."""
+    """Clips of different rates show one motion at different speeds; frames that are repeated to
+    reach a higher rate show stutter."""
     timed = [info for info in clips.infos if info.fps]
     untimed = [info for info in clips.infos if not info.fps]
-    if clips.settings.fps and untimed:
-        return [
-            f"The frame rate of {_first_of(untimed)} is unknown: not resampled to "
-            f"{clips.settings.fps:g} fps."
-        ]
-    if not timed or same_rate(clips.rates):
-        return []
+    asked, warnings = clips.settings.fps, []
+    if asked and untimed:
+        warnings.append(
+            f"The frame rate of {_first_of(untimed)} is unknown: not resampled to {asked:g} fps."
+        )
+    if asked and (slower := [info for info in timed if asked > _REPEATING * (info.fps or asked)]):
+        warnings.append(
+            f"fps is {asked:g}, but {_first_of(slower)} has {slower[0].fps:.4g} frames per second: "
+            "its frames are repeated, and the motion would learn the stutter. Set fps to the "
+            "lowest rate of the clips."
+        )
+    if asked or not timed or same_rate(clips.rates):
+        return warnings
     slow, fast = (pick(timed, key=lambda info: info.fps or 0.0) for pick in (min, max))
     return [
         f"The clips have different frame rates, from {slow.fps:.4g} fps ('{slow.name}') to "

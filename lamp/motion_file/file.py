@@ -7,6 +7,7 @@ compact file, the fields of modelspec 1.0.0, and what the writer adds (ComfyUI's
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -147,7 +148,9 @@ def _write(path: Path, tensors: dict[str, Tensor], metadata: Mapping[str, str], 
 
     def write(temporary: Path) -> None:
         save_file(tensors, temporary, metadata=metadata)
-        temporary.chmod(0o644)  # safetensors writes 0600, which other users' servers cannot read
+        # safetensors writes 0600, which other users' servers cannot read. Shares may refuse it.
+        with contextlib.suppress(OSError):
+            temporary.chmod(0o644)
 
     try:
         return write_file(path, write, replace=not new)

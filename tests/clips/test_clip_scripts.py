@@ -19,7 +19,7 @@ from PIL import Image
 from benchmarks.samples.clip_files import write_numbered
 from lamp.cli import main
 from lamp.clips.decoding import reader as clip_reader
-from lamp.clips.decoding.choose import check_kind, count_frames
+from lamp.clips.decoding.choose import check_kind, count_frames, source_frames
 from lamp.clips.load import load_clips
 from lamp.errors import ClipError
 from tests.helpers.clip_reading import probe, read_frames
@@ -292,6 +292,25 @@ def test_decoding_without_progress_ends(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(clip_reader, "PATIENCE", 1.0)
     with pytest.raises(ClipError, match="'a.mkv'"):
         probe(path)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.gif"])
+def test_a_slow_user_of_the_frames_is_no_slow_decoder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """A VAE on a CPU may take minutes for the frames between two reads."""
+    path, now = tmp_path / name, [0.0]
+    if name.endswith("gif"):
+        pictures = [Image.new("RGB", (16, 16), (20 * n, 0, 0)) for n in range(8)]
+        pictures[0].save(path, save_all=True, append_images=pictures[1:])
+    else:
+        write_numbered(path, 12)
+    monkeypatch.setattr(clip_reader.time, "monotonic", lambda: now[0])
+    seen = 0
+    for _ in source_frames(path):
+        now[0] += 2 * clip_reader.PATIENCE
+        seen += 1
+    assert seen == (8 if name.endswith("gif") else 12)
 
 
 class Stop(BaseException):

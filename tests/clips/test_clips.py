@@ -113,6 +113,8 @@ def test_a_window_has_the_speed_of_its_clip(folder):
         ([30, 10], None, None, ["10", "30"]),
         ([30, 29.97, 30], None, 30, []),
         ([10, 30], 8.0, 8, []),
+        ([10, 30], 10.5, 10.5, []),
+        ([10, 30, 8], 24.0, 24, ["clip 1", "1 more", "10"]),
         ([25, None], None, 25, []),
         ([25, None], 8.0, 8, ["clip 2", "8"]),
         ([None, None], 8.0, None, ["clip 1", "8"]),

@@ -351,6 +351,65 @@ def test_sd_2_pads_prompts_as_its_tokenizer_says(folder: Path, tmp_path: Path) -
     assert tokens.tolist() == [[49406, 320, 4558, 5586, 49407, *[0] * 72]]
 
 
+def linked(folder: Path, place: Path, *names: str) -> Path:
+    for name in names:
+        (place / name).symlink_to(folder / name)
+    return place
+
+
+def test_the_tokenizer_of_newer_transformers_is_read(
+    folder: Path, tokenizer: Path, tmp_path: Path
+) -> None:
+    from transformers import CLIPTokenizer
+
+    linked(folder, tmp_path, "unet", "vae", "text_encoder")
+    CLIPTokenizer.from_pretrained(tokenizer).save_pretrained(tmp_path / "tokenizer")
+    (tmp_path / "tokenizer" / "vocab.json").unlink(missing_ok=True)
+    tokens = load_image_model(tmp_path).tokens("A horse runs")
+    assert torch.equal(tokens, load_image_model(folder).tokens("A horse runs"))
+
+
+def test_sd_2_without_a_scheduler_is_refused(folder: Path, tmp_path: Path) -> None:
+    """The first SD 2.0 and 2.1 predict v, the base ones the noise."""
+    linked(folder, tmp_path, "vae", "text_encoder", "tokenizer")
+    UNet2DConditionModel(**{**UNET, "cross_attention_dim": 1024}).save_pretrained(tmp_path / "unet")
+    with pytest.raises(LampError, match="scheduler_config.json"):
+        load_image_model(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
+def test_missing_weights_are_refused_by_name(
+    source: Source, folder: Path, tmp_path: Path, part: str
+) -> None:
+    """The libraries would draw them at random."""
+    from safetensors.torch import load_file, save_file
+
+    others = {"unet", "vae", "text_encoder", "tokenizer"} - {part}
+    linked(folder, tmp_path, *others)
+    getattr(source, part).save_pretrained(tmp_path / part)
+    (file,) = (tmp_path / part).glob("*.safetensors")
+    weights = load_file(file)
+    lost = next(name for name in weights if name.endswith("bias"))
+    save_file({n: w for n, w in weights.items() if n != lost}, file, {"format": "pt"})
+    with pytest.raises(LampError, match=f"{part}.*{re.escape(lost)}"):
+        load_image_model(tmp_path)
+
+
+def test_escaped_parentheses_are_text_as_in_comfyui(
+    model: ImageModel, comfy: ModuleType, caplog: pytest.LogCaptureFixture
+) -> None:
+    from comfy.sd1_clip import SDTokenizer
+
+    text = r"a horse \(brown\) runs"
+    ((*expected,),) = SDTokenizer().tokenize_with_weights(text)
+    assert model.tokens(text).tolist() == [[token for token, _ in expected]]
+    assert {weight for _, weight in expected} == {1.0} and not caplog.text
+    weighted = f"a horse (of {model.name}) runs"  # said once for each caption
+    escaped = weighted.replace("(", r"\(").replace(")", r"\)")
+    assert torch.equal(model.tokens(weighted), model.tokens(escaped))
+    assert caplog.text.count(weighted) == 1
+
+
 def test_sd_xl_is_refused(folder: Path, tmp_path: Path) -> None:
     for name in ("vae", "text_encoder", "tokenizer"):
         (tmp_path / name).symlink_to(folder / name)

@@ -96,6 +96,19 @@ def test_other_users_can_read_the_file(path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o644
 
 
+def test_a_disk_without_rights_of_files_keeps_the_motion(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As some shares and FAT disks, where only the owner of the mount may change rights."""
+
+    def refuse(self: Path, mode: int) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "chmod", refuse)
+    save_motion(path, motion_state(), CONFIG)
+    assert check(path).config == CONFIG
+
+
 def test_saving_creates_the_folder(tmp_path: Path) -> None:
     path = save_motion(tmp_path / "new" / "folder" / "m.safetensors", motion_state(), CONFIG)
     assert check(path).config == CONFIG

@@ -76,6 +76,20 @@ def test_a_list_of_videos_with_captions(node: Any, api: Any, tmp_path: Path) -> 
     assert whole(clips, 1) == list(range(11))
 
 
+@pytest.mark.parametrize("prompt", ["", "a horse runs"])
+def test_videos_that_are_named_after_their_folder_are_told(
+    node: Any, api: Any, tmp_path: Path, prompt: str
+) -> None:
+    """The folder of a VIDEO is ComfyUI's input, which says nothing of what it shows."""
+    (tmp_path / "input").mkdir()
+    film = api.InputImpl.VideoFromFile(str(write_numbered(tmp_path / "input" / "a.mp4", 8)))
+    clips = read(node, videos=[film], prompt=[prompt])
+    assert clips.captions == [prompt or "input"]
+    assert [text for text in clips.warnings if "'input'" in text and "prompt" in text] == (
+        [] if prompt else clips.warnings[-1:]
+    )
+
+
 def test_a_video_file_is_not_decoded_as_a_whole(
     node: Any, api: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

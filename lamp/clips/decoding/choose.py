@@ -38,6 +38,7 @@ def source_frames(
                 if frame.time is None or frame.time >= start:
                     count += 1
                     yield frame
+                    watch.resumed()
         if not count:
             part = " in the chosen time range" if start or end is not None else ""
             raise ClipError(f"'{clip.name}' has no pictures{part}. Remove it.")

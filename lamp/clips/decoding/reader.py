@@ -92,6 +92,10 @@ class Watch:
                 "the part with the motion."
             )
 
+    def resumed(self) -> None:
+        """Restart the clock after others have worked on a frame."""
+        self._moved = time.monotonic()
+
     def check(self) -> None:
         """Raise ClipError if no frame came for too long, or what the pulse raises."""
         now = time.monotonic()

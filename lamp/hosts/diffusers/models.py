@@ -7,7 +7,9 @@ pickle.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +21,9 @@ from torch import Tensor, nn
 from ...errors import IncompatibleModelError, LampError
 from ...files.cache import TensorCache, digest
 from ...files.strict_json import read_json
-from ...method.architecture import describe_family, map_unet
+from ...method.architecture import describe_family, map_unet, unet_family
 from ...method.schedule import BETAS, TRAIN_TIMESTEPS
+from ...plain import log, plain
 from ...toy.base import load_toy_base, tokenize
 from ...training.latents import SCALE, LatentCache
 from .single_file import load_single_file
@@ -178,6 +181,8 @@ def find_tokenizer(folder: str | Path = "") -> Path:
 
 
 def _with_vocabulary(folder: Path) -> Path:
+    if (folder / "tokenizer.json").is_file():  # the form of newer versions of transformers
+        return folder
     for name in ("vocab.json", "merges.txt"):
         if not (folder / name).is_file():
             raise LampError(
@@ -197,7 +202,7 @@ def _load_folder(path: Path, tokenizer: str | Path) -> ImageModel:
     from transformers import CLIPTextModel
 
     parts = {"unet": UNet2DConditionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}
-    v_prediction = _predicts_v(path)
+    predicts_v = _predicts_v(path)
     models = {name: _load_part(path, name, kind) for name, kind in parts.items()}
     channels = models["unet"].config.in_channels
     if channels != 4 or models["vae"].config.scaling_factor != SCALE:
@@ -206,8 +211,13 @@ def _load_folder(path: Path, tokenizer: str | Path) -> ImageModel:
             f"scales by {models['vae'].config.scaling_factor} (SD 1.x: 4 and {SCALE}). Give an "
             "SD 1.x or 2.x model, or train in ComfyUI with LAMP Trainer."
         )
+    if predicts_v is None and unet_family(models["unet"]) == "sd2":
+        raise LampError(
+            f"{path.name} has no scheduler/scheduler_config.json, which says whether an SD 2.x "
+            "model predicts the noise or v: download that file too."
+        )
     tokens = _clip_tokens(_with_vocabulary(Path(tokenizer or path / "tokenizer")))
-    return ImageModel(path.name, tokens=tokens, v_prediction=v_prediction, **models)
+    return ImageModel(path.name, tokens=tokens, v_prediction=bool(predicts_v), **models)
 
 
 def _load_part(folder: Path, name: str, kind: Any) -> Any:
@@ -220,13 +230,21 @@ def _load_part(folder: Path, name: str, kind: Any) -> Any:
         )
     # Folders downloaded for fp16 have NAME.fp16.safetensors only.
     half = all(".fp16." in file.name for file in files)
-    options = {"variant": "fp16"} if half else {}
+    options: dict[str, Any] = {"variant": "fp16"} if half else {}
+    options |= {"local_files_only": True, "use_safetensors": True}
     try:
-        return kind.from_pretrained(place, local_files_only=True, use_safetensors=True, **options)
+        model, told = kind.from_pretrained(place, output_loading_info=True, **options)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise LampError(
             f"{place} cannot be loaded ({str(error)[:300]}): download it again."
         ) from error
+    # The libraries fill them with random numbers.
+    if missing := sorted(n for n in told["missing_keys"] if not n.endswith("position_ids")):
+        raise LampError(
+            f"{place} is incomplete: {len(missing)} weights are missing, such as {missing[0]}. "
+            "Download it again, or save it with diffusers."
+        )
+    return model
 
 
 _NOISE = {
@@ -240,10 +258,11 @@ _NOISE = {
 """`scaled_linear_alphas` in a scheduler's configuration."""
 
 
-def _predicts_v(folder: Path) -> bool:
+def _predicts_v(folder: Path) -> bool | None:
+    """Whether a model predicts v, not the noise; None if its folder does not say it."""
     file = folder / "scheduler" / "scheduler_config.json"
     if not file.is_file():
-        return False
+        return None
     try:
         config = read_json(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -271,6 +290,7 @@ def _clip_tokens(folder: Path) -> Tokens:
     begin, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
 
     def tokens(text: str) -> Tensor:
+        text = _without_weights(text)
         ids = tokenizer(text, add_special_tokens=False).input_ids
         room = _TOKENS - 2
         chunks = [ids[i : i + room] for i in range(0, len(ids), room)] or [[]]
@@ -279,6 +299,18 @@ def _clip_tokens(folder: Path) -> Tokens:
         )
 
     return tokens
+
+
+@functools.cache
+def _without_weights(text: str) -> str:
+    """A caption whose parentheses are text. ComfyUI reads them as weights, and `\\(` as text."""
+    if re.search(r"(?<!\\)[()]", text):
+        log.warning(
+            "The caption '%s' has parentheses, with which ComfyUI weights the words between them. "
+            "Here they are text: write \\( and \\), which are text in both.",
+            plain(text, 100),
+        )
+    return re.sub(r"\\([()])", r"\1", text)
 
 
 def _toy_tokens(config: dict[str, Any]) -> Tokens:
