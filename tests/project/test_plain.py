@@ -304,4 +304,8 @@ def test_lines_under_a_node_can_be_sent_whatever_its_name_in_the_graph(
     monkeypatch.setitem(sys.modules, "server", server)
     NodeProgress(text).announce(f"reading {text}")
     NodeProgress("7").say("reading")
+    # Front ends before 1.48 draw it as HTML.
+    NodeProgress(None).warn("x")
+    NodeProgress("8").warn(f"<img src=x onerror=alert(1)> {text}")
+    assert "<" not in sent.pop(-2) and sent.pop() == "8"
     assert all(harmless(part, lines=True) for part in sent) and sent[2:] == ["reading", "7"]

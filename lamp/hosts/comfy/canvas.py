@@ -14,10 +14,14 @@ def running_server() -> Any:
 
 
 def say_below(node_id: str | None, text: str) -> None:
-    """Show a text below a node, where there is a server to show it."""
+    """Show a text below a node, where there is a server to show it.
+
+    Some front ends draw it as HTML and others as it is, and it may hold names from files.
+    """
     server = running_server()
     if server is not None and node_id is not None:
-        server.send_progress_text(plain_lines(text), plain(node_id))
+        shown = plain_lines(text).replace("<", "\u2039").replace(">", "\u203a")
+        server.send_progress_text(shown, plain(node_id))
 
 
 def warn_below_running_node(text: str) -> None:
