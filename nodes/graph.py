@@ -11,6 +11,7 @@ from ..lamp.motion_file.config import FILLERS
 _TEXTS = ("text", "text_g", "text_l", "prompt", "value", "string")
 """Inputs in which text encoders and text nodes hold their text."""
 _POSITIVE = ("positive", "conditioning")
+_INVERSION = "LAMP_DDIMInversion"
 # Not words: tags of LoRAs, and names of embeddings.
 _TAGS = re.compile(r"<[^<>:\s]*:[^<>]*>|embedding:\S+", re.IGNORECASE)
 _WILDCARD = re.compile(r"__[^\s_][^\n]*?__|\{[^{}|]*\|[^{}]*\}")
@@ -21,7 +22,8 @@ Graph = Mapping[str, Mapping[str, Any]]
 
 
 def prompts_below(graph: Graph | None, node_id: Any) -> list[str] | None:
-    """The texts that lead to the positive input of each sampler behind a node, one per line.
+    """The texts that lead to the positive input of each sampler that samples with the MODEL of a
+    node, one per line.
 
     Args:
         graph: the prompt as the host sends it to its nodes.
@@ -30,9 +32,16 @@ def prompts_below(graph: Graph | None, node_id: Any) -> list[str] | None:
         None if no sampler is found, or one whose text is made by a node that runs.
     """
     graph, found = graph or {}, []
-    for sampler in _behind(graph, str(node_id)):
+    behind = {str(node_id), *_behind(graph, str(node_id))}
+    for node in graph.values():
+        inputs = node.get("inputs", {})
+        model = inputs.get("model")
+        # Other models may sample what was made with this one. Inversion has no prompt.
+        samples = _is_link(model) and str(model[0]) in behind
+        if not samples or node.get("class_type") == _INVERSION:
+            continue
         for name in _POSITIVE:
-            link = graph[sampler].get("inputs", {}).get(name)
+            link = inputs.get(name)
             if _is_link(link):
                 texts = list(_texts(graph, str(link[0])))
                 if not texts or any(text is None or _WILDCARD.search(text) for text in texts):

@@ -43,17 +43,23 @@ const TEXTS = {
 
 const plain = (file) => file.replaceAll('\\', '/')
 
-// The motions of the trainer's name: [file, run's name, number of the run, end of the name].
+// Files in the motion folder, with the time of their last change where the server tells it.
+async function motionFiles() {
+    const timed = await api.fetchApi('/experiment/models/lamp_motion')
+    if (timed.ok) return timed.json()
+    const named = await api.fetchApi('/models/lamp_motion')
+    return named.ok ? (await named.json()).map((name) => ({ name, modified: 0 })) : []
+}
+
+// The motions of the trainer's name: file, its time, the run's name, number of the run, end of the name.
 async function motionsOf(name) {
     const begin = plain(name)
         .replace(/[.*+?^${}()|[\]\\]/g, '\\$&')
         .replace(/%[^%]+%/g, '[^/]+') // a date
     const pattern = new RegExp(`^(${begin}_(\\d+))((?:-.*)?)\\.safetensors$`)
-    const answer = await api.fetchApi('/models/lamp_motion')
-    const files = answer.ok ? await answer.json() : []
-    return files.flatMap((file) => {
+    return (await motionFiles()).flatMap(({ name: file, modified }) => {
         const found = plain(file).match(pattern)
-        return found ? [{ file, run: found[1], number: Number(found[2]), end: found[3] }] : []
+        return found ? [{ file, modified, run: found[1], number: Number(found[2]), end: found[3] }] : []
     })
 }
 
@@ -77,7 +83,9 @@ async function saved(state) {
 }
 
 function fileUrl(run, filename) {
-    const place = new URLSearchParams({ type: 'output', subfolder: `lamp_training/${run}`, filename })
+    // The time, since a run that goes on writes the same files, of which the browser keeps copies.
+    const rand = Date.now()
+    const place = new URLSearchParams({ type: 'output', subfolder: `lamp_training/${run}`, filename, rand })
     return api.apiURL(`/view?${place}`)
 }
 
@@ -149,7 +157,9 @@ function loadersFor(trainer, motions) {
     loader.pos = [trainer.pos[0], trainer.pos[1] + trainer.size[1] + 60]
     trainer.graph.add(loader)
     const link = trainer.getInputLink(trainer.findInputSlot('model'))
-    if (link) trainer.graph.getNodeById(link.origin_id).connect(link.origin_slot, loader, 'model')
+    const from = link && trainer.graph.getNodeById(link.origin_id)
+    if (from) from.connect(link.origin_slot, loader, 'model')
+    else if (link) trainer.graph.inputNode?.slots[link.origin_slot]?.connect(loader.inputs[loader.findInputSlot('model')], loader)
     return [loader]
 }
 
@@ -158,12 +168,11 @@ async function choose(trainer) {
     const name = widgetOf(trainer, 'name').value.trim().replace(/\.safetensors$/, '')
     const all = await motionsOf(name)
     if (!all.length) return tell('warn', text.none(name))
-    const newest = Math.max(...all.map(({ number }) => number))
-    const { run } = all.find(({ number }) => number === newest)
+    const { run } = all.reduce((a, b) => (b.modified - a.modified || b.number - a.number) > 0 ? b : a)
     await app.refreshComboInNodes() // states and files may be newer than the menus
     const found = await Promise.all(
         all
-            .filter(({ number }) => number === newest)
+            .filter((motion) => motion.run === run)
             .map(async (motion) => ({ motion, metadata: await header(motion.file) }))
     )
     const stepOf = ({ metadata }) => parsed(metadata, 'lamp.config')?.steps ?? 0

@@ -96,6 +96,9 @@ async function onDrop(event) {
     else passOn(event, target, file)
 }
 
+const SKIPPED = [2, 4] // modes of nodes that do not run: muted and bypassed
+const told = new Set() // folders; an undo opens the workflow again, too
+
 app.registerExtension({
     name: 'lamp-motion.Files',
     setup() {
@@ -113,10 +116,12 @@ app.registerExtension({
     },
     afterConfigureGraph() {
         for (const node of app.graph.nodes) {
-            if (node.comfyClass !== 'LAMP_TrainingClips') continue
+            if (node.comfyClass !== 'LAMP_TrainingClips' || SKIPPED.includes(node.mode)) continue
+            if (node.inputs?.some(({ name, link }) => name === 'folder' && link != null)) continue
             const folder = widgetOf(node, 'folder')?.value
-            const known = choicesOf(node, 'folder')
-            if (folder && !known.includes(folder)) tell('warn', text('missing', folder))
+            if (!folder || told.has(folder) || choicesOf(node, 'folder').includes(folder)) continue
+            told.add(folder)
+            tell('warn', text('missing', folder))
         }
     }
 })

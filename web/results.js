@@ -32,6 +32,11 @@ function addWidget(node) {
     return widget
 }
 
+function showText(node, text) {
+    const widget = node.widgets?.find(({ name }) => name === NAME) ?? addWidget(node)
+    widget.value = text.join('\n')
+}
+
 // Nodes 2.0 draws the images of a node and, below them, its last live preview, which stays after a run.
 // The trainer's last preview is the image: the loss plot.
 function showOnePicture(node) {
@@ -53,6 +58,13 @@ function nodeOf(id) {
         graph = node?.subgraph
     }
     return node
+}
+
+// The node of an output: `6`, or `UUID:6` with the UUID of its subgraph.
+function nodeOfOutput(id) {
+    const end = id.lastIndexOf(':')
+    const subgraph = (app.rootGraph ?? app.graph)?.subgraphs?.get(id.slice(0, Math.max(end, 0)))
+    return subgraph ? subgraph.getNodeById(id.slice(end + 1)) : nodeOf(id)
 }
 
 // The front end keeps the last text of a node, such as a warning, also when the node runs again and
@@ -77,9 +89,14 @@ app.registerExtension({
         const onExecuted = nodeType.prototype.onExecuted
         nodeType.prototype.onExecuted = function (output) {
             onExecuted?.apply(this, arguments)
-            if (!output?.text) return
-            const widget = this.widgets?.find((widget) => widget.name === NAME) ?? addWidget(this)
-            widget.value = output.text.join('\n')
+            if (output?.text) showText(this, output.text)
+        }
+    },
+    // After an undo or another tab, the front end makes all nodes anew and restores their pictures alone.
+    onNodeOutputsUpdated(outputs) {
+        for (const [id, output] of Object.entries(outputs ?? {})) {
+            const node = output?.text && nodeOfOutput(id)
+            if (node?.comfyClass?.startsWith('LAMP_')) showText(node, output.text)
         }
     },
     nodeCreated(node) {

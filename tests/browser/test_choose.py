@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -138,6 +140,52 @@ def test_the_choice_can_be_left(opened: Any, run: str, way: str) -> None:
         opened.locator(".lamp-choose div button").click()
     opened.wait_for_function("() => !document.querySelector('.lamp-choose')")
     assert opened.evaluate(CHOSEN) == []
+
+
+INSIDE = """async (name) => {
+    const make = type => {
+        const node = LiteGraph.createNode(type)
+        app.graph.add(node)
+        return node
+    }
+    const [base, trainer] = ['LAMP_LoadToyBase', 'LAMP_Trainer'].map(make)
+    base.connect(0, trainer, 'model')
+    app.graph.convertToSubgraph(new Set([trainer]))
+    const graph = app.graph.nodes.find(node => node.isSubgraphNode?.()).subgraph
+    const inside = graph.nodes.find(node => node.type === 'LAMP_Trainer')
+    inside.widgets.find(widget => widget.name === 'name').value = name
+    inside.widgets.find(widget => widget.type === 'button').callback()
+    for (let wait = 0; wait < 100 && !document.querySelector('.lamp-choose img'); wait++)
+        await new Promise(done => setTimeout(done, 100))
+    document.querySelectorAll('.lamp-choose > button')[2].click()
+    await new Promise(done => setTimeout(done, 2000))
+    const loaders = graph.nodes.filter(node => node.type === 'LAMP_LoadMotion')
+    return loaders.map(loader => [
+        loader.widgets.find(widget => widget.name === 'motion_name').value,
+        loader.getInputLink(loader.findInputSlot('model'))?.origin_id === graph.inputNode.id,
+    ])
+}"""
+
+
+def test_in_a_subgraph_the_new_loader_gets_the_trainers_model(opened: Any, run: str) -> None:
+    found = opened.evaluate(INSIDE, run)
+    assert found == [["horses/eye_00002-step000100.safetensors", True]]
+
+
+def test_of_runs_with_a_date_the_last_one_is_offered(opened: Any, server: ComfyServer) -> None:
+    root: Path = server.base / "models" / "lamp_motion"
+    paths = []
+    for day, number, age in ((14, 1, 300), (14, 2, 200), (15, 1, 100)):
+        path = root / f"2026-08-{day}" / f"dated_{number:05}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        save_motion(path, {"x": torch.zeros(1)}, MotionConfig("sd1", steps=10 * day + number))
+        os.utime(path, (time.time() - age,) * 2)
+        paths.append(path)
+    try:
+        assert steps_of(opened.evaluate(PRESS, "%year%-%month%-%day%/dated")) == [151]
+    finally:
+        for path in paths:
+            path.unlink()
 
 
 def test_a_name_without_motions_offers_nothing(opened: Any) -> None:

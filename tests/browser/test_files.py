@@ -158,5 +158,10 @@ def test_a_missing_clip_folder_is_named_on_opening(page: Any, server: ComfyServe
         wait_until_ready(page)
         load(page, "lamp_train_motion")
         assert any("input/horse_run" in text for text in page.evaluate(TOASTS))
+        page.evaluate("() => app.extensionManager.toast.removeAll()")
+        # As after an undo.
+        page.evaluate("() => app.loadGraphData(app.graph.serialize())")
+        page.wait_for_timeout(1000)
+        assert not any("input/horse_run" in text for text in page.evaluate(TOASTS))
     finally:
         aside.rename(folder)

@@ -46,6 +46,47 @@ RUN = """async (count) => {
 }"""
 
 
+REPORTED = """async () => {
+    app.graph.clear()
+    const [base, preset] = ['LAMP_LoadToyBase', 'LAMP_TrainingPreset'].map((type) => {
+        const node = LiteGraph.createNode(type)
+        app.graph.add(node)
+        return node
+    })
+    base.connect(0, preset, 'model')
+    preset.widgets.find(({ name }) => name === 'card').value = '8 GB'
+    const { api } = await import('/scripts/api.js')
+    const end = new Promise((done) => ['success', 'error', 'interrupted'].forEach((how) =>
+        api.addEventListener(`execution_${how}`, () => done(how), { once: true })))
+    await app.queuePrompt(0, 1)
+    return end
+}"""
+RESULTS = """() => app.graph.nodes
+    .find(({ type }) => type === 'LAMP_TrainingPreset').widgets
+    .filter(({ name }) => name === 'result').map(({ value }) => value)"""
+CHANGED = """async () => {
+    const { changeTracker } = app.extensionManager.workflow.activeWorkflow
+    changeTracker.checkState()
+    app.graph.nodes[0].title = 'other'
+    changeTracker.checkState()
+    const before = app.graph.nodes[0]
+    await changeTracker.undo()
+    await new Promise((done) => setTimeout(done, 1000))
+    return app.graph.nodes[0] !== before
+}"""
+
+
+@pytest.mark.timeout(300)
+def test_a_report_stays_when_a_change_is_undone(page: Any) -> None:
+    close_dialogs(page)
+    assert page.evaluate(REPORTED) == "success"
+    page.wait_for_timeout(500)
+    (told,) = page.evaluate(RESULTS)
+    assert "GB" in told
+    assert page.evaluate(CHANGED)
+    assert page.evaluate(RESULTS) == [told]
+
+
 @pytest.mark.timeout(300)
 def test_a_warning_ends_with_the_next_run(page: Any) -> None:
     close_dialogs(page)

@@ -43,6 +43,23 @@ def test_through_a_control_net_and_a_guider(graph: Any) -> None:
     assert graph.prompts_below(nodes, "2") == ["a red bird"]
 
 
+def test_only_prompts_of_samplers_with_the_motion_count(graph: Any) -> None:
+    """Not the empty one of an inversion, nor that of an image model that upscales the video."""
+    decoded = {"class_type": "VAEDecode", "inputs": {"samples": ["6", 0], "vae": ["1", 2]}}
+    encoded = {"class_type": "VAEEncode", "inputs": {"pixels": ["7", 0], "vae": ["1", 2]}}
+    empty = {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": ""}}
+    sharp = {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "sharp"}}
+    again = {"model": ["1", 0], "positive": ["10", 0], "latent_image": ["8", 0]}
+    inverts = {"model": ["3", 0], "conditioning": ["9", 0], "latent": ["8", 0]}
+    more = {"7": decoded, "8": encoded, "9": empty, "10": sharp}
+    more["11"] = {"class_type": "KSampler", "inputs": again}
+    more["12"] = {"class_type": "LAMP_DDIMInversion", "inputs": inverts}
+    assert graph.prompts_below(workflow("a red bird", **more), 2) == ["a red bird"]
+    again["model"] = ["3", 0]
+    found = graph.prompts_below(workflow("a red bird", **more), 2)
+    assert sorted(found) == ["a red bird", "sharp"]
+
+
 def test_a_text_that_another_node_holds_or_makes(graph: Any) -> None:
     held = {"class_type": "PrimitiveString", "inputs": {"value": "a red bird"}}
     assert graph.prompts_below(workflow(["9", 0], **{"9": held}), 2) == ["a red bird"]
