@@ -11,8 +11,8 @@ from typing import Any
 
 from ..clips.clip_set import ClipSet
 from ..errors import LampError, MotionFileError
-from ..motion_file.config import MotionConfig
-from ..motion_file.file import RUN_KEY, MotionFile, run_of, save_motion
+from ..motion_file.config import MotionConfig, read_config
+from ..motion_file.file import RUN_KEY, MotionFile, read_header, run_of, save_motion
 from ..motion_file.provenance import CARD_KEY, SCORES_KEY, TRAINING_KEY
 from ..plain import log
 from .compare import sample_thumbnail, save_comparison
@@ -108,10 +108,15 @@ class Outcome:
                 new=not own,
             )
 
-    def has_best(self) -> bool:
-        """Whether this run has kept a best motion, with `patience`."""
+    def best_kept(self) -> int:
+        """The step of the best motion that this run has kept, with `patience`; 0 for none."""
         path = self.target.with_name(f"{self.target.name}{BEST}.safetensors")
-        return bool(self.run) and path.exists() and run_of(path) == self.run
+        if not self.run or run_of(path) != self.run:
+            return 0
+        try:
+            return read_config(path.stem, read_header(path)).steps
+        except MotionFileError:
+            return 0
 
     def kept(self) -> set[int]:
         """The steps whose motions have a file, see `SaveConfig.keep_motions`."""
@@ -149,7 +154,9 @@ def train_to_file(
         )
 
     # Patience that begins with a resume has no motions of the measurements before it.
-    since = 0 if outcome.has_best() else begun
+    before = measures(training)
+    known = bool(before) and best_of_run(before, training.config) == outcome.best_kept()
+    since = 0 if known else begun
 
     def keep(mark: str) -> None:
         try:
@@ -174,11 +181,10 @@ def train_to_file(
         # In some versions of ComfyUI its cancel does not derive from Exception.
         if training.step > begun and not training.updating:
             _write_stopped(training, outcome, folder, say)
-            _save_pictures(training, outcome, folder, say)
+            _save_pictures(training, outcome, folder, since, say)
         raise
     if training.learned:
-        counted = [each for each in measures(training) if each.step > since]
-        best = best_of_run(counted, training.config)
+        best = _best(training, since)
         say(
             f"learned after step {training.step}; the best motion, of step {best}, is "
             f"{outcome.target.name}{BEST}.safetensors"
@@ -187,7 +193,7 @@ def train_to_file(
         path = outcome.write(training, folder=folder.path)
     except MotionFileError as error:
         raise MotionFileError(f"{error}{_kept(training, folder)}") from error
-    _save_pictures(training, outcome, folder, say)
+    _save_pictures(training, outcome, folder, since, say)
     return path
 
 
@@ -196,10 +202,19 @@ def measures(training: Training) -> list[Measured]:
     return merged(training.validation, training.sample_scores)
 
 
-def _save_pictures(training: Training, outcome: Outcome, folder: RunFolder, say: Say) -> None:
+def _best(training: Training, since: int) -> int | None:
+    """The step of the best motion that `patience` has kept."""
+    counted = [each for each in measures(training) if each.step > since]
+    if not training.config.patience or not counted:
+        return None
+    return best_of_run(counted, training.config)
+
+
+def _save_pictures(
+    training: Training, outcome: Outcome, folder: RunFolder, since: int, say: Say
+) -> None:
     """The loss plot, and all samples side by side."""
-    measured, config = measures(training), training.config
-    best = best_of_run(measured, config) if config.patience and measured else None
+    measured, best = measures(training), _best(training, since)
     try:
         save_loss_plot(folder.path / "loss.png", training.losses, training.validation)
         kept = outcome.kept() | {training.step}

@@ -86,7 +86,7 @@ class RunFolder:
         path = write_state(path, take_state(training, self.identity, self._run))
         # Not this one, even if the run was resumed from before later states.
         older = [other for other in states(self.path) if other != path]
-        for old in older[: len(older) + 1 - self._keep]:
+        for old in older[: max(len(older) + 1 - self._keep, 0)]:
             # A state that is open elsewhere (on Windows) goes next time.
             with contextlib.suppress(OSError):
                 old.unlink()

@@ -16,6 +16,7 @@ from benchmarks.toy.runs import Recipe
 from lamp.clips.load import clips_from_images
 from lamp.errors import LampError
 from lamp.motion_file.file import load_motion_file
+from lamp.training import outcome
 from lamp.training.loop import Training
 from lamp.training.outcome import Outcome, train_to_file
 from lamp.training.recipe import TrainConfig
@@ -232,9 +233,11 @@ def test_the_best_motion_that_is_named_is_there(
     train(first, tmp_path)
     again = begin(patience=2)
     restore(again, take_state(first, {}), {})
+    marked: list[int] = []
+    monkeypatch.setattr(outcome, "save_comparison", lambda *given: marked.append(given[2]))
     said = train(again, tmp_path)
     best = load_motion_file(tmp_path / "run-best.safetensors").config.steps
-    assert (again.step, best) == ((5, 2) if before else (7, 5))
+    assert (again.step, best) == ((5, 2) if before else (7, 5)) and marked == [best]
     assert any(f"step {best}," in text and "run-best" in text for text in said)
 
 

@@ -259,7 +259,17 @@ def test_out_of_memory_keeps_the_state_and_names_settings(
     assert again.losses == straight.losses
 
 
-@pytest.mark.parametrize(("keep", "kept"), [(1, [2]), (2, [2, 5]), (3, [1, 2, 5])])
+@pytest.mark.parametrize(
+    ("keep", "kept"),
+    [
+        (1, [2]),
+        (2, [2, 5]),
+        (3, [1, 2, 5]),
+        (4, [0, 1, 2, 5]),
+        (5, [0, 1, 2, 5]),
+        (9, [0, 1, 2, 5]),
+    ],
+)
 def test_a_run_from_an_older_state_keeps_its_own_states(
     host: DiffusersHost, clips: LatentClips, tmp_path: Path, keep: int, kept: list[int]
 ) -> None:
