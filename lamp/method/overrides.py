@@ -39,6 +39,8 @@ class Hooks(ExitStack):
     def __init__(self) -> None:
         super().__init__()
         self._forwards: list[tuple[nn.Module, Callable[..., Tensor]]] = []
+        self.left: list[Callable[[], object]] = []
+        """After closing: restores functions that other code hid then, and may have put back."""
 
     @property
     def intact(self) -> bool:
@@ -53,13 +55,18 @@ class Hooks(ExitStack):
         before = vars(module).get("forward")  # such as that of accelerate's hooks
         own = make(module.forward)
 
-        def restore() -> None:
+        def restore() -> bool:
             if vars(module).get("forward") is not own:
-                return  # it belongs to other code now
+                return False
             del module.forward
             if before is not None:
                 module.forward = before
+            return True
+
+        def close() -> None:
+            if not restore():
+                self.left.append(restore)
 
         module.forward = own
         self._forwards.append((module, own))
-        self.callback(restore)
+        self.callback(close)

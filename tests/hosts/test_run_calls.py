@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.samples.comfy_runs import lamp_ksampler, moving, worst
+from benchmarks.samples.comfy_runs import count_hooks, lamp_ksampler, moving, worst
 from benchmarks.samples.ecosystem import FRAMES, Patch, sample, still
 from benchmarks.samples.tiny_models import text, video_latent
 from lamp.errors import LampError
@@ -260,3 +260,32 @@ def test_the_motion_acts_on_whatever_replaces_a_layers_function_during_a_run(
         layer.weight.data = weights[layer]
     assert worst(out, expected) < 1e-5
     assert worst(out, sample(model, steps=3)) > 1e-3
+
+
+def test_a_function_that_other_code_hides_for_a_call_is_not_left_behind(
+    plain: Any, file: MotionFile
+) -> None:
+    """As code that wraps layers around a call and puts back what was there."""
+    layers = [m for n, m in plain.model.diffusion_model.named_modules() if n.endswith("attn1.to_q")]
+    calls = []
+
+    def around(unet: Any, args: dict[str, Any]) -> Tensor:
+        calls.append(1)
+        there = {layer: layer.forward for layer in layers}
+        had = {layer: "forward" in vars(layer) for layer in layers}
+        if len(calls) > 1:
+            for layer in layers:
+                layer.forward = lambda x, own=there[layer]: own(x)
+        try:
+            return unet(args["input"], args["timestep"], **args["c"])
+        finally:
+            for layer in layers if len(calls) > 1 else []:
+                if had[layer]:
+                    layer.forward = there[layer]
+                else:
+                    del layer.forward
+
+    model = moving(plain, file)
+    out = sample(wrapped(model, around), steps=4)
+    assert len(calls) == 4 and count_hooks(plain) == 0
+    assert worst(out, sample(model, steps=4)) < 1e-5

@@ -140,6 +140,14 @@ def extended(model: Any, positive: Any, clip: Tensor, **options: Any) -> Tensor:
     )["samples"]
 
 
+def test_masks_per_frame_that_are_too_few_are_told(plain: Any, file: MotionFile) -> None:
+    from lamp.method.masks import MotionMask
+
+    model = moving(plain, file, motion_mask=MotionMask(torch.ones(4, 64, 64) / 2))
+    with pytest.raises(LampError, match="4 masks for a video of 7 frames"):
+        extended(model, conditioning()[0], torch.randn(3, 4, 8, 8), hold=1.0)
+
+
 @pytest.mark.parametrize("hold", [0.5, 1.0])
 def test_a_held_picture_stands_still_in_all_pieces(
     plain: Any, file: MotionFile, hold: float

@@ -272,11 +272,13 @@ def _sampler_sample(bound: BoundMotion) -> Callable[..., Tensor]:
         # The masks hold frame 1 even where the schedule leaves noise, and under AdaIN.
         if run.denoised is None or not ends_clean(levels, run.sampling):
             return out
-        held = (run.denoised.to(out), bound.motion_masks, run.whole.frame_indices)
-        restored = restore_held(out, *held)
-        # What the latent's mask protects is the latent.
+        held = run.denoised.to(out)
         mask = mask_of_step(denoise_mask, model_options, guider, levels, len(levels) - 2)
-        return restored if mask is None else torch.lerp(out, restored, mask.to(out))
+        if denoise_mask is not None and mask is not None:
+            # What the latent's mask protects is the latent, also where the last step frees it.
+            mask = torch.where(denoise_mask > 0, mask, 0).to(out)
+            held = torch.lerp(latent_image.to(out), held, mask)
+        return restore_held(out, held, bound.motion_masks, run.whole.frame_indices)
 
     return sampler_sample
 

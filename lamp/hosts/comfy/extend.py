@@ -72,4 +72,7 @@ def extend_video(
         return drawn["samples"]
 
     masks = bound_motion(model).motion_masks
+    for mask in masks:
+        if mask is not None:
+            mask.check(total)
     return {"samples": extend(video, draw, times, hold, masks)}

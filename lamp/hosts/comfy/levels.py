@@ -13,26 +13,28 @@ from .canvas import warn_below_running_node
 _LEVEL_MARGIN = 1.25  # neighbouring levels of common schedules are closer
 # At this level a picture is 4 % of the variance. Below, a start without one shows.
 _LEAST_EMPTY_START = 5.0
+_MARK = 6
 
 
 def mark_start(sigmas: Tensor) -> Tensor:
-    """Mark the official schedule: it begins one float above the model's own level.
+    """Mark the official schedule: it begins six floats above the model's own level.
 
     ComfyUI's ddim_uniform has the same levels but scales its noise. The mark distinguishes the two
-    even in a part of the schedule, and changes no timestep.
+    even in a part of the schedule, and changes no timestep. Rounding leads other schedules to one
+    to three floats beside a level.
     """
-    return torch.cat([torch.nextafter(sigmas[:1], torch.tensor(torch.inf)), sigmas[1:]])
+    return torch.cat([_moved(sigmas[:1], _MARK), sigmas[1:]])
 
 
 def starts_official(sigmas: Tensor, sampling: Any) -> bool:
-    """Whether noise levels begin where `mark_start` marked the official schedule.
+    """Whether noise levels begin where `mark_start` marked the official schedule."""
+    begin = _moved(sigmas[:1].float().cpu(), -_MARK)
+    return bool((sampling.sigmas.float().cpu() == begin).any())
 
-    Other schedules may begin at the same number by rounding, but the official one alone has nothing
-    but the model's own levels after it.
-    """
-    known, levels = sampling.sigmas.float().cpu(), sigmas.float().cpu()
-    begins = torch.nextafter(levels[:1], torch.tensor(0.0))
-    return bool(torch.isin(torch.cat([begins, levels[1:]]), known).all())
+
+def _moved(level: Tensor, floats: int) -> Tensor:
+    """The float32 number that comes so many numbers after a positive one."""
+    return (level.view(torch.int32) + floats).view(torch.float32)
 
 
 def ends_clean(sigmas: Tensor, sampling: Any) -> bool:

@@ -6,7 +6,7 @@ then be wrong without an error, so the run knows its number of frames and checks
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -85,6 +85,7 @@ class Run:
     checks: DeferredChecks = field(default_factory=DeferredChecks)
     _hooks: ExitStack = field(default_factory=ExitStack)
     _attached: Hooks = field(default_factory=Hooks)
+    _left: list[Callable[[], object]] = field(default_factory=list)
     _watchers: ExitStack = field(default_factory=ExitStack)
     _watched: set[int] = field(default_factory=set)
     _ends: tuple[str, ...] = ()
@@ -212,7 +213,7 @@ class Run:
         self._watch(unet)
         # The host replaces functions of layers when it switches between patches of prompts.
         if self._layout is None or self._hooked != hooked or not self._attached.intact:
-            self.release()
+            self._detach()
             own = replace(layout)  # the caller may use its layout for another call
             self._attached = self._hooks.enter_context(attached(unet, motions, own, **how))
             self._hooked, self._layout = hooked, own
@@ -240,10 +241,16 @@ class Run:
             hook = unet.get_submodule(end).register_forward_pre_hook(count)
             self._watchers.callback(hook.remove)
 
-    def release(self) -> None:
-        """Remove all hooks."""
+    def _detach(self) -> None:
         self._hooks.close()
-        self._hooked, self._layout = (), None
+        self._left += self._attached.left
+        self._hooked, self._layout, self._attached = (), None, Hooks()
+
+    def release(self) -> None:
+        """Remove all hooks, last of all those that other code had hidden."""
+        self._detach()
+        while self._left:
+            self._left.pop()()
 
     @contextmanager
     def watched(self, unet: nn.Module, ends: tuple[str, str], wrapper: Any) -> Iterator[None]:

@@ -283,7 +283,7 @@ class _BetweenSteps:
         extra: dict[str, Any],
     ) -> None:
         self._model, self._position, self._schedule = model, position, schedule
-        self._guider = run.guider
+        self._run, self._guider = run, run.guider
         # Both are set once the run has begun.
         self._first, self._latent = cast(Tensor, run.first), cast(Tensor, run.latent)
         self._step_of = {call: step for step, call in enumerate(starts) if step}
@@ -307,8 +307,10 @@ class _BetweenSteps:
         steps, by half at 501 of 2."""
         if not self._position.starts_official or self._position.scaled_by_host:
             return x
-        latent = self._latent
-        return latent + (x - latent) * (1 + self._position.sigmas[0] ** -2) ** 0.5
+        latent, scale = self._latent, (1 + self._position.sigmas[0] ** -2) ** 0.5
+        if self._run.first_noise is not None:
+            self._run.first_noise = self._run.first_noise * scale.to(self._run.first_noise)
+        return latent + (x - latent) * scale
 
     def finish(self, x: Tensor) -> Tensor:
         """AdaIN after the last step and, at the end of a schedule, after the loop."""
