@@ -168,7 +168,10 @@ async function choose(trainer) {
     const name = widgetOf(trainer, 'name').value.trim().replace(/\.safetensors$/, '')
     const all = await motionsOf(name)
     if (!all.length) return tell('warn', text.none(name))
-    const { run } = all.reduce((a, b) => (b.modified - a.modified || b.number - a.number) > 0 ? b : a)
+    // Names with a date have numbers of their own.
+    const day = ({ run }) => run.replace(/\d+$/, '')
+    const later = (a, b) => (day(a) === day(b) ? b.number > a.number : b.modified > a.modified)
+    const { run } = all.reduce((a, b) => (later(a, b) ? b : a))
     await app.refreshComboInNodes() // states and files may be newer than the menus
     const found = await Promise.all(
         all

@@ -28,8 +28,8 @@ PULSE = 60
 MIN_KEPT = 0.7
 """Share of a picture below which cropping leads to a warning."""
 MOST_TURNED = 30.0
-_REPEATING = 1.1  # a chosen rate above this multiple of a clip's own repeats frames
 """Degrees by which a motion with a direction in its caption can be turned without a warning."""
+_REPEATING = 1.1  # a rate of windows above this multiple of a clip's own repeats frames
 
 
 def load_clips(
@@ -300,16 +300,17 @@ def _rate_warnings(clips: ClipSet) -> list[str]:
     reach a higher rate show stutter."""
     timed = [info for info in clips.infos if info.fps]
     untimed = [info for info in clips.infos if not info.fps]
-    asked, warnings = clips.settings.fps, []
+    asked, stride, warnings = clips.settings.fps, clips.settings.stride, []
     if asked and untimed:
         warnings.append(
             f"The frame rate of {_first_of(untimed)} is unknown: not resampled to {asked:g} fps."
         )
-    if asked and (slower := [info for info in timed if asked > _REPEATING * (info.fps or asked)]):
+    most = (asked or 0.0) / (_REPEATING * stride)
+    if slower := [info for info in timed if info.fps and info.fps < most]:
+        least = min(info.fps or 0.0 for info in slower) * stride
         warnings.append(
-            f"fps is {asked:g}, but {_first_of(slower)} has {slower[0].fps:.4g} frames per second: "
-            "its frames are repeated, and the motion would learn the stutter. Set fps to the "
-            "lowest rate of the clips."
+            f"fps is {asked:g}, but the rate of {_first_of(slower)} is {slower[0].fps:.4g}: frames "
+            f"are repeated, and the motion would learn the stutter. Set fps to {least:.4g}."
         )
     if asked or not timed or same_rate(clips.rates):
         return warnings

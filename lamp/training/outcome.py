@@ -23,7 +23,7 @@ from .recipe import TrainConfig
 from .samples import save_loss_plot
 from .session import BEST, RunFolder, SaveConfig, Say, run_training, state_steps, step_mark
 from .state import StateError
-from .stopping import Measured, best_of_run, merged
+from .stopping import Measured, lost_steps, merged
 
 
 def describe_training(config: TrainConfig, clips: ClipSet, family: str) -> dict[str, Any]:
@@ -153,10 +153,8 @@ def train_to_file(
             "learning rate is constant, or set resume to none for a new run."
         )
 
-    # Patience that begins with a resume has no motions of the measurements before it.
-    before = measures(training)
-    known = bool(before) and best_of_run(before, training.config) == outcome.best_kept()
-    since = 0 if known else begun
+    # Of measurements that a resumed run brings along.
+    lost = lost_steps(measures(training), outcome.best_kept(), training.config)
 
     def keep(mark: str) -> None:
         try:
@@ -175,25 +173,24 @@ def train_to_file(
             sample if save_config.sample_every else None,
             keep,
             say,
-            since,
+            lost,
         )
     except BaseException:
         # In some versions of ComfyUI its cancel does not derive from Exception.
         if training.step > begun and not training.updating:
             _write_stopped(training, outcome, folder, say)
-            _save_pictures(training, outcome, folder, since, say)
+            _save_pictures(training, outcome, folder, say)
         raise
     if training.learned:
-        best = _best(training, since)
         say(
-            f"learned after step {training.step}; the best motion, of step {best}, is "
-            f"{outcome.target.name}{BEST}.safetensors"
+            f"learned after step {training.step}; the best motion, of step "
+            f"{outcome.best_kept()}, is {outcome.target.name}{BEST}.safetensors"
         )
     try:
         path = outcome.write(training, folder=folder.path)
     except MotionFileError as error:
         raise MotionFileError(f"{error}{_kept(training, folder)}") from error
-    _save_pictures(training, outcome, folder, since, say)
+    _save_pictures(training, outcome, folder, say)
     return path
 
 
@@ -202,23 +199,14 @@ def measures(training: Training) -> list[Measured]:
     return merged(training.validation, training.sample_scores)
 
 
-def _best(training: Training, since: int) -> int | None:
-    """The step of the best motion that `patience` has kept."""
-    counted = [each for each in measures(training) if each.step > since]
-    if not training.config.patience or not counted:
-        return None
-    return best_of_run(counted, training.config)
-
-
-def _save_pictures(
-    training: Training, outcome: Outcome, folder: RunFolder, since: int, say: Say
-) -> None:
+def _save_pictures(training: Training, outcome: Outcome, folder: RunFolder, say: Say) -> None:
     """The loss plot, and all samples side by side."""
-    measured, best = measures(training), _best(training, since)
+    measured = measures(training)
+    best = outcome.best_kept() if training.config.patience else 0
     try:
         save_loss_plot(folder.path / "loss.png", training.losses, training.validation)
         kept = outcome.kept() | {training.step}
-        save_comparison(folder.path, measured, best, kept, state_steps(folder.path) - kept)
+        save_comparison(folder.path, measured, best or None, kept, state_steps(folder.path) - kept)
     except LampError as error:  # the motion is saved, a picture is no reason to fail
         say(str(error))
 

@@ -19,7 +19,7 @@ import hashlib
 import json
 import re
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -222,7 +222,7 @@ def run_training(
     sample: Callable[[Training], object] | None = None,
     keep: Callable[[str], object] = lambda mark: None,
     say: Say = log.warning,
-    since: int = 0,
+    lost: Collection[int] = (),
 ) -> None:
     """Take all remaining steps of `training`, with validation, samples and saved states. With
     `patience`, it ends when the motion is learned.
@@ -234,7 +234,7 @@ def run_training(
         keep: called with the end of a file name to save the motion as it is: `BEST`, with
             `patience`, or `step_mark`, see `SaveConfig.keeps_motion`.
         say: receives warnings.
-        since: see `Stopping`.
+        lost: see `Stopping`.
 
     Raises:
         LampError: out of memory, with settings to change; see also `Training.advance`.
@@ -246,7 +246,7 @@ def run_training(
         "test": save_config.sample_every,
     }
     overhead, budget = Overhead(every, training.config.steps), Budget(training)
-    stopping = Stopping(lambda: keep(BEST), since)
+    stopping = Stopping(lambda: keep(BEST), lost)
 
     def is_now(kind: str, step: int) -> bool:
         interval = every[kind]

@@ -10,7 +10,7 @@ after all measures have come to rest. A falling rate is therefore waited for (do
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -90,6 +90,20 @@ def best_of_run(measured: Sequence[Measured], config: TrainConfig) -> int:
     return best_step(settled(measured, config) or measured)
 
 
+def lost_steps(measured: Sequence[Measured], kept: int, config: TrainConfig) -> set[int]:
+    """The steps of a resumed run that were better than its best motion of step `kept` (0: it has
+    none) and have no file: `patience` was off, or the run was stopped before it was written.
+
+    If the run has yet to repeat the step of its best motion, there are none.
+    """
+    if not kept:
+        return {each.step for each in measured}
+    best = [each for each in measured if each.step == kept]
+    if not best:
+        return set()
+    return {each.step for each in measured if best_of_run([*best, each], config) != kept}
+
+
 def _improves(name: str, value: float, best: Mapping[str, float]) -> bool:
     if name not in best:
         return True
@@ -151,15 +165,15 @@ class Stopping:
 
     Args:
         keep_best: called when the last measurement is the best so far.
-        since: measurements until this step do not count: no best motion of theirs was kept.
+        lost: steps whose measurements do not count, see `lost_steps`.
     """
 
-    def __init__(self, keep_best: Callable[[], object], since: int = 0) -> None:
-        self._keep_best, self._since = keep_best, since
+    def __init__(self, keep_best: Callable[[], object], lost: Collection[int] = ()) -> None:
+        self._keep_best, self._lost = keep_best, lost
 
     def after(self, measured: Sequence[Measured], config: TrainConfig) -> bool:
         """Look at the measures so far; whether to stop, as `TrainConfig.patience` says."""
-        measured = [each for each in measured if each.step > self._since]
+        measured = [each for each in measured if each.step not in self._lost]
         if not config.patience or not measured:
             return False
         if best_of_run(measured, config) == measured[-1].step:

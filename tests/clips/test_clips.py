@@ -136,6 +136,17 @@ def test_the_rate_of_a_clip_set(
     assert clips.sample_rate == (first or 8)
 
 
+@pytest.mark.parametrize(("fps", "stride", "told"), [(24.0, 2, False), (24.0, 1, True)])
+def test_frames_that_the_stride_leaves_out_are_no_stutter(
+    fps: float, stride: int, told: bool
+) -> None:
+    sources = [BatchSource(f"clip {rate}", [grey_clip(60)], rate) for rate in (24.0, 12.0)]
+    settings = ClipSettings(frames=4, fps=fps, stride=stride, **SIZE)
+    clips = clips_from_sources(sources, "runs", settings)
+    warnings = [text for text in clips.warnings if "stutter" in text]
+    assert len(warnings) == told and all("fps to 12" in text for text in warnings)
+
+
 def test_another_rate_gives_other_frames_and_another_key() -> None:
     images = torch.arange(600.0).remainder(251)[:, None, None, None].expand(-1, 8, 8, 3) / 255
     seen = {}

@@ -21,7 +21,7 @@ from lamp.training.loop import Training
 from lamp.training.outcome import Outcome, train_to_file
 from lamp.training.recipe import TrainConfig
 from lamp.training.session import RunFolder, SaveConfig
-from lamp.training.state import restore, take_state
+from lamp.training.state import TrainingState, restore, take_state
 from lamp.training.stopping import (
     HELD_OUT,
     LIKENESS,
@@ -239,6 +239,53 @@ def test_the_best_motion_that_is_named_is_there(
     best = load_motion_file(tmp_path / "run-best.safetensors").config.steps
     assert (again.step, best) == ((5, 2) if before else (7, 5)) and marked == [best]
     assert any(f"step {best}," in text and "run-best" in text for text in said)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["killed after a state", "cancelled in a sample", "twice"])
+def test_a_resume_keeps_a_best_motion_that_stays_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    losses = {
+        "killed after a state": [0.5, 0.4, 0.3, 0.31, 0.32, 0.33],
+        "cancelled in a sample": [0.5, 0.4, 0.39, 0.45, 0.46, 0.47],
+        "twice": [0.3, 0.5, 0.45, 0.4, 0.42, 0.43, 0.44],
+    }[how]
+
+    def validate(self: Training) -> float:
+        self.validation.append((self.step, losses[self.step - 1]))
+        return losses[self.step - 1]
+
+    def resumed(state: TrainingState, **settings: Any) -> Training:
+        training = begin(**settings)
+        restore(training, state, {})
+        return training
+
+    monkeypatch.setattr(Training, "validate", validate)
+    if how == "killed after a state":
+        first = begin(patience=9, steps=1)
+        train(first, tmp_path)
+        state = take_state(first, {})
+        train(resumed(state, patience=9, steps=3), tmp_path)  # its state is lost
+        end, best = 5, 3
+    elif how == "cancelled in a sample":
+        first = begin(patience=9, steps=2)
+        train(first, tmp_path)
+        first.advance()
+        first.validate()  # and no more: the sample is cancelled
+        state = take_state(first, {})
+        end, best = 5, 2
+    else:
+        first = begin(steps=2)
+        train(first, tmp_path)
+        second = resumed(take_state(first, {}), patience=9, steps=4)
+        train(second, tmp_path)
+        state = take_state(second, {})
+        end, best = 6, 4
+    last = resumed(state, patience=2)
+    said = train(last, tmp_path)
+    assert load_motion_file(tmp_path / "run-best.safetensors").config.steps == best
+    assert last.step == end and any(f"step {best}," in text for text in said)
 
 
 def test_the_scores_survive_a_resume(tmp_path: Path) -> None:
