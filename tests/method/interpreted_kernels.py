@@ -6,7 +6,6 @@ The interpreter runs the kernels' arithmetic on the CPU. It has no products in b
 from __future__ import annotations
 
 import copy
-from contextlib import ExitStack
 from types import ModuleType
 
 import pytest
@@ -17,6 +16,7 @@ from torch import Tensor
 from lamp.method import fused, layers, motion
 from lamp.method.layers import MotionConv, TemporalAttention
 from lamp.method.layout import FrameLayout
+from lamp.method.overrides import Hooks
 
 
 @pytest.fixture(autouse=True)
@@ -129,7 +129,7 @@ def test_a_pooled_norm_includes_the_silu_unless_other_code_is_between_them(
     video = x.double().unflatten(0, (2, 3)).transpose(1, 2)
     expected = F.group_norm(video, 2, norm.weight.double(), norm.bias.double())
     expected = expected.transpose(1, 2).flatten(0, 1).flatten(1)
-    with ExitStack() as stack:
+    with Hooks() as stack:
         motion._join_silu(sequence, layout, stack)
         motion._pool_norm(norm, layout, stack)
         with torch.no_grad():
