@@ -20,8 +20,8 @@ def mark_start(sigmas: Tensor) -> Tensor:
     """Mark the official schedule: it begins six floats above the model's own level.
 
     ComfyUI's ddim_uniform has the same levels but scales its noise. The mark distinguishes the two
-    even in a part of the schedule, and changes no timestep. Rounding leads other schedules to one
-    to three floats beside a level.
+    even in a part of the schedule, and changes no timestep. Rounding leads other schedules to
+    numbers beside a level too, but not to this one.
     """
     return torch.cat([_moved(sigmas[:1], _MARK), sigmas[1:]])
 
