@@ -68,6 +68,23 @@ def advanced(
     return core(SamplerCustomAdvanced, noise, guider, sampler, sigmas, given)[output]["samples"]
 
 
+def levels(model: Any, scheduler: str = "normal", steps: int = STEPS) -> Tensor:
+    """Noise levels of a scheduler by its name, ours or the host's."""
+    from lamp.hosts.comfy.sampler import make_sigmas
+
+    return make_sigmas(model, scheduler, steps)
+
+
+def sampler(name: str = "euler", mode: Any = None) -> Any:
+    """The host's SAMPLER, or ours with an AdaIN schedule of the given mode."""
+    import comfy.samplers
+
+    from lamp.hosts.comfy.sampler import make_sampler
+
+    stock = comfy.samplers.sampler_object(name)
+    return stock if mode is None else make_sampler(name, AdaINSchedule(mode))
+
+
 def lamp_ksampler(model: Any, latent: Tensor | None = None, **options: Any) -> Tensor:
     from lamp.hosts.comfy.sampler import OFFICIAL_SCHEDULER, sample_video
 

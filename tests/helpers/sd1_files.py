@@ -120,3 +120,16 @@ def ldm_state(source: Source) -> dict[str, Tensor]:
 def _text_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
     named = {f"text_model.{name.removeprefix('text_model.')}": t for name, t in state.items()}
     return {**named, "text_model.embeddings.position_ids": torch.arange(77)[None]}
+
+
+def linked(folder: Path, place: Path, *names: str) -> Path:
+    for name in names:
+        (place / name).symlink_to(folder / name)
+    return place
+
+
+def predicting(folder: Path, kind: str) -> Path:
+    (folder / "scheduler").mkdir()
+    file = folder / "scheduler" / "scheduler_config.json"
+    file.write_text(f'{{"prediction_type": "{kind}"}}')
+    return folder
