@@ -1,7 +1,7 @@
 // Files that a workflow needs: a motion dropped on Load LAMP Motion, or on the canvas, is chosen there,
 // and a clip folder that does not exist is named when the workflow opens.
 import { app } from '../../scripts/app.js'
-import { choicesOf, inLanguage, LOADER, select, tell, widgetOf } from './shared.js'
+import { choicesOf, header, inLanguage, LOADER, select, tell, widgetOf } from './shared.js'
 
 const LONGEST_HEADER = 100_000_000 // bytes, as in the library safetensors
 
@@ -12,6 +12,10 @@ const TEXTS = {
         unknown: (file) =>
             `Copy ${file} to models/lamp_motion, press R, and choose it in Load LAMP Motion. ` +
             'To open the workflow that made it, press Ctrl+O.',
+        other: (file) =>
+            `models/lamp_motion already has a ${file}, and it may be another motion, so nothing was chosen. ` +
+            'If it is the same, choose it in the menu. Otherwise copy the dropped file there under another ' +
+            'name, press R, and choose that.',
         missing: (folder) => `The clip folder ${folder} does not exist. Create it, add clips, press R.`
     },
     zh: {
@@ -19,6 +23,9 @@ const TEXTS = {
         unknown: (file) =>
             `请把 ${file} 复制到 models/lamp_motion，按 R，然后在“加载LAMP运动模式”中选择。` +
             '要打开生成它的工作流，请按 Ctrl+O。',
+        other: (file) =>
+            `models/lamp_motion 中已有 ${file}，但可能是另一个运动模式，因此没有选择。如果相同，请在菜单中选择它；` +
+            '否则请把拖放的文件换一个名称复制到那里，按 R，然后选择。',
         missing: (folder) => `片段文件夹 ${folder} 不存在。请创建它，放入片段，然后按 R。`
     }
 }
@@ -27,33 +34,48 @@ const text = (kind, value) => inLanguage(TEXTS)[kind](value)
 
 const isMotion = (item) => item.kind === 'file' || item.name?.endsWith('.safetensors')
 
-// The value for a file in a loader's menu. The server lists motions in sub-folders with their path.
-function choiceFor(node, file) {
-    return choicesOf(node, 'motion_name').find((choice) => choice.split(/[\\/]/).pop() === file.name)
+// The header's texts of a dropped safetensors file; empty for any other file.
+async function headerOf(file) {
+    try {
+        const start = new DataView(await file.slice(0, 8).arrayBuffer())
+        const length = Number(start.getBigUint64(0, true))
+        if (length > LONGEST_HEADER) return {}
+        return JSON.parse(await file.slice(8, 8 + length).text()).__metadata__ ?? {}
+    } catch {
+        return {}
+    }
 }
 
-function choose(node, file) {
-    const found = choiceFor(node, file)
-    if (!found) return tell('warn', text('unknown', file.name))
+// Two motions often have one name: the trainer's default, or in two folders.
+const OF_CONTENT = ['lamp.format', 'lamp.config', 'lamp.rank', 'lamp.run', 'modelspec.date']
+const isSame = (one, other) =>
+    'lamp.format' in other && OF_CONTENT.every((name) => one[name] === other[name])
+
+// The values in a loader's menu that have a file's name. Those in sub-folders have their path.
+const namesakes = (node, file) =>
+    choicesOf(node, 'motion_name').filter((choice) => choice.split(/[\\/]/).pop() === file.name)
+
+// The value of a dropped file in a loader's menu; without one it says why.
+async function choiceFor(node, file) {
+    const named = namesakes(node, file)
+    const dropped = await headerOf(file)
+    const headers = await Promise.all(named.map(header))
+    const found = named.find((_, i) => isSame(dropped, headers[i]))
+    if (!found) tell('warn', text(named.length ? 'other' : 'unknown', file.name))
+    return found
+}
+
+async function choose(node, file) {
+    const found = await choiceFor(node, file)
+    if (!found) return
+    if (!node.graph) app.canvas.graph.add(node)
     select(node, 'motion_name', found)
-    tell('info', text('chosen', file.name))
+    tell('info', text('chosen', found))
 }
 
 // --- drops on the canvas, which the front end answers by opening the workflow in the file ----------
 
 const passedOn = new WeakSet()
-
-async function hasMotion(file) {
-    try {
-        const start = new DataView(await file.slice(0, 8).arrayBuffer())
-        const length = Number(start.getBigUint64(0, true))
-        if (length > LONGEST_HEADER) return false
-        const header = JSON.parse(await file.slice(8, 8 + length).text())
-        return 'lamp.format' in header.__metadata__
-    } catch {
-        return false // no safetensors file, or one without metadata
-    }
-}
 
 // The only loader on the canvas, else a new one at the place of the drop.
 function chooseOnCanvas(event, file) {
@@ -61,9 +83,7 @@ function chooseOnCanvas(event, file) {
     const loaders = graph.nodes.filter((node) => node.comfyClass === LOADER)
     if (loaders.length === 1) return choose(loaders[0], file)
     const node = LiteGraph.createNode(LOADER)
-    if (!choiceFor(node, file)) return tell('warn', text('unknown', file.name))
     node.pos = app.canvas.convertEventToCanvasOffset(event)
-    graph.add(node)
     choose(node, file)
 }
 
@@ -92,7 +112,7 @@ async function onDrop(event) {
     event.preventDefault()
     event.stopPropagation()
     const { target } = event
-    if (await hasMotion(file)) chooseOnCanvas(event, file)
+    if ('lamp.format' in (await headerOf(file))) chooseOnCanvas(event, file)
     else passOn(event, target, file)
 }
 

@@ -34,8 +34,11 @@ const FILLERS = 'a an the of in on at to and near with is are'.split(' ')
 // The words that all captions share, as MotionConfig.trigger.
 function triggerWords({ prompt, captions }) {
     if (prompt || !captions?.length) return prompt ?? ''
-    const words = captions.map((caption) => String(caption).toLowerCase().match(/[\p{L}\p{N}_]+/gu) ?? [])
-    const shared = words[0].filter((word) => words.every((others) => others.includes(word)))
+    const [first, ...others] = captions.map(
+        (caption) => String(caption).toLowerCase().match(/[\p{L}\p{N}_]+/gu) ?? []
+    )
+    const sets = others.map((words) => new Set(words)) // quick for hostile files, too
+    const shared = first.filter((word) => sets.every((words) => words.has(word)))
     return shared.filter((word) => !FILLERS.includes(word)).join(' ')
 }
 
@@ -96,7 +99,7 @@ async function update(node, widget, chosen) {
     const metadata = await header(file)
     if (widget.value !== file) return // another one was chosen meanwhile
     const text = describe(metadata)
-    if (text) widget.tooltip = text
+    widget.tooltip = text || widget.lampTooltip
     if (chosen) show(node, metadata, text)
 }
 
@@ -111,6 +114,7 @@ app.registerExtension({
         if (node.comfyClass !== LOADER) return
         const widget = widgetOf(node, 'motion_name')
         if (!widget) return
+        widget.lampTooltip = widget.tooltip // the host's, for files that tell nothing
         const { callback } = widget
         widget.callback = function () {
             const result = callback?.apply(this, arguments)

@@ -74,10 +74,13 @@ def _move_new(temporary: Path, path: Path) -> None:
         os.link(temporary, path)
     except FileExistsError:
         raise
-    except OSError:  # the disk has no hard links
-        if path.exists():
-            raise FileExistsError from None
-        os.replace(temporary, path)
+    except OSError:  # the disk has no hard links: an empty file reserves the name
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+        try:
+            os.replace(temporary, path)
+        except BaseException:
+            os.unlink(path)
+            raise
 
 
 def write_advice(error: Exception, folder: Path) -> str:

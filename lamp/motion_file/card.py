@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import PureWindowsPath
 from typing import Any
+from urllib.parse import quote
 
 from ..files.strict_json import read_json
 from ..method.architecture import describe_family
@@ -39,7 +40,7 @@ def motion_card(file: MotionFile, preview: str = "", size: str = "") -> str:
     example = "Open the motion file with Ctrl+O: it holds"
     if preview:
         example = "Drop the preview on the canvas, or open the motion file with Ctrl+O: both hold"
-    picture = f"![Preview](<{re.sub('[<>]', '', _code(preview))}>)\n\n" if preview else ""
+    picture = f"![Preview]({quote(preview)})\n\n" if preview else ""
     return (
         f"{_front_matter(license_name)}\n# {_escape(title)}\n\n"
         "A LAMP motion for ComfyUI: it animates a first frame.\n\n"
@@ -78,12 +79,10 @@ def _captions(captions: list[str]) -> str:
 def _settings(file: MotionFile) -> dict[str, Any]:
     """All recorded settings, or the few that every motion file has."""
     config = file.config
-    known: dict[str, Any] = {
-        "steps": config.steps,
-        "learning_rate": config.learning_rate,
-        "seed": config.seed,
-        "groupnorm": config.groupnorm,
-    }
+    known: dict[str, Any] = {"groupnorm": config.groupnorm}
+    if config.steps:  # else it was merged or converted
+        rate = {"learning_rate": config.learning_rate, "seed": config.seed}
+        known = {"steps": config.steps, **rate, **known}
     try:
         recorded = read_json(file.metadata.get(TRAINING_KEY, "{}"))
     except (ValueError, RecursionError):
@@ -92,7 +91,8 @@ def _settings(file: MotionFile) -> dict[str, Any]:
         return known
     # The command line of earlier versions recorded the whole path, which is private.
     start = {"start_from": PureWindowsPath(str(recorded.get("start_from", ""))).name}
-    return {**known, **recorded, **start, "steps": config.steps}
+    steps = {"steps": config.steps} if config.steps else {}
+    return {**known, **recorded, **start, **steps}
 
 
 def _table(title: str, facts: dict[str, Any]) -> str:

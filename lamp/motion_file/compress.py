@@ -187,11 +187,17 @@ def _matrix(tensor: Tensor) -> Tensor:
 
 
 def _components(matrix: Tensor) -> Factors:
-    """M = sum_k up_k down_k^T, strongest first: `up` orthonormal rows `o o`, `down` `o n`.
+    """M = sum_k up_k down_k^T, strongest first: `up` orthonormal rows `r o`, `down` `r n`.
+
+    r is the smaller of o and n, so that a long thin tensor takes no more memory than its numbers.
 
     From the eigenvectors of M M^T in double precision: much faster than an SVD at `1280 3840`, and
     its error lies in the components that are cut off.
     """
+    if len(matrix) > matrix.shape[1]:
+        down, up = _components(matrix.T)
+        scale = up.norm(dim=1, keepdim=True)
+        return up / scale.clamp_min(torch.finfo(scale.dtype).tiny), down * scale
     exact = matrix.double()
     _, vectors = torch.linalg.eigh(exact @ exact.T)
     up = vectors.flip(1).T

@@ -60,8 +60,8 @@ class MotionConfig:
         if self.prompt or not self.captions:
             return self.prompt
         first, *others = (re.findall(r"\w+", caption.lower()) for caption in self.captions)
-        shared = [word for word in first if all(word in other for other in others)]
-        return " ".join(word for word in shared if word not in FILLERS)
+        shared = set(first).intersection(*others) - FILLERS
+        return " ".join(word for word in first if word in shared)
 
     def __post_init__(self) -> None:
         if self.groupnorm not in GROUPNORM_MODES:

@@ -22,7 +22,7 @@ def describe_motion(file: MotionFile) -> str:
     config = file.config
     facts = {
         "Motion": file.name,
-        "Prompt": config.prompt or "not recorded",
+        "Prompt": config.trigger or "not recorded",
         "For": f"{describe_family(config.family)} checkpoints",
         "Trained on": _trained_on(config),
         "Training": f"{config.steps} steps, learning rate {config.learning_rate:g}, "

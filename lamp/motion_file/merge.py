@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -77,7 +77,8 @@ def merge_motions(
                 "overflows fp32. One of the files holds absurd values."
             )
     name = f"{first.name} + {second.name}"
-    return MotionFile(state, _config(first, second), _metadata(first, second, weights), name)
+    used = [(file, weight) for file, weight in zip((first, second), weights, strict=True) if weight]
+    return MotionFile(state, _config([file for file, _ in used]), _metadata(used), name)
 
 
 class _Merge:
@@ -203,36 +204,39 @@ def _heads(motion: MotionFile) -> int | None:
     )
 
 
-def _config(first: MotionFile, second: MotionFile) -> MotionConfig:
-    """Size, frame count and rate where both agree; the captions of both; no training."""
-    a, b = first.config, second.config
-    same_base = a.base_hash == b.base_hash and a.base_model == b.base_model
-    measured = ("frames", "width", "height", "fps")
+def _config(files: Sequence[MotionFile]) -> MotionConfig:
+    """Size, frame count, rate and base where all agree; the words and captions of all; no training.
+
+    Args:
+        files: the motions with a weight, one or two.
+    """
+    configs = [file.config for file in files]
+    first = configs[0]
     agreed: dict[str, Any] = {
-        name: getattr(a, name) if getattr(a, name) == getattr(b, name) else 0 for name in measured
+        name: getattr(first, name)
+        for name in ("frames", "width", "height", "fps")
+        if all(getattr(other, name) == getattr(first, name) for other in configs)
     }
-    return replace(
-        a,
+    if all((c.base_hash, c.base_model) == (first.base_hash, first.base_model) for c in configs):
+        agreed |= {"base_hash": first.base_hash, "base_model": first.base_model}
+    if all(c.importance.keys() == first.importance.keys() for c in configs):
+        agreed["importance"] = {
+            name: fmean(c.importance[name] for c in configs) for name in first.importance
+        }
+    return MotionConfig(
+        first.family,
+        groupnorm=first.groupnorm,
+        prompt=_joined([c.trigger for c in configs], ", "),
+        captions=[caption for c in configs for caption in c.captions],
         **agreed,
-        prompt=_joined([a.prompt, b.prompt], ", "),
-        captions=list(dict.fromkeys([*a.captions, *b.captions])),
-        steps=0,
-        learning_rate=0.0,
-        seed=0,
-        base_model=a.base_model if same_base else "",
-        base_hash=a.base_hash if same_base else "",
-        importance={n: (a.importance[n] + b.importance[n]) / 2 for n in a.importance}
-        if a.importance.keys() == b.importance.keys()
-        else {},
     )
 
 
-def _metadata(first: MotionFile, second: MotionFile, weights: Weights) -> dict[str, str]:
+def _metadata(used: Sequence[tuple[MotionFile, float]]) -> dict[str, str]:
     parents = [
-        {"name": file.name, "weight": weight, "prompt": file.config.prompt}
-        for file, weight in zip((first, second), weights, strict=True)
+        {"name": file.name, "weight": weight, "prompt": file.config.prompt} for file, weight in used
     ]
-    licenses = [file.metadata.get(LICENSE_KEY, "") for file in (first, second)]
+    licenses = [file.metadata.get(LICENSE_KEY, "") for file, _ in used]
     metadata = {
         PARENTS_KEY: json.dumps(parents, ensure_ascii=False),
         LICENSE_KEY: _joined(licenses, " and "),

@@ -56,7 +56,8 @@ def file_with_canvas(**metadata: str) -> str:
     return base64.b64encode(save({"x": torch.zeros(1)}, {"workflow": canvas, **metadata})).decode()
 
 
-MOTION = file_with_canvas(**{"lamp.format": "1"})
+MOTION = file_with_canvas(**{"lamp.format": "1", "lamp.config": '{"prompt": "rain falls"}'})
+OTHER = file_with_canvas(**{"lamp.format": "1", "lamp.config": '{"prompt": "rain stops"}'})
 
 
 def kinds(name: str) -> list[str]:
@@ -66,12 +67,13 @@ def kinds(name: str) -> list[str]:
 @pytest.fixture
 def rain(page: Any, server: ComfyServer) -> str:
     """A motion in a sub-folder, which the page knows: its value in the menu."""
-    file = server.base / "models" / "lamp_motion" / "more" / "rain.safetensors"
-    file.parent.mkdir(exist_ok=True)
-    file.write_bytes(base64.b64decode(MOTION))
+    place = server.base / "models" / "lamp_motion"
+    for folder, content in (("less", OTHER), ("more", MOTION)):  # the one before it has its name
+        (place / folder).mkdir(exist_ok=True)
+        (place / folder / "rain.safetensors").write_bytes(base64.b64decode(content))
     page.reload()
     wait_until_ready(page)
-    return str(Path("more") / file.name)
+    return str(Path("more") / "rain.safetensors")
 
 
 def test_a_motion_dropped_on_the_canvas_is_chosen_in_the_only_loader(page: Any, rain: str) -> None:
@@ -87,6 +89,16 @@ def test_a_motion_dropped_on_a_canvas_without_loader_brings_one(page: Any, rain:
     page.evaluate(DROP, [CANVAS, "rain.safetensors", MOTION])
     assert page.evaluate(CHOSEN) == [rain]
     assert page.evaluate(KINDS) == sorted([*kinds("lamp_train_motion"), "LAMP_LoadMotion"])
+
+
+def test_another_motion_of_the_same_name_is_not_taken(page: Any, rain: str) -> None:
+    third = file_with_canvas(**{"lamp.format": "1", "lamp.config": '{"prompt": "a lamp swings"}'})
+    for name in ("lamp_train_motion", MADE_BY):
+        load(page, name)
+        before = page.evaluate(CHOSEN)
+        page.evaluate(DROP, [CANVAS, "rain.safetensors", third])
+        assert (page.evaluate(CHOSEN), page.evaluate(KINDS)) == (before, kinds(name))
+        assert any("rain.safetensors" in text for text in page.evaluate(TOASTS))
 
 
 def test_a_motion_that_the_server_lacks_changes_nothing(page: Any) -> None:
@@ -120,31 +132,33 @@ def test_a_motion_dropped_on_its_loader_is_chosen(page: Any, rain: str, nodes_2:
         load(page, MADE_BY)
         if nodes_2:
             loader, sampler = page.evaluate(IDS)
-            page.evaluate(DROP, [f'[data-node-id="{loader}"]', "rain.safetensors", ""])
+            page.evaluate(DROP, [f'[data-node-id="{loader}"]', "rain.safetensors", MOTION])
             assert page.evaluate(CHOSEN) == [rain]
             if front_end(page) not in UNSETTLED:  # 1.32 hides drops on nodes from packs
                 load(page, MADE_BY)
                 page.evaluate(DROP, [f'[data-node-id="{sampler}"]', "rain.safetensors", MOTION])
                 assert page.evaluate(CHOSEN) == [rain]
             return
-        assert page.evaluate(DROP_ON_NODE, "rain.safetensors") is True
+        assert page.evaluate(DROP_ON_NODE, ["rain.safetensors", MOTION]) is True
+        page.wait_for_timeout(500)
         assert page.evaluate(CHOSEN) == [rain]
         # One that the server does not have is named, and changes nothing.
-        assert page.evaluate(DROP_ON_NODE, "snow.safetensors") is True
+        assert page.evaluate(DROP_ON_NODE, ["snow.safetensors", MOTION]) is True
         assert page.evaluate(CHOSEN) == [rain]
         page.wait_for_timeout(500)
         assert any("snow.safetensors" in text for text in page.evaluate(TOASTS))
-        assert page.evaluate(DROP_ON_NODE, "picture.png") is False
+        assert page.evaluate(DROP_ON_NODE, ["picture.png", MOTION]) is False
     finally:
         change_settings(page, {NODES_2: False})
 
 
 IDS = """() => ['LAMP_LoadMotion', 'LAMP_KSampler']
     .map(type => app.graph.nodes.find(node => node.type === type).id)"""
-DROP_ON_NODE = """async name => {
+DROP_ON_NODE = """async ([name, content]) => {
+    const bytes = Uint8Array.from(atob(content), letter => letter.charCodeAt(0))
     const node = app.graph.nodes.find(node => node.type === 'LAMP_LoadMotion')
     const data = new DataTransfer()
-    data.items.add(new File(['x'], name))
+    data.items.add(new File([bytes], name))
     const event = new DragEvent('drop', {dataTransfer: data})
     return Boolean(node.onDragOver(event) && await node.onDragDrop(event))
 }"""

@@ -37,6 +37,20 @@ ABOUT = """async (name) => {
 }"""
 
 
+ABOUT_TWO = """async (names) => {
+    const node = LiteGraph.createNode('LAMP_LoadMotion')
+    const widget = node.widgets.find((widget) => widget.name === 'motion_name')
+    const found = []
+    for (const name of names) {
+        widget.value = name
+        widget.callback(name)
+        await new Promise(done => setTimeout(done, 1500))
+        found.push(widget.tooltip)
+    }
+    return found
+}"""
+
+
 def add(page: Any, server: ComfyServer, name: str, config: MotionConfig, **more: Any) -> None:
     folder: Path = server.base / "models" / "lamp_motion"
     save_motion(folder / name, {"x": torch.zeros(1)}, config, **more)
@@ -65,6 +79,16 @@ def test_text_of_a_file_is_never_html(page: Any, server: ComfyServer) -> None:
     found = page.evaluate(ABOUT, "html.safetensors")
     assert "<img src=x" in found["text"] and "<img src=x" not in found["html"]
     assert "javascript" not in found["picture"]
+
+
+def test_a_file_that_tells_nothing_is_not_described_as_the_one_before(
+    page: Any, server: ComfyServer
+) -> None:
+    """The host sends no header above 1 MB, such as one with a large workflow."""
+    add(page, server, "large.safetensors", MotionConfig("sd1"), extra={"workflow": "x" * 1_200_000})
+    add(page, server, "small.safetensors", MotionConfig("sd1", prompt="horse runs"))
+    first, then = page.evaluate(ABOUT_TWO, ["small.safetensors", "large.safetensors"])
+    assert "horse runs" in first and "horse runs" not in (then or "")
 
 
 def test_a_file_that_is_not_there_shows_nothing(page: Any) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
@@ -64,7 +66,7 @@ def test_the_folder_holds_all_that_a_site_wants(motion: Path, tmp_path: Path) ->
     assert "private" not in file.metadata["workflow"]
     page = (folder / "README.md").read_text()
     for part in ("license: cc-by-4.0", "a horse runs", "8 frames, 256 x 192, 12 fps", "3 clips",
-                 "5.5", "70", "(<horse_00001.webp>)"):  # fmt: skip
+                 "5.5", "70", "(horse_00001.webp)"):  # fmt: skip
         assert part in page, part
 
 
@@ -107,6 +109,18 @@ def test_the_page_names_only_what_is_there() -> None:
     file = MotionFile({}, CONFIG, {}, "horse.safetensors")
     assert "preview" not in motion_card(file).lower()
     assert "the preview" in motion_card(file, "horse.webp")
+
+
+def test_the_picture_of_any_name_is_found() -> None:
+    page = motion_card(MotionFile({}, CONFIG, {}, "a.safetensors"), "horse #2 (50 %) [a].webp")
+    (address,) = re.findall(r"!\[Preview\]\((\S+)\)", page)
+    assert unquote(urlsplit(address).path) == "horse #2 (50 %) [a].webp"
+
+
+def test_a_motion_without_training_of_its_own_has_no_steps() -> None:
+    merged = replace(CONFIG, steps=0)
+    assert "steps" not in motion_card(MotionFile({}, merged, {}, "a.safetensors"))
+    assert "steps" in motion_card(MotionFile({}, replace(merged, steps=9), {}, "a.safetensors"))
 
 
 @pytest.mark.parametrize(

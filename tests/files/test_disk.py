@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -164,6 +165,32 @@ def test_a_new_motion_never_overwrites_another(
     for number, path in enumerate(made, start=1):
         state = load_motion_file(path).state
         assert all((tensor == number).all() for tensor in state.values())
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_writers_at_the_same_time_do_not_overwrite_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    def no_links(*_: Any) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr(os, "link", no_links)
+    writers = 8
+    for each in range(20):
+        barrier, path = threading.Barrier(writers), tmp_path / f"m{each}.bin"
+
+        def write(text: str, barrier: Any = barrier, path: Path = path) -> Path:
+            def content(temporary: Path) -> None:
+                temporary.write_text(text)
+                barrier.wait()
+
+            return write_file(path, content, replace=False)
+
+        texts = [str(number) for number in range(writers)]
+        with ThreadPoolExecutor(writers) as pool:
+            made = list(pool.map(write, texts))
+        assert [path.read_text() for path in made] == texts
 
 
 # --- logs that fail -------------------------------------------------------------------------------

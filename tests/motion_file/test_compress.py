@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import struct
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +40,7 @@ from ..helpers.compact_motions import (
     round_trip,
 )
 
+ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.slow  # many of them
 
 
@@ -121,6 +124,28 @@ def test_any_shape_and_scale_round_trips(
     assert found.shape == tensor.shape
     floor = 1e-7 * tensor.numel() ** 0.5  # the smallest numbers of fp16
     assert (found.float() - tensor).norm().item() <= 0.02 * tensor.norm().item() + floor
+
+
+@pytest.mark.parametrize("rank", [2, 5])
+def test_a_long_thin_matrix_is_kept_as_well_as_a_wide_one(rank: int) -> None:
+    left, right = (
+        torch.randn(n, rank, generator=torch.Generator().manual_seed(n)) for n in (60, 5)
+    )
+    tall = left @ right.T
+    for matrix in (tall, tall.T.contiguous()):
+        assert error(round_trip({"x": matrix}, 0.75)["x"], matrix) < 1e-3
+
+
+def test_a_small_file_that_claims_many_rows_takes_little_memory() -> None:
+    """A square of its rows would take 20 GB."""
+    limit = 4 * 2**30
+    code = (
+        "import resource, torch\n"
+        "from lamp.motion_file.compress import compress\n"
+        f"resource.setrlimit(resource.RLIMIT_AS, ({limit}, {limit}))\n"
+        "compress({'x': torch.randn(50_000, 1)}, 0.5)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_zeros_take_no_bytes_and_norms_stay_exact(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import time
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -260,6 +261,15 @@ def test_an_unknown_groupnorm_is_named(path: Path) -> None:
     save_file(motion_state(), path, metadata=header(groupnorm="spherical"))
     with pytest.raises(MotionFileError, match="spherical.*pooled.*frame"):
         load_motion_file(path)
+
+
+def test_the_words_of_the_longest_captions_are_found_at_once() -> None:
+    """Of a header at its limit of 2^19 characters; the server waits for them."""
+    words = 60_000
+    captions = ["b " * words + "c a", "a " * words + "c c"]
+    started = time.process_time()
+    assert MotionConfig("sd1", captions=captions).trigger == "c"
+    assert time.process_time() - started < 2.0
 
 
 def test_unknown_fields_are_ignored(path: Path) -> None:

@@ -180,9 +180,29 @@ def test_the_result_records_parents_and_licences(
     ]
     assert file.metadata["modelspec.license"] == "CC0 and CC BY-NC 4.0"
     assert file.config.prompt == "a horse runs, rain falls"
-    assert file.config.captions == ["one", "two"]
+    assert sorted(file.config.captions) == ["one", "one", "two"]  # one for each clip
     assert file.config.steps == 0 and file.config.base_hash == "x"
     assert "Merged from: a.safetensors (0.75), b.safetensors (0.5)" in describe_motion(file)
+
+
+def test_the_words_of_captions_stay_trigger_words(first: MotionFile) -> None:
+    captions = ["A lantern swings", "a red lantern swings"]
+    second = motion(2, replace(SECOND, prompt="", captions=captions))
+    for pair in ((first, second), (second, first), (second, second)):
+        words = set(merge_motions(*pair).config.trigger.replace(",", "").split())
+        assert words == {word for file in pair for word in file.config.trigger.split()}
+    assert second.config.trigger == "lantern swings"
+
+
+def test_a_motion_of_weight_0_leaves_no_trace(first: MotionFile, second: MotionFile) -> None:
+    bound = replace(second, metadata={"modelspec.license": "CC BY-NC 4.0"})
+    merged = merge_motions(first, bound, (0.8, 0.0))
+    untrained = {"steps": 0, "learning_rate": 0.0, "seed": 0}
+    assert merged.config == replace(first.config, **untrained)
+    assert "modelspec.license" not in merged.metadata
+    assert [parent["name"] for parent in json.loads(merged.metadata["lamp.parents"])] == [
+        first.name
+    ]
 
 
 def test_only_common_sizes_and_rates_are_recorded() -> None:
