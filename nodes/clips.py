@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import folder_paths
+import torch
 from comfy_api.latest import InputImpl, io
 
 from ..lamp.clips.clip_set import ClipSet
@@ -265,7 +266,11 @@ def video_source(video: Any, name: str) -> ClipSource:
                 return FileSource(file, *window)
     with reading(name):
         parts = video.get_components()
-    return BatchSource(name, [parts.images], float(parts.frame_rate))
+        images = parts.images
+        alpha = getattr(parts, "alpha", None)  # in newer hosts
+        if alpha is not None:
+            images = torch.cat([images[..., :3], alpha.reshape(*images.shape[:3], 1)], -1)
+    return BatchSource(name, [images], float(parts.frame_rate))
 
 
 def _trim_window(video: Any, file: Any) -> tuple[float, float | None] | None:

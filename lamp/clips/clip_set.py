@@ -139,7 +139,7 @@ class ClipSet:
         that shape its frames. The content is read once, but not decoded."""
         chosen = self.sources[clip]
         shape = {
-            "format": 2,  # raise it when the same content gives different frames
+            "format": 3,  # raise it when the same content gives different frames
             "content": chosen.source.digest,
             "size": chosen.size,
             "fit": self.settings.fit,

@@ -221,3 +221,26 @@ def test_highlights_keep_their_hue(tmp_path: Path) -> None:
     assert white.min() > 215 and lamp.min() > white.min() + 8
     assert red[0] > 225 and red[0] - red[1] > 60 and abs(red[1] - red[2]) < 6
     assert black.max() < 4
+
+
+# Linear BT.709 -> Display P3 (SMPTE EG 432-1).
+TO_P3 = np.array([[0.8225, 0.1774, 0.0], [0.0332, 0.9669, 0.0], [0.0171, 0.0724, 0.9108]])
+
+
+@pytest.mark.parametrize(("number", "matrix"), [(1, np.eye(3)), (9, TO_2020), (12, TO_P3)])
+@pytest.mark.parametrize("pixels", ["yuv420p", "bgr0"])
+def test_wide_gamuts_without_hdr_keep_their_colours(
+    tmp_path: Path, number: int, matrix: np.ndarray, pixels: str
+) -> None:
+    """As Apple's screen recordings have them."""
+    light = linear(COLOURS / 255) @ matrix.T
+    signal = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055)
+    tags = {"color_trc": 1, "color_primaries": number}
+    coded = {"colorspace": 1, "color_range": LIMITED}
+    if pixels == "bgr0":
+        frame = av.VideoFrame.from_ndarray(quarters(signal * 255).round().astype(np.uint8), "rgb24")
+        path = write(tmp_path / "a.mkv", "ffv1", frame.reformat(format="bgr0"), **tags)
+    else:
+        frame = yuv_frame(to_yuv(signal, "bt709", False, 8), "yuv420p", 8)
+        path = write(tmp_path / "a.mov", "libx264", frame, **coded, **tags)
+    assert_colours(path, tolerance=5)

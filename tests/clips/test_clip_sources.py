@@ -24,7 +24,6 @@ from benchmarks.samples.clip_files import (
     write_numbered,
     write_video,
 )
-from lamp.clips.clip_set import ClipSet
 from lamp.clips.decoding.reader import VideoBytes
 from lamp.clips.images import fit_images
 from lamp.clips.load import clips_from_images, clips_from_sources, load_clips
@@ -123,43 +122,7 @@ def test_memory_does_not_grow_with_the_film(tmp_path):
     assert float(grown) < 60  # MB; a chunk of 16 frames has 12
 
 
-# --- parts of a film ------------------------------------------------------------------------
-
-
-def part_of(path: Path, start: float, end: float | None, **settings: object) -> ClipSet:
-    source = FileSource(path, start, end)
-    return clips_from_sources([source], "x", ClipSettings(4, 64, 48, **settings))
-
-
-@pytest.mark.parametrize(("start", "end", "numbers"), [
-    (0.0, 1.0, range(0, 10)),
-    (1.2, None, range(12, 30)),
-    (0.75, 1.75, range(8, 18)),
-    (0.5, 99.0, range(5, 30)),
-])  # fmt: skip
-def test_a_part_of_a_film(tmp_path, start, end, numbers):
-    path = write_numbered(tmp_path / "film.mp4", 30)
-    clips = part_of(path, start, end)
-    assert numbers_of(torch.cat(list(clips.chunks(0)))) == list(numbers)
-    assert clips.infos[0].frames == len(numbers)
-
-
-def test_frames_before_a_part_are_not_decoded(tmp_path):
-    noise = np.random.default_rng(0).integers(0, 256, (40, 48, 64, 3), dtype=np.uint8)
-    path = write_video(tmp_path / "film.mp4", noise, codec="mpeg4", intra=True)
-    data = bytearray(path.read_bytes())
-    start = data.index(b"mdat") + 4
-    data[start : start + len(data) // 4] = bytes(len(data) // 4)
-    path.write_bytes(data)
-    with pytest.raises(ClipError, match="'film.mp4'"):
-        part_of(path, 0.0, None)
-    assert part_of(path, 3.0, None).length(0) == 10
-
-
-def test_a_part_outside_the_film(tmp_path):
-    path = write_numbered(tmp_path / "film.mp4", 5)
-    with pytest.raises(ClipError, match="'film.mp4'"):
-        part_of(path, 3.0, 4.0)
+# --- files in memory -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.webm", "a.gif"])

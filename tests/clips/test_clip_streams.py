@@ -170,6 +170,18 @@ def test_a_crop_of_mp4(tmp_path: Path, name: str, border: tuple[int, int, int, i
     assert edges.abs().max() < 40
 
 
+@pytest.mark.parametrize("screen", [(112, 80), (64, 48), (128, 48), (64, 96)])
+def test_a_crop_of_mp4_with_a_display_size(tmp_path: Path, screen: tuple[int, int]) -> None:
+    """The size is that of what is left, 64 x 48 pixels, unless it is that of the whole picture."""
+    border = (16, 8, 32, 24)
+    path = write_video(tmp_path / "a.mov", [framed(border)] * 4, codec="libx264rgb", pixels="rgb24")
+    with_mp4_crop(path, *border, screen=screen)
+    shown = read_frames(path, [2])[0]
+    wide = 64 if screen == (112, 80) else round(screen[0] / screen[1] * 48)
+    assert shown.shape == (48, wide, 3)
+    assert corners_of(shown) == [RED, GREEN, BLUE, YELLOW]
+
+
 def test_a_crop_of_matroska_with_a_display_size(tmp_path: Path) -> None:
     """The size is that of what is left: 64 x 48 pixels that are shown as 96 x 48."""
     path = write_video(

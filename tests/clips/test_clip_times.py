@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from benchmarks.samples.clip_files import numbered_frame, write_numbered
+from lamp.clips.decoding.pictures import knows_avif
 from lamp.clips.load import load_clips
 from lamp.errors import ClipError
 from tests.helpers.clip_kinds import CONTAINERS, all_numbers, sampled, write_kind
@@ -173,3 +174,19 @@ def test_a_long_last_frame(tmp_path: Path, held: float) -> None:
         expected = sampled([number / 10 for number in range(6)], 10, hold=held)
         got = np.array(all_numbers(tmp_path / name, 10))
         assert np.abs(got - expected).max() <= 0, name
+
+
+@pytest.mark.parametrize("rate", [24, 60, 240])
+def test_the_rate_of_an_avif_is_not_rounded_to_milliseconds(tmp_path: Path, rate: int) -> None:
+    if not knows_avif():
+        pytest.skip("this Pillow writes no AVIF")
+    pictures = [Image.fromarray(numbered_frame(number, 64, 48)) for number in range(30)]
+    path = tmp_path / "a.avif"
+    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=1)
+    data = bytearray(path.read_bytes())
+    head = data.index(b"mdhd") + 4
+    ticks = head + (20 if data[head] else 12)  # per second; each frame has one
+    data[ticks : ticks + 4] = rate.to_bytes(4, "big")
+    path.write_bytes(data)
+    assert probe(path).fps == pytest.approx(rate, rel=0.005)
+    assert len(all_numbers(path, float(rate))) == 30

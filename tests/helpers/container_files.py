@@ -54,8 +54,11 @@ def with_mkv_crop(
     path.write_bytes(_rewritten(path.read_bytes(), [SEGMENT, TRACKS, ENTRY, VIDEO], added, dropped))
 
 
-def with_mp4_crop(path: Path, left: int, top: int, right: int, bottom: int) -> None:
-    """Write a clean aperture into the first film of an mp4 whose tables lie behind its pictures."""
+def with_mp4_crop(
+    path: Path, left: int, top: int, right: int, bottom: int, screen: tuple[int, int] | None = None
+) -> None:
+    """Write a clean aperture, and its size on the screen, into the first film of an mp4 whose
+    tables lie behind its pictures."""
     data = path.read_bytes()
     assert data.index(b"mdat") < data.index(b"moov")
     entry = data.index(b"stsd") + 12  # its first entry begins with its size
@@ -70,6 +73,9 @@ def with_mp4_crop(path: Path, left: int, top: int, right: int, bottom: int) -> N
         longer = int.from_bytes(out[place : place + 4], "big") + 40
         out[place : place + 4] = longer.to_bytes(4, "big")
     out[entry : entry + 4] = (size + 40).to_bytes(4, "big")
+    if screen:
+        head = out.index(b"tkhd") + 80  # its last two numbers, in 1 / 65536
+        out[head : head + 8] = struct.pack(">II", *(side << 16 for side in screen))
     path.write_bytes(out)
 
 

@@ -168,6 +168,27 @@ def test_a_cropped_video_is_decoded_by_the_host(node: Any, api: Any, tmp_path: P
     assert (clips.infos[0].width, clips.infos[0].height, clips.infos[0].fps) == (32, 48, 10.0)
 
 
+def test_transparent_parts_of_a_cropped_video_are_black(
+    node: Any, api: Any, tmp_path: Path
+) -> None:
+    """Newer hosts hold what is transparent beside the pictures."""
+
+    class Cropped(api.InputImpl.VideoFromFile):
+        def get_dimensions(self) -> tuple[int, int]:
+            return 64, 32
+
+        def get_components(self) -> Any:
+            alpha = torch.ones(6, 32, 64, 1)
+            alpha[:, :, 32:] = 0.0
+            images = torch.full((6, 32, 64, 3), 0.6)
+            return SimpleNamespace(images=images, alpha=alpha, frame_rate=Fraction(10))
+
+    clips = read(node, videos=[Cropped(str(write_numbered(tmp_path / "a.mp4", 6)))], width=[64])
+    shown = torch.cat(list(clips.chunks(0))).float()
+    half = shown.shape[2] // 2
+    assert (shown[:, :, : half - 2] - 153).abs().max() <= 1 and not shown[:, :, half + 2 :].any()
+
+
 def test_images_and_videos_together(node: Any, api: Any, tmp_path: Path) -> None:
     film = api.InputImpl.VideoFromFile(str(write_numbered(tmp_path / "a.mp4", 8)))
     clips = read(node, images=[sliding(5, 1)], videos=[film], prompt=["sea", "a video"])

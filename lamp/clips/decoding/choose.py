@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ...errors import ClipError
@@ -13,6 +13,8 @@ from .pictures import HEAD, IMAGE_ENDINGS, animated_frames, folder_frames, is_pi
 from .reader import Readable, SourceFrame, Watch, nothing, open_clip, reading
 from .video_file import VideoFile
 
+_ROUNDED = 0.6e-3
+"""Seconds between a frame's time and a mark at it: some containers round times to milliseconds."""
 _NEAR = 0.005  # relative; a header's rate this close to the timestamps' rate is the exact one
 
 
@@ -32,16 +34,26 @@ def source_frames(
     count = 0
     with _watched(clip, watch, lambda: f" after frame {count}" if count else ""):
         with contextlib.closing(_frames(clip, start, watch)) as source:
-            for frame in source:
-                if frame.time is not None and end is not None and frame.time >= end:
-                    break
-                if frame.time is None or frame.time >= start:
-                    count += 1
-                    yield frame
-                    watch.resumed()
+            for frame in _between(source, start, end):
+                count += 1
+                yield frame
+                watch.resumed()
         if not count:
             part = " in the chosen time range" if start or end is not None else ""
             raise ClipError(f"'{clip.name}' has no pictures{part}. Remove it.")
+
+
+def _between(
+    frames: Iterator[SourceFrame], start: float, end: float | None
+) -> Iterator[SourceFrame]:
+    for frame in frames:
+        if frame.time is not None and end is not None:
+            if frame.time >= end - _ROUNDED:
+                return
+            if frame.held is not None:
+                frame = replace(frame, held=min(frame.held, end - frame.time))
+        if frame.time is None or frame.time >= start - _ROUNDED:
+            yield frame
 
 
 def count_frames(clip: Readable, pulse: Callable[[], None] = nothing) -> int:

@@ -105,7 +105,7 @@ def _walk_mp4(file: BinaryIO, size: int) -> Outline:
 
 
 def _mp4_crop(file: BinaryIO, track: _Part) -> list[Crop]:
-    """The clean aperture of a track; empty if it is not a video track."""
+    """The clean aperture of a track, one item; empty if it is not a video track."""
     part = track
     for name in (b"mdia", b"minf", b"stbl", b"stsd"):
         inside = (box for box in _boxes(file, part.place, part.end) if box.name == name)
@@ -119,10 +119,26 @@ def _mp4_crop(file: BinaryIO, track: _Part) -> list[Crop]:
     if entry is None:
         return [Crop()]
     width, height = struct.unpack(">HH", _at(file, entry.place + 24, 4).ljust(4, b"\0"))
-    for box in _boxes(file, entry.place + 78, entry.end):
-        if box.name == b"clap" and box.end - box.place >= 32:
-            return [_clean_aperture(_at(file, box.place, 32), width, height)]
-    return [Crop()]
+    boxes = {box.name: box for box in _boxes(file, entry.place + 78, entry.end)}
+    clap = boxes.get(b"clap")
+    if clap is None or clap.end - clap.place < 32:
+        return [Crop()]
+    crop = _clean_aperture(_at(file, clap.place, 32), width, height)
+    shown = _shown_size(file, track)
+    if crop == Crop() or b"pasp" in boxes or not all(shown) or shown == (width, height):
+        return [crop]
+    # The size on the screen is that of the cropped picture. FFmpeg takes it for the whole one's.
+    wide, high = width - crop.left - crop.right, height - crop.top - crop.bottom
+    return [replace(crop, aspect=shown[0] / shown[1] * high / wide)]
+
+
+def _shown_size(file: BinaryIO, track: _Part) -> tuple[float, float]:
+    """Width and height of a track on the screen, before it is turned; 0 if they are missing."""
+    for box in _boxes(file, track.place, track.end):
+        if box.name == b"tkhd":
+            width, height = struct.unpack(">II", _at(file, box.end - 8, 8).ljust(8, b"\0"))
+            return width / 65536, height / 65536
+    return 0.0, 0.0
 
 
 def _is_video(file: BinaryIO, media: _Part) -> bool:

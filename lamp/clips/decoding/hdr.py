@@ -1,4 +1,4 @@
-"""Tone mapping from HDR (PQ and HLG of BT.2100) to SDR (sRGB with BT.709 primaries)."""
+"""From HDR (PQ and HLG of BT.2100) and wide gamuts to sRGB, which has the primaries of BT.709."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ PEAK = 1000.0
 _KNEE = 0.75  # of white; darker values are unchanged
 
 # Linear RGB of other primaries -> of BT.709, white D65; by FFmpeg's number of the primaries.
+WIDE = (9, 12)
+"""FFmpeg's numbers of the primaries of BT.2020 and Display P3."""
 _TO_709 = {
     9: (  # BT.2020 (BT.2087)
         (1.6605, -0.5876, -0.0728),
@@ -57,8 +59,24 @@ def to_sdr(picture: Tensor, transfer: int, primaries: int) -> Tensor:
     light = (_pq_light(picture) if transfer == PQ else _hlg_light(picture)) / WHITE
     light = _rolled_off(light)
     if primaries != 1:
-        matrix = torch.tensor(_TO_709.get(primaries, _TO_709[9]), dtype=light.dtype)
-        light = light @ matrix.T
+        light = light @ _matrix(primaries).T
+    return _coded(light)
+
+
+def to_srgb(picture: Tensor, primaries: int) -> Tensor:
+    """``h w 3`` uint8 in SDR with wide primaries -> ``h w 3`` uint8, sRGB. Colours outside its
+    gamut are clipped."""
+    coded = torch.arange(256) / 255
+    light = torch.where(coded <= 0.04045, coded / 12.92, ((coded + 0.055) / 1.055) ** 2.4)
+    return (_coded(light[picture.int()] @ _matrix(primaries).T) * 255).round().byte()
+
+
+def _matrix(primaries: int) -> Tensor:
+    return torch.tensor(_TO_709.get(primaries, _TO_709[9]))
+
+
+def _coded(light: Tensor) -> Tensor:
+    """Linear -> sRGB's curve, in 0..1."""
     light = light.clamp(0.0, 1.0)
     curve = 1.055 * light.clamp(min=0.0031308) ** (1 / 2.4) - 0.055
     return torch.where(light <= 0.0031308, light * 12.92, curve)

@@ -122,6 +122,8 @@ def animated_frames(clip: Readable, watch: Watch) -> Generator[SourceFrame, None
                 # Converted now, because the next step overwrites the picture.
                 pixels = picture_bytes(ImageOps.exif_transpose(frame) if turned else frame)
                 held = (frame.info.get("duration") or 100) / 1000
+                if picture.format == "AVIF":  # its durations are rounded to milliseconds
+                    time = frame.info.get("timestamp", time * 1000) / 1000
                 yield SourceFrame(time, partial(torch.clone, pixels), held, facts)
                 time += held
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from .containers import Crop
-from .hdr import HLG, PQ, rgb_of, to_sdr
+from .hdr import HLG, PQ, WIDE, rgb_of, to_sdr, to_srgb
 from .pictures import on_black
 from .reader import ClipFacts
 
@@ -146,17 +148,27 @@ class Painter:
         elif _is_grey(frame.format.name) and not tags.full_range:
             pixels = _expanded(pixels)  # swscale treats all grey as full range
         picture = torch.from_numpy(_upright(pixels, each.matrix))
-        return _from_hdr(picture, tags) if bright else on_black(picture)
+        if bright:
+            return _by_strips(picture, partial(_from_hdr, tags=tags))
+        picture = on_black(picture)
+        if tags.primaries in WIDE and tags.transfer not in (PQ, HLG):
+            return _by_strips(picture, partial(to_srgb, primaries=tags.primaries))
+        return picture
 
 
-def _from_hdr(picture: Tensor, tags: Tags) -> Tensor:
-    """``h w 3`` int32 with 16-bit Y Cb Cr -> ``h w 3`` uint8, some rows at a time."""
+def _by_strips(picture: Tensor, convert: Callable[[Tensor], Tensor]) -> Tensor:
+    """``h w 3`` -> ``h w 3`` uint8, some rows at a time."""
     out = torch.empty(picture.shape, dtype=torch.uint8)
     rows = max(_STRIP // picture.shape[1], 1)
     for into, part in zip(out.split(rows), picture.split(rows), strict=True):
-        rgb = rgb_of(part.float() / 65535, tags.full_range, tags.matrix)
-        into.copy_((to_sdr(rgb, tags.transfer, tags.primaries) * 255).round())
+        into.copy_(convert(part))
     return out
+
+
+def _from_hdr(part: Tensor, tags: Tags) -> Tensor:
+    """``h w 3`` int32 with 16-bit Y Cb Cr -> ``h w 3`` in 0..255."""
+    rgb = rgb_of(part.float() / 65535, tags.full_range, tags.matrix)
+    return (to_sdr(rgb, tags.transfer, tags.primaries) * 255).round()
 
 
 def _is_yuv(layout: av.VideoFormat) -> bool:

@@ -56,7 +56,7 @@ class SourceFrame:
     """A decoded frame, converted to pixels only on demand."""
 
     time: float | None
-    """Seconds on the clip's own clock; None where the source has no timestamps."""
+    """Seconds from the clip's start; None where the source has no timestamps."""
     load: Callable[[], Tensor]
     """Returns the picture, upright and in square pixels: ``h w 3`` uint8, over black."""
     held: float | None = None

@@ -13,7 +13,7 @@ from .containers import Crop, Outline, outline
 from .deinterlacing import deinterlaced
 from .pixels import Decoded, Painter
 from .reader import MAX_PIXELS, ClipFacts, Readable, SourceFrame, Watch, WatchedFile, open_clip
-from .times import LEAPING, Clock, in_order, peek
+from .times import LEAPING, REORDERED, Clock, in_order, peek
 
 if TYPE_CHECKING:
     import av
@@ -56,6 +56,7 @@ class VideoFile:
                 "with ffmpeg (-f concat), or split the file."
             )
         self._tick = float(self.stream.time_base or 1)
+        self._begin = self._first_time()
         crop, aspect = self._shape()
         self._painter = Painter(self.stream, aspect, crop, self.facts)
 
@@ -73,10 +74,12 @@ class VideoFile:
         # restart, so that a time does not identify a position.
         sought = bool(start) and not leaps
         if sought:
-            self.container.seek(int(start / self._tick), stream=self.stream)
+            # Earlier, because some containers seek by the order of storage.
+            early = max(start - REORDERED / (self.facts.rate or 25), 0.0) + self._begin
+            self.container.seek(int(early / self._tick), stream=self.stream)
         clock = Clock(1 / (self.facts.rate or 25), leaps)
         for each in deinterlaced(self._in_order(not sought), self.facts):
-            time = None if each.time is None else clock.shown(each.time)
+            time = None if each.time is None else clock.shown(each.time) - self._begin
             if clock.joined:
                 self.facts.note(
                     f"has timestamps that restart {clock.joined:.1f} seconds after its start, as "
@@ -90,6 +93,13 @@ class VideoFile:
         count = sum(1 for packet in self._demuxed() if packet.size and not packet.is_discard)
         self._check_complete()
         return count
+
+    def _first_time(self) -> float:
+        """Where the container's clock begins, in seconds; a recorder's may run for hours. In mp4
+        and mov it begins at 0, and a film that starts later is meant to."""
+        first = self.container.start_time
+        movie = self.container.format.name.startswith("mov")
+        return 0.0 if first is None or movie else first / 1_000_000
 
     def _shape(self) -> tuple[Crop, float]:
         """The crop, and a pixel's width / height; absurd values are ignored."""
