@@ -18,6 +18,7 @@ def extend(
     times: int = 1,
     hold: float = 1.0,
     motion_masks: Sequence[MotionMask | None] = (),
+    free: Tensor | None = None,
 ) -> Tensor:
     """Append pieces to a video. Each piece starts from the last frame, which is not repeated.
 
@@ -31,6 +32,7 @@ def extend(
         times: number of pieces.
         hold: 0 keeps the last frame's own statistics, 1 takes the first frame's.
         motion_masks: those of the motions, see `restore_held`.
+        free: `f 1 h w`, for all frames: 1 where a frame may change, 0 where it is kept.
 
     Raises:
         LampError: `times` is below 1, or `hold` outside 0..1.
@@ -43,5 +45,7 @@ def extend(
         last = video[-1:]
         start = torch.lerp(last, adain(last, video[:1]), hold)
         start = restore_held(start, last, motion_masks, (len(video) - 1,))
+        if free is not None:
+            start = torch.lerp(last, start, free[len(video) - 1].to(last))
         video = torch.cat([video, draw(start, number)[1:].to(video)])
     return video

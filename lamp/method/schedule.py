@@ -36,7 +36,8 @@ def nearest_timestep(sigma: Tensor) -> int:
     the ratio of noise to signal."""
     alphas = scaled_linear_alphas().double()
     levels = ((1 - alphas) / alphas).sqrt().log()
-    return int((levels - sigma.double().cpu().log()).abs().argmin())
+    ratio = sigma.double().cpu().clamp(max=1e6)  # all noise has none
+    return int((levels - ratio.log()).abs().argmin())
 
 
 def next_alpha(alphas: Tensor, timestep: int, steps: int) -> Tensor:

@@ -18,7 +18,7 @@ from benchmarks.samples.comfy_runs import (
     moving,
     worst,
 )
-from benchmarks.samples.ecosystem import FRAMES
+from benchmarks.samples.ecosystem import FRAMES, host_node
 from benchmarks.samples.tiny_models import video_latent
 from lamp.errors import LampError
 from lamp.method.adain import AdaINSchedule
@@ -241,3 +241,42 @@ def test_a_latent_of_one_pixel_stays_finite(plain: Any, file: MotionFile) -> Non
             moving(plain, file), video_latent(4, 1, 1), schedule=AdaINSchedule(mode), cfg=1.0
         )
         assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("mode", ["off", "paper"])
+@pytest.mark.parametrize(
+    ("kind", "scheduler"),
+    [
+        ("eps", "simple"),
+        ("eps", "ddim (official)"),
+        ("ModelSamplingSD3", "simple"),
+        ("ModelSamplingSD3", "ddim (official)"),
+        ("ModelSamplingFlux", "simple"),
+    ],
+)
+def test_the_state_keeps_the_spread_of_its_noise_level(
+    plain: Any, file: MotionFile, kind: str, mode: Any, scheduler: str
+) -> None:
+    """With a model that knows the clean video, of variance 1: sqrt(1 + s^2), and sqrt((1 - s)^2 +
+    s^2) for flow models."""
+    clean = torch.randn(6, 4, 16, 16, generator=torch.Generator().manual_seed(3))
+    clean = clean / clean.std(dim=(2, 3), keepdim=True)
+    model, seen = moving(plain, file).clone(), []
+    if kind != "eps":
+        flux = {"max_shift": 1.15, "base_shift": 0.5, "width": 512, "height": 512}
+        model = host_node("model_advanced", kind, model=model, shift=1.0, **flux)
+
+    def knows(args: dict[str, Any]) -> Tensor:
+        seen.append((float(args["sigma"][0]), args["input"][1:].std().item()))
+        return clean.to(args["input"])
+
+    model.set_model_sampler_post_cfg_function(knows)
+    latent = torch.cat([clean[:1], torch.zeros_like(clean[1:])]) / 0.18215
+    settings = {"steps": 10, "sampler": "euler", "scheduler": scheduler, "cfg": 3.0}
+    out = lamp_ksampler(model, latent, schedule=AdaINSchedule(mode), **settings)
+    for sigma, spread in seen:
+        signal = 1.0 if kind == "eps" else 1.0 - sigma
+        expected = (signal**2 + sigma**2) ** 0.5
+        # Shared noise differs less between frames, the first phase of AdaIN has frame 1's spread.
+        assert 0.75 * expected < spread < 1.1 * expected, (sigma, spread, expected)
+    assert worst(out, clean / 0.18215) < 0.1

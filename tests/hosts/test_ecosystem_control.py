@@ -125,3 +125,26 @@ def test_windows_cut_the_hints_with_the_frames(plain: Any, file: MotionFile, con
     moved = with_windows(moving(plain, file), Windows(4, 1))
     out = sample(moved, samples=video, positive=positive)
     assert torch.equal(out[0], video[0]) and worst(out, at_once) > 1e-3
+
+
+@pytest.mark.parametrize("enough_memory", [True, False])
+@pytest.mark.parametrize("times", [2, 3])
+def test_hints_beyond_the_frames_are_dropped(
+    plain: Any,
+    file: MotionFile,
+    control: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    times: int,
+    enough_memory: bool,
+) -> None:
+    """Also where their number is that of the frames of all prompts together, in one call."""
+    many = hints(frames=times * FRAMES)
+    model = moving(plain, file)
+    if not enough_memory:
+        monkeypatch.setattr(model.model, "memory_required", lambda *_, **__: 1e30)
+    for count in range(1, times):  # so many prompts beside the negative one
+        found = [
+            sample(model, cfg=3.0, positive=count * guided(control, pictures))
+            for pictures in (many, many[:FRAMES])
+        ]
+        assert torch.equal(*found)

@@ -9,7 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.samples.comfy_runs import count_hooks, lamp_ksampler, moving, worst
+from benchmarks.samples.comfy_runs import (
+    advanced,
+    count_hooks,
+    lamp_ksampler,
+    levels,
+    moving,
+    sampler,
+    worst,
+)
 from benchmarks.samples.ecosystem import FRAMES, Patch, sample, still
 from benchmarks.samples.tiny_models import text, video_latent
 from lamp.errors import LampError
@@ -199,12 +207,21 @@ def test_caches_without_skipped_calls_change_nothing(
         assert torch.equal(sample(cached, steps=4), sample(model, steps=4))
 
 
+@pytest.mark.parametrize("threshold", [0.2, 0.5, 3.0])
 @pytest.mark.parametrize("kind", CACHES)
-def test_caches_may_skip_later_calls(plain: Any, file: MotionFile, kind: str) -> None:
+def test_caches_skip_calls_before_and_after_the_motion_alike(
+    plain: Any, file: MotionFile, kind: str, threshold: float
+) -> None:
+    """They compare inputs with the clean frame 1, which is its own prediction in skipped steps."""
     pytest.importorskip("comfy_extras.nodes_easycache")
-    settings = {**CACHES[kind], "reuse_threshold": 3.0, "verbose": False}
-    cached = sample(Patch("easycache", kind, settings)(moving(plain, file)), steps=6)
-    assert cached.isfinite().all()
+    settings = {**CACHES[kind], "reuse_threshold": threshold, "verbose": False}
+    cache = Patch("easycache", kind, settings)
+    orders = (cache(moving(plain, file)), moving(cache(plain), file))
+    videos = [sample(model, steps=10) for model in orders]
+    assert videos[0].isfinite().all() and torch.equal(*videos)
+    for model in orders:
+        predicted = advanced(model, sampler(), levels(model, steps=10), output=1)
+        assert worst(predicted[:1], video_latent()[:1]) < 1e-5
 
 
 def test_a_model_that_is_called_without_a_sampler_is_refused(plain: Any, file: MotionFile) -> None:

@@ -294,3 +294,14 @@ def test_zeros_are_filled_from_the_motion(node_classes: Nodes) -> None:
     unknown = replace(motion, config=MotionConfig("sd1", frames=5))
     with pytest.raises(LampError, match=r"height.*run\.safetensors"):
         node.execute(**given, width=64, height=0, frames=5, motion=unknown)
+
+
+def test_a_vae_of_another_stride_is_refused(node_classes: Nodes) -> None:
+    """Stable Cascade's stage A has four channels, too, but one latent of 4 x 4 pixels."""
+    import comfy.sd
+    from comfy.ldm.cascade.stage_a import StageA
+
+    state = StageA().state_dict().items()
+    weights = {n: 0.05 * torch.randn(t.shape) if t.is_floating_point() else t for n, t in state}
+    with pytest.raises(LampError, match="4 x 4.*8 x 8"), torch.inference_mode():
+        condition(node_classes, comfy.sd.VAE(sd=weights), torch.rand(1, 64, 64, 3), 64, 64, 2)

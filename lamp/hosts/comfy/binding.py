@@ -25,6 +25,7 @@ from ...motion_file.file import MotionFile
 from ...plain import log
 from .canvas import warn_below_running_node
 from .compiled import CompiledCalls, is_compiled, take_over
+from .frames import cut_hints
 from .latent import check_latent, check_start, fill_protected, mask_of_step
 from .levels import check_level, ends_clean, start_inverted
 from .motion_guidance import call_guided, has_plain_guidance
@@ -152,6 +153,10 @@ def bind(patcher: Any, bound: BoundMotion) -> Any:
     ):
         model.remove_wrappers_with_key(kind, KEY)
         model.add_wrapper_with_key(kind, KEY, wrapper)
+    # Outermost: a cache on the MODEL must see the clean frame 1, and frame 1 its own prediction
+    # also where the cache skips a step.
+    predicting = model.wrappers[WrappersMP.PREDICT_NOISE]
+    model.wrappers[WrappersMP.PREDICT_NOISE] = {KEY: predicting.pop(KEY), **predicting}
     return model
 
 
@@ -209,9 +214,10 @@ def _outer_sample(bound: BoundMotion) -> Callable[..., Tensor]:
         check_start(noise, latent_image, sigmas, patcher.model, sampling)
         inverted_to, shared = getattr(noise, NOISE_LEVEL, None), getattr(noise, SHARED_NOISE, False)
         check_level(sigmas, sampling, latent_image, inverted_to)
+        cut_hints(guider, len(latent_image))
         latent_image = fill_protected(latent_image, denoise_mask)
         if inverted_to is not None:
-            given = (noise, latent_image, denoise_mask, sigmas, patcher.model)
+            given = (noise, latent_image, denoise_mask, sigmas, patcher.model, sampling)
             noise, latent_image = start_inverted(*given)
         run = Run(len(latent_image), options.get(PIECE), compile=take_over(guider))
         if shared:

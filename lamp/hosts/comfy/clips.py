@@ -14,7 +14,7 @@ from ...method.architecture import describe_family, pooled_width, text_width, un
 from ...method.prompts import join_pooled
 from ...training.latents import LatentClips, cache_latents
 from .cache import latent_cache
-from .vae import check_image_vae, check_latent_family, name_family
+from .vae import check_image_vae, check_latent_family, check_stride, name_family
 
 # Share of the device's memory that the frames in the VAE may take.
 _VAE_SHARE = 0.25
@@ -97,6 +97,7 @@ def encode_posterior(vae: Any, frames: Tensor) -> tuple[Tensor, Tensor]:
         management.soft_empty_cache()
         moments = _moments(vae, pixels, 1)
     mean, log_variance = moments.chunk(2, dim=1)
+    check_stride(vae, mean, frames)
     return mean, torch.exp(0.5 * log_variance.clamp(-30.0, 20.0))
 
 

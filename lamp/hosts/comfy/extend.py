@@ -11,6 +11,7 @@ from ...errors import LampError
 from ...method.extend import extend
 from .binding import bound_motion
 from .frames import conditioning_for_piece, model_for_piece
+from .latent import check_one_video
 from .noise import describe_latent
 from .run import Piece
 from .sampler import sample_video
@@ -42,7 +43,7 @@ def extend_video(
         sampling: settings of `sample_video`.
 
     Returns:
-        The whole LATENT, `times * (frames - 1)` frames longer, without masks.
+        The whole LATENT, `times * (frames - 1)` frames longer, with its mask.
 
     Raises:
         LampError: the latent ends with an empty frame; see also `sample_video` and `extend`.
@@ -55,17 +56,22 @@ def extend_video(
             "its last frame is empty."
         )
 
+    check_one_video(video, latent.get("batch_index"))
     total = len(video) + times * (frames - 1)
+    free = _free(latent.get("noise_mask"), (total, *video.shape[1:]))
 
     def draw(start: Tensor, number: int) -> Tensor:
         begin = len(video) - 1 + number * (frames - 1)
         piece = Piece(tuple(range(begin, begin + frames)), total)
         made: dict[int, Any] = {}
+        given = {"samples": torch.cat([start, start.new_zeros(frames - 1, *start.shape[1:])])}
+        if free is not None:
+            given["noise_mask"] = free[list(piece.frame_indices)]
         drawn = sample_video(
             model_for_piece(model, piece),
             conditioning_for_piece(positive, piece, made),
             conditioning_for_piece(negative, piece, made),
-            {"samples": torch.cat([start, start.new_zeros(frames - 1, *start.shape[1:])])},
+            given,
             seed=(seed + number) % _SEEDS,
             **sampling,
         )
@@ -75,4 +81,14 @@ def extend_video(
     for mask in masks:
         if mask is not None:
             mask.check(total)
-    return {"samples": extend(video, draw, times, hold, masks)}
+    kept = {"noise_mask": latent["noise_mask"]} if free is not None else {}
+    return {"samples": extend(video, draw, times, hold, masks, free), **kept}
+
+
+def _free(mask: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
+    """A LATENT's mask as `f 1 h w`, 1 where a frame may change; fewer masks than frames repeat."""
+    import comfy.sampler_helpers
+
+    if mask is None:
+        return None
+    return comfy.sampler_helpers.prepare_mask(mask, shape, torch.device("cpu"))[:, :1]

@@ -31,6 +31,30 @@ def conditioning_for_piece(conditioning: Any, piece: Piece, made: dict[int, Any]
     ]
 
 
+def cut_hints(guider: Any, frames: int) -> None:
+    """Drop the ControlNet hints of a run beyond its frames. ComfyUI does so only where their number
+    differs from that of all prompts' frames together: twice as many would be shared out among the
+    prompts."""
+    piece, made = Piece(tuple(range(frames)), frames), dict[int, Any]()
+    for name, prompts in guider.conds.items():
+        guider.conds[name] = [
+            {**prompt, "control": _control(prompt["control"], piece, made)}
+            if _has_more(prompt.get("control"), frames)
+            else prompt
+            for prompt in prompts
+        ]
+
+
+def _has_more(control: Any, frames: int) -> bool:
+    """Whether a ControlNet, or one before it, has more hints than a run has frames."""
+    while control is not None:
+        hints = getattr(control, "cond_hint_original", None)
+        if isinstance(hints, Tensor) and len(hints) > frames and not hasattr(control, "sub_idxs"):
+            return True
+        control = control.previous_controlnet
+    return False
+
+
 def _part(key: str, value: Any, piece: Piece, made: dict[int, Any]) -> Any:
     if key == "control" and value is not None:
         return _control(value, piece, made)

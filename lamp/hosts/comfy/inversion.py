@@ -14,7 +14,9 @@ from ...method.inversion import inversion_timesteps
 from ...method.sampling import StepCallback
 from ...method.schedule import ddim_step
 from .binding import bound_motion
-from .noise import describe_latent, mark_shared
+from .latent import check_one_video
+from .levels import is_flow
+from .noise import describe_latent, mark_shared, seed_others
 from .preview import show_middle_frame
 from .run import KEY
 from .sampler import sigmas_at
@@ -63,8 +65,15 @@ def invert_video(
     import comfy.utils
 
     bound_motion(model)
+    if is_flow(model.get_model_object("model_sampling")):
+        raise LampError(
+            "Inversion follows the noise of SD 1.x and 2.x, but this MODEL is a flow model: remove "
+            "ModelSamplingSD3 or ModelSamplingFlux from it."
+        )
     video = latent["samples"]
     _check_whole(video)
+    check_one_video(video, latent.get("batch_index"))
+    seed_others(0)
     timesteps = inversion_timesteps(steps, strength)
     count = len(timesteps)
     sigmas = sigmas_at(model, [0, *timesteps])

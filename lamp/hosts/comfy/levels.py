@@ -16,6 +16,22 @@ _LEAST_EMPTY_START = 5.0
 _MARK = 6
 
 
+def signal_and_noise(sampling: Any, sigma: Tensor) -> tuple[Tensor, Tensor]:
+    """How much of the picture and of the noise a sampler's state has at a level: 1 and sigma, or
+    1 - sigma and sigma for flow models. Numbers, on the device of `sigma`."""
+    one, zero = sigma.new_ones(1, 1, 1, 1), sigma.new_zeros(1, 1, 1, 1)
+    level = sigma.reshape(1)
+    return (
+        sampling.noise_scaling(level, zero, one).squeeze(),
+        sampling.noise_scaling(level, one, zero).squeeze(),
+    )
+
+
+def is_flow(sampling: Any) -> bool:
+    """Whether a state has less of the picture the more noise it has, as with ModelSamplingSD3."""
+    return bool(signal_and_noise(sampling, torch.tensor(0.5))[0] != 1)
+
+
 def mark_start(sigmas: Tensor) -> Tensor:
     """Mark the official schedule: it begins six floats above the model's own level.
 
@@ -27,7 +43,10 @@ def mark_start(sigmas: Tensor) -> Tensor:
 
 
 def starts_official(sigmas: Tensor, sampling: Any) -> bool:
-    """Whether noise levels begin where `mark_start` marked the official schedule."""
+    """Whether noise levels begin where `mark_start` marked the official schedule. Flow models have
+    none."""
+    if is_flow(sampling):
+        return False
     begin = _moved(sigmas[:1].float().cpu(), -_MARK)
     return bool((sampling.sigmas.float().cpu() == begin).any())
 
@@ -60,7 +79,7 @@ def _lacks_steps(sigmas: Tensor, sampling: Any) -> bool:
 
 
 def start_inverted(
-    noise: Tensor, latent: Tensor, mask: Tensor | None, sigmas: Tensor, model: Any
+    noise: Tensor, latent: Tensor, mask: Tensor | None, sigmas: Tensor, model: Any, sampling: Any
 ) -> tuple[Tensor, Tensor]:
     """Noise and latent with which ComfyUI, which adds the two, starts from inverted noise alone.
 
@@ -70,6 +89,7 @@ def start_inverted(
         noise, latent: `f c h w`, inverted noise, and the latent in the VAE's scale.
         mask: of the latent; where it protects frames they stay in the latent.
         model: ComfyUI's model, which knows its scale.
+        sampling: the model's, with the patches of this run.
     """
     import comfy.sampler_helpers
 
@@ -86,7 +106,7 @@ def start_inverted(
         return noise, latent
     level = sigmas[0].to(noise)
     # The official start adds plain noise to the scaled-down latent.
-    scale = (1 + level**2).sqrt() if starts_official(sigmas, model.model_sampling) else level
+    scale = (1 + level**2).sqrt() if starts_official(sigmas, sampling) else level
     return noise - model.process_latent_in(latent).to(noise) / scale, latent
 
 

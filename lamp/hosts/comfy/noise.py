@@ -26,7 +26,14 @@ class SharedNoise:
 
     def generate_noise(self, input_latent: dict[str, Any]) -> Tensor:
         """Noise `f c h w` for a LATENT of this shape."""
+        seed_others(self.seed)
         return shared_noise(input_latent["samples"], self.seed, self.alpha)
+
+
+def seed_others(seed: int) -> None:
+    """Seed PyTorch's global generator, as ComfyUI's noise does: patches of the run draw from it,
+    such as ToMe and HyperTile."""
+    torch.manual_seed(seed)
 
 
 def shared_noise(latent: Tensor, seed: int, alpha: float) -> Tensor:
@@ -59,6 +66,7 @@ class GivenNoise:
 
     def generate_noise(self, input_latent: dict[str, Any]) -> Tensor:
         """The noise, for a LATENT of its shape."""
+        seed_others(self.seed)
         return given_noise(self.noise, input_latent["samples"], self.level)
 
 

@@ -1,7 +1,8 @@
 """The LAMP sampler in ComfyUI: any of its samplers, with AdaIN between the steps.
 
-ComfyUI samples in the scale x = x_0 + sigma n. AdaIN (supplement alg. 1) is defined on the DDPM
-sample x / sqrt(1 + sigma^2), in which the clean frame 1 is unscaled.
+ComfyUI samples in the scale x = s x_0 + sigma n, where s is 1, or 1 - sigma for flow models.
+AdaIN (supplement alg. 1) is defined on the DDPM sample x / sqrt(s^2 + sigma^2), in which the clean
+frame 1 is unscaled.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from ...method.schedule import TRAIN_TIMESTEPS, ddim_timesteps, nearest_timestep
 from .binding import bound_motion
 from .canvas import warn_below_running_node
 from .latent import check_one_video, mask_of_step
-from .levels import ends_clean, mark_start, starts_official
-from .noise import given_noise, shared_noise
+from .levels import ends_clean, mark_start, signal_and_noise, starts_official
+from .noise import given_noise, seed_others, shared_noise
 from .preview import show_middle_frame
 from .run import Run, run_of
 from .steps import step_starts
@@ -73,14 +74,14 @@ def sigmas_at(patcher: Any, timesteps: list[int]) -> Tensor:
     """The noise levels of timesteps 0 .. 999.
 
     Raises:
-        LampError: the MODEL has other timesteps, such as the 50 of LCM.
+        LampError: the MODEL has another number of timesteps, such as the 50 of LCM.
     """
     levels = patcher.get_model_object("model_sampling").sigmas
     if len(levels) != TRAIN_TIMESTEPS:
         raise LampError(
             f"'{OFFICIAL_SCHEDULER}' needs {TRAIN_TIMESTEPS} noise levels, but this MODEL has "
-            f"{len(levels)}, as set by ModelSamplingDiscrete for LCM: choose another scheduler, "
-            "such as sgm_uniform (BasicScheduler instead of LAMP Scheduler)."
+            f"{len(levels)}, as set by ModelSamplingDiscrete for LCM or ModelSamplingFlux: choose "
+            "another scheduler, such as sgm_uniform (BasicScheduler instead of LAMP Scheduler)."
         )
     return levels[timesteps].float().cpu()
 
@@ -126,6 +127,7 @@ def sample_video(
     else:
         noise = given_noise(noise, frames, noise_level)
     sigmas = make_sigmas(model, scheduler, steps, denoise, sampler)
+    seed_others(seed)
     done = (steps if denoise >= 1.0 else int(steps / denoise)) - steps if denoise > 0.0 else 0
     samples = comfy.sample.sample_custom(
         model,
@@ -227,7 +229,7 @@ class _SchedulePosition:
         highest = float(sampling.sigma_max)
         self.scaled_by_host = float(sigmas[0]) >= highest * (1 - 1e-5)
         self.ends = ends_clean(sigmas, sampling)
-        self._schedule = schedule
+        self._sampling, self._schedule = sampling, schedule
         if done is None and (self.starts_official or self.scaled_by_host):
             done = 0
         self._done = done
@@ -241,8 +243,14 @@ class _SchedulePosition:
     def of(self, step: int) -> tuple[int, int]:
         """The arguments (step, steps) of `AdaINSchedule.after_step` for a step of this run."""
         done = self._done or 0
-        timestep = nearest_timestep(self.sigmas[step])
+        signal, noise = signal_and_noise(self._sampling, self.sigmas[step])
+        timestep = nearest_timestep(noise / signal)
         return self._schedule.position(done + step, done + self.steps, timestep)
+
+    def scale(self, step: int) -> Tensor:
+        """What the state after a step is divided by to become the DDPM sample."""
+        signal, noise = signal_and_noise(self._sampling, self.sigmas[step + 1])
+        return (signal**2 + noise**2).sqrt()
 
 
 class _LastOfAll:
@@ -320,8 +328,8 @@ class _BetweenSteps:
         x = self._adapt(x, position.steps - 1)
         if not position.ends:
             return x  # another sampler continues
-        x = x / (1 + position.sigmas[-1] ** 2) ** 0.5
         last = position.steps - 1
+        x = x / position.scale(last)
         if position.sigmas[-1] > 0:  # what a mask protects has no noise left
             x = self._within_mask(self._denoised, x, last)
         if self._schedule.mode == "off":
@@ -332,7 +340,7 @@ class _BetweenSteps:
     def _adapt(self, x: Tensor, step: int) -> Tensor:
         if self._schedule.mode == "off":
             return x
-        scale = (1 + self._position.sigmas[step + 1] ** 2) ** 0.5
+        scale = self._position.scale(step)
         video = torch.cat([self._first.to(x), x[1:] / scale])
         adapted = self._schedule.after_step(video, *self._position.of(step), len(x))
         adapted = torch.cat([x[:1], adapted[1:] * scale])

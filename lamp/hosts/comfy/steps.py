@@ -88,7 +88,7 @@ class _Rehearsal:
         x = torch.ones(1, steps, 1, 1) * self._sigmas[0]
         extra = {"model_options": {"transformer_options": {}}, "seed": 0, "denoise_mask": None}
         calls = _Calls(self._model, self._world, changes)
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # not CUDA's, which patches of the run draw from
         end = self._sampler.sampler_function(
             calls,
             x,

@@ -12,6 +12,7 @@ from torch import Tensor
 from ...clips.images import one_colour, opaque
 from ...errors import IncompatibleModelError, LampError
 from ...method.architecture import describe_family
+from .toy import toy_side
 
 _STRIDE = 8
 # The colour map of a family must explain the picture well, and far better than the other map. Both
@@ -102,6 +103,7 @@ def encode_first_frame(vae: Any, picture: Tensor, family: str = "sd1") -> Tensor
     """
     check_image_vae(vae, family)
     latent = vae.encode(picture)
+    check_stride(vae, latent, picture, family)
     if not torch.isfinite(latent).all():
         raise LampError(
             f"The VAE returned NaN for the first frame: {name_family(family)} VAEs can overflow in "
@@ -109,6 +111,25 @@ def encode_first_frame(vae: Any, picture: Tensor, family: str = "sd1") -> Tensor
         )
     check_latent_family(latent, picture, family)
     return latent
+
+
+def check_stride(vae: Any, latent: Tensor, picture: Tensor, family: str = "sd1") -> None:
+    """Check that a VAE makes one latent of 8 x 8 pixels, as those of SD 1.x, 2.x and SD-XL.
+
+    Args:
+        latent, picture: `n 4 h w` and `n H W c`, before and after it.
+
+    Raises:
+        IncompatibleModelError: it does not, such as Stable Cascade's stage A.
+    """
+    stride = round(picture.shape[1] / latent.shape[-2])
+    if stride != _STRIDE and toy_side(vae) is None:
+        name = name_family(family)
+        raise IncompatibleModelError(
+            f"The connected VAE makes one latent of {stride} x {stride} pixels; that of {name} "
+            f"makes one of {_STRIDE} x {_STRIDE}. Connect the VAE of the {name} checkpoint, not "
+            "that of the model which generated the first frame."
+        )
 
 
 def check_latent_family(latent: Tensor, picture: Tensor, family: str) -> None:
