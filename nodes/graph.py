@@ -11,6 +11,8 @@ from ..lamp.motion_file.config import FILLERS
 _TEXTS = ("text", "text_g", "text_l", "prompt", "value", "string")
 """Inputs in which text encoders and text nodes hold their text."""
 _POSITIVE = ("positive", "conditioning")
+# Inputs that bring no prompt of this sampler, though that of a picture may lie behind them.
+_OTHER = re.compile("negative|clip|model|vae|image|pixels|latent|samples|mask|video")
 _INVERSION = "LAMP_DDIMInversion"
 # Not words: tags of LoRAs, and names of embeddings.
 _TAGS = re.compile(r"<[^<>:\s]*:[^<>]*>|embedding:\S+", re.IGNORECASE)
@@ -63,11 +65,11 @@ def _words(text: str) -> list[str]:
 
 
 def _behind(graph: Graph, node_id: str) -> Iterator[str]:
-    """The nodes that depend on a node."""
+    """The nodes to which a node's MODEL is passed on: not those that use what it generated."""
     followers: dict[str, list[str]] = {}
     for name, node in graph.items():
-        for value in node.get("inputs", {}).values():
-            if _is_link(value):
+        for given, value in node.get("inputs", {}).items():
+            if _is_link(value) and ("model" in given or given == "guider"):
                 followers.setdefault(str(value[0]), []).append(name)
     seen, waiting = {node_id}, [node_id]
     while waiting:
@@ -98,7 +100,7 @@ def _texts(graph: Graph, node_id: str) -> Iterator[str | None]:
             waiting += [
                 str(value[0])
                 for name, value in inputs.items()
-                if _is_link(value) and name not in ("negative", "clip", "model", "vae")
+                if _is_link(value) and not _OTHER.search(name)
             ]
 
 

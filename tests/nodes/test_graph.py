@@ -60,6 +60,29 @@ def test_only_prompts_of_samplers_with_the_motion_count(graph: Any) -> None:
     assert sorted(found) == ["a red bird", "sharp"]
 
 
+def test_pictures_carry_no_prompt(graph: Any) -> None:
+    """Neither that of a hint that another sampler drew, nor the motion to a model that it feeds."""
+    drawn = {"model": ["1", 0], "positive": ["5", 0], "negative": ["5", 0]}  # "a horse runs"
+    hint = {"positive": ["4", 0], "negative": ["5", 0], "image": ["8", 0]}
+    more = {
+        "7": {"class_type": "KSampler", "inputs": drawn},
+        "8": {"class_type": "VAEDecode", "inputs": {"samples": ["7", 0], "vae": ["1", 2]}},
+        "9": {"class_type": "ControlNetApplyAdvanced", "inputs": hint},
+    }
+    nodes = workflow("a horse", **more)
+    nodes["6"]["inputs"]["positive"] = ["9", 0]
+    assert graph.prompts_below(nodes, 2) == ["a horse"]
+    adapter = {"model": ["1", 0], "image": ["11", 0]}
+    other = {"model": ["12", 0], "positive": ["13", 0], "negative": ["5", 0]}
+    nodes |= {
+        "11": {"class_type": "VAEDecode", "inputs": {"samples": ["6", 0], "vae": ["1", 2]}},
+        "12": {"class_type": "IPAdapter", "inputs": adapter},
+        "13": {"class_type": "CLIPTextEncode", "inputs": {"clip": ["1", 1], "text": "a bottle"}},
+        "14": {"class_type": "KSampler", "inputs": other},
+    }
+    assert graph.prompts_below(nodes, 2) == ["a horse"]
+
+
 def test_a_text_that_another_node_holds_or_makes(graph: Any) -> None:
     held = {"class_type": "PrimitiveString", "inputs": {"value": "a red bird"}}
     assert graph.prompts_below(workflow(["9", 0], **{"9": held}), 2) == ["a red bird"]
