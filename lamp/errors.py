@@ -32,4 +32,6 @@ def is_out_of_memory(error: BaseException) -> bool:
     # By its name, because this module does not import PyTorch.
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return True
-    return isinstance(error, RuntimeError) and "alloc" in str(error) and "memory" in str(error)
+    text = str(error).lower().replace("_", " ")
+    told = "out of memory" in text or "alloc failed" in text or "out of device memory" in text
+    return isinstance(error, RuntimeError) and (told or ("alloc" in text and "memory" in text))

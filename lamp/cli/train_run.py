@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, fields, replace
@@ -79,11 +80,13 @@ def _train(
     place = find_place(settings.folder, settings.name, settings.resume, terminal.say)
     device = choose_device(settings.choices.device) if group is None else group.device
     processes = 1 if group is None else group.count
+    precision = _precision(device, settings.choices.precision, group)
+    settings = replace(settings, choices=replace(settings.choices, precision=precision))
     model = None
     if settings.choices.card != "none":
         model = load_image_model(settings.base, settings.tokenizer or "")
-        settings = fitted_to_card(settings, model, device, terminal, place.state, processes)
-    config = replace(settings.config, precision=_precision(device, settings.choices.precision))
+        settings = fitted_to_card(settings, model, device, terminal, place.state, group)
+    config = replace(settings.config, precision=precision)
     if config.patience and processes > 1:
         raise LampError(
             f"patience is {config.patience}, but there are {processes} processes, of which only "
@@ -116,8 +119,10 @@ def _train(
         latents = encode(model, clips, device, settings.cache, terminal)
     base = base_hash(model.unet)
     host = DiffusersHost(model.unet, model.v_prediction)
-    training = new_training(settings, host, latents, device, group, terminal, start)
     who = identity(base, clips)
+    if group is not None:
+        group.check_same(json.dumps([asdict(config), asdict(clips.settings), who], default=str))
+    training = new_training(settings, host, latents, device, group, terminal, start)
     if place.state is not None:
         restore(training, place.state, who)
         terminal.say(f"resuming after step {training.step} in {place.folder}")
@@ -147,7 +152,7 @@ def fitted_to_card(
     device: torch.device,
     terminal: Terminal,
     state: TrainingState | None = None,
-    processes: int = 1,
+    group: AccelerateGroup | None = None,
 ) -> RunSettings:
     """The settings with what the chosen card decides, except for the keys that are given. A run
     that goes on from a state keeps what it began with.
@@ -170,9 +175,9 @@ def fitted_to_card(
     if settings.choices.checkpointing != "auto":
         given["gradient_checkpointing"] = settings.choices.checkpointing == "on"
     estimator = Estimator(model.unet, shadow_host)
-    chosen = settings_for(card, estimator, plan, free_memory(device), given)
+    chosen = settings_for(card, estimator, plan, _free(device, group), given)
     terminal.say(chosen.describe())
-    chosen, kept = chosen.as_begun(state, processes)
+    chosen, kept = chosen.as_begun(state, 1 if group is None else group.count)
     if kept:
         terminal.say(kept)
     training = chosen.training
@@ -217,7 +222,7 @@ def new_training(
     config = replace(settings.config, precision=_precision(device, settings.choices.precision))
     unet = host.unet
     unet.to(device, PRECISIONS[config.precision] or torch.float32)
-    checkpointing, free = settings.choices.checkpointing, free_memory(device)
+    checkpointing, free = settings.choices.checkpointing, _free(device, group)
     config = plan_memory(
         unet, latents, config, checkpointing, device, free, terminal.say, shadow_host
     )
@@ -275,11 +280,19 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device(wanted)
 
 
-def _precision(device: torch.device, wanted: str) -> str:
-    """`auto` is half precision on CUDA, fp32 elsewhere."""
+def _free(device: torch.device, group: AccelerateGroup | None) -> int:
+    """The free memory in bytes, of the fullest device if there are several."""
+    free = free_memory(device)
+    return free if group is None else group.least(free)
+
+
+def _precision(device: torch.device, wanted: str, group: AccelerateGroup | None = None) -> str:
+    """`auto` is half precision on CUDA, fp32 elsewhere; the same on all devices."""
     cuda = device.type == "cuda"
-    computes = None if cuda else torch.float32
-    return choose_precision(wanted, computes, cuda and torch.cuda.is_bf16_supported())
+    # PyTorch emulates bf16 on cards before RTX 30, slowly and without fused attention.
+    fast = cuda and torch.cuda.is_bf16_supported(including_emulation=False)
+    fast = fast if group is None else bool(group.least(fast))
+    return choose_precision(wanted, None if cuda else torch.float32, fast)
 
 
 def _is_main(group: AccelerateGroup | None) -> bool:

@@ -60,7 +60,7 @@ def _plain_attention_in_place(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def _weights(q: Tensor, k: Tensor) -> Tensor:
     """Softmax of the scores; the product scales its result before rounding it."""
-    nothing = q.new_empty(())  # not read, as beta is 0
+    nothing = q.new_zeros(())  # Apple's GPUs read it even with beta 0, in PyTorch up to 2.13
     scores = torch.baddbmm(nothing, q, k.transpose(1, 2), beta=0, alpha=q.shape[-1] ** -0.5)
     return scores.softmax(-1)
 

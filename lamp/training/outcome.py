@@ -10,7 +10,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from ..clips.clip_set import ClipSet
-from ..errors import LampError, MotionFileError
+from ..errors import LampError, MotionFileError, is_out_of_memory
 from ..motion_file.config import MotionConfig, read_config
 from ..motion_file.file import RUN_KEY, MotionFile, read_header, run_of, save_motion
 from ..motion_file.provenance import CARD_KEY, SCORES_KEY, TRAINING_KEY
@@ -216,6 +216,10 @@ def _write_stopped(training: Training, outcome: Outcome, folder: RunFolder, say:
         path = outcome.write(training, f"{step_mark(training.step)}-stopped", folder.path)
     except MotionFileError as error:  # the reason for the stop matters more
         say(str(error))
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        say("There is too little memory to write the motion so far: resume from the saved state.")
     else:
         say(f"stopped after step {training.step}, saved as {path.name}")
 

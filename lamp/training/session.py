@@ -284,13 +284,16 @@ def run_training(
     try:
         training.run(after_step)
     except BaseException as stop:
-        kept = _rescue(training, folder, saved, say)
-        if is_out_of_memory(stop):
-            advise = _sample_advice if drawing else _memory_advice
-            raise LampError(advise(training, kept)) from None
-        raise
+        if not is_out_of_memory(stop):
+            _rescue(training, folder, saved, say)
+            raise
+    else:
+        return
     finally:
         folder.close()
+    # Outside the handler, as the error holds the tensors of its step.
+    advise = _sample_advice if drawing else _memory_advice
+    raise LampError(advise(training, _rescue(training, folder, saved, say)))
 
 
 def _rescue(training: Training, folder: RunFolder, saved: int, say: Say) -> int:
@@ -313,19 +316,21 @@ def _sample_advice(training: Training, kept: int) -> str:
 
 
 def _memory_advice(training: Training, kept: int) -> str:
+    """What may change where the run goes on, and what only in a run of its own."""
     config = training.config
-    advice = []
+    free = "Close other programs"
     if not config.gradient_checkpointing:
-        advice.append("checkpointing on")
-    if config.batch > 1:
-        advice.append(f"batch 1 with accumulate {config.batch * config.accumulate}")
-    if config.optimizer == "adamw":
-        advice.append("optimizer adamw8bit")
-    advice += ["clips of a smaller width and height", f"fewer frames than {config.frames}"]
-    state = f" The state of step {kept} is saved: resume from it" if kept else " Start again"
+        free += ", or set checkpointing to on,"
+    anew = [f"batch 1 and accumulate {config.batch * config.accumulate}"] * (config.batch > 1)
+    anew += ["optimizer muon"] * (config.optimizer == "adamw")
+    anew += ["clips of a smaller width and height", f"fewer frames than {config.frames}"]
+    state, start = "", ""
+    if kept:
+        state, start = f"The state of step {kept} is saved. ", ", start_from the -stopped motion"
+    again = "resume from it" if kept else "start again"
     return (
-        f"Out of memory in step {training.step + 1}.{state} with {', '.join(advice[:3])}. "
-        "(Resuming requires the same frames, batch and optimizer; checkpointing may change.)"
+        f"Out of memory in step {training.step + 1}. {state}{free} and {again}. If that does not "
+        f"suffice, begin a new run (resume none{start}) with {' or '.join(anew[:3])}."
     )
 
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from lamp.cli import DONE, main
+from lamp.cli import DONE, main, train_run
 from lamp.errors import LampError
 from lamp.hosts.diffusers.accelerate import AccelerateGroup, WorkerFolder, is_launched
 from lamp.motion_file.file import load_motion_file
@@ -106,6 +108,67 @@ def test_stopping_one_process_stops_all_after_the_same_step(tmp_path: Path) -> N
     assert state.name == f"state-step{step:06}.safetensors"
     assert len(losses(output / "right_00001")) == step
     assert len(load_file(state)["losses"]) == step
+
+
+DIFFERENT_CARDS = """
+import torch
+from lamp.cli import train_run
+from lamp.errors import LampError
+from lamp.hosts.diffusers.accelerate import AccelerateGroup
+
+group = AccelerateGroup("cpu")
+train_run.free_memory = lambda device: 10 * (group.rank + 1)
+torch.cuda.is_bf16_supported = lambda including_emulation: group.rank == 1
+device = torch.device("cuda")
+assert train_run._free(device, group) == 10
+assert train_run._precision(device, "auto", group) == "fp16"
+assert train_run._precision(device, "bf16", group) == "bf16"
+group.check_same("the same")
+try:
+    group.check_same(f"settings of {group.rank}")
+except LampError as error:
+    print(error)
+group.leave()
+"""
+
+
+@pytest.mark.slow
+def test_processes_on_different_cards_agree(tmp_path: Path) -> None:
+    """Frames, size and precision follow the weakest one: gradients of other videos have no mean."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", DIFFERENT_CARDS],
+            cwd=ROOT,
+            env={**os.environ, **meeting, "RANK": rank, "LOCAL_RANK": rank, "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in "01"
+    ]
+    told = [process.communicate(timeout=120) for process in processes]
+    for process, (said, error) in zip(processes, told, strict=True):
+        assert process.returncode == 0, error
+        assert "different" in said
+
+
+@pytest.mark.parametrize(("generation", "precision"), [(7, "fp16"), (8, "bf16"), (9, "bf16")])
+def test_emulated_bf16_is_not_chosen(
+    monkeypatch: pytest.MonkeyPatch, generation: int, precision: str
+) -> None:
+    """PyTorch emulates it on cards before RTX 30: slowly, and without fused attention."""
+    card = SimpleNamespace(major=generation)
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: card)
+    monkeypatch.setattr(torch.cuda, "_check_bf16_tensor_supported", lambda _: True)
+    assert torch.cuda.is_bf16_supported()
+    assert train_run._precision(torch.device("cuda"), "auto") == precision
 
 
 def test_a_process_alone_is_not_launched(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -192,3 +193,21 @@ def test_a_new_layer_adds_exactly_nothing() -> None:
     assert torch.equal(conv(y, 3), y)
     assert attention(norm(randn(6, 5, 4).float()), 3).abs().max() == 0
     assert attention.to_q.weight.abs().min() > 0  # a gradient can reach it
+
+
+def test_attention_does_not_need_that_products_ignore_what_they_are_not_to_add(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """PyTorch up to 2.13 reads it on Apple's GPUs, and unset memory may hold NaN."""
+    q, k, v = (torch.randn(2, 3, 5, 4, requires_grad=True) for _ in range(3))
+    expected, empty = F.scaled_dot_product_attention(q, k, v), torch.Tensor.new_empty
+
+    def added(given: Tensor, a: Tensor, b: Tensor, *, beta: float, alpha: float) -> Tensor:
+        return beta * given + alpha * torch.bmm(a, b)
+
+    def unset(like: Tensor, size: tuple[int, ...], **more: Any) -> Tensor:
+        return empty(like, size, **more).fill_(float("nan"))
+
+    monkeypatch.setattr(torch, "baddbmm", added)
+    monkeypatch.setattr(torch.Tensor, "new_empty", unset)
+    torch.testing.assert_close(attention.attend_frames(q, k, v), expected)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.samples.tiny_models import WIDTH, tiny_patcher
 from lamp.clips.load import clips_from_images
-from lamp.errors import LampError
+from lamp.errors import IncompatibleModelError, LampError
 from lamp.training.latents import SCALE, LatentClips, cache_latents
 from lamp.training.loop import Training
 from lamp.training.recipe import TrainConfig, choose_precision
@@ -372,3 +372,29 @@ def test_patches_without_effect_in_training_are_named(comfy: Any) -> None:
     named = " ".join(ignored_patches(patcher))
     for name in ("output_block_patch", "sampler_post_cfg_function", "block_cache"):
         assert name in named
+
+
+@pytest.mark.parametrize("channels", [8, 9])
+def test_checkpoints_for_inpainting_and_editing_are_refused(comfy: Any, channels: int) -> None:
+    from lamp.hosts.comfy.training import check_trainable
+
+    patcher = tiny_patcher()
+    first = patcher.model.diffusion_model.input_blocks[0]
+    first[0] = torch.nn.Conv2d(channels, first[0].out_channels, 3, padding=1)
+    with pytest.raises(IncompatibleModelError, match=f"{channels} channels"):
+        check_trainable(patcher)
+
+
+def test_packed_weights_are_refused_before_anything_runs(comfy: Any) -> None:
+    """As GGUF's, of which each number of a row holds several."""
+    from lamp.hosts.comfy.training import check_trainable
+
+    class Packed(torch.Tensor):
+        pass
+
+    patcher = tiny_patcher()
+    check_trainable(patcher)
+    conv = patcher.model.diffusion_model.out[2]
+    conv.weight = torch.nn.Parameter(conv.weight.detach().as_subclass(Packed), requires_grad=False)
+    with pytest.raises(LampError, match="packed.*Packed"):
+        check_trainable(patcher)

@@ -17,7 +17,7 @@ from ...method.motion import Motion
 from ...method.prompts import split_pooled
 from ...method.schedule import TRAIN_TIMESTEPS, noise_from_v
 from .binding import KEY
-from .weights import resident_patcher
+from .weights import check_plain_weights, resident_patcher
 
 
 class ComfyHost:
@@ -95,7 +95,8 @@ def check_trainable(patcher: Any) -> None:
 
     Raises:
         LampError: it has a motion already, or its device has no backward pass.
-        IncompatibleModelError: it is not a Stable Diffusion UNet, or predicts something unusual.
+        IncompatibleModelError: it is not a Stable Diffusion UNet of text and noise alone, or
+            predicts something unusual.
     """
     if patcher.get_attachment(KEY) is not None:
         raise LampError(
@@ -106,7 +107,14 @@ def check_trainable(patcher: Any) -> None:
             "DirectML has no backward pass for the layers of a UNet, so it cannot train: start "
             "ComfyUI with --cpu, or use PyTorch for ROCm, CUDA or XPU."
         )
-    map_unet(patcher.model.diffusion_model)
+    unet = patcher.model.diffusion_model
+    channels = unet.get_submodule(map_unet(unet).convs[0].module).in_channels
+    if channels != patcher.model.latent_format.latent_channels:
+        raise IncompatibleModelError(
+            f"This MODEL takes {channels} channels, so it is for inpainting or editing: connect a "
+            "checkpoint that generates images from text. Its motions work with both."
+        )
+    check_plain_weights(unet)
     predicts_v(patcher)
 
 

@@ -93,6 +93,18 @@ class _Plain:
         )
 
 
+def check_plain_weights(unet: nn.Module) -> None:
+    """Refuse packed weights before anything is computed with them.
+
+    Raises:
+        LampError: there are some.
+    """
+    for owner in unet.modules():
+        for weight in owner.parameters(recurse=False):
+            if type(weight) not in (Tensor, nn.Parameter):
+                _check_plain(weight, owner)
+
+
 def _check_plain(weight: Tensor, owner: nn.Module) -> None:
     plain = type(weight) in (Tensor, nn.Parameter)
     if not plain or weight.is_meta or not weight.is_floating_point():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -67,6 +68,26 @@ class AccelerateGroup:
         sizes = [tensor.numel() for tensor in tensors]
         for tensor, mean in zip(tensors, flat[1:].split(sizes), strict=True):
             tensor.copy_(mean.view_as(tensor))
+
+    def least(self, number: int) -> int:
+        """The smallest of the processes' numbers. All of them have to call it."""
+        numbers = torch.tensor([number], dtype=torch.int64, device=self.device)
+        torch.distributed.all_reduce(numbers, torch.distributed.ReduceOp.MIN)
+        return int(numbers.item())
+
+    def check_same(self, text: str) -> None:
+        """Check that a text is the same in all processes, which all have to call it.
+
+        Raises:
+            LampError: it is not; in each process.
+        """
+        number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+        least, most = self.least(number), -self.least(-number)  # both in all processes
+        if least != most:
+            raise LampError(
+                "The processes have different settings or clips, and would train different "
+                "motions: give all of them the same settings file, clips and image model."
+            )
 
     def main_first(self) -> AbstractContextManager[Any]:
         """The main process runs the block before the others."""
