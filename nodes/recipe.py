@@ -43,8 +43,8 @@ class Recipe(io.ComfyNode):
             node_id="LAMP_TrainingRecipe",
             display_name="LAMP Training Recipe",
             category="LAMP/training",
-            description="All training hyperparameters, in place of LAMP Trainer's recipe. The "
-            "defaults are the paper's.",
+            description="The settings of a recipe one by one, such as learning rates and loss, in "
+            "place of LAMP Trainer's recipes. The defaults are the paper's.",
             is_experimental=True,
             inputs=[
                 setting_input("learning_rate"),

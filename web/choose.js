@@ -20,7 +20,7 @@ const TEXTS = {
         failed: (reason) => `The motion was not saved: ${reason}`,
         held_out_loss: 'held-out loss',
         sample_motion: 'motion',
-        sample_likeness: 'likeness',
+        sample_likeness: 'drift from frame 1',
         chosen: (file) => `${file} is chosen in Load LAMP Motion.`
     },
     zh: {
@@ -36,7 +36,7 @@ const TEXTS = {
         failed: (reason) => `运动模式未能保存：${reason}`,
         held_out_loss: '留出损失',
         sample_motion: '运动量',
-        sample_likeness: '相似度',
+        sample_likeness: '偏离首帧',
         chosen: (file) => `已在“加载LAMP运动模式”中选择 ${file}。`
     }
 }
