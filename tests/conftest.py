@@ -35,6 +35,11 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of many short tests come last, so that no worker waits for another's long one."""
+    items.sort(key=lambda item: "project" in item.path.parts)
+
+
 @pytest.fixture(autouse=True)
 def _same_numbers() -> None:
     """What a test draws without a generator of its own does not depend on the tests before it."""

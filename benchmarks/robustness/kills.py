@@ -57,15 +57,21 @@ def kill_often(count: int, seed: int, folder: Path) -> Result:
 
 
 def _kill(work: Callable[[Path], None], place: Path, random: Random) -> bool:
-    """Start `work` and kill it some time after its first file; whether it was still running."""
-    before = set(place.iterdir())
+    """Start `work` and kill it some time after its first file (of a training: state); whether it
+    was still running."""
+    files = states if work is _train else _files
+    before = files(place)
     victim = _start(work, place)
-    while victim.is_alive() and set(place.iterdir()) == before:
+    while victim.is_alive() and files(place) == before:
         time.sleep(0.001)
     victim.join(random.random() * 0.3)
     victim.kill()
     victim.join()
     return victim.exitcode == -9
+
+
+def _files(place: Path) -> list[Path]:
+    return sorted(place.iterdir())
 
 
 def _start(work: Callable[[Path], None], place: Path) -> Any:

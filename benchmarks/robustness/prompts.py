@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -69,8 +70,10 @@ class Attack:
         self.inputs = len({case[:2] for case in self.cases()})
 
     def cases(self) -> Iterator[tuple[str, str, Any]]:
-        """Node, input and value, in rounds over the inputs, so that a few cases try them all."""
-        rows = []
+        """Node, input and value, in rounds over the inputs. The first round tries each input once,
+        and most of the values."""
+        rows: list[list[tuple[str, str, Any]]] = []
+        turns = Counter[bool]()
         for key, node in self.client.graph.items():
             if not node["class_type"].startswith("LAMP_"):
                 continue
@@ -78,7 +81,10 @@ class Attack:
                 if is_widget(spec):
                     texts = spec[0] in _TEXTS
                     values = strange_texts(self.outside) if texts else strange_numbers(spec[1])
-                    rows.append([(key, name, value) for value in values])
+                    begin = turns[texts] % len(values)
+                    turns[texts] += 1
+                    turned = [*values[begin:], *values[:begin]]
+                    rows.append([(key, name, value) for value in turned])
         for place in range(max(map(len, rows))):
             yield from (row[place] for row in rows if place < len(row))
 

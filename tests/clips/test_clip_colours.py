@@ -14,6 +14,8 @@ import torch
 from lamp.clips.load import load_clips
 from tests.helpers.clip_reading import read_frames
 
+pytestmark = pytest.mark.usefixtures("no_flow")
+
 COLOURS = np.array([[(220, 30, 30), (30, 200, 40)], [(40, 50, 220), (230, 210, 30)]], np.float64)
 """The four corners."""
 WIDTH, HEIGHT = 64, 48

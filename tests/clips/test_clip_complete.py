@@ -22,7 +22,10 @@ from tests.helpers.clip_kinds import CONTAINERS, all_numbers, sampled, write_kin
 from tests.helpers.clip_reading import probe
 from tests.helpers.container_files import write_avi
 
-pytestmark = pytest.mark.slow  # many of them
+pytestmark = [
+    pytest.mark.usefixtures("no_flow"),
+    pytest.mark.slow,  # many of them
+]
 
 SIZE = {"width": 64, "height": 48}
 

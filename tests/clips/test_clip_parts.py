@@ -18,7 +18,10 @@ from lamp.clips.settings import ClipSettings
 from lamp.clips.sources import FileSource
 from lamp.errors import ClipError
 
-pytestmark = pytest.mark.slow  # many of them
+pytestmark = [
+    pytest.mark.usefixtures("no_flow"),
+    pytest.mark.slow,  # many of them
+]
 
 
 def part_of(path: Path, start: float, end: float | None, **settings: object) -> ClipSet:

@@ -22,6 +22,8 @@ from tests.helpers.clip_kinds import all_numbers
 from tests.helpers.clip_reading import read_frames
 from tests.helpers.container_files import with_mkv_crop, with_mp4_crop
 
+pytestmark = pytest.mark.usefixtures("no_flow")
+
 SIZE = {"width": 64, "height": 48}
 RED, GREEN, BLUE, YELLOW = (220, 30, 30), (30, 200, 40), (40, 50, 220), (230, 210, 30)
 

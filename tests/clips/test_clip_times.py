@@ -20,7 +20,10 @@ from lamp.errors import ClipError
 from tests.helpers.clip_kinds import CONTAINERS, all_numbers, sampled, write_kind
 from tests.helpers.clip_reading import probe
 
-pytestmark = pytest.mark.slow  # many of them
+pytestmark = [
+    pytest.mark.usefixtures("no_flow"),
+    pytest.mark.slow,  # many of them
+]
 
 SIZE = {"width": 64, "height": 48}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from benchmarks.robustness.client import every_node
 from benchmarks.robustness.load import Size, load_process, load_server
-from benchmarks.robustness.prompts import Attack, is_shown, lay_bait, state_of
+from benchmarks.robustness.prompts import Attack, is_shown, lay_bait, state_of, strange_texts
 from benchmarks.robustness.watch import Result
 from scripts.server.server import ComfyServer
 
@@ -18,11 +19,16 @@ from scripts.server.server import ComfyServer
 def test_hostile_prompts_leave_a_working_server_and_no_files(
     server: ComfyServer,
 ) -> None:
-    """Lone surrogates, NaN and the like in every input. The full run has more values."""
+    """Paths that leave a folder, lone surrogates, NaN and the like: one in every input. The full
+    run has every value in each."""
     attack = Attack(server)
-    tried = attack.run(50)
-    assert tried.problems == [] and tried.counts.total() == 50
-    assert attack.inputs > 100
+    first = list(itertools.islice(attack.cases(), attack.inputs))
+    assert len({(node, name) for node, name, _ in first}) == attack.inputs > 100
+    assert {value for *_, value in first if isinstance(value, str)} >= {
+        *strange_texts(attack.outside)[:12]
+    }
+    tried = attack.run(attack.inputs)
+    assert tried.problems == [] and tried.counts.total() == attack.inputs
 
 
 @pytest.mark.slow
