@@ -8,7 +8,9 @@ import re
 _DEVICES = {"con", "prn", "aux", "nul", "conin$", "conout$"} | {
     f"{device}{number}" for device in ("com", "lpt") for number in "0123456789¹²³"
 }
-_LONGEST = 180  # bytes of a part: most disks allow 255, and extensions are added
+# Bytes of a part. Most disks allow 255, and the longest name is that of a temporary file (39 more)
+# of NAME_00001-step000123-stopped.safetensors (37 more).
+_LONGEST = 160
 
 
 def is_plain_name(name: str) -> bool:

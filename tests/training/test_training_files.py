@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from benchmarks.samples.small_training import small_clips, small_host, small_training
 from lamp.errors import LampError, MotionFileError
+from lamp.files.names import is_plain_name
 from lamp.motion_file.config import MotionConfig
 from lamp.motion_file.file import RUN_KEY, load_motion_file, run_of, save_motion
 from lamp.training.loop import Training
@@ -173,3 +174,12 @@ def test_a_motion_is_synced_before_it_is_renamed(
     assert seen == ["sync", "name"]
     with safe_open(path, framework="pt") as file:
         assert file.metadata()["lamp.format"] == "1"
+
+
+def test_the_longest_name_is_saved_when_a_run_is_stopped(tmp_path: Path) -> None:
+    """Disks allow 255 bytes, and 53 letters of Chinese take 159."""
+    name = "马" * 53
+    assert is_plain_name(name) and not is_plain_name(name + "马")
+    outcome = Outcome(tmp_path / f"{name}_00001", ABOUT)
+    path = outcome.write(new_training(1), "-step000123-stopped")
+    assert load_motion_file(path).state
