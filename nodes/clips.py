@@ -269,7 +269,9 @@ def video_source(video: Any, name: str) -> ClipSource:
         images = parts.images
         alpha = getattr(parts, "alpha", None)  # in newer hosts
         if alpha is not None:
-            images = torch.cat([images[..., :3], alpha.reshape(*images.shape[:3], 1)], -1)
+            count, *size = images.shape[:3]
+            alpha = alpha.reshape(-1, *size, 1).to(images).expand(count, -1, -1, -1)
+            images = torch.cat([images[..., :3], alpha], -1)
     return BatchSource(name, [images], float(parts.frame_rate))
 
 

@@ -11,7 +11,8 @@ from ..lamp.motion_file.config import FILLERS
 _TEXTS = ("text", "text_g", "text_l", "prompt", "value", "string")
 """Inputs in which text encoders and text nodes hold their text."""
 _POSITIVE = ("positive", "conditioning")
-# Inputs that bring no prompt of this sampler, though that of a picture may lie behind them.
+# Inputs that pass on neither the prompt of a sampler nor its MODEL, though those of a picture may
+# lie behind them.
 _OTHER = re.compile("negative|clip|model|vae|image|pixels|latent|samples|mask|video")
 _INVERSION = "LAMP_DDIMInversion"
 # Not words: tags of LoRAs, and names of embeddings.
@@ -65,11 +66,11 @@ def _words(text: str) -> list[str]:
 
 
 def _behind(graph: Graph, node_id: str) -> Iterator[str]:
-    """The nodes to which a node's MODEL is passed on: not those that use what it generated."""
+    """The nodes to which a node's MODEL is passed on, not those that use what it generated."""
     followers: dict[str, list[str]] = {}
     for name, node in graph.items():
         for given, value in node.get("inputs", {}).items():
-            if _is_link(value) and ("model" in given or given == "guider"):
+            if _is_link(value) and ("model" in given or not _OTHER.search(given)):
                 followers.setdefault(str(value[0]), []).append(name)
     seen, waiting = {node_id}, [node_id]
     while waiting:

@@ -38,8 +38,8 @@ class TrainingPreset(io.ComfyNode):
                     "card",
                     options=list(CARDS),
                     tooltip="Memory of the graphics card. 1 GB of it is left to the desktop. auto "
-                    "uses the memory that is free when this node runs, without what other models still "
-                    "hold; change a value here to measure again.",
+                    "uses the memory that is free when this node runs, without what other models "
+                    "still hold; change a value here to measure again.",
                 ),
                 _number("width", 0, 2048, LATENT_STRIDE, 0),
                 _number("height", 0, 2048, LATENT_STRIDE, 0),

@@ -39,7 +39,7 @@ from ..training.outcome import Outcome, describe_training, train_to_file
 from ..training.recipe import PRECISIONS, choose_precision
 from ..training.samples import Samples
 from ..training.session import RunFolder, SaveConfig, identity, mark_of, run_training
-from ..training.state import TrainingState, check_state, restore
+from ..training.state import TrainingState, begun_with, check_state, restore
 from ..training.validation import split_clips
 from ..training.warm_start import load_start
 from .place import find_place
@@ -81,6 +81,8 @@ def _train(
     device = choose_device(settings.choices.device) if group is None else group.device
     processes = 1 if group is None else group.count
     precision = _precision(device, settings.choices.precision, group)
+    if settings.choices.precision == "auto" and place.state is not None:
+        precision = begun_with(place.state, ("precision",), processes).get("precision", precision)
     settings = replace(settings, choices=replace(settings.choices, precision=precision))
     model = None
     if settings.choices.card != "none":
@@ -115,13 +117,14 @@ def _train(
     if start is not None:
         start.check_against(map_unet(model.unet))
         terminal.say(f"starting from {start.name}")
+    if group is not None:
+        who = identity(base_hash(model.unet), clips)
+        group.check_same(json.dumps([asdict(config), asdict(clips.settings), who]))
     with group.main_first() if group and settings.cache else contextlib.nullcontext():
         latents = encode(model, clips, device, settings.cache, terminal)
     base = base_hash(model.unet)
     host = DiffusersHost(model.unet, model.v_prediction)
     who = identity(base, clips)
-    if group is not None:
-        group.check_same(json.dumps([asdict(config), asdict(clips.settings), who], default=str))
     training = new_training(settings, host, latents, device, group, terminal, start)
     if place.state is not None:
         restore(training, place.state, who)

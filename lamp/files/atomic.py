@@ -1,4 +1,5 @@
-"""Atomic writes: write beside the target, fsync, rename. No half-written file is ever visible."""
+"""Atomic writes: write beside the target, fsync, rename. No half-written file is ever visible, only
+an empty one for a moment where a disk has no hard links and nothing may be replaced."""
 
 from __future__ import annotations
 

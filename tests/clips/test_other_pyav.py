@@ -25,6 +25,7 @@ READING = (
     "test_clip_times.py",
     "test_clip_listing.py",
     "test_clip_oddities.py",
+    "test_clip_parts.py",
     "test_clip_scripts.py",
     "test_video.py",
 )

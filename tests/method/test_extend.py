@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
@@ -116,6 +117,7 @@ def test_several_videos_are_refused(node_classes: dict[str, Any], model: Any) ->
     import nodes
 
     one, other = ({"samples": 4 * torch.randn(4, 4, 8, 8)} for _ in range(2))
+    importlib.import_module("comfy_extras.nodes_post_processing")  # first, in newer hosts
     (again,) = nodes.RepeatLatentBatch().repeat(one, 2)
     batch = host_node("latent", "LatentBatch", samples1=one, samples2=other)
     part = nodes.LatentFromBatch().frombatch(one, 1, 3)[0]

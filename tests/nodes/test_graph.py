@@ -60,6 +60,13 @@ def test_only_prompts_of_samplers_with_the_motion_count(graph: Any) -> None:
     assert sorted(found) == ["a red bird", "sharp"]
 
 
+def test_through_a_switch_of_any_type(graph: Any) -> None:
+    switch = {"switch": True, "on_true": ["2", 0], "on_false": ["1", 0]}
+    nodes = workflow("a red bird", **{"7": {"class_type": "ComfySwitchNode", "inputs": switch}})
+    nodes["3"]["inputs"]["model"] = ["7", 0]
+    assert graph.prompts_below(nodes, 2) == ["a red bird"]
+
+
 def test_pictures_carry_no_prompt(graph: Any) -> None:
     """Neither that of a hint that another sampler drew, nor the motion to a model that it feeds."""
     drawn = {"model": ["1", 0], "positive": ["5", 0], "negative": ["5", 0]}  # "a horse runs"

@@ -124,11 +124,13 @@ def _mp4_crop(file: BinaryIO, track: _Part) -> list[Crop]:
     if clap is None or clap.end - clap.place < 32:
         return [Crop()]
     crop = _clean_aperture(_at(file, clap.place, 32), width, height)
+    wide, high = width - crop.left - crop.right, height - crop.top - crop.bottom
+    if wide <= 0 or high <= 0:
+        return [Crop()]
     shown = _shown_size(file, track)
     if crop == Crop() or b"pasp" in boxes or not all(shown) or shown == (width, height):
         return [crop]
     # The size on the screen is that of the cropped picture. FFmpeg takes it for the whole one's.
-    wide, high = width - crop.left - crop.right, height - crop.top - crop.bottom
     return [replace(crop, aspect=shown[0] / shown[1] * high / wide)]
 
 

@@ -70,15 +70,10 @@ class VideoFile:
         Raises ClipError where the file is damaged, and at the end if it is incomplete.
         """
         leaps = self.container.format.name in LEAPING
-        # Seek to the last keyframe before it, to skip earlier frames. Not where the clock may
-        # restart, so that a time does not identify a position.
-        sought = bool(start) and not leaps
-        if sought:
-            # Earlier, because some containers seek by the order of storage.
-            early = max(start - REORDERED / (self.facts.rate or 25), 0.0) + self._begin
-            self.container.seek(int(early / self._tick), stream=self.stream)
+        # Not where the clock may restart, so that a time does not identify a position.
+        decoded = self._in_order(True) if leaps or not start else self._sought(start)
         clock = Clock(1 / (self.facts.rate or 25), leaps)
-        for each in deinterlaced(self._in_order(not sought), self.facts):
+        for each in deinterlaced(decoded, self.facts):
             time = None if each.time is None else clock.shown(each.time) - self._begin
             if clock.joined:
                 self.facts.note(
@@ -87,6 +82,18 @@ class VideoFile:
                 )
             self._watch.moved()
             yield SourceFrame(time, partial(self._painter.paint, each), each.held, self.facts)
+
+    def _sought(self, start: float) -> Iterator[Decoded]:
+        """The frames from a keyframe before `start` on, to skip earlier ones."""
+        # Earlier, because some containers seek by the order of storage.
+        for time in (max(start - REORDERED / (self.facts.rate or 25), 0.0), 0.0):
+            self.container.seek(int((time + self._begin) / self._tick), stream=self.stream)
+            decoded = self._in_order(False)
+            first = next(decoded, None)
+            # With an uneven rate it may still be one after it: then the whole film is read.
+            if first is not None and (first.time or 0.0) - self._begin <= start:
+                break
+        return decoded if first is None else chain([first], decoded)
 
     def count(self) -> int:
         """The number of frames without decoding, not exact for every file."""
@@ -98,8 +105,10 @@ class VideoFile:
         """Where the container's clock begins, in seconds; a recorder's may run for hours. In mp4
         and mov it begins at 0, and a film that starts later is meant to."""
         first = self.container.start_time
-        movie = self.container.format.name.startswith("mov")
-        return 0.0 if first is None or movie else first / 1_000_000
+        if first is None or self.container.format.name.startswith("mov"):
+            return 0.0
+        # Sound may begin a little below 0, by its codec's delay, without the film.
+        return max(first / 1_000_000, min((self.stream.start_time or 0) * self._tick, 0.0))
 
     def _shape(self) -> tuple[Crop, float]:
         """The crop, and a pixel's width / height; absurd values are ignored."""

@@ -34,7 +34,8 @@ def extend_video(
     """Continue a LATENT from its last frame (`lamp.method.extend.extend`).
 
     Inputs with one entry per frame (hints, prompts, masks, strengths, patches of other packs) refer
-    to the frames of the whole video, including those that exist already.
+    to the frames of the whole video, including those that exist already. The latent's own mask has
+    one for each of these, of which the last goes on.
 
     Args:
         model: a MODEL with a motion.
@@ -57,8 +58,8 @@ def extend_video(
         )
 
     check_one_video(video, latent.get("batch_index"))
-    total = len(video) + times * (frames - 1)
-    free = _free(latent.get("noise_mask"), (total, *video.shape[1:]))
+    total = len(video) + max(times, 0) * (frames - 1)
+    free = _free(latent.get("noise_mask"), video, total)
 
     def draw(start: Tensor, number: int) -> Tensor:
         begin = len(video) - 1 + number * (frames - 1)
@@ -81,14 +82,16 @@ def extend_video(
     for mask in masks:
         if mask is not None:
             mask.check(total)
-    kept = {"noise_mask": latent["noise_mask"]} if free is not None else {}
+    kept = {"noise_mask": free} if free is not None else {}
     return {"samples": extend(video, draw, times, hold, masks, free), **kept}
 
 
-def _free(mask: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
-    """A LATENT's mask as `f 1 h w`, 1 where a frame may change; fewer masks than frames repeat."""
+def _free(mask: Tensor | None, video: Tensor, total: int) -> Tensor | None:
+    """A LATENT's mask as `f 1 h w` for all frames to come, 1 where they may change: that of the
+    video's last frame goes on."""
     import comfy.sampler_helpers
 
     if mask is None:
         return None
-    return comfy.sampler_helpers.prepare_mask(mask, shape, torch.device("cpu"))[:, :1]
+    free = comfy.sampler_helpers.prepare_mask(mask, video.shape, torch.device("cpu"))[:, :1]
+    return torch.cat([free, free[-1:].expand(total - len(video), -1, -1, -1)])

@@ -51,7 +51,7 @@ def _has_more(control: Any, frames: int) -> bool:
         hints = getattr(control, "cond_hint_original", None)
         if isinstance(hints, Tensor) and len(hints) > frames and not hasattr(control, "sub_idxs"):
             return True
-        control = control.previous_controlnet
+        control = getattr(control, "previous_controlnet", None)
     return False
 
 

@@ -17,19 +17,18 @@ _MARK = 6
 
 
 def signal_and_noise(sampling: Any, sigma: Tensor) -> tuple[Tensor, Tensor]:
-    """How much of the picture and of the noise a sampler's state has at a level: 1 and sigma, or
-    1 - sigma and sigma for flow models. Numbers, on the device of `sigma`."""
-    one, zero = sigma.new_ones(1, 1, 1, 1), sigma.new_zeros(1, 1, 1, 1)
-    level = sigma.reshape(1)
+    """How much of the picture and of the noise a sampler's state has at each level `n`: 1 and
+    sigma, or 1 - sigma and sigma for flow models. Both `n`, on the device of `sigma`."""
+    one, zero = sigma.new_ones(len(sigma), 1), sigma.new_zeros(len(sigma), 1)
     return (
-        sampling.noise_scaling(level, zero, one).squeeze(),
-        sampling.noise_scaling(level, one, zero).squeeze(),
+        sampling.noise_scaling(sigma, zero, one)[:, 0],
+        sampling.noise_scaling(sigma, one, zero)[:, 0],
     )
 
 
 def is_flow(sampling: Any) -> bool:
     """Whether a state has less of the picture the more noise it has, as with ModelSamplingSD3."""
-    return bool(signal_and_noise(sampling, torch.tensor(0.5))[0] != 1)
+    return bool(signal_and_noise(sampling, torch.tensor([0.5]))[0] != 1)
 
 
 def mark_start(sigmas: Tensor) -> Tensor:

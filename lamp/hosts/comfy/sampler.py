@@ -229,7 +229,8 @@ class _SchedulePosition:
         highest = float(sampling.sigma_max)
         self.scaled_by_host = float(sigmas[0]) >= highest * (1 - 1e-5)
         self.ends = ends_clean(sigmas, sampling)
-        self._sampling, self._schedule = sampling, schedule
+        self._schedule = schedule
+        self._signal, self._noise = signal_and_noise(sampling, sigmas)
         if done is None and (self.starts_official or self.scaled_by_host):
             done = 0
         self._done = done
@@ -243,14 +244,16 @@ class _SchedulePosition:
     def of(self, step: int) -> tuple[int, int]:
         """The arguments (step, steps) of `AdaINSchedule.after_step` for a step of this run."""
         done = self._done or 0
-        signal, noise = signal_and_noise(self._sampling, self.sigmas[step])
-        timestep = nearest_timestep(noise / signal)
+        timestep = nearest_timestep(self._noise[step] / self._signal[step])
         return self._schedule.position(done + step, done + self.steps, timestep)
 
     def scale(self, step: int) -> Tensor:
         """What the state after a step is divided by to become the DDPM sample."""
-        signal, noise = signal_and_noise(self._sampling, self.sigmas[step + 1])
-        return (signal**2 + noise**2).sqrt()
+        return (self._signal[step + 1] ** 2 + self._noise[step + 1] ** 2).sqrt()
+
+    def as_state(self, video: Tensor) -> Tensor:
+        """A finished video as the state at the end, which ComfyUI divides by its signal."""
+        return video * self._signal[-1]
 
 
 class _LastOfAll:
@@ -332,10 +335,10 @@ class _BetweenSteps:
         x = x / position.scale(last)
         if position.sigmas[-1] > 0:  # what a mask protects has no noise left
             x = self._within_mask(self._denoised, x, last)
-        if self._schedule.mode == "off":
-            return x
-        video = torch.cat([self._first.to(x), x[1:]])
-        return self._within_mask(x, self._schedule.after_loop(video, len(x)), last)
+        if self._schedule.mode != "off":
+            video = torch.cat([self._first.to(x), x[1:]])
+            x = self._within_mask(x, self._schedule.after_loop(video, len(x)), last)
+        return position.as_state(x)
 
     def _adapt(self, x: Tensor, step: int) -> Tensor:
         if self._schedule.mode == "off":

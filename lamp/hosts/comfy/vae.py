@@ -122,8 +122,8 @@ def check_stride(vae: Any, latent: Tensor, picture: Tensor, family: str = "sd1")
     Raises:
         IncompatibleModelError: it does not, such as Stable Cascade's stage A.
     """
-    stride = round(picture.shape[1] / latent.shape[-2])
-    if stride != _STRIDE and toy_side(vae) is None:
+    if latent.shape[-2] != picture.shape[1] // _STRIDE and toy_side(vae) is None:
+        stride = round(picture.shape[1] / latent.shape[-2])
         name = name_family(family)
         raise IncompatibleModelError(
             f"The connected VAE makes one latent of {stride} x {stride} pixels; that of {name} "
