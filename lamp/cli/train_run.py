@@ -117,14 +117,13 @@ def _train(
     if start is not None:
         start.check_against(map_unet(model.unet))
         terminal.say(f"starting from {start.name}")
+    base = base_hash(model.unet)
+    who = identity(base, clips)
     if group is not None:
-        who = identity(base_hash(model.unet), clips)
         group.check_same(json.dumps([asdict(config), asdict(clips.settings), who]))
     with group.main_first() if group and settings.cache else contextlib.nullcontext():
         latents = encode(model, clips, device, settings.cache, terminal)
-    base = base_hash(model.unet)
     host = DiffusersHost(model.unet, model.v_prediction)
-    who = identity(base, clips)
     training = new_training(settings, host, latents, device, group, terminal, start)
     if place.state is not None:
         restore(training, place.state, who)
