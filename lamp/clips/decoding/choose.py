@@ -46,14 +46,24 @@ def source_frames(
 def _between(
     frames: Iterator[SourceFrame], start: float, end: float | None
 ) -> Iterator[SourceFrame]:
-    for frame in frames:
-        if frame.time is not None and end is not None:
-            if frame.time >= end - _ROUNDED:
-                return
-            if frame.held is not None:
-                frame = replace(frame, held=min(frame.held, end - frame.time))
-        if frame.time is None or frame.time >= start - _ROUNDED:
-            yield frame
+    shown = (frame for frame in frames if frame.time is None or frame.time >= start - _ROUNDED)
+    if end is None:
+        yield from shown
+        return
+    last: SourceFrame | None = None
+    more = False
+    for frame in shown:
+        if more := frame.time is not None and frame.time >= end - _ROUNDED:
+            break
+        if last is not None:
+            yield last
+        last = frame
+    if last is not None and last.time is not None:
+        left = end - last.time
+        # Until the next one comes, also where the file does not state how long that is.
+        last = replace(last, held=left if more else last.held and min(last.held, left))
+    if last is not None:
+        yield last
 
 
 def count_frames(clip: Readable, pulse: Callable[[], None] = nothing) -> int:
