@@ -119,7 +119,7 @@ def test_a_dual_model_guider_uses_the_motion_of_its_first_model(
     expected = guided("CFGGuider", model, positive, negative, 5.0)
     for second in (model, plain):
         out = guided("DualModelGuider", model, positive, 5.0, second, negative)
-        assert torch.equal(out, expected)
+        assert worst(out, expected) < 1e-5  # two calls in place of one of both prompts
 
 
 def test_motion_guidance_works_with_another_checkpoint_in_a_dual_model_guider(
@@ -195,7 +195,8 @@ def two_gpus(comfy: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def test_split_over_gpus_names_the_node_in_either_order(two_gpus: Any, file: MotionFile) -> None:
     split = node_class("multigpu", "MultiGPUCFGSplitNode")
-    assert torch.equal(sample(core(split, two_gpus, 2)[0]), sample(two_gpus))
+    # A call for each prompt in place of one of both.
+    assert worst(sample(core(split, two_gpus, 2)[0]), sample(two_gpus)) < 1e-5
     with pytest.raises(LampError, match="MultiGPU"):
         core(split, moving(two_gpus, file), 2)
     with pytest.raises(LampError, match="MultiGPU"):
