@@ -157,12 +157,12 @@ def fitted_to_card(
     group: AccelerateGroup | None = None,
 ) -> RunSettings:
     """The settings with what the chosen card decides, except for the keys that are given. A run
-    that goes on from a state keeps what it began with.
+    that goes on from a state keeps what it began with. The precision is chosen already.
 
     Raises:
         OutOfMemoryPlanError: nothing fits.
     """
-    precision = _precision(device, settings.choices.precision)
+    precision = settings.choices.precision
     card, config, clips, given = settings.choices.card, settings.config, settings.clips, {}
     plan = MemoryPlan(
         **{each.name: getattr(config, each.name) for each in fields(config)}
@@ -221,7 +221,7 @@ def new_training(
     Raises:
         OutOfMemoryPlanError: it cannot fit.
     """
-    config = replace(settings.config, precision=_precision(device, settings.choices.precision))
+    config = replace(settings.config, precision=settings.choices.precision)
     unet = host.unet
     unet.to(device, PRECISIONS[config.precision] or torch.float32)
     checkpointing, free = settings.choices.checkpointing, _free(device, group)

@@ -138,6 +138,20 @@ def test_the_runs_folder_holds_states_samples_log_and_loss(folder: Path) -> None
 
 
 @pytest.mark.slow
+def test_a_resumed_run_keeps_the_precision_that_was_chosen_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another card, or another version, may choose another one."""
+    config = write_config(tmp_path)
+    assert run(config, "recipe.steps=1", "output.save_every=1") == DONE
+    monkeypatch.setattr(train_run, "_precision", lambda *_: "bf16")
+    assert run(config, "recipe.steps=2", "output.resume=latest") == DONE
+    (motion,) = (tmp_path / "output").glob("*.safetensors")
+    metadata = load_motion_file(motion).metadata
+    assert json.loads(metadata["lamp.training"])["precision"] == "fp32"
+
+
+@pytest.mark.slow
 def test_a_resumed_run_goes_on_in_its_folder_as_if_it_had_never_stopped(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

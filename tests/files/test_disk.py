@@ -148,15 +148,19 @@ def test_simultaneous_writers_never_overwrite_each_other(tmp_path: Path) -> None
     assert {path.name for path in made} == names == set(os.listdir(tmp_path))
 
 
-@pytest.mark.parametrize("links", [True, False])
-def test_a_new_motion_never_overwrites_another(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
-) -> None:
-    def no_links(*_: Any) -> None:
+@pytest.fixture(params=["links", "no links"])
+def any_disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A disk with hard links, and one without, such as a stick with FAT."""
+
+    def refuse(*_: Any) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
 
-    if not links:  # as on a stick with FAT
-        monkeypatch.setattr(os, "link", no_links)
+    if request.param == "no links":
+        monkeypatch.setattr(os, "link", refuse)
+
+
+@pytest.mark.usefixtures("any_disk")
+def test_a_new_motion_never_overwrites_another(tmp_path: Path) -> None:
     made = []
     for number, name in enumerate(("m", "m-2", "m-3"), start=1):
         state = {n: torch.full_like(t, number) for n, t in Motion(SITES).state_dict().items()}
@@ -167,15 +171,8 @@ def test_a_new_motion_never_overwrites_another(
         assert all((tensor == number).all() for tensor in state.values())
 
 
-@pytest.mark.parametrize("links", [True, False])
-def test_writers_at_the_same_time_do_not_overwrite_each_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool
-) -> None:
-    def no_links(*_: Any) -> None:
-        raise OSError(errno.EPERM, "Operation not permitted")
-
-    if not links:
-        monkeypatch.setattr(os, "link", no_links)
+@pytest.mark.usefixtures("any_disk")
+def test_writers_at_the_same_time_do_not_overwrite_each_other(tmp_path: Path) -> None:
     writers = 8
     for each in range(20):
         barrier, path = threading.Barrier(writers), tmp_path / f"m{each}.bin"

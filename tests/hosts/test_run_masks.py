@@ -31,7 +31,6 @@ pytestmark = [
     pytest.mark.slow,  # many of them
     pytest.mark.shallow,
 ]
-SCALE = 0.18215
 
 
 @pytest.fixture(scope="module")
